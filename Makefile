@@ -1,0 +1,36 @@
+# What you can do here. The work itself is in scripts/.
+#
+# PG_CONFIG says for which PostgreSQL: make test PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config
+# Empty is PostgreSQL 15 where Debian puts it, else 16 to 18 there, else the pg_config in PATH (scripts/common.sh).
+PG_CONFIG ?=
+export PG_CONFIG
+
+.PHONY: help demo test lint install package bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## build, start a private PostgreSQL, and watch three users come and go
+	@scripts/demo
+
+test: ## everything: lint, unit, in-server, SQL, isolation and client tests
+	@scripts/test
+
+lint: ## formatting and clippy
+	@scripts/deps
+	@scripts/lint
+
+install: ## a release build, into the PostgreSQL of PG_CONFIG
+	@scripts/deps
+	@scripts/install release
+
+package: ## a directory tree and a .deb, under target/
+	@scripts/deps
+	@scripts/package
+
+bench: ## this extension, the hand-made rival and the floor, in one table
+	@if [ -x benches/run ]; then $(MAKE) --no-print-directory install && benches/run; \
+	else echo "benches/run is not there yet"; fi
+
+clean: ## remove everything that was built
+	cargo clean

@@ -1,0 +1,44 @@
+-- Nobody but the owner may do anything until the owner says so. Functions are executable by PUBLIC by default.
+revoke all on all functions in schema presence from public;
+
+create function presence.grant_access(role regrole, write boolean default true) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    function_name regprocedure;
+begin
+    execute format('grant usage on schema presence to %s', role);
+    execute format('grant select on presence.member, presence.event, presence.online to %s', role);
+    if write then
+        execute format('grant insert, update, delete on presence.member to %s', role);
+    end if;
+    for function_name in
+        select p.oid::regprocedure from pg_proc p
+        where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
+          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim')
+    loop
+        execute format('grant execute on function %s to %s', function_name, role);
+    end loop;
+end
+$$;
+comment on function presence.grant_access(regrole, boolean) is
+    'Let a role use presence: USAGE on the schema, SELECT on member, event and online, INSERT, UPDATE and DELETE on '
+    'member unless write is false, EXECUTE on the functions (which check for themselves who may do what). For the '
+    'owner of the extension. Repeat it after an upgrade that adds functions.';
+
+create function presence.revoke_access(role regrole) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format('revoke all on all functions in schema presence from %s', role);
+    execute format('revoke all on all tables in schema presence from %s', role);
+    execute format('revoke all on schema presence from %s', role);
+end
+$$;
+comment on function presence.revoke_access(regrole) is 'Take back what presence.grant_access gave.';
+
+revoke all on function presence.grant_access(regrole, boolean), presence.revoke_access(regrole) from public;
+
+select presence._announce();

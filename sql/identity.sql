@@ -1,0 +1,25 @@
+-- Who is asking.
+
+create function presence.user_id() returns text
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_user_id';
+comment on function presence.user_id() is
+    'Who is asking: for a login of presence.trusted_login_roles the sub of request.jwt.claims; for a superuser the '
+    'same if it is set; NULL for presence.anonymous_roles; else current_user.';
+
+create function presence.is_service() returns boolean
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_is_service';
+comment on function presence.is_service() is
+    'Whether the caller acts for all users: a superuser, a role with BYPASSRLS, the owner of the extension, or one '
+    'of presence.service_roles.';
+
+create function presence.tokens() returns text[]
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_tokens';
+comment on function presence.tokens() is
+    'The audience tokens that the caller has: any, users, user:ID, team:ID, role:NAME, and room:NAME for each room '
+    'where the caller is present.';
+
+create function presence.act_as(user_id text, teams text[] default null) returns void
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_act_as';
+comment on function presence.act_as(text, text[]) is
+    'Speak for this user until the transaction ends: sets request.jwt.claims. For logins of '
+    'presence.trusted_login_roles and superusers (else 42501).';

@@ -1,0 +1,60 @@
+create function presence.listen(room text default null) returns setof text
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_listen';
+comment on function presence.listen(text) is
+    'LISTEN, in this session and from its commit on, to the channels that the caller''s rights open for the room '
+    '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused (0A000) where sessions are shared.';
+
+create function presence.unlisten(room text default null) returns void
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_unlisten';
+comment on function presence.unlisten(text) is 'Stop listening to the channels of the room (NULL: of all rooms).';
+
+create function presence.channels(room text default null) returns setof text
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_channels';
+comment on function presence.channels(text) is
+    'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. Names change '
+    'with every start of the server and by rotate_channels: ask after each connect.';
+
+create function presence.seq() returns bigint
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_seq';
+comment on function presence.seq() is 'The seq of the last published event.';
+
+create function presence._log_floor() returns bigint
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_log_floor';
+comment on function presence._log_floor() is 'The log has every event after this seq.';
+create function presence._log_position() returns bigint
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_log_position';
+comment on function presence._log_position() is 'The newest seq that this statement sees, whoever may see its row.';
+
+create function presence.changes(after_seq bigint, room text default null, max_rows integer default 1000)
+    returns setof presence.event
+    language sql stable parallel restricted rows 100
+begin atomic
+    with found as materialized (
+        select e.*, row_number() over (order by e.seq) as place
+        from (select e.* from presence.event e
+              where e.seq operator(pg_catalog.>) changes.after_seq
+                and (changes.room is null or e.room operator(pg_catalog.=) changes.room
+                     or e.event operator(pg_catalog.=) 'resync')
+              order by e.seq limit presence._limit(changes.max_rows)) e
+    )
+    select r.* from (
+        select presence._log_floor() as seq, null::bigint as version, 'resync'::text as event, null::text as room,
+               null::text as member_id, null::text as connection_id, null::text as user_id, null::text as status,
+               null::jsonb as state, null::jsonb as metadata, null::integer as connections, null::text as reason,
+               null::timestamptz as at, null::timestamptz as joined_at, null::text[] as audience
+        where changes.after_seq operator(pg_catalog.<) presence._log_floor()
+    ) r
+    union all
+    select f.seq, f.version, f.event, f.room, f.member_id, f.connection_id, f.user_id, f.status, f.state, f.metadata,
+           f.connections, f.reason, f.at, f.joined_at, f.audience
+    from found f
+    union all
+    select case when (select count(*) from found) operator(pg_catalog.=) presence._limit(changes.max_rows)
+                then (select max(f.seq) from found f)
+                else greatest(changes.after_seq, presence._log_position()) end,
+           null, 'position', null, null, null, null, null, null, null, null, null, null, null, null;
+end;
+comment on function presence.changes(bigint, text, integer) is
+    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000) of them. The last '
+    'row is always event position, with the seq up to which it looked: go on from there. When the log does not '
+    'reach back to after_seq the first row is resync: forget everything and list.';

@@ -1,0 +1,45 @@
+create function presence.worker_pid() returns integer
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_worker_pid';
+comment on function presence.worker_pid() is
+    'The process that publishes all events of this database, NULL while there is none. Listeners compare it with '
+    'the sender of a notification.';
+
+create function presence.wait_for_flush(timeout interval) returns boolean
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_wait_for_flush';
+comment on function presence.wait_for_flush(interval) is
+    'Wait until everything that was committed before the call is published. False when the timeout (up to a day, '
+    'else 22023) ran out. For tests and scripts.';
+
+create function presence.sweep() returns integer
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_sweep';
+comment on function presence.sweep() is
+    'Remove expired members now, in this transaction, as the worker does by itself. Returns how many. For service '
+    'roles (42501).';
+
+create function presence._health(
+    out library_version text, out worker_pid integer, out worker_state text, out slots_used bigint,
+    out slots_max bigint, out events_buffered_bytes bigint, out event_buffer_bytes bigint,
+    out events_published bigint, out events_dropped bigint, out notifications_sent bigint, out heartbeats bigint,
+    out expired bigint, out last_sweep_at timestamptz, out sweep_lag interval, out resyncs bigint,
+    out last_error text
+) returns setof record
+    language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_health';
+comment on function presence._health() is 'What the view presence.health shows of shared memory.';
+
+create view presence.health as
+select h.library_version,
+       (select e.extversion from pg_catalog.pg_extension e where e.extname operator(pg_catalog.=) 'presence_ext')
+           as extension_version,
+       h.worker_pid, h.worker_state,
+       (select count(*) from presence.member) as members,
+       h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
+       h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
+       h.last_error
+from presence._health() h;
+comment on view presence.health is
+    'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
+    'and there are, the event buffer, counters since the server started, the last error of the worker.';
+
+create function presence._announce() returns void
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_announce';
+comment on function presence._announce() is 'The extension was created: a worker is wanted here.';

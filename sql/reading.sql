@@ -1,0 +1,85 @@
+-- Argument checks with our errors, for functions in SQL.
+create function presence._limit(max_rows integer) returns bigint
+    language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_limit';
+comment on function presence._limit(integer) is 'max_rows, if it is 1 to 1000 (22023).';
+create function presence._room(room text) returns text
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_room';
+comment on function presence._room(text) is 'The room, if it is a name (22023).';
+create function presence._after(after text[], parts integer) returns text[]
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_after';
+comment on function presence._after(text[], integer) is 'after, if it is NULL or has that many parts (22023).';
+
+-- Four plain index scans, of which the arguments leave one.
+create function presence.list(room text default null, max_rows integer default 100, after text[] default null)
+    returns setof presence.online
+    language sql stable parallel restricted rows 100
+begin atomic
+    (select o.* from presence.online o
+     where list.room is not null and list.after is null
+       and o.room operator(pg_catalog.=) presence._room(list.room)
+     order by o.member_id, o.connection_id limit presence._limit(list.max_rows))
+    union all
+    (select o.* from presence.online o
+     where list.room is not null and list.after is not null
+       and o.room operator(pg_catalog.=) presence._room(list.room)
+       and (o.member_id, o.connection_id) operator(pg_catalog.>)
+           ((presence._after(list.after, 2))[1], (presence._after(list.after, 2))[2])
+     order by o.member_id, o.connection_id limit presence._limit(list.max_rows))
+    union all
+    (select o.* from presence.online o
+     where list.room is null and list.after is null
+     order by o.room, o.member_id, o.connection_id limit presence._limit(list.max_rows))
+    union all
+    (select o.* from presence.online o
+     where list.room is null and list.after is not null
+       and (o.room, o.member_id, o.connection_id) operator(pg_catalog.>)
+           ((presence._after(list.after, 3))[1], (presence._after(list.after, 3))[2],
+            (presence._after(list.after, 3))[3])
+     order by o.room, o.member_id, o.connection_id limit presence._limit(list.max_rows));
+end;
+comment on function presence.list(text, integer, text[]) is
+    'Who is here: a page of the room (NULL: of all rooms) in the order of the key. after is the key of the last '
+    'row of the page before: {member_id, connection_id}, or {room, member_id, connection_id} when room is NULL. '
+    'max_rows is 1 to 1000 (22023).';
+
+create function presence.get(room text, member_id text default null, connection_id text default null)
+    returns setof presence.online
+    language sql stable parallel restricted rows 10
+begin atomic
+    select o.* from presence.online o
+    where o.room operator(pg_catalog.=) presence._room(get.room)
+      and o.member_id operator(pg_catalog.=) coalesce(get.member_id, presence.user_id())
+      and (get.connection_id is null or o.connection_id operator(pg_catalog.=) get.connection_id)
+    order by o.connection_id;
+end;
+comment on function presence.get(text, text, text) is
+    'One member, by default oneself; all its connections, or the one with this connection_id.';
+
+create function presence.occupancy(room text default null, out members bigint, out users bigint)
+    language sql stable parallel restricted
+begin atomic
+    select coalesce(sum(u.members), 0)::bigint, count(*)
+    from (select count(*) as members from presence.online o
+          where occupancy.room is null or o.room operator(pg_catalog.=) presence._room(occupancy.room)
+          group by o.user_id) u;
+end;
+comment on function presence.occupancy(text) is
+    'How many members and users are in the room (NULL: anywhere), of those that the caller may see.';
+
+create function presence.state(room text) returns jsonb
+    language sql stable parallel restricted
+begin atomic
+    select coalesce(jsonb_object_agg(k.member_id, k.list), '{}')
+    from (select o.member_id,
+                 jsonb_agg(
+                     case when jsonb_typeof(o.state) operator(pg_catalog.=) 'object'
+                          then jsonb_build_object('presence_ref', o.version::text) operator(pg_catalog.||) o.state
+                          else jsonb_build_object('presence_ref', o.version::text, 'state', o.state) end
+                     order by o.connection_id) as list
+          from presence.online o
+          where o.room operator(pg_catalog.=) presence._room(state.room)
+          group by o.member_id) k;
+end;
+comment on function presence.state(text) is
+    'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for '
+    'each connection; presence_ref is the version. A state that is no object is {presence_ref, state}.';

@@ -1,0 +1,86 @@
+-- The tables. Everything of the extension lives in schema presence, which CREATE EXTENSION has made.
+
+-- Presence is worth nothing after a crash, and a commit that touched only unlogged tables does not wait for the
+-- disk. No index on a time, no foreign key: an update that changes no indexed column stays on its page.
+create unlogged table presence.member (
+    room           text        not null,
+    member_id      text        not null,
+    connection_id  text        not null default '',
+    user_id        text        not null,
+    status         text,
+    state          jsonb       not null default '{}',
+    metadata       jsonb       not null default '{}',
+    audience       text[]      not null,
+    version        bigint      not null,
+    generation     bigint      not null,
+    joined_at      timestamptz not null,
+    updated_at     timestamptz not null,
+    last_seen_at   timestamptz not null,
+    expires_at     timestamptz not null,
+    ttl            interval,
+    deadline       bigint      not null,
+    session        bigint,
+    session_pid    integer,
+    key_hash       uuid        not null,
+    primary key (room, member_id, connection_id)
+) with (
+    fillfactor = 50,
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000,
+    vacuum_truncate = off, toast.vacuum_truncate = off,
+    toast.autovacuum_vacuum_scale_factor = 0, toast.autovacuum_vacuum_threshold = 1000
+);
+create index member_user_id on presence.member (user_id);
+create index member_key_hash on presence.member (key_hash);
+
+comment on table presence.member is
+    'Members as they are stored: one row for each room, member_id and connection_id. The leases of most are in '
+    'shared memory, so read the view presence.online to know who is here. INSERT, UPDATE and DELETE obey the same '
+    'rules and make the same events as the functions.';
+comment on column presence.member.user_id is 'who owns the row: the identity that wrote it';
+comment on column presence.member.audience is 'who may see the member, besides its owner: a list of tokens';
+comment on column presence.member.version is 'grows with every change and never goes back';
+comment on column presence.member.generation is 'the version with which this stay began';
+comment on column presence.member.expires_at is 'end of the lease as of the last write; presence.online knows better';
+comment on column presence.member.deadline is 'the same by the boot clock, in microseconds; -1 is never';
+comment on column presence.member.session is 'the database session that the member is bound to';
+comment on column presence.member.key_hash is 'keyed hash of room, member_id and connection_id';
+
+-- The log of events. The worker writes it, in parts that take turns: a part is emptied by TRUNCATE, never by DELETE.
+create unlogged table presence.event (
+    seq            bigint not null,
+    version        bigint,
+    event          text   not null,
+    room           text,
+    member_id      text,
+    connection_id  text,
+    user_id        text,
+    status         text,
+    state          jsonb,
+    metadata       jsonb,
+    connections    integer,
+    reason         text,
+    at             timestamptz,
+    joined_at      timestamptz,
+    audience       text[]
+);
+comment on table presence.event is
+    'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" '
+    'marks a line that was made for others than the owner (a leave or enter by a changed audience).';
+create unlogged table presence._event_0 () inherits (presence.event) with (autovacuum_enabled = off);
+create unlogged table presence._event_1 () inherits (presence.event) with (autovacuum_enabled = off);
+create unlogged table presence._event_2 () inherits (presence.event) with (autovacuum_enabled = off);
+create unique index _event_0_seq on presence._event_0 (seq);
+create unique index _event_1_seq on presence._event_1 (seq);
+create unique index _event_2_seq on presence._event_2 (seq);
+create index _event_0_room on presence._event_0 (room, seq);
+create index _event_1_room on presence._event_1 (room, seq);
+create index _event_2_room on presence._event_2 (room, seq);
+
+-- The key of all keyed hashes: of members in shared memory, of channel names. Nobody but the owner reads it, and a
+-- dump does not have it: a restored database has its own.
+create table presence.secret (key bytea not null);
+insert into presence.secret (key)
+select pg_catalog.decode(
+    pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', ''), 'hex');
+comment on table presence.secret is 'the key of all keyed hashes; for the extension only';

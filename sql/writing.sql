@@ -1,0 +1,100 @@
+-- What an event or a function shows of a member. Row type of the functions; new columns only at the end.
+create view presence.online with (security_invoker = true) as
+select m.room,
+       m.member_id,
+       m.connection_id,
+       m.user_id,
+       m.status,
+       m.state,
+       m.metadata,
+       case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+            then m.audience end as audience,
+       m.version,
+       m.joined_at,
+       m.updated_at,
+       presence._last_seen_at(m.key_hash, m.version, m.generation, m.deadline, m.session, m.ttl, m.last_seen_at)
+           as last_seen_at,
+       presence._expires_at(m.key_hash, m.version, m.generation, m.deadline, m.session) as expires_at,
+       m.ttl,
+       case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+            then m.session_pid end as session_pid
+from presence.member m
+where presence._is_alive(m.key_hash, m.version, m.generation, m.deadline, m.session);
+comment on view presence.online is
+    'Every member that is here and that the caller may see. A member is here until its lease ends, to the '
+    'microsecond. audience and session_pid are NULL except for the owner and service roles.';
+
+create function presence.upsert(
+    room          text,
+    state         jsonb    default null,
+    member_id     text     default null,
+    connection_id text     default '',
+    status        text     default null,
+    metadata      jsonb    default null,
+    ttl           interval default null,
+    audience      text[]   default null,
+    session       boolean  default null,
+    user_id       text     default null
+) returns presence.online
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_upsert';
+comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text) is
+    'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the '
+    'default ttl and audience); an empty status clears it; audience {} is owner only. The same data again only '
+    'renews the lease: no event, no write. session => true: leaves when this database session ends. '
+    'Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, '
+    'another''s member; 0A000 no session members here. JSON merge is presence.update.';
+
+create function presence._merge_patch(target jsonb, patch jsonb) returns jsonb
+    language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_merge_patch';
+comment on function presence._merge_patch(jsonb, jsonb) is 'JSON merge patch, RFC 7396.';
+
+create function presence.update(
+    room          text,
+    patch         jsonb  default null,
+    member_id     text   default null,
+    connection_id text   default '',
+    status        text   default null,
+    metadata      jsonb  default null,
+    audience      text[] default null
+) returns setof presence.online
+    language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_update';
+comment on function presence.update(text, jsonb, text, text, text, jsonb, text[]) is
+    'Change a member that is here: JSON merge patch (RFC 7396) on state, and renew its lease. No row when it is '
+    'not here: a late update makes no ghost. Errors: 22023 a patch that is no object; as presence.upsert.';
+
+create function presence.heartbeat(room text, member_id text default null, connection_id text default '')
+    returns boolean
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_heartbeat';
+comment on function presence.heartbeat(text, text, text) is
+    'Renew the lease: no table, no WAL, also in a read-only transaction, and not undone by a rollback. False when '
+    'there is no such member of yours (then upsert). Errors: 22023 invalid names; 42501 no identity; 25006 the '
+    'lease has no slot and the transaction is read-only.';
+
+create function presence.heartbeat_many(
+    rooms          text[],
+    member_ids     text[] default null,
+    connection_ids text[] default null
+) returns table (room text, member_id text, connection_id text)
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_heartbeat_many';
+comment on function presence.heartbeat_many(text[], text[], text[]) is
+    'Renew many leases; returns those that are not there. NULL member_ids is oneself, NULL connection_ids is the '
+    'empty one; else all arrays have as many elements as rooms (22023).';
+
+create function presence.delete(
+    room          text,
+    member_id     text  default null,
+    connection_id text  default '',
+    state         jsonb default null,
+    reason        text  default null
+) returns integer
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete';
+comment on function presence.delete(text, text, text, jsonb, text) is
+    'Leave; state is a last word for the event. A NULL connection_id is all connections of the member. Returns how '
+    'many left; absent is 0. Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid '
+    'names or reason; 42501 another''s member.';
+
+create function presence.delete_all(user_id text default null, connection_id text default null) returns integer
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete_all';
+comment on function presence.delete_all(text, text) is
+    'Leave every room: sign-out, or with connection_id one connection gone. Others than oneself as a service role '
+    '(42501). Returns how many members left.';

@@ -1,0 +1,43 @@
+//! Two clocks: leases run on the boot clock, which nobody steps; the wall clock dresses them for people.
+
+use crate::shared::control;
+use pgrx::pg_sys;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Microseconds between the Unix and the PostgreSQL epoch (2000-01-01).
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
+/// How far the wall clock may drift from what we believe before we believe it: readers agree to the microsecond
+/// on the time of one deadline, and a stepped clock is followed at once.
+const TOLERANCE: i64 = 500;
+
+/// Microseconds since the machine started, asleep or awake: CLOCK_BOOTTIME.
+pub fn boot() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live timespec; the call has no other effect.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
+}
+
+/// The wall clock as a timestamptz: microseconds since 2000-01-01 UTC.
+pub fn wall() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+/// The wall clock in microseconds since 1970, from which versions start.
+pub fn unix() -> u64 {
+    (wall() + POSTGRES_EPOCH).max(0) as u64
+}
+
+/// The wall time of a moment of the boot clock.
+pub fn wall_of(boot_time: u64) -> i64 {
+    let believed = &control().wall_offset;
+    let measured = wall() - boot() as i64;
+    let mut offset = believed.load(Relaxed);
+    if (measured - offset).abs() > TOLERANCE {
+        believed.store(measured, Relaxed);
+        offset = measured;
+    }
+    boot_time as i64 + offset
+}

@@ -1,0 +1,187 @@
+//! Every error a caller can meet: SQLSTATE, message, DETAIL and HINT. docs/reference.md lists them.
+//!
+//! Messages are ASCII whatever the caller wrote: they must reach a client of any encoding.
+
+use pgrx::PgSqlErrorCode::{self, *};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgLogLevel, function_name};
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Error {
+    /// The library is not in shared_preload_libraries.
+    NotPreloaded,
+    /// CREATE EXTENSION has not run here (or DROP EXTENSION has).
+    NotInstalled,
+    TooManyDatabases { limit: usize },
+    /// NULL where a value is needed.
+    MissingArgument { argument: &'static str },
+    /// A room, member_id, connection_id, user_id, status or token that is none.
+    InvalidName { argument: &'static str, why: String },
+    InvalidTtl,
+    InvalidAudience { why: String },
+    InvalidReason,
+    InvalidPatch,
+    InvalidMaxRows { limit: i32 },
+    InvalidTimeout,
+    /// An argument that is out of the ordinary in some other way.
+    InvalidArgument { argument: &'static str, why: String },
+    StateTooLarge { size: usize, limit: usize },
+    KeyIsFixed,
+    /// Nobody is asking: presence needs a name.
+    NoIdentity,
+    NotYourName { member_id: String },
+    ServiceOnly { what: &'static str },
+    OwnedByAnother,
+    NotAuthorized { action: &'static str },
+    NoPreparedTransactions,
+    NoTruncate,
+    NoSessionFeatures { what: &'static str, why: &'static str },
+    ReadOnlyWithoutSlot,
+    TooManyMembers { limit: i32 },
+    TooManyColumns,
+    Spi { code: i32 },
+}
+
+impl Error {
+    fn code(&self) -> PgSqlErrorCode {
+        match self {
+            Error::NotPreloaded | Error::NotInstalled => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Error::TooManyDatabases { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            Error::MissingArgument { .. }
+            | Error::InvalidName { .. }
+            | Error::InvalidTtl
+            | Error::InvalidAudience { .. }
+            | Error::InvalidReason
+            | Error::InvalidPatch
+            | Error::InvalidMaxRows { .. }
+            | Error::InvalidTimeout
+            | Error::InvalidArgument { .. }
+            | Error::KeyIsFixed => ERRCODE_INVALID_PARAMETER_VALUE,
+            Error::StateTooLarge { .. } | Error::TooManyMembers { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Error::NoIdentity
+            | Error::NotYourName { .. }
+            | Error::ServiceOnly { .. }
+            | Error::OwnedByAnother
+            | Error::NotAuthorized { .. } => ERRCODE_INSUFFICIENT_PRIVILEGE,
+            Error::NoPreparedTransactions | Error::NoTruncate | Error::NoSessionFeatures { .. } => {
+                ERRCODE_FEATURE_NOT_SUPPORTED
+            }
+            Error::ReadOnlyWithoutSlot => ERRCODE_READ_ONLY_SQL_TRANSACTION,
+            Error::TooManyColumns | Error::Spi { .. } => ERRCODE_INTERNAL_ERROR,
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Error::NotPreloaded => "presence_ext is not loaded".into(),
+            Error::NotInstalled => "extension presence_ext is not installed in this database".into(),
+            Error::TooManyDatabases { .. } => "too many databases use presence".into(),
+            Error::MissingArgument { argument } => format!("{argument} must not be null"),
+            Error::InvalidName { argument, .. } => format!("invalid {argument}"),
+            Error::InvalidTtl => "invalid ttl".into(),
+            Error::InvalidAudience { .. } => "invalid audience".into(),
+            Error::InvalidReason => "invalid reason".into(),
+            Error::InvalidPatch => "patch must be a JSON object".into(),
+            Error::InvalidMaxRows { .. } => "invalid max_rows".into(),
+            Error::InvalidTimeout => "invalid timeout".into(),
+            Error::InvalidArgument { argument, .. } => format!("invalid {argument}"),
+            Error::StateTooLarge { .. } => "state and metadata are too large".into(),
+            Error::KeyIsFixed => "room, member_id and connection_id of a member cannot be changed".into(),
+            Error::NoIdentity => "presence needs to know who is asking".into(),
+            Error::NotYourName { .. } => "member_id is not yours".into(),
+            Error::ServiceOnly { what } => format!("only a service role may {what}"),
+            Error::OwnedByAnother => "the member belongs to another user".into(),
+            Error::NotAuthorized { action } => format!("not authorized to {action} this room"),
+            Error::NoPreparedTransactions => {
+                "cannot prepare a transaction that has changed presence".into()
+            }
+            Error::NoTruncate => "cannot truncate the members".into(),
+            Error::NoSessionFeatures { what, .. } => format!("{what} is not available to this session"),
+            Error::ReadOnlyWithoutSlot => "cannot renew this lease in a read-only transaction".into(),
+            Error::TooManyMembers { .. } => "too many members".into(),
+            Error::TooManyColumns => "table presence.member is not as expected".into(),
+            Error::Spi { .. } => "a query of presence_ext failed".into(),
+        }
+    }
+
+    fn detail(&self) -> Option<String> {
+        Some(match self {
+            Error::TooManyDatabases { limit } => format!("presence.max_databases is {limit}."),
+            Error::InvalidName { why, .. } | Error::InvalidAudience { why } | Error::InvalidArgument { why, .. } => {
+                why.clone()
+            }
+            Error::InvalidTtl => "A ttl is between 1 second and 30 days.".into(),
+            Error::InvalidReason => "A reason is left, disconnected or removed.".into(),
+            Error::InvalidPatch => "JSON merge patch (RFC 7396) changes the keys of an object.".into(),
+            Error::InvalidMaxRows { limit } => format!("max_rows is between 1 and {limit}."),
+            Error::InvalidTimeout => "A timeout is not negative and at most 1 day.".into(),
+            Error::StateTooLarge { size, limit } => {
+                format!("They take {size} bytes; presence.max_state_size is {limit} bytes.")
+            }
+            Error::NotYourName { member_id } => {
+                format!("Your member_id is \"{member_id}\", and presence.member_ids is \"own\".")
+            }
+            Error::NoSessionFeatures { why, .. } => (*why).into(),
+            Error::ReadOnlyWithoutSlot => "All lease slots are taken, so this lease lives in a table.".into(),
+            Error::TooManyMembers { limit } => format!("The limit is {limit}."),
+            Error::Spi { code } => format!("SPI returned {code}."),
+            _ => return None,
+        })
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::NotPreloaded => {
+                "Add presence_ext to shared_preload_libraries in postgresql.conf and restart the server.".into()
+            }
+            Error::NotInstalled => "Run CREATE EXTENSION presence_ext in this database.".into(),
+            Error::TooManyDatabases { .. } => {
+                "Raise presence.max_databases, or drop the extension where it is not needed.".into()
+            }
+            Error::NoIdentity => "Sign in, or log in with a role of your own: anonymous callers can read, but not be \
+                 present. A trusted login sets request.jwt.claims or calls presence.act_as."
+                .into(),
+            Error::NotYourName { .. } => {
+                "Leave member_id out, or ask for presence.member_ids = 'any'. Use connection_id for tabs and devices."
+                    .into()
+            }
+            Error::StateTooLarge { .. } => "Keep large data in a table of your own and its key in the state.".into(),
+            Error::KeyIsFixed => "Delete the member and insert another.".into(),
+            Error::NoTruncate => "Use DELETE, so that everybody hears who left.".into(),
+            Error::NoSessionFeatures { .. } => {
+                "Use presence.channels or presence.changes from a connection of your own, and heartbeats instead of \
+                 session members."
+                    .into()
+            }
+            Error::ReadOnlyWithoutSlot => {
+                "Use a read-write transaction, or raise presence.max_members and restart the server.".into()
+            }
+            Error::InvalidMaxRows { .. } => "Read page by page, with after.".into(),
+            _ => return None,
+        })
+    }
+
+    pub fn report(&self) -> ErrorReport {
+        let mut report = ErrorReport::new(self.code(), self.message(), function_name!());
+        if let Some(detail) = self.detail() {
+            report = report.set_detail(detail);
+        }
+        if let Some(hint) = self.hint() {
+            report = report.set_hint(hint);
+        }
+        report
+    }
+
+    /// Raise it as a PostgreSQL ERROR. Rust destructors run on the way.
+    pub fn raise(self) -> ! {
+        self.report().report(PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return")
+    }
+}
+
+/// What a caller wrote, fit for a message.
+pub fn printable(text: &[u8]) -> String {
+    text.iter().take(64).flat_map(|byte| byte.escape_ascii()).map(char::from).collect()
+}

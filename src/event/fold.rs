@@ -1,0 +1,263 @@
+//! The net effect of one transaction on each member: enter and leave is nothing, leave and enter is both, several
+//! updates are one.
+
+use super::record::{Image, Kind, Reason, Record};
+use crate::lease::table::{Key, Lease};
+use std::collections::HashMap;
+
+/// One thing that a statement did to a member.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub key: Key,
+    pub what: What,
+    pub version: u64,
+    /// timestamptz
+    pub at: i64,
+    pub joined_at: i64,
+    pub image: Image,
+    /// Index of this transaction's previous change of the member.
+    pub previous: Option<usize>,
+}
+
+#[derive(Clone, Debug)]
+pub enum What {
+    Enter { lease: Lease },
+    /// `old`: the member as its old audience saw it, if the audience changed (that leave has the version before).
+    Update { lease: Lease, old: Option<Image> },
+    /// Something that no event tells: ttl, session.
+    Quiet { lease: Lease },
+    /// The same data again: a renewal at commit.
+    Renew,
+    Leave { reason: Reason },
+}
+
+/// What a commit does to the slot of a member.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LeaseChange {
+    Present(Lease),
+    Gone(u64),
+    Renew,
+}
+
+/// The net effect on one member.
+#[derive(Default)]
+struct Net<'a> {
+    left: Option<Leave<'a>>,
+    gone_version: Option<u64>,
+    entered: bool,
+    /// An update that others shall hear of.
+    told: bool,
+    old: Option<(&'a Image, u64)>,
+    last: Option<&'a Change>,
+    renewed: bool,
+}
+
+struct Leave<'a> {
+    change: &'a Change,
+    reason: Reason,
+    image: &'a Image,
+}
+
+impl<'a> Net<'a> {
+    fn add(&mut self, change: &'a Change) {
+        match &change.what {
+            What::Enter { .. } => {
+                self.entered = true;
+                self.told = false;
+                self.old = None;
+                self.last = Some(change);
+            }
+            What::Update { old, .. } => {
+                self.told = true;
+                self.last = Some(change);
+                if let (Some(old), None, false) = (old, self.old, self.entered) {
+                    self.old = Some((old, change.version - 1));
+                }
+            }
+            What::Quiet { .. } => self.last = Some(change),
+            What::Renew => self.renewed = true,
+            What::Leave { reason } => {
+                if !self.entered && self.left.is_none() {
+                    // Those who saw it shall hear it, with what they saw: not what only this transaction saw.
+                    let image = self.old.map_or(&change.image, |(old, _)| old);
+                    self.left = Some(Leave { change, reason: *reason, image });
+                }
+                self.gone_version = Some(change.version);
+                self.entered = false;
+                self.told = false;
+                self.old = None;
+                self.last = None;
+                self.renewed = false;
+            }
+        }
+    }
+
+    fn lease_change(&self) -> Option<LeaseChange> {
+        match (self.last.map(|change| &change.what), self.gone_version) {
+            (Some(What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease }), _) => {
+                Some(LeaseChange::Present(*lease))
+            }
+            (_, Some(version)) if self.left.is_some() => Some(LeaseChange::Gone(version)),
+            _ if self.renewed => Some(LeaseChange::Renew),
+            _ => None,
+        }
+    }
+
+    fn records(&self, xid: u32, out: &mut Vec<Record>) {
+        if let Some(Leave { change, reason, image }) = &self.left {
+            out.push(record(change, Kind::Leave, *reason, image, None, xid, change.version));
+        }
+        let Some(last) = self.last else { return };
+        let generation = match &last.what {
+            What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => lease.generation,
+            What::Renew | What::Leave { .. } => return,
+        };
+        if self.entered {
+            out.push(record(last, Kind::Enter, Reason::None, &last.image, None, xid, generation));
+        } else if self.told {
+            out.push(record(last, Kind::Update, Reason::None, &last.image, self.old, xid, generation));
+        }
+    }
+}
+
+fn record(
+    change: &Change,
+    kind: Kind,
+    reason: Reason,
+    image: &Image,
+    old: Option<(&Image, u64)>,
+    xid: u32,
+    generation: u64,
+) -> Record {
+    Record {
+        kind,
+        reason,
+        xid,
+        hash: change.key.hash,
+        version: change.version,
+        hidden_version: old.map_or(0, |(_, version)| version),
+        generation,
+        at: change.at,
+        joined_at: change.joined_at,
+        image: image.clone(),
+        old: old.map(|(image, _)| image.clone()),
+    }
+}
+
+/// Fold a transaction's changes: what happens to leases, and the records of its events.
+pub fn fold(changes: &[Change], xid: u32) -> (Vec<(Key, LeaseChange)>, Vec<Record>) {
+    let mut order: Vec<(Key, Net)> = Vec::with_capacity(changes.len());
+    let mut places: HashMap<u128, usize> = HashMap::with_capacity(changes.len());
+    for change in changes {
+        let place = *places.entry(change.key.hash).or_insert_with(|| {
+            order.push((change.key, Net::default()));
+            order.len() - 1
+        });
+        order[place].1.add(change);
+    }
+    let leases = order.iter().filter_map(|(key, net)| net.lease_change().map(|change| (*key, change))).collect();
+    let mut records = Vec::new();
+    for (_, net) in &order {
+        net.records(xid, &mut records);
+    }
+    (leases, records)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lease(version: u64) -> Lease {
+        Lease { deadline: 9, last_seen: 1, ttl: 8, version, generation: version, owner: 0, session: 0, pins: 0 }
+    }
+
+    fn image(text: &str) -> Image {
+        Image::new([Some(text.as_bytes()), None, None, None, None, None, None, None])
+    }
+
+    fn change(version: u64, what: What) -> Change {
+        let key = Key { database: 0, relation: 1, hash: 7 };
+        Change { key, what, version, at: 0, joined_at: 0, image: image(&version.to_string()), previous: None }
+    }
+
+    fn enter(version: u64) -> Change {
+        change(version, What::Enter { lease: lease(version) })
+    }
+
+    fn update(version: u64, old: Option<Image>) -> Change {
+        change(version, What::Update { lease: lease(version), old })
+    }
+
+    fn leave(version: u64) -> Change {
+        change(version, What::Leave { reason: Reason::Left })
+    }
+
+    fn kinds(changes: &[Change]) -> Vec<(Kind, u64)> {
+        fold(changes, 1).1.iter().map(|record| (record.kind, record.version)).collect()
+    }
+
+    #[test]
+    fn enter_and_leave_is_nothing() {
+        assert_eq!(kinds(&[enter(1), update(2, None), leave(3)]), []);
+        assert_eq!(fold(&[enter(1), leave(2)], 1).0, []);
+    }
+
+    #[test]
+    fn leave_and_enter_is_both() {
+        assert_eq!(kinds(&[leave(1), enter(2), update(3, None)]), [(Kind::Leave, 1), (Kind::Enter, 3)]);
+    }
+
+    #[test]
+    fn updates_are_one_and_keep_the_first_old_audience() {
+        let changes = [update(2, Some(image("a"))), update(4, Some(image("b")))];
+        let (_, records) = fold(&changes, 1);
+        assert_eq!(records.len(), 1);
+        assert_eq!((records[0].version, records[0].hidden_version), (4, 1));
+        assert_eq!(records[0].old, Some(image("a")));
+    }
+
+    #[test]
+    fn a_leave_shows_what_the_old_audience_saw() {
+        let (_, records) = fold(&[update(2, Some(image("seen"))), leave(3)], 1);
+        assert_eq!((records.len(), records[0].kind), (1, Kind::Leave));
+        assert_eq!(records[0].image, image("seen"));
+    }
+
+    #[test]
+    fn quiet_changes_and_renewals_tell_nobody() {
+        let quiet = change(2, What::Quiet { lease: lease(2) });
+        assert_eq!(fold(std::slice::from_ref(&quiet), 1), (vec![(quiet.key, LeaseChange::Present(lease(2)))], vec![]));
+        let renew = change(2, What::Renew);
+        assert_eq!(fold(std::slice::from_ref(&renew), 1), (vec![(renew.key, LeaseChange::Renew)], vec![]));
+    }
+
+    proptest! {
+        /// Against the obvious model: who was there before, who is there after.
+        #[test]
+        fn at_most_one_leave_and_then_one_enter_or_update(before in any::<bool>(), operations in prop::collection::vec(0..3u8, 0..12)) {
+            let mut present = before;
+            let mut changes = Vec::new();
+            for (index, operation) in operations.iter().enumerate() {
+                let version = 10 + index as u64 * 2;
+                match (operation, present) {
+                    (0, false) => { changes.push(enter(version)); present = true; }
+                    (1, true) => changes.push(update(version, None)),
+                    (2, true) => { changes.push(leave(version)); present = false; }
+                    _ => {}
+                }
+            }
+            let kinds: Vec<Kind> = kinds(&changes).into_iter().map(|(kind, _)| kind).collect();
+            let stayed = !changes.iter().any(|change| matches!(change.what, What::Leave { .. }));
+            let expected = match (before, present) {
+                (false, false) => vec![],
+                (false, true) => vec![Kind::Enter],
+                (true, false) => vec![Kind::Leave],
+                (true, true) if stayed && changes.is_empty() => vec![],
+                (true, true) if stayed => vec![Kind::Update],
+                (true, true) => vec![Kind::Leave, Kind::Enter],
+            };
+            prop_assert_eq!(kinds, expected);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Events: what happened to a member, from the trigger that saw it to the payload that a listener reads.
+
+pub mod channel;
+pub mod fold;
+pub mod payload;
+pub mod record;
+pub mod ring;
+pub mod transaction;

@@ -1,0 +1,236 @@
+//! An event on its way from the committing backend to the worker: bytes in the ring.
+//!
+//! Text and jsonb travel as PostgreSQL stores them; the worker turns them into JSON, not the caller.
+
+use super::ring::RECORD_HEADER;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Enter = 1,
+    Update = 2,
+    Leave = 3,
+    /// A room's metadata changed: the room is `room`, the metadata `metadata`.
+    Room = 4,
+}
+
+/// Why a member left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reason {
+    None = 0,
+    Left = 1,
+    Expired = 2,
+    Disconnected = 3,
+    Removed = 4,
+    Hidden = 5,
+}
+
+impl Reason {
+    pub fn name(self) -> Option<&'static str> {
+        Some(match self {
+            Reason::None => return None,
+            Reason::Left => "left",
+            Reason::Expired => "expired",
+            Reason::Disconnected => "disconnected",
+            Reason::Removed => "removed",
+            Reason::Hidden => "hidden",
+        })
+    }
+
+    pub fn from_name(name: &[u8]) -> Option<Reason> {
+        [Reason::Left, Reason::Expired, Reason::Disconnected, Reason::Removed]
+            .into_iter()
+            .find(|reason| reason.name().is_some_and(|own| own.as_bytes() == name))
+    }
+
+    fn from_byte(byte: u8) -> Reason {
+        match byte {
+            1 => Reason::Left,
+            2 => Reason::Expired,
+            3 => Reason::Disconnected,
+            4 => Reason::Removed,
+            5 => Reason::Hidden,
+            _ => Reason::None,
+        }
+    }
+}
+
+/// The columns of a member that an event shows, in the order in which an image has them.
+#[derive(Clone, Copy)]
+pub enum Field {
+    Room,
+    MemberId,
+    ConnectionId,
+    UserId,
+    Status,
+    State,
+    Metadata,
+    Audience,
+}
+
+const FIELDS: usize = 8;
+const NULL: u32 = u32::MAX;
+
+/// A member as one event shows it: eight lengths, then the bytes, each aligned to 4 as jsonb wants it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Image(Vec<u8>);
+
+impl Image {
+    pub fn new(fields: [Option<&[u8]>; FIELDS]) -> Image {
+        let size: usize = fields.iter().flatten().map(|field| field.len().next_multiple_of(4)).sum();
+        let mut bytes = Vec::with_capacity(FIELDS * 4 + size);
+        for field in &fields {
+            bytes.extend(field.map_or(NULL, |field| field.len() as u32).to_le_bytes());
+        }
+        for field in fields.iter().flatten() {
+            bytes.extend(*field);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        Image(bytes)
+    }
+
+    pub fn get(&self, wanted: Field) -> Option<&[u8]> {
+        let mut at = FIELDS * 4;
+        for index in 0..FIELDS {
+            let length = read_u32(&self.0, index * 4)?;
+            if index == wanted as usize {
+                return if length == NULL { None } else { self.0.get(at..at + length as usize) };
+            }
+            if length != NULL {
+                at += (length as usize).next_multiple_of(4);
+            }
+        }
+        None
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub kind: Kind,
+    pub reason: Reason,
+    /// The transaction, 0 once it is certainly over (records loaded after a restart).
+    pub xid: u32,
+    pub hash: u128,
+    pub version: u64,
+    /// With `old`: the version of the leave that those hear who lose sight of the member.
+    pub hidden_version: u64,
+    pub generation: u64,
+    /// timestamptz
+    pub at: i64,
+    pub joined_at: i64,
+    pub image: Image,
+    /// Of a changed audience: the member as the old audience saw it last.
+    pub old: Option<Image>,
+}
+
+const FIXED: usize = RECORD_HEADER + 72;
+
+impl Record {
+    /// The bytes for the ring, header included.
+    pub fn encode(&self, into: &mut Vec<u8>) {
+        let start = into.len();
+        into.extend([0; RECORD_HEADER]);
+        into.extend(self.xid.to_le_bytes());
+        into.extend([self.kind as u8, self.reason as u8, 0, 0]);
+        into.extend(self.hash.to_le_bytes());
+        for number in [self.version, self.hidden_version, self.generation] {
+            into.extend(number.to_le_bytes());
+        }
+        for time in [self.at, self.joined_at] {
+            into.extend(time.to_le_bytes());
+        }
+        let old = self.old.as_ref().map_or(&[][..], |old| &old.0);
+        into.extend((self.image.0.len() as u32).to_le_bytes());
+        into.extend((old.len() as u32).to_le_bytes());
+        into.extend(&self.image.0);
+        into.extend(old);
+        into.resize(start + (into.len() - start).next_multiple_of(8), 0);
+        let length = (into.len() - start) as u32;
+        into[start..start + 4].copy_from_slice(&length.to_le_bytes());
+    }
+
+    /// Read back what `encode` wrote; None if these bytes are not a record.
+    pub fn decode(bytes: &[u8]) -> Option<Record> {
+        let at = RECORD_HEADER;
+        let image_length = read_u32(bytes, FIXED - 8)? as usize;
+        let old_length = read_u32(bytes, FIXED - 4)? as usize;
+        let image = bytes.get(FIXED..FIXED.checked_add(image_length)?)?;
+        let old_start = FIXED + image_length;
+        let old = bytes.get(old_start..old_start.checked_add(old_length)?)?;
+        Some(Record {
+            xid: read_u32(bytes, at)?,
+            kind: match bytes.get(at + 4)? {
+                1 => Kind::Enter,
+                2 => Kind::Update,
+                3 => Kind::Leave,
+                4 => Kind::Room,
+                _ => return None,
+            },
+            reason: Reason::from_byte(*bytes.get(at + 5)?),
+            hash: u128::from_le_bytes(bytes.get(at + 8..at + 24)?.try_into().ok()?),
+            version: read_u64(bytes, at + 24)?,
+            hidden_version: read_u64(bytes, at + 32)?,
+            generation: read_u64(bytes, at + 40)?,
+            at: read_u64(bytes, at + 48)? as i64,
+            joined_at: read_u64(bytes, at + 56)? as i64,
+            image: Image(image.to_vec()),
+            old: (old_length > 0).then(|| Image(old.to_vec())),
+        })
+    }
+}
+
+fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn read_u64(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn image() -> impl Strategy<Value = Image> {
+        prop::array::uniform8(prop::option::of(prop::collection::vec(any::<u8>(), 0..50)))
+            .prop_map(|fields| Image::new(std::array::from_fn(|index| fields[index].as_deref())))
+    }
+
+    proptest! {
+        #[test]
+        fn decode_reads_what_encode_wrote(
+            image in image(), old in prop::option::of(image()), hash in any::<u128>(),
+            version in any::<u64>(), at in any::<i64>(), xid in any::<u32>(),
+        ) {
+            let record = Record {
+                kind: Kind::Update, reason: Reason::Hidden, xid, hash, version, hidden_version: 1, generation: 2,
+                at, joined_at: -5, image, old,
+            };
+            let mut bytes = vec![7; 16];
+            record.encode(&mut bytes);
+            prop_assert_eq!(bytes.len() % 8, 0);
+            prop_assert_eq!(Record::decode(&bytes[16..]), Some(record));
+        }
+
+        #[test]
+        fn decode_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Some(record) = Record::decode(&bytes) {
+                let _ = record.image.get(Field::Audience);
+            }
+        }
+
+        #[test]
+        fn an_image_gives_back_its_fields(fields in prop::array::uniform8(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)))) {
+            let image = Image::new(std::array::from_fn(|index| fields[index].as_deref()));
+            prop_assert_eq!(image.get(Field::Room), fields[0].as_deref());
+            prop_assert_eq!(image.get(Field::State), fields[5].as_deref());
+            prop_assert_eq!(image.get(Field::Audience), fields[7].as_deref());
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The event buffer of a database: a ring of bytes in shared memory. Committing backends append, one worker reads.
+//!
+//! A record is a multiple of 8 bytes and starts with its length and a flag. The worker may publish out of order
+//! (a record whose transaction it may not see yet waits), so it flags what it has published, and the tail moves
+//! past flagged records. Positions only grow; a position modulo the size is the place.
+//!
+//! ```text
+//!      tail            head
+//!   ────┬────┬────┬────┬─────
+//!       │done│ .. │done│ free          tail moves to the first record that is not done
+//!   ────┴────┴────┴────┴─────
+//! ```
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+
+/// Length and flag, before each record.
+pub const RECORD_HEADER: usize = 8;
+
+const DONE: u32 = 1;
+
+#[derive(Clone, Copy)]
+pub struct Ring {
+    pub head: &'static AtomicU64,
+    pub tail: &'static AtomicU64,
+    base: *mut u8,
+    size: u64,
+}
+
+impl Ring {
+    /// # Safety
+    /// `base` points to `size` bytes, aligned to 8, that live as long as the process and that only rings with
+    /// this head and tail use. `size` is a multiple of 8.
+    pub unsafe fn new(head: &'static AtomicU64, tail: &'static AtomicU64, base: *mut u8, size: u64) -> Ring {
+        Ring { head, tail, base, size }
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub fn used(&self) -> u64 {
+        self.head.load(Acquire) - self.tail.load(Acquire)
+    }
+
+    pub fn free(&self) -> u64 {
+        self.size - self.used()
+    }
+
+    /// Append whole records, or nothing. The caller holds the ring's lock exclusively.
+    pub fn append(&self, records: &[u8]) -> bool {
+        debug_assert!(records.len().is_multiple_of(8));
+        if records.len() as u64 > self.free() {
+            return false;
+        }
+        let head = self.head.load(Relaxed);
+        self.copy_in(head, records);
+        self.head.store(head + records.len() as u64, Release);
+        true
+    }
+
+    /// The records between two positions that are not done yet, with their positions. Only the worker reads.
+    pub fn read(&self, from: u64, to: u64) -> Vec<(u64, Vec<u8>)> {
+        let mut records = Vec::new();
+        let mut at = from;
+        while at < to {
+            let length = self.word(at, 0).load(Relaxed) as u64;
+            if length < RECORD_HEADER as u64 || at + length > to {
+                break;
+            }
+            if self.word(at, 4).load(Relaxed) & DONE == 0 {
+                records.push((at, self.copy_out(at, length as usize)));
+            }
+            at += length;
+        }
+        records
+    }
+
+    /// Published: never again.
+    pub fn mark_done(&self, position: u64) {
+        self.word(position, 4).fetch_or(DONE, Release);
+    }
+
+    /// Give back the space of everything before the first record that is not done.
+    pub fn advance(&self) {
+        let head = self.head.load(Acquire);
+        let mut tail = self.tail.load(Relaxed);
+        while tail < head && self.word(tail, 4).load(Acquire) & DONE != 0 {
+            tail += self.word(tail, 0).load(Relaxed) as u64;
+        }
+        self.tail.store(tail, Release);
+    }
+
+    fn word(&self, position: u64, offset: u64) -> &AtomicU32 {
+        let place = ((position + offset) % self.size) as usize;
+        // SAFETY: records and the size are multiples of 8, so the header of a record does not wrap and is
+        // aligned; place is within the ring.
+        unsafe { &*(self.base.add(place) as *const AtomicU32) }
+    }
+
+    fn copy_in(&self, position: u64, bytes: &[u8]) {
+        let place = (position % self.size) as usize;
+        let first = bytes.len().min(self.size as usize - place);
+        // SAFETY: both parts lie within the ring; the space is free, so nobody else touches it (ring's lock).
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.add(place), first);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr().add(first), self.base, bytes.len() - first);
+        }
+    }
+
+    fn copy_out(&self, position: u64, length: usize) -> Vec<u8> {
+        let place = (position % self.size) as usize;
+        let first = length.min(self.size as usize - place);
+        let mut bytes = Vec::with_capacity(length);
+        // SAFETY: both parts lie within the ring, between tail and head, where no writer writes; `bytes` has
+        // room for `length` bytes, all of which are written.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.base.add(place), bytes.as_mut_ptr(), first);
+            std::ptr::copy_nonoverlapping(self.base, bytes.as_mut_ptr().add(first), length - first);
+            bytes.set_len(length);
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ring(size: u64) -> Ring {
+        let memory = Box::leak(vec![0u64; size as usize / 8].into_boxed_slice());
+        let head = Box::leak(Box::new(AtomicU64::new(0)));
+        let tail = Box::leak(Box::new(AtomicU64::new(0)));
+        // SAFETY: leaked memory of that size, aligned to 8.
+        unsafe { Ring::new(head, tail, memory.as_mut_ptr() as *mut u8, size) }
+    }
+
+    fn record(content: &[u8]) -> Vec<u8> {
+        let length = (RECORD_HEADER + content.len()).next_multiple_of(8);
+        let mut bytes = (length as u32).to_le_bytes().to_vec();
+        bytes.extend([0; 4]);
+        bytes.extend(content);
+        bytes.resize(length, 0);
+        bytes
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit_and_takes_it_when_there_is_room() {
+        let ring = ring(64);
+        assert!(ring.append(&record(&[1; 40])));
+        assert!(!ring.append(&record(&[2; 40])));
+        ring.mark_done(0);
+        ring.advance();
+        assert!(ring.append(&record(&[2; 40])));
+        let read = ring.read(ring.tail.load(Relaxed), ring.head.load(Relaxed));
+        assert_eq!(read.len(), 1);
+        assert_eq!(read[0].1, record(&[2; 40]));
+    }
+
+    #[test]
+    fn the_tail_waits_for_the_first_record_that_is_not_done() {
+        let ring = ring(128);
+        ring.append(&record(&[1; 8]));
+        ring.append(&record(&[2; 8]));
+        ring.mark_done(16);
+        ring.advance();
+        assert_eq!(ring.tail.load(Relaxed), 0);
+        assert_eq!(ring.read(0, 32).len(), 1);
+        ring.mark_done(0);
+        ring.advance();
+        assert_eq!(ring.tail.load(Relaxed), 32);
+    }
+
+    proptest! {
+        /// Whatever is appended comes out once, whole and in order, over any number of turns of the ring.
+        #[test]
+        fn everything_comes_out_once(contents in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 1..200)) {
+            let ring = ring(256);
+            let mut out = Vec::new();
+            let drain = |out: &mut Vec<Vec<u8>>| {
+                for (position, bytes) in ring.read(ring.tail.load(Relaxed), ring.head.load(Relaxed)) {
+                    ring.mark_done(position);
+                    out.push(bytes);
+                }
+                ring.advance();
+            };
+            for content in &contents {
+                if !ring.append(&record(content)) {
+                    drain(&mut out);
+                    prop_assert!(ring.append(&record(content)));
+                }
+            }
+            drain(&mut out);
+            prop_assert_eq!(out, contents.iter().map(|c| record(c)).collect::<Vec<_>>());
+            prop_assert_eq!(ring.used(), 0);
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! What this transaction has changed and not yet committed: the way from triggers to leases and ring.
+//!
+//! ```text
+//!   trigger ──▶ changes ──▶ PRE_COMMIT: fold, encode, show the xid ──▶ COMMIT: leases, ring, hide the xid, wake
+//!                 │  ▲
+//!                 │  └── ROLLBACK TO SAVEPOINT cuts the list back
+//!                 └───── ABORT: forget all
+//! ```
+//!
+//! Everything that can fail happens before the commit; the COMMIT callback only copies memory.
+//!
+//! The commit gap: others see a transaction's rows before its COMMIT callback has run. From PRE_COMMIT until the
+//! callback is through, the transaction's id stands in this process's cell; the worker waits for cells whose
+//! transaction is over before it trusts that the ring is complete.
+
+use super::fold::{Change, LeaseChange, What, fold};
+use super::record::Reason;
+use crate::error::Error;
+use crate::extension;
+use crate::lease::shared::leases;
+use crate::lease::table::{Applied, Key, Lease};
+use crate::shared::{self, Database, VERSION_CELLS, control};
+use crate::worker::launcher;
+use crate::{clock, settings};
+use pgrx::{pg_guard, pg_sys};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::*;
+
+#[derive(Default)]
+struct Buffer {
+    changes: Vec<Change>,
+    /// The latest change of each member.
+    latest: HashMap<u128, usize>,
+    /// (nesting level, length of `changes` when it began to change something)
+    marks: Vec<(i32, usize)>,
+    bytes: usize,
+    /// More events than the ring could ever hold: only leases are kept.
+    too_many: bool,
+    pins: HashSet<u32>,
+    /// For each version cell we touched: (our newest there, the newest of others that we saw there).
+    cells: HashMap<usize, (u64, u64)>,
+    prepared: Option<Prepared>,
+    /// CREATE EXTENSION ran here: a worker is wanted once it is committed.
+    announced: Option<&'static Database>,
+}
+
+/// Ready for the COMMIT callback.
+struct Prepared {
+    database: &'static Database,
+    leases: Vec<(Key, LeaseChange)>,
+    records: Vec<u8>,
+    count: u64,
+}
+
+thread_local! {
+    static BUFFER: RefCell<Buffer> = RefCell::new(Buffer::default());
+}
+
+/// Once for each process.
+pub fn register_callbacks() {
+    // SAFETY: the callbacks have the right signatures and live as long as the library.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(at_transaction_end), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(at_subtransaction_end), std::ptr::null_mut());
+    }
+}
+
+/// Note a change; `previous` is filled in here.
+pub fn push(mut change: Change) {
+    // SAFETY: plain read of this process's state.
+    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    BUFFER.with_borrow_mut(|buffer| {
+        let length = buffer.changes.len();
+        if level > 1 && buffer.marks.last().is_none_or(|(marked, _)| *marked < level) {
+            buffer.marks.push((level, length));
+        }
+        buffer.bytes += change.image.len() + 128;
+        if buffer.too_many || buffer.bytes > settings::event_buffer() {
+            buffer.too_many = true;
+            change.image = Default::default();
+            if let What::Update { old, .. } = &mut change.what {
+                *old = None;
+            }
+        }
+        change.previous = buffer.latest.insert(change.key.hash, length);
+        buffer.changes.push(change);
+    });
+}
+
+/// A worker is wanted in this database once the transaction is committed.
+pub fn announce(database: &'static Database) {
+    BUFFER.with_borrow_mut(|buffer| buffer.announced = Some(database));
+}
+
+/// What this transaction has made of a member so far.
+pub enum Pending {
+    Untouched,
+    Present,
+    Gone,
+}
+
+pub fn pending(key: &Key) -> Pending {
+    BUFFER.with_borrow(|buffer| {
+        let mut at = buffer.latest.get(&key.hash).copied();
+        while let Some(index) = at {
+            match buffer.changes[index].what {
+                What::Leave { .. } => return Pending::Gone,
+                What::Renew => at = buffer.changes[index].previous,
+                _ => return Pending::Present,
+            }
+        }
+        Pending::Untouched
+    })
+}
+
+/// A heartbeat for a member that this transaction has entered or changed.
+pub fn renew_pending(key: &Key, now: u64) {
+    BUFFER.with_borrow_mut(|buffer| {
+        let Some(index) = buffer.latest.get(&key.hash).copied() else { return };
+        if let What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } = &mut buffer.changes[index].what {
+            renew(lease, now);
+        }
+    });
+}
+
+fn renew(lease: &mut Lease, now: u64) {
+    lease.last_seen = lease.last_seen.max(now);
+    if lease.deadline != crate::lease::table::NEVER {
+        lease.deadline = lease.deadline.max(now.saturating_add(lease.ttl));
+    }
+}
+
+/// Pin the member's slot until this transaction ends. Returns whether there is one.
+pub fn pin(key: &Key) -> bool {
+    let Some(index) = leases().pin(key) else { return false };
+    let new = BUFFER.with_borrow_mut(|buffer| buffer.pins.insert(index));
+    if !new {
+        leases().unpin(index);
+    }
+    true
+}
+
+/// How many of a slot's pins are this transaction's: it is asked only of slots just pinned or not at all.
+pub fn own_pins(key: &Key) -> u32 {
+    match leases().pin(key) {
+        None => 0,
+        Some(index) => {
+            leases().unpin(index);
+            BUFFER.with_borrow(|buffer| buffer.pins.contains(&index)) as u32
+        }
+    }
+}
+
+/// A new version for a change of this member. With `hidden` it is the second of two: version - 1 is the leave of
+/// those who lose sight.
+pub fn issue_version(key: &Key, hidden: bool) -> u64 {
+    let version = if hidden {
+        control().next_version.fetch_add(2, AcqRel) + 1
+    } else {
+        shared::next_version()
+    };
+    let cell = cell_of(key);
+    let before = control().version_cells[cell].fetch_max(version, AcqRel);
+    BUFFER.with_borrow_mut(|buffer| {
+        let (own, foreign) = buffer.cells.entry(cell).or_insert((0, 0));
+        if before != *own {
+            *foreign = before.max(*foreign);
+        }
+        *own = version;
+    });
+    version
+}
+
+/// Whether others may have been given a newer version for this member than the one our BEFORE INSERT took: they
+/// changed it while we waited for its key.
+pub fn is_outdated(key: &Key, version: u64) -> bool {
+    let cell = cell_of(key);
+    let newest = control().version_cells[cell].load(Acquire);
+    BUFFER.with_borrow(|buffer| {
+        let (own, foreign) = buffer.cells.get(&cell).copied().unwrap_or((0, 0));
+        let others = if newest == own { foreign } else { newest };
+        others > version
+    })
+}
+
+fn cell_of(key: &Key) -> usize {
+    (key.hash >> 64) as usize % VERSION_CELLS
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_transaction_end(event: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
+    use pg_sys::XactEvent::*;
+    match event {
+        XACT_EVENT_PRE_COMMIT => prepare(),
+        XACT_EVENT_COMMIT => commit(),
+        XACT_EVENT_ABORT => finish(),
+        XACT_EVENT_PRE_PREPARE if BUFFER.with_borrow(|buffer| !buffer.changes.is_empty()) => {
+            Error::NoPreparedTransactions.raise()
+        }
+        _ => {}
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_subtransaction_end(
+    event: pg_sys::SubXactEvent::Type,
+    _mine: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    // SAFETY: plain read of this process's state.
+    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    match event {
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => BUFFER.with_borrow_mut(|buffer| buffer.hand_up(level)),
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => BUFFER.with_borrow_mut(|buffer| buffer.cut_back(level)),
+        _ => {}
+    }
+}
+
+impl Buffer {
+    /// A savepoint was released: its changes are its parent's.
+    fn hand_up(&mut self, level: i32) {
+        if self.marks.last().is_some_and(|(marked, _)| *marked >= level) {
+            let Some((_, length)) = self.marks.pop() else { return };
+            let parent = level - 1;
+            if parent > 1 && self.marks.last().is_none_or(|(marked, _)| *marked < parent) {
+                self.marks.push((parent, length));
+            }
+        }
+    }
+
+    /// A savepoint was rolled back: what came after it never happened.
+    fn cut_back(&mut self, level: i32) {
+        while let Some((marked, length)) = self.marks.last().copied() {
+            if marked < level {
+                return;
+            }
+            self.marks.pop();
+            for change in self.changes.drain(length..).rev() {
+                self.bytes -= change.image.len() + 128;
+                match change.previous {
+                    Some(previous) => self.latest.insert(change.key.hash, previous),
+                    None => self.latest.remove(&change.key.hash),
+                };
+            }
+        }
+    }
+}
+
+fn prepare() {
+    if BUFFER.with_borrow(|buffer| buffer.changes.is_empty()) {
+        return;
+    }
+    // Fails only if the extension was dropped by this very transaction: then there is nothing to tell.
+    let Ok(extension) = extension::current() else { return };
+    // SAFETY: plain read; 0 if the transaction wrote nothing (renewals only).
+    let xid = u32::from(unsafe { pg_sys::GetTopTransactionIdIfAny() });
+    BUFFER.with_borrow_mut(|buffer| {
+        let (leases, records) = fold(&buffer.changes, xid);
+        let count = records.len() as u64;
+        let mut bytes = Vec::new();
+        if !buffer.too_many {
+            records.iter().for_each(|record| record.encode(&mut bytes));
+        }
+        buffer.prepared = Some(Prepared { database: extension.database, leases, records: bytes, count });
+    });
+    if let Some(process) = shared::my_process() {
+        process.database.store(extension.database_index, Relaxed);
+        process.committing.store(xid, SeqCst);
+    }
+    crate::injection::stall("pre_commit");
+}
+
+/// The transaction is committed: an error in here would take the server down.
+fn commit() {
+    if let Some(database) = BUFFER.with_borrow_mut(|buffer| buffer.announced.take()) {
+        launcher::want(database);
+    }
+    let Some(prepared) = BUFFER.with_borrow_mut(|buffer| buffer.prepared.take()) else { return finish() };
+    crate::injection::stall("commit_gap");
+    let now = clock::boot();
+    for (key, change) in &prepared.leases {
+        let applied = match change {
+            LeaseChange::Present(lease) => leases().apply_present(key, lease),
+            LeaseChange::Gone(version) => leases().apply_gone(key, *version),
+            LeaseChange::Renew => {
+                leases().heartbeat(key, None, now);
+                Applied::Done
+            }
+        };
+        if applied == Applied::Full && matches!(change, LeaseChange::Present(_)) {
+            prepared.database.slotless.fetch_add(1, AcqRel);
+        }
+    }
+    if BUFFER.with_borrow(|buffer| buffer.too_many) {
+        prepared.database.drop_events(prepared.count);
+    } else if prepared.count > 0 {
+        prepared.database.append_events(&prepared.records, prepared.count);
+    }
+    finish();
+    shared::wake(&prepared.database.worker.process);
+    launcher::want(prepared.database);
+}
+
+fn finish() {
+    BUFFER.with_borrow_mut(|buffer| {
+        if !buffer.pins.is_empty() {
+            buffer.pins.drain().for_each(|index| leases().unpin(index));
+        }
+        buffer.changes.clear();
+        buffer.latest.clear();
+        buffer.marks.clear();
+        buffer.cells.clear();
+        buffer.bytes = 0;
+        buffer.too_many = false;
+        buffer.prepared = None;
+        buffer.announced = None;
+    });
+    if let Some(process) = shared::my_process()
+        && process.committing.load(Relaxed) != 0
+    {
+        process.committing.store(0, SeqCst);
+    }
+}
+
+/// The reason of an expiry, when the row goes.
+pub fn expiry_reason(session_over: bool) -> Reason {
+    if session_over { Reason::Disconnected } else { Reason::Expired }
+}

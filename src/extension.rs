@@ -1,0 +1,152 @@
+//! The extension as installed in this database: its tables, its owner, its secrets. Looked up once, and again
+//! after anything changed the table `member` (DROP and CREATE EXTENSION above all).
+
+use crate::error::{Error, Result};
+use crate::lease::table::Key;
+use crate::shared::Database;
+use crate::spi::{self, Connection, Statement};
+use pgrx::{pg_guard, pg_sys};
+use siphasher::sip::SipHasher13;
+use siphasher::sip128::{Hasher128, SipHasher13 as SipHasher13Wide};
+use std::cell::Cell;
+use std::hash::Hasher;
+use std::sync::atomic::Ordering::*;
+
+#[derive(Clone, Copy)]
+pub struct Extension {
+    pub member: pg_sys::Oid,
+    /// The row type of the view `online`.
+    pub online: pg_sys::Oid,
+    pub owner: pg_sys::Oid,
+    pub database: &'static Database,
+    pub database_index: u32,
+    secret: [u8; 32],
+}
+
+thread_local! {
+    static CURRENT: Cell<Option<Extension>> = const { Cell::new(None) };
+    static WATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+static SECRET: Statement = Statement { sql: c"select key from presence.secret", arguments: &[] };
+
+/// The extension of this database.
+pub fn current() -> Result<Extension> {
+    if let Some(extension) = CURRENT.get()
+        && extension.database.relation.load(Relaxed) == u32::from(extension.member)
+    {
+        return Ok(extension);
+    }
+    watch();
+    let extension = look_up()?;
+    extension.database.adopt_relation(extension.member);
+    CURRENT.set(Some(extension));
+    Ok(extension)
+}
+
+/// The table `member` of this database, if the extension is installed.
+pub fn member_table() -> Option<pg_sys::Oid> {
+    relation(c"member")
+}
+
+fn relation(name: &std::ffi::CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: catalog look-ups inside a transaction; nothing is locked or kept.
+    unsafe {
+        if pg_sys::get_extension_oid(c"presence_ext".as_ptr(), true) == pg_sys::InvalidOid {
+            return None;
+        }
+        let schema = pg_sys::get_namespace_oid(c"presence".as_ptr(), true);
+        let found = pg_sys::get_relname_relid(name.as_ptr(), schema);
+        (found != pg_sys::InvalidOid).then_some(found)
+    }
+}
+
+fn look_up() -> Result<Extension> {
+    let member = relation(c"member").ok_or(Error::NotInstalled)?;
+    let view = relation(c"online").ok_or(Error::NotInstalled)?;
+    // SAFETY: catalog look-ups of relations that exist.
+    let (owner, online) = unsafe {
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, pg_sys::Datum::from(member));
+        if tuple.is_null() {
+            return Err(Error::NotInstalled);
+        }
+        let owner = (*(pg_sys::GETSTRUCT(tuple) as pg_sys::Form_pg_class)).relowner;
+        pg_sys::ReleaseSysCache(tuple);
+        (owner, pg_sys::get_rel_type_id(view))
+    };
+    let secret = spi::as_role(owner, || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&SECRET, &[], false)?;
+        let datum = rows.get(0, 0).ok_or(Error::NotInstalled)?;
+        // SAFETY: a bytea.
+        let bytes = unsafe { crate::sqlfn::text_of(datum) };
+        <[u8; 32]>::try_from(bytes).map_err(|_| Error::NotInstalled)
+    })?;
+    // SAFETY: set when the process connected to its database.
+    let database = Database::get(unsafe { pg_sys::MyDatabaseId })?;
+    Ok(Extension { member, online, owner, database, database_index: database.index() as u32, secret })
+}
+
+/// Forget everything when the table's definition changes: the next call looks again.
+fn watch() {
+    if WATCHING.replace(true) {
+        return;
+    }
+    // SAFETY: registered once a process; the callback only clears a cell.
+    unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0)) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn forget(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+    if relation == pg_sys::InvalidOid || CURRENT.get().is_some_and(|current| current.member == relation) {
+        CURRENT.set(None);
+    }
+}
+
+impl Extension {
+    /// The key of a member: a keyed hash, so that nobody can make two members collide.
+    pub fn key(&self, room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Key {
+        let (low, high) = self.secret_numbers(0);
+        let mut hasher = SipHasher13Wide::new_with_keys(low, high);
+        for part in [room, member_id, connection_id] {
+            hasher.write_u32(part.len() as u32);
+            hasher.write(part);
+        }
+        self.key_of(hasher.finish128().as_u128())
+    }
+
+    pub fn key_of(&self, hash: u128) -> Key {
+        Key { database: self.database_index, relation: u32::from(self.member), hash }
+    }
+
+    /// The owner as a slot knows it.
+    pub fn owner_hash(&self, user_id: &[u8]) -> u64 {
+        self.hash(0, &[user_id])
+    }
+
+    /// A keyed 64-bit hash for small tables in shared memory.
+    pub fn hash(&self, purpose: u8, parts: &[&[u8]]) -> u64 {
+        let (low, high) = self.secret_numbers(0);
+        let mut hasher = SipHasher13::new_with_keys(low, high);
+        hasher.write_u8(purpose);
+        for part in parts {
+            hasher.write_u32(part.len() as u32);
+            hasher.write(part);
+        }
+        hasher.finish()
+    }
+
+    /// For channel names.
+    pub fn secret(&self) -> &[u8; 32] {
+        &self.secret
+    }
+
+    fn secret_numbers(&self, at: usize) -> (u64, u64) {
+        let number = |from: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&self.secret[from..from + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        (number(at), number(at + 8))
+    }
+}

@@ -1,0 +1,322 @@
+//! Who is asking (`user_id`), what they are to others (`tokens`), and whether they act for all (`is_service`).
+//! The rules are those of docs/visibility.md; what a role is, is remembered until roles or settings change.
+
+use crate::error::{Error, Result};
+use crate::extension::{self, Extension};
+use crate::lease::rule::RowLease;
+use crate::settings;
+use crate::spi::{self, Connection, Statement};
+use crate::sqlfn::{self, Call, encode, text_of};
+use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::pg_guard;
+use serde_json::Value;
+use std::cell::{Cell, RefCell};
+use std::ffi::CStr;
+use std::rc::Rc;
+
+pub struct Identity {
+    /// In the encoding of the database, as the tables have it.
+    pub user_id: Option<Vec<u8>>,
+    pub service: bool,
+    /// session_user is one of `presence.trusted_login_roles`: its sessions are shared by many users.
+    pub trusted_login: bool,
+    role: Oid,
+    teams: Vec<Vec<u8>>,
+}
+
+/// What a pair of roles is, whatever the claims.
+#[derive(Clone)]
+struct Roles {
+    session: Oid,
+    current: Oid,
+    epoch: (u64, u64),
+    trusted_login: bool,
+    superuser_login: bool,
+    anonymous: bool,
+    service: bool,
+    name: Vec<u8>,
+}
+
+thread_local! {
+    static ROLES: RefCell<Option<Roles>> = const { RefCell::new(None) };
+    static IDENTITY: RefCell<Option<(Claims, Rc<Identity>)>> = const { RefCell::new(None) };
+    static ROLE_TOKENS: RefCell<Option<(Oid, u64, Vec<Vec<u8>>)>> = const { RefCell::new(None) };
+    static ROLE_EPOCH: Cell<u64> = const { Cell::new(0) };
+    static WATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What an identity was made from: equal claims of equal roles are the same identity.
+#[derive(PartialEq)]
+struct Claims {
+    session: Oid,
+    current: Oid,
+    epoch: (u64, u64),
+    claims: Vec<u8>,
+    sub: Vec<u8>,
+}
+
+pub fn current(extension: &Extension) -> Result<Rc<Identity>> {
+    watch();
+    let roles = roles(extension);
+    let believes = roles.trusted_login || roles.superuser_login;
+    let (claims, sub) = if believes {
+        (setting(c"request.jwt.claims"), setting(c"request.jwt.claim.sub"))
+    } else {
+        (Vec::new(), Vec::new())
+    };
+    let made_from = Claims { session: roles.session, current: roles.current, epoch: roles.epoch, claims, sub };
+    let known = IDENTITY.with_borrow(|known| match known {
+        Some((from, identity)) if *from == made_from => Some(identity.clone()),
+        _ => None,
+    });
+    if let Some(identity) = known {
+        return Ok(identity);
+    }
+    let identity = Rc::new(identify(&roles, &made_from));
+    IDENTITY.set(Some((made_from, identity.clone())));
+    Ok(identity)
+}
+
+fn identify(roles: &Roles, from: &Claims) -> Identity {
+    let claims: Value = serde_json::from_str(&sqlfn::decode(&from.claims)).unwrap_or(Value::Null);
+    let user_id = if roles.trusted_login || (roles.superuser_login && !from.claims.is_empty()) {
+        let own = match &claims["sub"] {
+            Value::String(sub) => encode(sub),
+            Value::Number(sub) => sub.to_string().into_bytes(),
+            _ if roles.trusted_login => from.sub.clone(),
+            _ => Vec::new(),
+        };
+        (!own.is_empty()).then_some(own)
+    } else if roles.anonymous {
+        None
+    } else {
+        Some(roles.name.clone())
+    };
+    let teams = if user_id.is_some() { teams(&claims) } else { Vec::new() };
+    Identity { user_id, service: roles.service, trusted_login: roles.trusted_login, role: roles.current, teams }
+}
+
+/// The list at the path that `presence.teams_claim` names.
+fn teams(claims: &Value) -> Vec<Vec<u8>> {
+    let path = settings::teams_claim();
+    let list = path.split('.').filter(|step| !step.is_empty()).fold(claims, |at, step| &at[step]);
+    let name = |team: &Value| match team {
+        Value::String(team) => Some(encode(team)),
+        Value::Number(team) => Some(team.to_string().into_bytes()),
+        _ => None,
+    };
+    list.as_array().map(|list| list.iter().filter_map(name).collect()).unwrap_or_default()
+}
+
+fn roles(extension: &Extension) -> Roles {
+    // SAFETY: plain reads of this process's state.
+    let (session, current) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::GetUserId()) };
+    let epoch = (settings::identity_epoch(), ROLE_EPOCH.get());
+    let known = ROLES.with_borrow(|known| {
+        known.clone().filter(|known| (known.session, known.current, known.epoch) == (session, current, epoch))
+    });
+    if let Some(known) = known {
+        return known;
+    }
+    let name = role_name(current);
+    let listed = |list: Vec<String>, name: &[u8]| list.iter().any(|role| encode(role) == name);
+    let roles = Roles {
+        session,
+        current,
+        epoch,
+        trusted_login: listed(settings::trusted_login_roles(), &role_name(session)),
+        // SAFETY: look-ups by role.
+        superuser_login: unsafe { pg_sys::superuser_arg(session) },
+        anonymous: listed(settings::anonymous_roles(), &name),
+        // SAFETY: look-ups by role; superusers have every privilege.
+        service: unsafe { pg_sys::superuser_arg(current) || pg_sys::has_bypassrls_privilege(current) }
+            || current == extension.owner
+            || listed(settings::service_roles(), &name),
+        name,
+    };
+    ROLES.set(Some(roles.clone()));
+    roles
+}
+
+fn role_name(role: Oid) -> Vec<u8> {
+    // SAFETY: the name is a zero-terminated copy, or null for a role that was dropped meanwhile.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role, true);
+        if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
+    }
+}
+
+fn setting(name: &CStr) -> Vec<u8> {
+    // SAFETY: a zero-terminated string of the settings, or null.
+    unsafe {
+        let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        if value.is_null() { Vec::new() } else { CStr::from_ptr(value).to_bytes().to_vec() }
+    }
+}
+
+/// Roles and memberships may change under us.
+fn watch() {
+    if WATCHING.replace(true) {
+        return;
+    }
+    for cache in [pg_sys::SysCacheIdentifier::AUTHOID, pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM] {
+        // SAFETY: registered once a process; the callback only counts.
+        unsafe { pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(forget_roles), Datum::from(0)) };
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn forget_roles(_argument: Datum, _cache: i32, _hash: u32) {
+    ROLE_EPOCH.set(ROLE_EPOCH.get() + 1);
+}
+
+impl Identity {
+    /// Whose name a writer writes under.
+    pub fn writer(&self) -> Result<&[u8]> {
+        self.user_id.as_deref().ok_or(Error::NoIdentity)
+    }
+
+    pub fn is(&self, user_id: &[u8]) -> bool {
+        self.user_id.as_deref() == Some(user_id)
+    }
+
+    /// The tokens by which others may share with this caller; `rooms` are the rooms the caller is in.
+    pub fn tokens(&self, rooms: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+        let mut tokens = vec![b"any".to_vec()];
+        if let Some(user_id) = &self.user_id {
+            tokens.push(b"users".to_vec());
+            tokens.push([b"user:", user_id.as_slice()].concat());
+        }
+        tokens.extend(self.teams.iter().map(|team| [b"team:", team.as_slice()].concat()));
+        tokens.extend(role_tokens(self.role)?);
+        tokens.extend(rooms.iter().map(|room| [b"room:", room.as_slice()].concat()));
+        Ok(tokens)
+    }
+
+    /// The rooms where the caller is present right now. Read with the owner's rights, never through the policy
+    /// that asks.
+    pub fn rooms(&self, extension: &Extension) -> Result<Vec<Vec<u8>>> {
+        let Some(user_id) = &self.user_id else { return Ok(Vec::new()) };
+        spi::as_role(extension.owner, || {
+            let connection = Connection::open()?;
+            let rows = connection.run(&ROOMS, &[Some(sqlfn::varlena(user_id))], false)?;
+            let mut rooms: Vec<Vec<u8>> = Vec::new();
+            for row in 0..rows.count {
+                let (Some(room), Some(hash)) = (rows.get(row, 0), rows.get(row, 1)) else { continue };
+                // SAFETY: a text and a uuid.
+                let (room, hash) = unsafe { (text_of(room), sqlfn::hash_of(hash)) };
+                let lease = RowLease {
+                    version: number(&rows, row, 2),
+                    generation: number(&rows, row, 3),
+                    deadline: number(&rows, row, 4),
+                    ttl: 0,
+                    session: number(&rows, row, 5),
+                };
+                let alive = crate::member::lease::deadline(&extension.key_of(hash), &lease).is_some();
+                if alive && !rooms.iter().any(|known| known == room) {
+                    rooms.push(room.to_vec());
+                }
+            }
+            Ok(rooms)
+        })
+    }
+}
+
+fn number(rows: &spi::Rows, row: usize, column: usize) -> u64 {
+    rows.get(row, column).map_or(0, |datum| datum.value() as u64)
+}
+
+static ROOMS: Statement = Statement {
+    sql: c"select room, key_hash, version, generation, deadline, session from presence.member where user_id = $1",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+static ROLE_NAMES: Statement = Statement {
+    sql: c"select rolname::text from pg_catalog.pg_roles where pg_catalog.pg_has_role(oid, 'usage')",
+    arguments: &[],
+};
+
+/// `role:` tokens: the role itself and what it inherits. A superuser sees everything anyway, so only its own.
+fn role_tokens(role: Oid) -> Result<Vec<Vec<u8>>> {
+    let epoch = ROLE_EPOCH.get();
+    let known = ROLE_TOKENS.with_borrow(|known| match known {
+        Some((of, at, tokens)) if (*of, *at) == (role, epoch) => Some(tokens.clone()),
+        _ => None,
+    });
+    if let Some(tokens) = known {
+        return Ok(tokens);
+    }
+    // SAFETY: a look-up by role.
+    let names = if unsafe { pg_sys::superuser_arg(role) } {
+        vec![role_name(role)]
+    } else {
+        let connection = Connection::open()?;
+        let rows = connection.run(&ROLE_NAMES, &[], false)?;
+        // SAFETY: texts.
+        (0..rows.count).filter_map(|row| rows.get(row, 0)).map(|name| unsafe { text_of(name) }.to_vec()).collect()
+    };
+    let tokens: Vec<Vec<u8>> = names.iter().map(|name| [b"role:", name.as_slice()].concat()).collect();
+    ROLE_TOKENS.set(Some((role, epoch, tokens.clone())));
+    Ok(tokens)
+}
+
+/// SQL `presence.user_id()`.
+fn user_id(_call: &Call) -> Result<Option<Datum>> {
+    let identity = current(&extension::current()?)?;
+    Ok(identity.user_id.as_deref().map(sqlfn::varlena))
+}
+
+/// SQL `presence.is_service()`.
+fn is_service(_call: &Call) -> Result<Option<Datum>> {
+    Ok(Some(Datum::from(current(&extension::current()?)?.service)))
+}
+
+/// SQL `presence.tokens()`.
+fn tokens(_call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let identity = current(&extension)?;
+    let tokens = identity.tokens(&identity.rooms(&extension)?)?;
+    Ok(Some(sqlfn::text_array(&tokens)))
+}
+
+/// SQL `presence.act_as(user_id, teams)`: the claims of that user, until the transaction ends.
+fn act_as(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let roles = roles(&extension);
+    if !roles.trusted_login && !roles.superuser_login {
+        return Err(Error::ServiceOnly { what: "act as another user (the login must be trusted)" });
+    }
+    let user_id = call.text(0).ok_or(Error::MissingArgument { argument: "user_id" })?;
+    crate::member::validate::name("user_id", user_id)?;
+    // SAFETY: declared text[] in SQL.
+    let teams = call.datum(1).map(|teams| unsafe { sqlfn::texts_of(teams) }).transpose();
+    let teams = teams.map_err(|why| Error::InvalidArgument { argument: "teams", why: why.into() })?;
+    let mut claims = serde_json::json!({ "sub": sqlfn::decode(user_id) });
+    let mut at = &mut claims;
+    let path = settings::teams_claim();
+    for step in path.split('.').filter(|step| !step.is_empty()) {
+        if !at.is_object() && !at.is_null() {
+            return Err(Error::InvalidArgument {
+                argument: "teams",
+                why: "presence.teams_claim points into another claim.".into(),
+            });
+        }
+        at = &mut at[step];
+    }
+    if let (Some(teams), true) = (teams, at.is_null()) {
+        *at = teams.iter().map(|team| Value::String(sqlfn::decode(team))).collect();
+    }
+    let connection = Connection::open()?;
+    connection.run(&SET_CLAIMS, &[Some(sqlfn::varlena(&encode(&claims.to_string())))], false)?;
+    Ok(None)
+}
+
+static SET_CLAIMS: Statement = Statement {
+    sql: c"select pg_catalog.set_config('request.jwt.claims', $1, true)",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+crate::sql_function!(presence_user_id, pg_finfo_presence_user_id, user_id);
+crate::sql_function!(presence_is_service, pg_finfo_presence_is_service, is_service);
+crate::sql_function!(presence_tokens, pg_finfo_presence_tokens, tokens);
+crate::sql_function!(presence_act_as, pg_finfo_presence_act_as, act_as);

@@ -1,0 +1,42 @@
+//! Points at which a test can stall a backend, to show what happens in between. Compiled for tests only.
+
+#[cfg(feature = "injection")]
+mod points {
+    use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+    use std::ffi::CString;
+
+    static STALL_AT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+    static STALL_WHILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+
+    pub fn define() {
+        let empty = GucFlags::empty();
+        let point = c"Test only: the point at which this session stalls.";
+        GucRegistry::define_string_guc(c"presence.stall_at", point, c"", &STALL_AT, GucContext::Userset, empty);
+        let file = c"Test only: it stalls for as long as this file exists.";
+        GucRegistry::define_string_guc(c"presence.stall_while", file, c"", &STALL_WHILE, GucContext::Userset, empty);
+    }
+
+    pub fn stall(point: &str) {
+        let value = |setting: &GucSetting<Option<CString>>| {
+            setting.get().map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
+        };
+        if value(&STALL_AT) != point {
+            return;
+        }
+        let path = value(&STALL_WHILE);
+        // A test may die: nobody waits for ever.
+        for _ in 0..60_000 {
+            if !std::path::Path::new(&path).exists() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
+#[cfg(feature = "injection")]
+pub use points::{define, stall};
+
+#[cfg(not(feature = "injection"))]
+#[inline(always)]
+pub fn stall(_point: &str) {}

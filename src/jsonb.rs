@@ -1,0 +1,127 @@
+//! jsonb without a detour over text: RFC 7396 merge patch, and JSON text for payloads.
+
+use crate::sqlfn::{bytes_of, decode};
+use pgrx::pg_sys::{self, Datum};
+use std::ffi::CStr;
+
+const SCALAR: u32 = 0x1000_0000;
+const OBJECT: u32 = 0x2000_0000;
+
+/// Whether a jsonb is an object.
+///
+/// # Safety
+/// `jsonb` is a jsonb datum.
+pub unsafe fn is_object(jsonb: Datum) -> bool {
+    // SAFETY: the caller's promise: the bytes start with the container's header.
+    let bytes = unsafe { bytes_of(jsonb) };
+    bytes.first_chunk::<4>().is_some_and(|header| u32::from_ne_bytes(*header) & OBJECT != 0)
+}
+
+/// JSON text, in UTF-8, of the bytes of a jsonb behind its header.
+pub fn to_text(bytes: &[u8]) -> String {
+    // A copy: the container must be aligned to 4, and bytes from a buffer may not be.
+    let datum = crate::sqlfn::varlena(bytes);
+    // SAFETY: the bytes are a jsonb container; the result is a new, zero-terminated string.
+    unsafe {
+        let jsonb = datum.cast_mut_ptr::<pg_sys::Jsonb>();
+        let text = pg_sys::JsonbToCString(std::ptr::null_mut(), &raw mut (*jsonb).root, bytes.len() as i32);
+        decode(CStr::from_ptr(text).to_bytes())
+    }
+}
+
+/// RFC 7396: keys of `patch` replace those of `target`, objects merge, null removes.
+///
+/// # Safety
+/// Both are jsonb datums; `patch` is an object.
+pub unsafe fn merge_patch(target: Datum, patch: Datum) -> Datum {
+    // SAFETY: the caller's promise; the state of the builder lives in the current memory context.
+    unsafe {
+        let target = pg_sys::pg_detoast_datum(target.cast_mut_ptr()) as *mut pg_sys::Jsonb;
+        let patch = pg_sys::pg_detoast_datum(patch.cast_mut_ptr()) as *mut pg_sys::Jsonb;
+        let mut state = std::ptr::null_mut();
+        let result = merge(&mut state, &raw mut (*target).root, &raw mut (*patch).root);
+        Datum::from(pg_sys::JsonbValueToJsonb(result))
+    }
+}
+
+/// # Safety
+/// Both point to jsonb containers, `patch` to an object; `target` may be null.
+unsafe fn merge(
+    state: *mut *mut pg_sys::JsonbParseState,
+    target: *mut pg_sys::JsonbContainer,
+    patch: *mut pg_sys::JsonbContainer,
+) -> *mut pg_sys::JsonbValue {
+    use pg_sys::JsonbIteratorToken::*;
+    // SAFETY: the caller's promise; pushJsonbValue takes keys and values as the iterator gives them.
+    unsafe {
+        pg_sys::check_stack_depth();
+        let target = if !target.is_null() && (*target).header & OBJECT != 0 { target } else { std::ptr::null_mut() };
+        pg_sys::pushJsonbValue(state, WJB_BEGIN_OBJECT, std::ptr::null_mut());
+        if !target.is_null() {
+            for_each_pair(target, |key, value| {
+                if find(patch, key).is_null() {
+                    pg_sys::pushJsonbValue(state, WJB_KEY, key);
+                    pg_sys::pushJsonbValue(state, WJB_VALUE, value);
+                }
+            });
+        }
+        for_each_pair(patch, |key, value| {
+            if (*value).type_ == pg_sys::jbvType::jbvNull {
+                return;
+            }
+            pg_sys::pushJsonbValue(state, WJB_KEY, key);
+            match object(value) {
+                Some(inner) => {
+                    let held = if target.is_null() { std::ptr::null_mut() } else { find(target, key) };
+                    let held = if held.is_null() { None } else { object(held) };
+                    merge(state, held.unwrap_or(std::ptr::null_mut()), inner);
+                }
+                None => {
+                    pg_sys::pushJsonbValue(state, WJB_VALUE, value);
+                }
+            }
+        });
+        pg_sys::pushJsonbValue(state, WJB_END_OBJECT, std::ptr::null_mut())
+    }
+}
+
+/// The container of a value that is an object.
+unsafe fn object(value: *mut pg_sys::JsonbValue) -> Option<*mut pg_sys::JsonbContainer> {
+    // SAFETY: a value of an iterator; nested containers are jbvBinary.
+    unsafe {
+        if (*value).type_ != pg_sys::jbvType::jbvBinary {
+            return None;
+        }
+        let container = (*value).val.binary.data;
+        ((*container).header & OBJECT != 0 && (*container).header & SCALAR == 0).then_some(container)
+    }
+}
+
+unsafe fn find(container: *mut pg_sys::JsonbContainer, key: *mut pg_sys::JsonbValue) -> *mut pg_sys::JsonbValue {
+    // SAFETY: an object container and a string key.
+    unsafe { pg_sys::findJsonbValueFromContainer(container, OBJECT, key) }
+}
+
+/// Call `body` with each key and value of an object, nested containers unopened.
+unsafe fn for_each_pair(
+    container: *mut pg_sys::JsonbContainer,
+    mut body: impl FnMut(*mut pg_sys::JsonbValue, *mut pg_sys::JsonbValue),
+) {
+    use pg_sys::JsonbIteratorToken::*;
+    // SAFETY: an object container; key and value are zeroed before the iterator fills them, and copied nowhere.
+    unsafe {
+        let mut iterator = pg_sys::JsonbIteratorInit(container);
+        let mut key: pg_sys::JsonbValue = std::mem::zeroed();
+        let mut value: pg_sys::JsonbValue = std::mem::zeroed();
+        loop {
+            match pg_sys::JsonbIteratorNext(&mut iterator, &mut key, true) {
+                WJB_DONE => return,
+                WJB_KEY => {
+                    pg_sys::JsonbIteratorNext(&mut iterator, &mut value, true);
+                    body(&mut key, &mut value);
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Leases: the promise of each member to be here, one slot of shared memory a member.
+//!
+//! `table` is the data structure, plain Rust over plain memory; `shared` is its home in PostgreSQL's shared
+//! memory; `rule` says which of slot and row counts.
+
+pub mod rule;
+pub mod shared;
+pub mod table;
+
+#[cfg(test)]
+mod table_tests;

@@ -1,0 +1,104 @@
+//! Which lease counts: that of the slot or that of the row. One rule, for readers, writers and the sweeper.
+//!
+//! ```text
+//!   slot                       what counts
+//!   none, row from before      the grace after a start: the file of saved leases did not have it
+//!     the server's start
+//!   none, row newer than that  the row: the slots were full, or the commit is on its way to the slot
+//!   older than the row         the row: our own uncommitted change, or a commit on its way to the slot
+//!   of the row's version       the slot
+//!   newer, same generation     the slot: we read with an old snapshot, the member is still there
+//!   newer, other generation    gone: we read with an old snapshot
+//! ```
+
+use super::table::{CLAIMED, Lease, NEVER, TOMBSTONE, alive};
+
+/// The lease as the row has it. Times are microseconds of the boot clock.
+#[derive(Clone, Copy, Debug)]
+pub struct RowLease {
+    pub version: u64,
+    pub generation: u64,
+    pub deadline: u64,
+    pub ttl: u64,
+    /// 0 is none.
+    pub session: u64,
+}
+
+/// What the server's start means to leases that have no slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// Versions below were given before the start.
+    pub version: u64,
+    /// Until when their members are kept.
+    pub grace_until: u64,
+}
+
+/// The deadline that counts, by the boot clock; None if the member is gone.
+pub fn deadline(slot: Option<&Lease>, row: &RowLease, start: &Start, now: u64) -> Option<u64> {
+    let word = match slot {
+        None if row.version >= start.version => row.deadline,
+        None if row.session != 0 => CLAIMED,
+        None => start.grace_until,
+        Some(slot) if slot.version < row.version => row.deadline,
+        Some(slot) if slot.version == row.version || slot.generation == row.generation => slot.deadline,
+        Some(_) => TOMBSTONE,
+    };
+    alive(word, now).then_some(word)
+}
+
+/// Since when the member has not been seen, for a deadline that counts.
+pub fn last_seen(slot: Option<&Lease>, deadline: u64, ttl: u64) -> Option<u64> {
+    match (deadline, slot) {
+        (NEVER, Some(slot)) => Some(slot.last_seen),
+        (NEVER, None) => None,
+        (deadline, Some(slot)) if slot.deadline == deadline => Some(slot.last_seen),
+        (deadline, _) => Some(deadline.saturating_sub(ttl)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Start = Start { version: 100, grace_until: 5_000 };
+
+    fn slot(version: u64, generation: u64, deadline: u64) -> Lease {
+        Lease { deadline, last_seen: 0, ttl: 10, version, generation, owner: 0, session: 0, pins: 0 }
+    }
+
+    fn row(version: u64, generation: u64, deadline: u64) -> RowLease {
+        RowLease { version, generation, deadline, ttl: 10, session: 0 }
+    }
+
+    #[test]
+    fn equal_versions_read_the_slot() {
+        assert_eq!(deadline(Some(&slot(200, 200, 900)), &row(200, 200, 500), &START, 600), Some(900));
+        assert_eq!(deadline(Some(&slot(200, 200, CLAIMED)), &row(200, 200, 900), &START, 600), None);
+    }
+
+    #[test]
+    fn a_newer_row_reads_the_row() {
+        assert_eq!(deadline(Some(&slot(200, 200, 300)), &row(201, 200, 900), &START, 600), Some(900));
+        assert_eq!(deadline(Some(&slot(200, 200, 900)), &row(201, 200, 500), &START, 600), None);
+    }
+
+    #[test]
+    fn an_older_row_lives_on_only_in_its_own_generation() {
+        assert_eq!(deadline(Some(&slot(202, 200, 900)), &row(201, 200, 500), &START, 600), Some(900));
+        assert_eq!(deadline(Some(&slot(202, 202, 900)), &row(201, 200, 900), &START, 600), None);
+        assert_eq!(deadline(Some(&slot(202, 202, TOMBSTONE)), &row(201, 200, 900), &START, 600), None);
+    }
+
+    #[test]
+    fn rows_from_before_the_start_get_the_grace_unless_bound_to_a_session() {
+        assert_eq!(deadline(None, &row(99, 99, 10), &START, 600), Some(5_000));
+        assert_eq!(deadline(None, &row(99, 99, 10), &START, 5_000), None);
+        assert_eq!(deadline(None, &RowLease { session: 7, ..row(99, 99, NEVER) }, &START, 600), None);
+    }
+
+    #[test]
+    fn no_slot_reads_the_row() {
+        assert_eq!(deadline(None, &row(150, 150, 601), &START, 600), Some(601));
+        assert_eq!(deadline(None, &row(150, 150, 600), &START, 600), None);
+    }
+}

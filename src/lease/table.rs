@@ -1,0 +1,562 @@
+//! The lease table: a fixed number of slots, hashed by member, in partitions with a lock each.
+//!
+//! The table does not know PostgreSQL: it works on memory it is given and locks it is given, so its tests run
+//! with threads. All fields are atomics; a shared lock protects the chains (a slot found stays that member's
+//! slot), an exclusive lock is needed to change anything but the deadline word, the pins and `last_seen`.
+//!
+//! Life of the deadline word of a slot:
+//!
+//! ```text
+//!            enter (commit)            the deadline passes         worker deleted the row
+//!   FREE ───────────────────▶ deadline ──────────────────▶ CLAIMED ─────────────────────▶ TOMBSTONE
+//!    ▲                        │   ▲ │                                                         │ ▲
+//!    │                        └───┘ └──────────────── leave (commit) ─────────────────────────┼─┘
+//!    │                      heartbeat                                                         │
+//!    └────────────────────────────────────────────────────────────────────────────────────────┘
+//!                        worker, once nobody can commit an older change (or: enter, newer version)
+//! ```
+//!
+//! A renewal and an expiry are both a compare-and-swap on this one word, so exactly one of them wins, and
+//! CLAIMED is final for that generation: whoever was told "true" by a heartbeat is alive.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+
+/// Number of partitions, each with a lock. A power of two.
+pub const PARTITIONS: usize = 128;
+
+/// No slot: the end of a chain, or of the free list.
+const NIL: u32 = u32::MAX;
+
+pub const FREE: u64 = 0;
+pub const TOMBSTONE: u64 = 1;
+pub const CLAIMED: u64 = 2;
+/// The deadline of a session member without a ttl: the lease ends with the session.
+pub const NEVER: u64 = u64::MAX;
+
+/// Whether the word is a deadline that lies after `now`.
+pub fn alive(word: u64, now: u64) -> bool {
+    word > CLAIMED && word > now
+}
+
+/// Which member: the database (its index in shared memory), the table `member` (a new CREATE EXTENSION makes a
+/// new one) and the keyed hash of room, member_id and connection_id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub database: u32,
+    pub relation: u32,
+    pub hash: u128,
+}
+
+impl Key {
+    fn bucket(&self, buckets: usize) -> usize {
+        // The hash is keyed and uniform; its low bits will do. Databases share it fairly.
+        (self.hash as usize ^ (self.database as usize).wrapping_mul(0x9E37_79B9)) & (buckets - 1)
+    }
+}
+
+/// One member's lease in shared memory. 96 bytes.
+#[repr(C)]
+#[derive(Default)]
+pub struct Slot {
+    hash_high: AtomicU64,
+    hash_low: AtomicU64,
+    deadline: AtomicU64,
+    last_seen: AtomicU64,
+    ttl: AtomicU64,
+    version: AtomicU64,
+    generation: AtomicU64,
+    owner: AtomicU64,
+    session: AtomicU64,
+    database: AtomicU32,
+    relation: AtomicU32,
+    /// Transactions that are changing this member and have not ended.
+    pins: AtomicU32,
+    next: AtomicU32,
+    _spare: AtomicU64,
+}
+
+/// What a commit makes of a lease, and what a reader finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The deadline word: microseconds of the boot clock, or one of the constants above.
+    pub deadline: u64,
+    /// Boot clock. Where there is a deadline this is deadline - ttl, always.
+    pub last_seen: u64,
+    /// Microseconds.
+    pub ttl: u64,
+    pub version: u64,
+    /// The version with which the member entered: a new one for each stay.
+    pub generation: u64,
+    /// Keyed hash of the owner's user_id.
+    pub owner: u64,
+    /// The database session that the member is bound to, 0 for none.
+    pub session: u64,
+    pub pins: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    Renewed,
+    /// The member has no slot: it is absent, or its lease lives in its row.
+    NoSlot,
+    /// Left, or ran out.
+    Gone,
+    /// Somebody else's.
+    Foreign,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    Done,
+    /// The slot already holds a newer version.
+    Older,
+    /// No slot is free: the lease lives in the row.
+    Full,
+}
+
+/// The locks of the partitions, and the memory that outlives every process.
+pub trait Locks {
+    fn shared<T>(&self, partition: usize, body: impl FnOnce() -> T) -> T;
+    fn exclusive<T>(&self, partition: usize, body: impl FnOnce() -> T) -> T;
+}
+
+/// The list head and counters; lives in the same memory as the slots.
+#[repr(C)]
+#[derive(Default)]
+pub struct Header {
+    /// Free list: a tag in the upper half guards against ABA, the slot index in the lower.
+    free: AtomicU64,
+    used: AtomicU64,
+}
+
+pub struct LeaseTable<L: Locks + 'static> {
+    pub header: &'static Header,
+    pub buckets: &'static [AtomicU32],
+    pub slots: &'static [Slot],
+    /// For each database and partition a lower bound of the deadlines in it: the sweeper looks no further.
+    pub earliest: &'static [AtomicU64],
+    pub locks: L,
+}
+
+/// Buckets for so many slots.
+pub fn bucket_count(slots: usize) -> usize {
+    slots.max(PARTITIONS).next_power_of_two()
+}
+
+impl<L: Locks> LeaseTable<L> {
+    /// Make the memory an empty table. The caller is alone with it.
+    pub fn initialize(&self) {
+        for bucket in self.buckets {
+            bucket.store(NIL, Relaxed);
+        }
+        for (index, slot) in self.slots.iter().enumerate() {
+            let next = if index + 1 < self.slots.len() { index as u32 + 1 } else { NIL };
+            slot.deadline.store(FREE, Relaxed);
+            slot.pins.store(0, Relaxed);
+            slot.next.store(next, Relaxed);
+        }
+        for earliest in self.earliest {
+            earliest.store(NEVER, Relaxed);
+        }
+        self.header.free.store(if self.slots.is_empty() { NIL as u64 } else { 0 }, Relaxed);
+        self.header.used.store(0, Relaxed);
+    }
+
+    pub fn used(&self) -> u64 {
+        self.header.used.load(Relaxed)
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn partition(&self, key: &Key) -> usize {
+        key.bucket(self.buckets.len()) % PARTITIONS
+    }
+
+    /// The slot of a member. The caller holds the partition's lock.
+    fn find(&self, key: &Key) -> Option<(u32, &'static Slot)> {
+        let mut index = self.buckets[key.bucket(self.buckets.len())].load(Relaxed);
+        while index != NIL {
+            let slot = &self.slots[index as usize];
+            if slot.key() == *key {
+                return Some((index, slot));
+            }
+            index = slot.next.load(Relaxed);
+        }
+        None
+    }
+
+    pub fn read(&self, key: &Key) -> Option<Lease> {
+        self.locks.shared(self.partition(key), || self.find(key).map(|(_, slot)| slot.lease()))
+    }
+
+    /// Renew the lease: proof of life at `now`. `owner` None is a service role, which may renew any member.
+    pub fn heartbeat(&self, key: &Key, owner: Option<u64>, now: u64) -> Beat {
+        self.locks.shared(self.partition(key), || match self.find(key) {
+            None => Beat::NoSlot,
+            Some((_, slot)) if owner.is_some_and(|owner| owner != slot.owner.load(Relaxed)) => Beat::Foreign,
+            Some((_, slot)) if slot.renew(now) => Beat::Renewed,
+            Some(_) => Beat::Gone,
+        })
+    }
+
+    /// Renew at commit, if the slot still holds this version and nobody is changing the member.
+    pub fn unchanged(&self, key: &Key, version: u64, now: u64) -> bool {
+        self.locks.shared(self.partition(key), || {
+            self.find(key).is_some_and(|(_, slot)| {
+                slot.version.load(Relaxed) == version
+                    && slot.pins.load(Acquire) == 0
+                    && alive(slot.deadline.load(Acquire), now)
+            })
+        })
+    }
+
+    /// Keep the slot as it is until `unpin`: its row is being changed.
+    pub fn pin(&self, key: &Key) -> Option<u32> {
+        self.locks.shared(self.partition(key), || {
+            self.find(key).map(|(index, slot)| {
+                slot.pins.fetch_add(1, AcqRel);
+                index
+            })
+        })
+    }
+
+    pub fn unpin(&self, index: u32) {
+        self.slots[index as usize].pins.fetch_sub(1, AcqRel);
+    }
+
+    /// Expire the member, if its lease has run out or (`ended`) its session is over: final for this generation.
+    /// `own_pins` are the caller's own; anybody else's pin means that a renewal may be about to commit.
+    pub fn claim(&self, key: &Key, generation: u64, now: u64, ended: bool, own_pins: u32) -> bool {
+        self.locks.shared(self.partition(key), || {
+            self.find(key).is_some_and(|(_, slot)| {
+                slot.generation.load(Relaxed) == generation
+                    && slot.pins.load(Acquire) <= own_pins
+                    && slot.claim(now, ended)
+            })
+        })
+    }
+
+    /// Claim a member bound to this session, which is over. A pinned one may be about to be bound to another
+    /// session: the sweeper looks again.
+    pub fn end_session(&self, key: &Key, session: u64) {
+        self.locks.shared(self.partition(key), || {
+            if let Some((_, slot)) = self.find(key)
+                && slot.session.load(Relaxed) == session
+                && slot.pins.load(Acquire) == 0
+            {
+                slot.claim(0, true);
+                self.note_deadline(key, 0);
+            }
+        });
+    }
+
+    /// A committed enter or change. The newest version wins; a lease is never shortened by an old proof of life.
+    pub fn apply_present(&self, key: &Key, change: &Lease) -> Applied {
+        self.locks.exclusive(self.partition(key), || {
+            if let Some((_, slot)) = self.find(key) {
+                if slot.version.load(Relaxed) >= change.version {
+                    return Applied::Older;
+                }
+                slot.put(&slot.merged(change));
+            } else {
+                let Some(index) = self.pop_free() else { return Applied::Full };
+                let slot = &self.slots[index as usize];
+                slot.set_key(key);
+                slot.put(change);
+                slot.pins.store(0, Relaxed);
+                self.chain(key, index);
+            }
+            self.note_deadline(key, change.deadline);
+            Applied::Done
+        })
+    }
+
+    /// A committed leave: a tombstone keeps an older change, still on its way, from reviving the member.
+    pub fn apply_gone(&self, key: &Key, version: u64) -> Applied {
+        self.locks.exclusive(self.partition(key), || {
+            let slot = match self.find(key) {
+                Some((_, slot)) if slot.version.load(Relaxed) >= version => return Applied::Older,
+                Some((_, slot)) => slot,
+                None => {
+                    let Some(index) = self.pop_free() else { return Applied::Full };
+                    let slot = &self.slots[index as usize];
+                    slot.set_key(key);
+                    slot.pins.store(0, Relaxed);
+                    self.chain(key, index);
+                    slot
+                }
+            };
+            slot.put(&Lease {
+                deadline: TOMBSTONE,
+                last_seen: 0,
+                ttl: 0,
+                version,
+                generation: version,
+                owner: 0,
+                session: 0,
+                pins: 0,
+            });
+            Applied::Done
+        })
+    }
+
+    /// Free a slot, if it is (still) at this version and dead, and nobody has it pinned.
+    pub fn free(&self, key: &Key, version: u64) -> bool {
+        self.locks.exclusive(self.partition(key), || {
+            let Some((index, slot)) = self.find(key) else { return false };
+            let dead = matches!(slot.deadline.load(Relaxed), TOMBSTONE | CLAIMED);
+            let same = slot.version.load(Relaxed) == version && slot.pins.load(Acquire) == 0;
+            if dead && same {
+                self.unchain(key, index);
+                self.push_free(index);
+            }
+            dead && same
+        })
+    }
+
+    /// The earliest deadline of the database, or a time before it.
+    pub fn earliest(&self, database: u32) -> u64 {
+        self.hints(database).iter().map(|hint| hint.load(Relaxed)).min().unwrap_or(NEVER)
+    }
+
+    /// What has run out, or was claimed and still stands, by `now`; looks only where something can be.
+    pub fn expired(&self, database: u32, now: u64) -> Vec<(Key, Lease)> {
+        let mut found = Vec::new();
+        for (partition, hint) in self.hints(database).iter().enumerate() {
+            if hint.load(Relaxed) > now {
+                continue;
+            }
+            self.locks.shared(partition, || {
+                let mut earliest = NEVER;
+                self.each_in(partition, |slot| {
+                    let lease = slot.lease();
+                    if slot.database.load(Relaxed) != database || lease.deadline == TOMBSTONE {
+                        return;
+                    }
+                    earliest = earliest.min(lease.deadline);
+                    if !alive(lease.deadline, now) && lease.pins == 0 {
+                        found.push((slot.key(), lease));
+                    }
+                });
+                hint.store(earliest, Relaxed);
+            });
+        }
+        found
+    }
+
+    /// Every slot in use for which `wanted` holds.
+    pub fn collect(&self, wanted: impl Fn(&Key, &Lease) -> bool) -> Vec<(Key, Lease)> {
+        let mut found = Vec::new();
+        for partition in 0..PARTITIONS {
+            self.locks.shared(partition, || {
+                self.each_in(partition, |slot| {
+                    let (key, lease) = (slot.key(), slot.lease());
+                    if wanted(&key, &lease) {
+                        found.push((key, lease));
+                    }
+                });
+            });
+        }
+        found
+    }
+
+    /// Forget a database's slots (all, or all but those of `keep`): its extension or itself was dropped.
+    pub fn purge(&self, database: u32, keep: Option<u32>) {
+        for (key, _) in self.collect(|key, _| key.database == database && Some(key.relation) != keep) {
+            self.locks.exclusive(self.partition(&key), || {
+                // A pinned slot stays: its pinner still has its index. A later purge takes it.
+                if let Some((index, slot)) = self.find(&key)
+                    && slot.pins.load(Acquire) == 0
+                {
+                    self.unchain(&key, index);
+                    self.push_free(index);
+                }
+            });
+        }
+    }
+
+    fn hints(&self, database: u32) -> &'static [AtomicU64] {
+        let start = database as usize * PARTITIONS;
+        &self.earliest[start..start + PARTITIONS]
+    }
+
+    fn note_deadline(&self, key: &Key, deadline: u64) {
+        self.hints(key.database)[self.partition(key)].fetch_min(deadline, AcqRel);
+    }
+
+    fn each_in(&self, partition: usize, mut body: impl FnMut(&'static Slot)) {
+        for bucket in (partition..self.buckets.len()).step_by(PARTITIONS) {
+            let mut index = self.buckets[bucket].load(Relaxed);
+            while index != NIL {
+                let slot = &self.slots[index as usize];
+                body(slot);
+                index = slot.next.load(Relaxed);
+            }
+        }
+    }
+
+    fn chain(&self, key: &Key, index: u32) {
+        let bucket = &self.buckets[key.bucket(self.buckets.len())];
+        self.slots[index as usize].next.store(bucket.load(Relaxed), Relaxed);
+        bucket.store(index, Relaxed);
+    }
+
+    fn unchain(&self, key: &Key, index: u32) {
+        let mut link = &self.buckets[key.bucket(self.buckets.len())];
+        loop {
+            let at = link.load(Relaxed);
+            if at == index {
+                return link.store(self.slots[index as usize].next.load(Relaxed), Relaxed);
+            }
+            if at == NIL {
+                return;
+            }
+            link = &self.slots[at as usize].next;
+        }
+    }
+
+    /// Partitions share one pool of slots, or a full one would turn members away while others have room.
+    fn pop_free(&self) -> Option<u32> {
+        let mut head = self.header.free.load(Acquire);
+        loop {
+            let index = head as u32;
+            if index == NIL {
+                return None;
+            }
+            let next = self.slots[index as usize].next.load(Relaxed);
+            match self.header.free.compare_exchange_weak(head, retagged(head, next), AcqRel, Acquire) {
+                Ok(_) => {
+                    self.header.used.fetch_add(1, Relaxed);
+                    return Some(index);
+                }
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    fn push_free(&self, index: u32) {
+        let slot = &self.slots[index as usize];
+        slot.deadline.store(FREE, Relaxed);
+        let mut head = self.header.free.load(Acquire);
+        loop {
+            slot.next.store(head as u32, Relaxed);
+            match self.header.free.compare_exchange_weak(head, retagged(head, index), AcqRel, Acquire) {
+                Ok(_) => {
+                    self.header.used.fetch_sub(1, Relaxed);
+                    return;
+                }
+                Err(now) => head = now,
+            }
+        }
+    }
+}
+
+fn retagged(head: u64, index: u32) -> u64 {
+    ((head >> 32).wrapping_add(1) << 32) | index as u64
+}
+
+impl Slot {
+    fn key(&self) -> Key {
+        Key {
+            database: self.database.load(Relaxed),
+            relation: self.relation.load(Relaxed),
+            hash: (self.hash_high.load(Relaxed) as u128) << 64 | self.hash_low.load(Relaxed) as u128,
+        }
+    }
+
+    fn set_key(&self, key: &Key) {
+        self.database.store(key.database, Relaxed);
+        self.relation.store(key.relation, Relaxed);
+        self.hash_high.store((key.hash >> 64) as u64, Relaxed);
+        self.hash_low.store(key.hash as u64, Relaxed);
+    }
+
+    fn lease(&self) -> Lease {
+        let deadline = self.deadline.load(Acquire);
+        let ttl = self.ttl.load(Relaxed);
+        let last_seen = match deadline {
+            FREE | TOMBSTONE | CLAIMED | NEVER => self.last_seen.load(Relaxed),
+            deadline => deadline.saturating_sub(ttl),
+        };
+        Lease {
+            deadline,
+            last_seen,
+            ttl,
+            version: self.version.load(Relaxed),
+            generation: self.generation.load(Relaxed),
+            owner: self.owner.load(Relaxed),
+            session: self.session.load(Relaxed),
+            pins: self.pins.load(Acquire),
+        }
+    }
+
+    /// The change, with what a heartbeat has proved meanwhile. A claim stays: it is final for its generation.
+    fn merged(&self, change: &Lease) -> Lease {
+        let old = self.lease();
+        let mut new = *change;
+        if old.generation == change.generation {
+            if old.deadline == CLAIMED {
+                new.deadline = CLAIMED;
+            } else if old.last_seen > change.last_seen {
+                new.last_seen = old.last_seen;
+                if new.deadline != NEVER {
+                    new.deadline = old.last_seen.saturating_add(new.ttl);
+                }
+            }
+        }
+        new
+    }
+
+    fn put(&self, lease: &Lease) {
+        self.ttl.store(lease.ttl, Relaxed);
+        self.last_seen.store(lease.last_seen, Relaxed);
+        self.version.store(lease.version, Relaxed);
+        self.generation.store(lease.generation, Relaxed);
+        self.owner.store(lease.owner, Relaxed);
+        self.session.store(lease.session, Relaxed);
+        self.deadline.store(lease.deadline, Release);
+    }
+
+    fn renew(&self, now: u64) -> bool {
+        let mut word = self.deadline.load(Acquire);
+        loop {
+            if !alive(word, now) {
+                return false;
+            }
+            if word == NEVER {
+                self.last_seen.fetch_max(now, Relaxed);
+                return true;
+            }
+            let renewed = now.saturating_add(self.ttl.load(Relaxed));
+            if renewed <= word {
+                return true;
+            }
+            match self.deadline.compare_exchange_weak(word, renewed, AcqRel, Acquire) {
+                Ok(_) => return true,
+                Err(current) => word = current,
+            }
+        }
+    }
+
+    fn claim(&self, now: u64, ended: bool) -> bool {
+        let mut word = self.deadline.load(Acquire);
+        loop {
+            match word {
+                CLAIMED => return true,
+                FREE | TOMBSTONE => return false,
+                _ if !ended && alive(word, now) => return false,
+                _ => {}
+            }
+            let last_seen = if word == NEVER { self.last_seen.load(Relaxed) } else { word - self.ttl.load(Relaxed) };
+            match self.deadline.compare_exchange_weak(word, CLAIMED, AcqRel, Acquire) {
+                Ok(_) => {
+                    self.last_seen.store(last_seen, Relaxed);
+                    return true;
+                }
+                Err(current) => word = current,
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! presence_ext: presence as SQL.
+//!
+//! One way through the code: SQL verb (`member`) → row → trigger (`member::trigger`) → the transaction's buffer
+//! (`event::transaction`) → COMMIT → leases (`lease`) and ring (`event::ring`) → worker (`worker::publisher`) →
+//! log and NOTIFY. docs/internals.md walks through it.
+
+mod clock;
+mod error;
+mod event;
+mod extension;
+mod identity;
+mod injection;
+mod jsonb;
+mod lease;
+mod listen;
+mod member;
+mod operate;
+mod read;
+mod settings;
+mod shared;
+mod spi;
+mod sqlfn;
+mod worker;
+
+#[cfg(any(test, feature = "pg_test"))]
+mod tests;
+
+use pgrx::{extension_sql_file, pg_guard, pg_sys};
+
+pgrx::pg_module_magic!();
+
+// The SQL surface, in the order of the script.
+extension_sql_file!("../sql/tables.sql", name = "tables", bootstrap);
+extension_sql_file!("../sql/identity.sql", name = "identity", requires = ["tables"]);
+extension_sql_file!("../sql/leases.sql", name = "leases", requires = ["identity"]);
+extension_sql_file!("../sql/policies.sql", name = "policies", requires = ["leases"]);
+extension_sql_file!("../sql/writing.sql", name = "writing", requires = ["policies"]);
+extension_sql_file!("../sql/reading.sql", name = "reading", requires = ["writing"]);
+extension_sql_file!("../sql/listening.sql", name = "listening", requires = ["reading"]);
+extension_sql_file!("../sql/operating.sql", name = "operating", requires = ["listening"]);
+extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
+
+/// Called when a process loads the library: the postmaster, if it is preloaded, and then nobody again.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    // SAFETY: plain flags. pg_upgrade starts servers that must not have workers.
+    let (preloading, upgrading) =
+        unsafe { (pg_sys::process_shared_preload_libraries_in_progress, pg_sys::IsBinaryUpgrade) };
+    // Not preloaded: loading must not fail (pg_upgrade loads us), so functions say it when they are called.
+    if !preloading {
+        return;
+    }
+    settings::define();
+    shared::startup::install_hooks();
+    event::transaction::register_callbacks();
+    if !upgrading {
+        worker::launcher::register();
+    }
+}
+
+/// What `cargo pgrx test` needs to know of its server.
+#[cfg(test)]
+pub mod pg_test {
+    pub fn setup(_options: Vec<&str>) {}
+
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec!["shared_preload_libraries = 'presence_ext'", "max_worker_processes = 16"]
+    }
+}

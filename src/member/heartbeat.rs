@@ -1,0 +1,183 @@
+//! `presence.heartbeat`: proof of life. One compare-and-swap in shared memory; no table, no transaction id.
+
+use super::intent::{self, Intent};
+use super::{lease, trigger, validate};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::event::transaction::{self, Pending};
+use crate::extension::{self, Extension};
+use crate::identity::{self, Identity};
+use crate::lease::rule::RowLease;
+use crate::lease::shared::leases;
+use crate::lease::table::{Applied, Beat, Key, Lease, NEVER};
+use crate::spi::{self, Connection, Rows, Statement};
+use crate::sqlfn::{self, Call, uuid};
+use pgrx::pg_sys::{self, Datum};
+use std::sync::atomic::Ordering::*;
+
+/// Who renews: a user their own members, a service role anybody's.
+struct Beater<'a> {
+    extension: &'a Extension,
+    identity: &'a Identity,
+    owner: Option<u64>,
+}
+
+impl<'a> Beater<'a> {
+    fn new(extension: &'a Extension, identity: &'a Identity) -> Result<Beater<'a>> {
+        let owner = if identity.service { None } else { Some(extension.owner_hash(identity.writer()?)) };
+        Ok(Beater { extension, identity, owner })
+    }
+
+    fn beat(&self, room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Result<bool> {
+        let key = self.extension.key(room, member_id, connection_id);
+        let now = clock::boot();
+        match transaction::pending(&key) {
+            Pending::Gone => return Ok(false),
+            Pending::Present => {
+                transaction::renew_pending(&key, now);
+                leases().heartbeat(&key, self.owner, now);
+                return Ok(true);
+            }
+            Pending::Untouched => {}
+        }
+        match leases().heartbeat(&key, self.owner, now) {
+            Beat::Renewed => Ok(true),
+            Beat::NoSlot if trigger::may_be_slotless(self.extension) => self.beat_row(&key),
+            _ => Ok(false),
+        }
+    }
+
+    /// The lease lives in the row: move it to a slot if one is free by now, else renew it there.
+    fn beat_row(&self, key: &Key) -> Result<bool> {
+        spi::as_role(self.extension.owner, || {
+            let connection = Connection::open()?;
+            // SAFETY: a plain flag of this process.
+            let read_only = unsafe { pg_sys::XactReadOnly };
+            let found = connection.run(if read_only { &FIND } else { &LOCK }, &[Some(uuid(key.hash))], !read_only)?;
+            let own = found.get(0, 0).is_some_and(|owner| {
+                // SAFETY: a text.
+                self.owner.is_none() || self.identity.is(unsafe { sqlfn::text_of(owner) })
+            });
+            let row = row_lease(&found);
+            if found.count == 0 || !own || lease::deadline(key, &row).is_none() {
+                return Ok(false);
+            }
+            if read_only {
+                return Err(Error::ReadOnlyWithoutSlot);
+            }
+            let lease = self.renewed(&found, &row);
+            if leases().apply_present(key, &lease) == Applied::Full {
+                let _intent = intent::set(Intent { technical: true, ..Intent::default() });
+                let wall = clock::wall_of(lease.last_seen);
+                let values = [
+                    Some(uuid(key.hash)),
+                    Some(Datum::from(lease.deadline as i64)),
+                    Some(Datum::from(wall)),
+                    Some(Datum::from(lease::expires_at(lease.deadline))),
+                ];
+                connection.run(&RENEW_ROW, &values, true)?;
+            }
+            Ok(true)
+        })
+    }
+
+    fn renewed(&self, found: &Rows, row: &RowLease) -> Lease {
+        let now = clock::boot();
+        // SAFETY: the columns are a text and an interval.
+        let (owner, ttl) = unsafe {
+            let owner = found.get(0, 0).map_or(&b""[..], |owner| sqlfn::text_of(owner));
+            (self.extension.owner_hash(owner), found.get(0, 1).map(|ttl| sqlfn::interval_of(ttl) as u64))
+        };
+        Lease {
+            deadline: ttl.map_or(NEVER, |ttl| now + ttl),
+            last_seen: now,
+            ttl: ttl.unwrap_or(0),
+            version: row.version,
+            generation: row.generation,
+            owner,
+            session: row.session,
+            pins: 0,
+        }
+    }
+}
+
+static FIND: Statement = Statement {
+    sql: c"select user_id, ttl, version, generation, deadline, session from presence.member where key_hash = $1",
+    arguments: &[pg_sys::UUIDOID],
+};
+
+static LOCK: Statement = Statement {
+    sql: c"select user_id, ttl, version, generation, deadline, session from presence.member where key_hash = $1 \
+           for no key update",
+    arguments: &[pg_sys::UUIDOID],
+};
+
+static RENEW_ROW: Statement = Statement {
+    sql: c"update presence.member set deadline = $2, last_seen_at = $3, expires_at = $4 where key_hash = $1",
+    arguments: &[pg_sys::UUIDOID, pg_sys::INT8OID, pg_sys::TIMESTAMPTZOID, pg_sys::TIMESTAMPTZOID],
+};
+
+fn row_lease(found: &Rows) -> RowLease {
+    let number = |column| found.get(0, column).map_or(0, |datum: Datum| datum.value() as u64);
+    RowLease { ttl: 0, version: number(2), generation: number(3), deadline: number(4), session: number(5) }
+}
+
+/// SQL `presence.heartbeat(room, member_id, connection_id)`.
+fn heartbeat(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let identity = identity::current(&extension)?;
+    let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
+    let member_id = match call.text(1) {
+        Some(given) => given,
+        None => identity.writer()?,
+    };
+    let connection_id = call.text(2).unwrap_or_default();
+    check(room, member_id, connection_id)?;
+    extension.database.counters.heartbeats.fetch_add(1, Relaxed);
+    let renewed = Beater::new(&extension, &identity)?.beat(room, member_id, connection_id)?;
+    Ok(Some(Datum::from(renewed)))
+}
+
+fn check(room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Result<()> {
+    validate::name("room", room)?;
+    validate::name("member_id", member_id)?;
+    validate::connection_id("connection_id", connection_id)
+}
+
+/// SQL `presence.heartbeat_many(rooms, member_ids, connection_ids)`: the ones that are not there.
+fn heartbeat_many(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let identity = identity::current(&extension)?;
+    let beater = Beater::new(&extension, &identity)?;
+    let list = |index, argument| {
+        // SAFETY: declared text[] in SQL.
+        call.datum(index)
+            .map(|array| unsafe { sqlfn::texts_of(array) })
+            .transpose()
+            .map_err(|why| Error::InvalidArgument { argument, why: why.into() })
+    };
+    let rooms = list(0, "rooms")?.ok_or(Error::MissingArgument { argument: "rooms" })?;
+    let member_ids = list(1, "member_ids")?;
+    let connection_ids = list(2, "connection_ids")?;
+    for (given, argument) in [(&member_ids, "member_ids"), (&connection_ids, "connection_ids")] {
+        if given.as_ref().is_some_and(|given| given.len() != rooms.len()) {
+            let why = "It has another number of elements than rooms.".into();
+            return Err(Error::InvalidArgument { argument, why });
+        }
+    }
+    let own = if member_ids.is_none() { identity.writer()? } else { b"" };
+    let mut missing = Vec::new();
+    for (at, room) in rooms.iter().enumerate() {
+        let member_id = member_ids.as_ref().map_or(own, |list| list[at]);
+        let connection_id = connection_ids.as_ref().map_or(&b""[..], |list| list[at]);
+        check(room, member_id, connection_id)?;
+        if !beater.beat(room, member_id, connection_id)? {
+            missing.push([room, member_id, connection_id]);
+        }
+    }
+    extension.database.counters.heartbeats.fetch_add(rooms.len() as u64, Relaxed);
+    call.rows(missing.iter().map(|key| key.iter().map(|part| Some(sqlfn::varlena(part))).collect()))
+}
+
+crate::sql_function!(presence_heartbeat, pg_finfo_presence_heartbeat, heartbeat);
+crate::sql_function!(presence_heartbeat_many, pg_finfo_presence_heartbeat_many, heartbeat_many);

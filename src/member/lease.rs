@@ -1,0 +1,118 @@
+//! Leases as SQL sees them: the functions behind the view `online`, and the one that expires a row.
+
+use super::session;
+use crate::clock;
+use crate::error::Result;
+use crate::event::transaction::own_pins;
+use crate::extension::{self, Extension};
+use crate::lease::rule::{self, RowLease, Start};
+use crate::lease::shared::leases;
+use crate::lease::table::{Key, Lease, NEVER, alive};
+use crate::settings;
+use crate::shared::control;
+use crate::sqlfn::Call;
+use pgrx::pg_sys::Datum;
+use std::sync::atomic::Ordering::*;
+
+/// timestamptz 'infinity'
+pub const INFINITY: i64 = i64::MAX;
+
+pub fn start() -> Start {
+    let control = control();
+    Start {
+        version: control.started_version.load(Relaxed),
+        grace_until: control.started_at.load(Relaxed) + settings::restart_grace(),
+    }
+}
+
+/// The deadline that counts for a row, by the boot clock; None if the member is gone.
+pub fn deadline(key: &Key, row: &RowLease) -> Option<u64> {
+    rule::deadline(leases().read(key).as_ref(), row, &start(), clock::boot())
+}
+
+/// The wall time of a deadline.
+pub fn expires_at(deadline: u64) -> i64 {
+    if deadline == NEVER { INFINITY } else { clock::wall_of(deadline) }
+}
+
+/// Expire a row whose lease has run out, or whose session is over: true exactly if it is the caller's to delete.
+/// The caller has the row locked.
+pub fn claim(key: &Key, row: &RowLease, now: u64) -> bool {
+    match leases().read(key) {
+        None => {
+            let over = row.session != 0 && !session::is_live(row.session);
+            over || rule::deadline(None, row, &start(), now).is_none()
+        }
+        // The row's commit has not reached the slot yet; it will, and then we look again.
+        Some(slot) if slot.version < row.version => false,
+        Some(slot) if slot.generation != row.generation => false,
+        Some(slot) => leases().claim(key, row.generation, now, session_over(&slot), own_pins(key)),
+    }
+}
+
+fn session_over(slot: &Lease) -> bool {
+    slot.session != 0 && !session::is_live(slot.session)
+}
+
+/// (key_hash, version, generation, deadline, session)
+fn row_lease(call: &Call, extension: &Extension) -> Option<(Key, RowLease)> {
+    let key = extension.key_of(call.hash(0)?);
+    let row = RowLease {
+        version: call.bigint(1)? as u64,
+        generation: call.bigint(2)? as u64,
+        deadline: call.bigint(3)? as u64,
+        ttl: 0,
+        session: call.bigint(4).unwrap_or(0) as u64,
+    };
+    Some((key, row))
+}
+
+/// SQL `presence._expires_at(key_hash, version, generation, deadline, session)`: NULL is gone.
+fn sql_expires_at(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let deadline = row_lease(call, &extension).and_then(|(key, row)| deadline(&key, &row));
+    Ok(deadline.map(|deadline| Datum::from(expires_at(deadline))))
+}
+
+/// SQL `presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)`.
+fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let Some((key, row)) = row_lease(call, &extension) else { return Ok(None) };
+    let slot = leases().read(&key);
+    let Some(deadline) = rule::deadline(slot.as_ref(), &row, &start(), clock::boot()) else { return Ok(None) };
+    let ttl = call.interval(5).map_or(0, |ttl| ttl as u64);
+    let last_seen = rule::last_seen(slot.as_ref(), deadline, ttl).map(clock::wall_of);
+    Ok(last_seen.or(call.bigint(6)).map(Datum::from))
+}
+
+/// SQL `presence._is_alive(key_hash, version, generation, deadline, session)`.
+fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let alive = row_lease(call, &extension).is_some_and(|(key, row)| deadline(&key, &row).is_some());
+    Ok(Some(Datum::from(alive)))
+}
+
+/// SQL `presence._claim(key_hash, version, generation, deadline, session)`, for the sweeper.
+fn sql_claim(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let claimed = row_lease(call, &extension).is_some_and(|(key, row)| claim(&key, &row, clock::boot()));
+    Ok(Some(Datum::from(claimed)))
+}
+
+/// SQL `presence._has_slot(key_hash)`.
+fn sql_has_slot(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let found = call.hash(0).is_some_and(|hash| leases().read(&extension.key_of(hash)).is_some());
+    Ok(Some(Datum::from(found)))
+}
+
+/// Whether a slot says that its member's lease is over.
+pub fn is_dead(slot: &Lease, now: u64) -> bool {
+    !alive(slot.deadline, now)
+}
+
+crate::sql_function!(presence_expires_at, pg_finfo_presence_expires_at, sql_expires_at);
+crate::sql_function!(presence_last_seen_at, pg_finfo_presence_last_seen_at, sql_last_seen_at);
+crate::sql_function!(presence_is_alive, pg_finfo_presence_is_alive, sql_is_alive);
+crate::sql_function!(presence_claim, pg_finfo_presence_claim, sql_claim);
+crate::sql_function!(presence_has_slot, pg_finfo_presence_has_slot, sql_has_slot);

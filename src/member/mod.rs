@@ -1,0 +1,12 @@
+//! Members: the verbs that write them, the triggers that every write passes, the leases that keep them.
+
+pub mod delete;
+pub mod heartbeat;
+pub mod intent;
+pub mod lease;
+pub mod row;
+pub mod session;
+pub mod trigger;
+pub mod update;
+pub mod upsert;
+pub mod validate;

@@ -1,0 +1,79 @@
+//! Session members: bound to this database session, and gone with it.
+//!
+//! A session has a number that is never used again, in its process's cell. When it ends, its members are claimed
+//! on the spot (nobody lists them from then on), the cell is cleared and the worker deletes the rows. A session
+//! that cannot clean up was killed the hard way: then the whole server starts over, with empty tables.
+
+use crate::error::{Error, Result};
+use crate::extension::{self, Extension};
+use crate::identity::Identity;
+use crate::lease::shared::leases;
+use crate::lease::table::Key;
+use crate::settings;
+use crate::shared::{self, Database, my_process, next_version, processes};
+use pgrx::{pg_guard, pg_sys};
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::sync::atomic::Ordering::*;
+
+#[derive(Default)]
+struct Bound {
+    session: u64,
+    database: Option<&'static Database>,
+    members: HashSet<Key>,
+}
+
+thread_local! {
+    static BOUND: RefCell<Bound> = RefCell::new(Bound::default());
+}
+
+/// Refuse what needs a session of one's own to those who share theirs.
+pub fn require(identity: &Identity, what: &'static str) -> Result<()> {
+    let why = if identity.trusted_login {
+        "The login role is in presence.trusted_login_roles: its sessions are shared by many users."
+    } else if !settings::session_features() {
+        "presence.session_features is off for this role or database."
+    } else {
+        return Ok(());
+    };
+    Err(Error::NoSessionFeatures { what, why })
+}
+
+/// The number of this session, for a member that is about to be bound to it.
+pub fn bind(key: &Key) -> Result<u64> {
+    let extension: Extension = extension::current()?;
+    let Some(process) = my_process() else { return Err(Error::NotPreloaded) };
+    Ok(BOUND.with_borrow_mut(|bound| {
+        if bound.session == 0 {
+            bound.session = next_version();
+            bound.database = Some(extension.database);
+            process.session.store(bound.session, Release);
+            // SAFETY: the callback has the right signature; registered once a session.
+            unsafe { pg_sys::before_shmem_exit(Some(end), pg_sys::Datum::from(0)) };
+        }
+        bound.members.insert(*key);
+        bound.session
+    }))
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn end(_code: i32, _argument: pg_sys::Datum) {
+    let bound = BOUND.take();
+    let (Some(process), Some(database)) = (my_process(), bound.database) else { return };
+    process.session.store(0, SeqCst);
+    database.ended_sessions.fetch_add(1, SeqCst);
+    for key in &bound.members {
+        leases().end_session(key, bound.session);
+    }
+    shared::wake(&database.worker.process);
+}
+
+/// Whether a session that members are bound to is still there.
+pub fn is_live(session: u64) -> bool {
+    processes().iter().any(|process| process.session.load(Acquire) == session)
+}
+
+/// The sessions that are there.
+pub fn live() -> HashSet<u64> {
+    processes().iter().map(|process| process.session.load(Acquire)).filter(|session| *session != 0).collect()
+}

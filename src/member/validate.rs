@@ -1,0 +1,100 @@
+//! What is a name, a ttl, an audience: the limits of DESIGN section 6, in one place for verbs and triggers.
+
+use crate::error::{Error, Result, printable};
+use crate::settings;
+use crate::sqlfn::characters;
+use pgrx::pg_sys;
+
+pub const MAX_NAME: usize = 255;
+pub const MAX_TOKENS: usize = 64;
+const MIN_TTL: i128 = 1_000_000;
+const MAX_TTL: i128 = 30 * 86_400_000_000;
+
+/// room, member_id, user_id: 1 to 255 characters without control characters.
+pub fn name(argument: &'static str, text: &[u8]) -> Result<()> {
+    if text.is_empty() {
+        return Err(Error::InvalidName { argument, why: "It is empty.".into() });
+    }
+    connection_id(argument, text)
+}
+
+/// A connection_id may be empty: the one connection of those who do not tell them apart.
+pub fn connection_id(argument: &'static str, text: &[u8]) -> Result<()> {
+    if text.len() > MAX_NAME && characters(text) > MAX_NAME {
+        let why = format!("It has {} characters; the limit is {MAX_NAME}.", characters(text));
+        return Err(Error::InvalidName { argument, why });
+    }
+    if has_control_character(text) {
+        return Err(Error::InvalidName { argument, why: "It has a control character.".into() });
+    }
+    Ok(())
+}
+
+fn has_control_character(text: &[u8]) -> bool {
+    // The C1 controls (U+0080 to U+009F) are 0xC2 0x80 to 0xC2 0x9F in UTF-8.
+    let c1 = || is_utf8() && text.windows(2).any(|pair| pair[0] == 0xC2 && (0x80..=0x9F).contains(&pair[1]));
+    text.iter().any(|byte| *byte < 0x20 || *byte == 0x7F) || c1()
+}
+
+fn is_utf8() -> bool {
+    // SAFETY: plain read of this process's state.
+    unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
+}
+
+pub fn status(text: &[u8]) -> Result<()> {
+    if text.len() > MAX_NAME && characters(text) > MAX_NAME {
+        let why = format!("It has {} characters; the limit is {MAX_NAME}.", characters(text));
+        return Err(Error::InvalidName { argument: "status", why });
+    }
+    Ok(())
+}
+
+/// Microseconds, 1 s to 30 days.
+pub fn ttl(microseconds: i128) -> Result<u64> {
+    if (MIN_TTL..=MAX_TTL).contains(&microseconds) { Ok(microseconds as u64) } else { Err(Error::InvalidTtl) }
+}
+
+/// `size` is that of the jsonb values as PostgreSQL keeps them.
+pub fn state_size(size: usize) -> Result<()> {
+    let limit = settings::max_state_size();
+    if size > limit { Err(Error::StateTooLarge { size, limit }) } else { Ok(()) }
+}
+
+/// The tokens in order and once each, `room` written out; so equal audiences are equal bytes.
+pub fn audience(tokens: &[&[u8]], room: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let mut list = tokens.iter().map(|given| token(given, room)).collect::<Result<Vec<_>>>()?;
+    list.sort();
+    list.dedup();
+    if list.len() > MAX_TOKENS {
+        let why = format!("It has {} tokens; the limit is {MAX_TOKENS}.", list.len());
+        return Err(Error::InvalidAudience { why });
+    }
+    Ok(list)
+}
+
+fn token(given: &[u8], room: &[u8]) -> Result<Vec<u8>> {
+    if given == b"any" || given == b"users" {
+        return Ok(given.to_vec());
+    }
+    if given == b"room" {
+        return Ok([b"room:", room].concat());
+    }
+    let name_part = [&b"room:"[..], b"user:", b"team:", b"role:"].iter().find_map(|kind| given.strip_prefix(*kind));
+    match name_part {
+        Some(part) if name("audience", part).is_ok() => Ok(given.to_vec()),
+        _ => Err(Error::InvalidAudience {
+            why: format!(
+                "\"{}\" is not a token: any, users, room, room:NAME, user:ID, team:ID or role:NAME.",
+                printable(given)
+            ),
+        }),
+    }
+}
+
+/// Page sizes.
+pub fn max_rows(rows: Option<i32>, limit: i32) -> Result<i32> {
+    match rows {
+        Some(rows) if (1..=limit).contains(&rows) => Ok(rows),
+        _ => Err(Error::InvalidMaxRows { limit }),
+    }
+}

@@ -1,0 +1,107 @@
+//! For those who run it: health, flush, sweep, the worker's pid.
+
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::extension;
+use crate::identity;
+use crate::lease::shared::leases;
+use crate::settings;
+use crate::shared::database::WorkerState;
+use crate::sqlfn::{Call, encode, varlena};
+use crate::worker::{launcher, sweeper};
+use pgrx::pg_sys::{self, Datum};
+use std::sync::atomic::Ordering::*;
+
+/// SQL `presence.seq()`.
+fn seq(_call: &Call) -> Result<Option<Datum>> {
+    Ok(Some(Datum::from(extension::current()?.database.seq.load(Acquire) as i64)))
+}
+
+/// SQL `presence.worker_pid()`.
+fn worker_pid(_call: &Call) -> Result<Option<Datum>> {
+    let pid = extension::current()?.database.worker.pid.load(Acquire);
+    Ok((pid != 0).then(|| Datum::from(pid)))
+}
+
+/// SQL `presence.wait_for_flush(timeout)`: whether everything committed before the call was published in time.
+fn wait_for_flush(call: &Call) -> Result<Option<Datum>> {
+    let database = extension::current()?.database;
+    let timeout = call.interval(0).ok_or(Error::MissingArgument { argument: "timeout" })?;
+    if !(0..=86_400_000_000).contains(&timeout) {
+        return Err(Error::InvalidTimeout);
+    }
+    launcher::want(database);
+    let goal = database.ring().head.load(Acquire);
+    let end = clock::boot() + timeout as u64;
+    while database.ring().tail.load(Acquire) < goal || database.must_resync.load(Acquire) {
+        if clock::boot() >= end {
+            return Ok(Some(Datum::from(false)));
+        }
+        // SAFETY: this process's latch; a millisecond at most.
+        unsafe {
+            let events = pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+            pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, 1, pg_sys::PG_WAIT_EXTENSION);
+        }
+        pgrx::check_for_interrupts!();
+    }
+    Ok(Some(Datum::from(true)))
+}
+
+/// SQL `presence.sweep()`.
+fn sweep(_call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    if !identity::current(&extension)?.service {
+        return Err(Error::ServiceOnly { what: "sweep" });
+    }
+    Ok(Some(Datum::from(sweeper::sweep_now(&extension)? as i32)))
+}
+
+/// SQL `presence._announce()`: at the end of CREATE EXTENSION.
+fn announce(_call: &Call) -> Result<Option<Datum>> {
+    crate::event::transaction::announce(extension::current()?.database);
+    Ok(None)
+}
+
+/// SQL `presence._health()`: one row; the view `health` gives it names.
+fn health(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let database = extension.database;
+    launcher::want(database);
+    let pid = database.worker.pid.load(Acquire);
+    let state = match database.worker.state() {
+        WorkerState::None => "none",
+        WorkerState::Starting => "starting",
+        WorkerState::Running => "running",
+        WorkerState::Yielded => "yielded",
+        WorkerState::Absent => "absent",
+    };
+    let counters = &database.counters;
+    let number = |number: u64| Some(Datum::from(number as i64));
+    let last_sweep = counters.last_sweep.load(Relaxed);
+    let ring = database.ring();
+    call.rows([vec![
+        Some(varlena(env!("CARGO_PKG_VERSION").as_bytes())),
+        (pid != 0).then(|| Datum::from(pid)),
+        Some(varlena(state.as_bytes())),
+        number(leases().used()),
+        number(leases().capacity() as u64),
+        number(ring.used()),
+        number(settings::event_buffer() as u64),
+        number(counters.published.load(Relaxed)),
+        number(counters.dropped.load(Relaxed)),
+        number(counters.notifications.load(Relaxed)),
+        number(counters.heartbeats.load(Relaxed)),
+        number(counters.expired.load(Relaxed)),
+        (last_sweep != 0).then(|| Datum::from(last_sweep)),
+        Some(crate::sqlfn::interval(counters.sweep_lag.load(Relaxed))),
+        number(counters.resyncs.load(Relaxed)),
+        database.error().map(|message| varlena(&encode(&message))),
+    ]])
+}
+
+crate::sql_function!(presence_seq, pg_finfo_presence_seq, seq);
+crate::sql_function!(presence_worker_pid, pg_finfo_presence_worker_pid, worker_pid);
+crate::sql_function!(presence_wait_for_flush, pg_finfo_presence_wait_for_flush, wait_for_flush);
+crate::sql_function!(presence_sweep, pg_finfo_presence_sweep, sweep);
+crate::sql_function!(presence_announce, pg_finfo_presence_announce, announce);
+crate::sql_function!(presence_health, pg_finfo_presence_health, health);

@@ -1,0 +1,59 @@
+//! What the SQL of the reading functions cannot say: argument checks with our errors, and the log's position.
+
+use crate::error::{Error, Result};
+use crate::extension;
+use crate::member::validate;
+use crate::spi::{self, Connection, Statement};
+use crate::sqlfn::{self, Call};
+use pgrx::pg_sys::Datum;
+use std::sync::atomic::Ordering::*;
+
+/// SQL `presence._limit(max_rows)`: 1 to 1000.
+fn limit(call: &Call) -> Result<Option<Datum>> {
+    Ok(Some(Datum::from(validate::max_rows(call.int(0), 1_000)? as i64)))
+}
+
+/// SQL `presence._room(room)`: the room, if it is a name.
+fn room(call: &Call) -> Result<Option<Datum>> {
+    let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
+    validate::name("room", room)?;
+    Ok(call.datum(0))
+}
+
+/// SQL `presence._after(after, parts)`: the key after which a page starts, with that many parts.
+fn after(call: &Call) -> Result<Option<Datum>> {
+    let (Some(given), Some(parts)) = (call.datum(0), call.int(1)) else { return Ok(None) };
+    let wrong = |why: String| Error::InvalidArgument { argument: "after", why };
+    // SAFETY: declared text[] in SQL.
+    let key = unsafe { sqlfn::texts_of(given) }.map_err(|why| wrong(why.into()))?;
+    if key.len() != parts as usize {
+        return Err(wrong(format!("The key of a member has {parts} parts here, not {}.", key.len())));
+    }
+    Ok(Some(given))
+}
+
+/// SQL `presence._log_floor()`: the log has every event after this seq.
+fn log_floor(_call: &Call) -> Result<Option<Datum>> {
+    Ok(Some(Datum::from(extension::current()?.database.log_floor.load(Acquire) as i64)))
+}
+
+static NEWEST: Statement =
+    Statement { sql: c"select seq from presence.event order by seq desc limit 1", arguments: &[] };
+
+/// SQL `presence._log_position()`: the newest seq that this statement's snapshot sees, whoever may see its row.
+fn log_position(_call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let newest = spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&NEWEST, &[], false)?;
+        Ok(rows.get(0, 0).map(|seq| seq.value() as i64))
+    })?;
+    let floor = extension.database.log_floor.load(Acquire) as i64;
+    Ok(Some(Datum::from(newest.unwrap_or(floor).max(floor))))
+}
+
+crate::sql_function!(presence_limit, pg_finfo_presence_limit, limit);
+crate::sql_function!(presence_room, pg_finfo_presence_room, room);
+crate::sql_function!(presence_after, pg_finfo_presence_after, after);
+crate::sql_function!(presence_log_floor, pg_finfo_presence_log_floor, log_floor);
+crate::sql_function!(presence_log_position, pg_finfo_presence_log_position, log_position);

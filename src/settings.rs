@@ -1,0 +1,220 @@
+//! Every setting. docs/reference.md has a row for each; a test compares the two.
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::{PostgresGucEnum, pg_guard, pg_sys};
+use std::cell::Cell;
+use std::ffi::{CStr, CString, c_char, c_void};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum MemberIds {
+    #[name = c"own"]
+    Own,
+    #[name = c"any"]
+    Any,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum NotifyPayload {
+    #[name = c"full"]
+    Full,
+    #[name = c"doorbell"]
+    Doorbell,
+}
+
+type Int = GucSetting<i32>;
+type Text = GucSetting<Option<CString>>;
+
+// Sizes of shared memory: fixed when the server starts.
+static MAX_MEMBERS: Int = GucSetting::<i32>::new(100_000);
+static MAX_DATABASES: Int = GucSetting::<i32>::new(8);
+static EVENT_BUFFER: Int = GucSetting::<i32>::new(8 * 1024);
+
+// Time.
+static DEFAULT_TTL: Int = GucSetting::<i32>::new(90);
+static SWEEP_INTERVAL: Int = GucSetting::<i32>::new(1_000);
+static NOTIFY_DELAY: Int = GucSetting::<i32>::new(10);
+static RESTART_GRACE: Int = GucSetting::<i32>::new(30);
+static HISTORY_RETENTION: Int = GucSetting::<i32>::new(3_600);
+static LAST_SEEN_RETENTION: Int = GucSetting::<i32>::new(30 * 24 * 60);
+
+// Limits.
+static MAX_STATE_SIZE: Int = GucSetting::<i32>::new(64);
+static MAX_PER_USER: Int = GucSetting::<i32>::new(1_000);
+
+// Who is who, and who sees what.
+static TRUSTED_LOGIN_ROLES: Text = GucSetting::<Option<CString>>::new(Some(c"authenticator"));
+static ANONYMOUS_ROLES: Text = GucSetting::<Option<CString>>::new(Some(c"anon"));
+static SERVICE_ROLES: Text = GucSetting::<Option<CString>>::new(Some(c""));
+static TEAMS_CLAIM: Text = GucSetting::<Option<CString>>::new(Some(c"app_metadata.teams"));
+static DEFAULT_AUDIENCE: Text = GucSetting::<Option<CString>>::new(Some(c"room"));
+static AUTHORIZER: Text = GucSetting::<Option<CString>>::new(Some(c""));
+static SINK: Text = GucSetting::<Option<CString>>::new(Some(c""));
+static MEMBER_IDS: GucSetting<MemberIds> = GucSetting::<MemberIds>::new(MemberIds::Own);
+static NOTIFY_PAYLOAD: GucSetting<NotifyPayload> = GucSetting::<NotifyPayload>::new(NotifyPayload::Full);
+static SESSION_FEATURES: GucSetting<bool> = GucSetting::<bool>::new(true);
+
+thread_local! {
+    /// Grows when a setting changes that decides who somebody is: what identity remembers is then stale.
+    static IDENTITY_EPOCH: Cell<u64> = const { Cell::new(0) };
+}
+
+pub fn define() {
+    let postmaster = GucContext::Postmaster;
+    int(c"presence.max_members", c"Leases held in shared memory, over all databases.", &MAX_MEMBERS, 1, 50_000_000, postmaster, GucFlags::empty());
+    let postmaster = GucContext::Postmaster;
+    int(c"presence.max_databases", c"Databases that may use presence.", &MAX_DATABASES, 1, 1_000, postmaster, GucFlags::empty());
+    let postmaster = GucContext::Postmaster;
+    int(c"presence.event_buffer", c"Size of each database's buffer for events that are not published yet.", &EVENT_BUFFER, 64, 1_048_576, postmaster, GucFlags::UNIT_KB);
+
+    int(c"presence.default_ttl", c"How long a lease lasts without a heartbeat, where neither member nor room says.", &DEFAULT_TTL, 1, 2_592_000, GucContext::Userset, GucFlags::UNIT_S);
+    int(c"presence.sweep_interval", c"How late an expired member is removed at most.", &SWEEP_INTERVAL, 10, 60_000, GucContext::Sighup, GucFlags::UNIT_MS);
+    int(c"presence.notify_delay", c"Shortest time between two publications; fast updates are conflated in it.", &NOTIFY_DELAY, 0, 10_000, GucContext::Suset, GucFlags::UNIT_MS);
+    int(c"presence.restart_grace", c"How long members are kept at least after a restart of the server.", &RESTART_GRACE, 0, 86_400, GucContext::Sighup, GucFlags::UNIT_S);
+    int(c"presence.history_retention", c"How long events are kept.", &HISTORY_RETENTION, 0, 2_592_000, GucContext::Suset, GucFlags::UNIT_S);
+    int(c"presence.last_seen_retention", c"How long it is remembered when a user was last seen.", &LAST_SEEN_RETENTION, 0, 10_000_000, GucContext::Suset, GucFlags::UNIT_MIN);
+
+    int(c"presence.max_state_size", c"Largest state and metadata of a member, together.", &MAX_STATE_SIZE, 1, 1_024, GucContext::Suset, GucFlags::UNIT_KB);
+    int(c"presence.max_per_user", c"Most members of one user in a database; 0 is no limit.", &MAX_PER_USER, 0, i32::MAX, GucContext::Suset, GucFlags::empty());
+
+    identity(c"presence.trusted_login_roles", c"Login roles whose request.jwt.claims are believed.", &TRUSTED_LOGIN_ROLES);
+    identity(c"presence.anonymous_roles", c"Roles that stand for people who are not signed in.", &ANONYMOUS_ROLES);
+    identity(c"presence.service_roles", c"Roles that act for all users.", &SERVICE_ROLES);
+    identity(c"presence.teams_claim", c"Path in the claims to the list of the user's teams.", &TEAMS_CLAIM);
+    string(c"presence.default_audience", c"Who sees a member where neither it nor its room says: a list of tokens.", &DEFAULT_AUDIENCE);
+    string(c"presence.authorizer", c"Function (room text, action text) returns boolean that decides who may read, join and manage a room.", &AUTHORIZER);
+    string(c"presence.sink", c"Function (presence.event[]) that is called with each batch of events.", &SINK);
+    GucRegistry::define_enum_guc(c"presence.member_ids", c"Whether a user may choose any member_id, or only the own user id.", c"", &MEMBER_IDS, GucContext::Suset, GucFlags::empty());
+    GucRegistry::define_enum_guc(c"presence.notify_payload", c"Whether notifications carry the event, or only that there is one.", c"", &NOTIFY_PAYLOAD, GucContext::Suset, GucFlags::empty());
+    GucRegistry::define_bool_guc(c"presence.session_features", c"Allow listen and session members: off behind a transaction pooler.", c"", &SESSION_FEATURES, GucContext::Suset, GucFlags::empty());
+
+    #[cfg(feature = "injection")]
+    crate::injection::define();
+
+    // SAFETY: the prefix is a C string that lives for ever.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"presence".as_ptr()) };
+}
+
+fn int(name: &'static CStr, what: &'static CStr, setting: &'static Int, min: i32, max: i32, context: GucContext, unit: GucFlags) {
+    GucRegistry::define_int_guc(name, what, c"", setting, min, max, context, unit);
+}
+
+fn string(name: &'static CStr, what: &'static CStr, setting: &'static Text) {
+    GucRegistry::define_string_guc(name, what, c"", setting, GucContext::Suset, GucFlags::empty());
+}
+
+fn identity(name: &'static CStr, what: &'static CStr, setting: &'static Text) {
+    // SAFETY: the hook has the signature of a string assign hook and touches a thread-local number.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            name,
+            what,
+            c"",
+            setting,
+            GucContext::Suset,
+            GucFlags::empty(),
+            None,
+            Some(forget_identity),
+            None,
+        );
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn forget_identity(_value: *const c_char, _extra: *mut c_void) {
+    IDENTITY_EPOCH.with(|epoch| epoch.set(epoch.get() + 1));
+}
+
+pub fn identity_epoch() -> u64 {
+    IDENTITY_EPOCH.with(Cell::get)
+}
+
+pub fn max_members() -> usize {
+    MAX_MEMBERS.get() as usize
+}
+
+pub fn max_databases() -> usize {
+    MAX_DATABASES.get() as usize
+}
+
+/// In bytes; a multiple of 8.
+pub fn event_buffer() -> usize {
+    EVENT_BUFFER.get() as usize * 1024
+}
+
+/// Microseconds.
+pub fn default_ttl() -> u64 {
+    DEFAULT_TTL.get() as u64 * 1_000_000
+}
+
+/// Microseconds.
+pub fn sweep_interval() -> u64 {
+    SWEEP_INTERVAL.get() as u64 * 1_000
+}
+
+/// Microseconds.
+pub fn notify_delay() -> u64 {
+    NOTIFY_DELAY.get() as u64 * 1_000
+}
+
+/// Microseconds.
+pub fn restart_grace() -> u64 {
+    RESTART_GRACE.get() as u64 * 1_000_000
+}
+
+/// Microseconds.
+pub fn history_retention() -> u64 {
+    HISTORY_RETENTION.get() as u64 * 1_000_000
+}
+
+/// Bytes.
+pub fn max_state_size() -> usize {
+    MAX_STATE_SIZE.get() as usize * 1024
+}
+
+pub fn max_per_user() -> i32 {
+    MAX_PER_USER.get()
+}
+
+pub fn member_ids() -> MemberIds {
+    MEMBER_IDS.get()
+}
+
+pub fn notify_payload() -> NotifyPayload {
+    NOTIFY_PAYLOAD.get()
+}
+
+pub fn session_features() -> bool {
+    SESSION_FEATURES.get()
+}
+
+pub fn trusted_login_roles() -> Vec<String> {
+    list(&TRUSTED_LOGIN_ROLES)
+}
+
+pub fn anonymous_roles() -> Vec<String> {
+    list(&ANONYMOUS_ROLES)
+}
+
+pub fn service_roles() -> Vec<String> {
+    list(&SERVICE_ROLES)
+}
+
+pub fn default_audience() -> Vec<String> {
+    list(&DEFAULT_AUDIENCE)
+}
+
+pub fn teams_claim() -> String {
+    text(&TEAMS_CLAIM)
+}
+
+pub fn authorizer() -> String {
+    text(&AUTHORIZER)
+}
+
+fn text(setting: &Text) -> String {
+    setting.get().map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn list(setting: &Text) -> Vec<String> {
+    text(setting).split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}

@@ -1,0 +1,205 @@
+//! What the cluster's shared memory holds for one database: its ring, its worker, its numbers.
+
+use super::locks::{self, DATABASES_LOCK};
+use super::{control, databases};
+use crate::error::{Error, Result};
+use crate::event::ring::Ring;
+use crate::lease::shared::leases;
+use pgrx::pg_sys;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+
+/// Bits that remember which channels were handed out. False positives cost a NOTIFY that nobody hears.
+pub const CHANNEL_BITS: usize = 1 << 16;
+/// Rooms share these epochs by hash: a collision rotates a stranger's channel too, which only costs a relisten.
+pub const EPOCHS: usize = 1 << 12;
+const ERROR_BYTES: usize = 256;
+
+#[repr(C)]
+pub struct Database {
+    /// 0: this entry is free.
+    pub oid: AtomicU32,
+    /// The table `member`: another one means that the extension was dropped and created again.
+    pub relation: AtomicU32,
+    pub worker: Worker,
+    pub head: AtomicU64,
+    pub tail: AtomicU64,
+    /// The last published seq.
+    pub seq: AtomicU64,
+    /// The log has every event after this one.
+    pub log_floor: AtomicU64,
+    /// Members whose lease lives in the row, at least since the sweeper last looked: never too few.
+    pub slotless: AtomicU64,
+    /// Sessions that ended and whose members the sweeper has not looked for yet.
+    pub ended_sessions: AtomicU64,
+    /// Events were lost since the last `resync`.
+    pub must_resync: AtomicBool,
+    /// All channels of the database; added to the epoch of the room.
+    pub epoch: AtomicU32,
+    pub epochs: [AtomicU32; EPOCHS],
+    pub handed_out: [AtomicU64; CHANNEL_BITS / 64],
+    pub counters: Counters,
+    error_length: AtomicU32,
+    error_text: [AtomicU8; ERROR_BYTES],
+}
+
+#[repr(C)]
+pub struct Worker {
+    pub pid: AtomicI32,
+    pub process: AtomicPtr<pg_sys::PGPROC>,
+    pub state: AtomicU32,
+    /// Somebody used presence here and there was no worker.
+    pub wanted: AtomicBool,
+}
+
+#[repr(C)]
+pub struct Counters {
+    pub published: AtomicU64,
+    pub dropped: AtomicU64,
+    pub notifications: AtomicU64,
+    pub heartbeats: AtomicU64,
+    pub expired: AtomicU64,
+    pub resyncs: AtomicU64,
+    /// timestamptz
+    pub last_sweep: AtomicI64,
+    /// How late the latest leave by expiry was, in microseconds.
+    pub sweep_lag: AtomicI64,
+}
+
+/// What the database's worker is doing; drawn in `worker::launcher`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum WorkerState {
+    /// No worker was started yet.
+    None = 0,
+    Starting = 1,
+    Running = 2,
+    /// It stepped aside for DROP DATABASE and the like; the launcher brings it back.
+    Yielded = 3,
+    /// The database has no extension.
+    Absent = 4,
+}
+
+impl Worker {
+    pub fn state(&self) -> WorkerState {
+        match self.state.load(Acquire) {
+            1 => WorkerState::Starting,
+            2 => WorkerState::Running,
+            3 => WorkerState::Yielded,
+            4 => WorkerState::Absent,
+            _ => WorkerState::None,
+        }
+    }
+
+    pub fn set_state(&self, state: WorkerState) {
+        self.state.store(state as u32, Release);
+    }
+}
+
+impl Database {
+    /// The entry of a database, made if there is none.
+    pub fn get(oid: pg_sys::Oid) -> Result<&'static Database> {
+        if let Some(found) = Self::find(oid) {
+            return Ok(found);
+        }
+        locks::exclusive(DATABASES_LOCK, || {
+            if let Some(found) = Self::find(oid) {
+                return Ok(found);
+            }
+            let entry = databases().iter().find(|entry| entry.oid.load(Acquire) == 0);
+            let entry = entry.ok_or(Error::TooManyDatabases { limit: databases().len() })?;
+            entry.seq.fetch_max(control().started_version.load(Relaxed), AcqRel);
+            entry.log_floor.store(entry.seq.load(Acquire), Release);
+            // There may be rows from before; the sweeper will look.
+            entry.slotless.store(1, Release);
+            entry.oid.store(u32::from(oid), Release);
+            Ok(entry)
+        })
+    }
+
+    pub fn find(oid: pg_sys::Oid) -> Option<&'static Database> {
+        databases().iter().find(|entry| entry.oid.load(Acquire) == u32::from(oid))
+    }
+
+    pub fn index(&self) -> usize {
+        databases().iter().position(|entry| std::ptr::eq(entry, self)).unwrap_or(0)
+    }
+
+    /// The extension's table is this one: forget what belonged to another (DROP and CREATE EXTENSION).
+    pub fn adopt_relation(&self, relation: pg_sys::Oid) {
+        if self.relation.load(Acquire) == u32::from(relation) {
+            return;
+        }
+        locks::exclusive(DATABASES_LOCK, || {
+            let before = self.relation.swap(u32::from(relation), AcqRel);
+            if before != 0 && before != u32::from(relation) {
+                leases().purge(self.index() as u32, Some(u32::from(relation)));
+            }
+        });
+    }
+
+    /// The extension was dropped: free what its members held. The entry stays, with its seq.
+    pub fn forget_extension(&self) {
+        locks::exclusive(DATABASES_LOCK, || {
+            self.relation.store(0, Release);
+            leases().purge(self.index() as u32, None);
+            locks::exclusive(self.ring_lock(), || {
+                self.tail.store(self.head.load(Acquire), Release);
+            });
+            self.must_resync.store(false, Release);
+            self.slotless.store(0, Release);
+        });
+    }
+
+    /// The database is gone: the entry is free for another. The seq stays: it only has to grow.
+    pub fn release(&self) {
+        self.forget_extension();
+        self.worker.set_state(WorkerState::None);
+        self.worker.wanted.store(false, Release);
+        self.clear_error();
+        self.oid.store(0, Release);
+    }
+
+    pub fn ring(&'static self) -> Ring {
+        super::startup::ring(self)
+    }
+
+    pub fn ring_lock(&self) -> usize {
+        locks::FIRST_RING_LOCK + self.index()
+    }
+
+    /// Put encoded records into the ring, or flag that they were lost. Neither fails nor blocks: this runs in
+    /// COMMIT callbacks.
+    pub fn append_events(&'static self, records: &[u8], count: u64) {
+        let fits = locks::exclusive(self.ring_lock(), || self.ring().append(records));
+        if !fits {
+            self.drop_events(count);
+        }
+    }
+
+    pub fn drop_events(&self, count: u64) {
+        self.counters.dropped.fetch_add(count, Relaxed);
+        self.must_resync.store(true, Release);
+    }
+
+    pub fn set_error(&self, message: &str) {
+        let mut length = message.len().min(ERROR_BYTES);
+        while !message.is_char_boundary(length) {
+            length -= 1;
+        }
+        for (to, from) in self.error_text.iter().zip(&message.as_bytes()[..length]) {
+            to.store(*from, Relaxed);
+        }
+        self.error_length.store(length as u32, Release);
+    }
+
+    pub fn clear_error(&self) {
+        self.error_length.store(0, Release);
+    }
+
+    /// The last error of the worker. A reader that races with a writer may see a mixture of two.
+    pub fn error(&self) -> Option<String> {
+        let length = (self.error_length.load(Acquire) as usize).min(ERROR_BYTES);
+        let bytes: Vec<u8> = self.error_text[..length].iter().map(|byte| byte.load(Relaxed)).collect();
+        (length > 0).then(|| String::from_utf8_lossy(&bytes).into_owned())
+    }
+}

@@ -1,0 +1,120 @@
+//! The extension's shared memory: what lies where, and how a process reaches it.
+//!
+//! Sized when the server starts, from settings that only a restart changes:
+//! `presence_ext leases` (the lease table), `presence_ext` (everything of fixed size), `presence_ext events`
+//! (the rings). After a crash the postmaster makes it anew, empty.
+
+pub mod database;
+pub mod locks;
+pub mod save;
+pub mod startup;
+
+use pgrx::pg_sys;
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
+
+pub use database::Database;
+
+/// Cells that remember, for a share of all keys, the newest version given out (see `version`).
+pub const VERSION_CELLS: usize = 1 << 16;
+
+/// One of these in the cluster.
+#[repr(C)]
+pub struct Control {
+    /// Random, new at each start: part of every channel name, so old names never come back to life.
+    pub boot_id: AtomicU64,
+    /// Versions below this one were given before the server's start.
+    pub started_version: AtomicU64,
+    /// When, by the boot clock.
+    pub started_at: AtomicU64,
+    /// The next version.
+    pub next_version: AtomicU64,
+    /// On disk: no version or seq at or above it was ever given out.
+    pub floor: AtomicU64,
+    /// Wall clock minus boot clock.
+    pub wall_offset: AtomicI64,
+    pub launcher_pid: AtomicI32,
+    pub launcher: AtomicPtr<pg_sys::PGPROC>,
+    /// For each key's cell the newest version given out for any of its keys.
+    pub version_cells: [AtomicU64; VERSION_CELLS],
+}
+
+/// One for each process of the server.
+#[repr(C)]
+pub struct Process {
+    /// The transaction that is committing changes of presence, from PRE_COMMIT until they are in the ring.
+    pub committing: AtomicU32,
+    /// Its database (index in shared memory).
+    pub database: AtomicU32,
+    /// The session that members are bound to, 0 for none.
+    pub session: AtomicU64,
+}
+
+#[derive(Clone, Copy)]
+struct Places {
+    control: &'static Control,
+    databases: &'static [Database],
+    processes: &'static [Process],
+}
+
+struct Cell(std::cell::UnsafeCell<Option<Places>>);
+// SAFETY: PostgreSQL processes have one thread; the cell is written in the postmaster, before any fork.
+unsafe impl Sync for Cell {}
+static PLACES: Cell = Cell(std::cell::UnsafeCell::new(None));
+
+fn places() -> Option<&'static Places> {
+    // SAFETY: see Cell.
+    unsafe { (*PLACES.0.get()).as_ref() }
+}
+
+/// Whether the library was preloaded, so that there is shared memory at all.
+pub fn is_available() -> bool {
+    places().is_some()
+}
+
+/// The control block. Only after `is_available`; every way in from SQL asks first (`Error::NotPreloaded`).
+pub fn control() -> &'static Control {
+    match places() {
+        Some(places) => places.control,
+        None => crate::error::Error::NotPreloaded.raise(),
+    }
+}
+
+pub fn databases() -> &'static [Database] {
+    places().map_or(&[], |places| places.databases)
+}
+
+pub fn processes() -> &'static [Process] {
+    places().map_or(&[], |places| places.processes)
+}
+
+/// This process's cell; None in processes without one.
+pub fn my_process() -> Option<&'static Process> {
+    my_proc_number().and_then(|number| processes().get(number))
+}
+
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+fn my_proc_number() -> Option<usize> {
+    // SAFETY: MyProc is null or this process's entry.
+    unsafe { pg_sys::MyProc.as_ref().map(|process| process.pgprocno as usize) }
+}
+
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+fn my_proc_number() -> Option<usize> {
+    // SAFETY: a plain number of this process.
+    usize::try_from(unsafe { pg_sys::MyProcNumber }).ok()
+}
+
+/// A new version: greater than all before, in this database and any other.
+pub fn next_version() -> u64 {
+    control().next_version.fetch_add(1, AcqRel)
+}
+
+/// Wake the process whose PGPROC a worker left in shared memory.
+pub fn wake(process: &AtomicPtr<pg_sys::PGPROC>) {
+    let process = process.load(Acquire);
+    if !process.is_null() {
+        // SAFETY: PGPROC entries live in shared memory as long as the server; setting the latch of a slot that
+        // was reused meanwhile is a spurious wake-up, which every latch loop allows.
+        unsafe { pg_sys::SetLatch(&raw mut (*process).procLatch) };
+    }
+}

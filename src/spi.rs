@@ -1,0 +1,160 @@
+//! Queries from inside the server: kept plans, one for each statement and role.
+//!
+//! A plan under row-level security belongs to the role it was made for; a plan kept over a change of role is
+//! planned anew each time. So each role gets its own.
+
+use crate::error::{Error, Result};
+use pgrx::pg_sys::{self, Datum, Oid};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::CStr;
+
+/// A statement of ours. Its address is its name.
+pub struct Statement {
+    pub sql: &'static CStr,
+    pub arguments: &'static [Oid],
+}
+
+thread_local! {
+    static PLANS: RefCell<HashMap<(usize, Oid), Plan>> = RefCell::new(HashMap::new());
+}
+
+#[derive(Clone, Copy)]
+struct Plan(pg_sys::SPIPlanPtr);
+
+/// A connection to SPI; results live until it is dropped.
+pub struct Connection {
+    caller: pg_sys::MemoryContext,
+}
+
+impl Connection {
+    pub fn open() -> Result<Connection> {
+        // SAFETY: plain call; the memory context is the caller's, to which `Rows::copy_*` copies.
+        unsafe {
+            let caller = pg_sys::CurrentMemoryContext;
+            match pg_sys::SPI_connect() {
+                code if code < 0 => Err(Error::Spi { code }),
+                _ => Ok(Connection { caller }),
+            }
+        }
+    }
+
+    /// Run a statement as the current role. `write` false keeps it free of a transaction id.
+    pub fn run(&self, statement: &'static Statement, values: &[Option<Datum>], write: bool) -> Result<Rows> {
+        let plan = plan(statement)?;
+        let mut datums: Vec<Datum> = values.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
+        let nulls: Vec<u8> = values.iter().map(|value| if value.is_some() { b' ' } else { b'n' }).collect();
+        // SAFETY: as many values as the statement has arguments; a kept plan.
+        let code =
+            unsafe { pg_sys::SPI_execute_plan(plan.0, datums.as_mut_ptr(), nulls.as_ptr().cast(), !write, 0) };
+        Rows::of(code)
+    }
+
+    /// Run SQL that is made up on the spot, and not kept.
+    pub fn run_text(&self, sql: &CStr, write: bool) -> Result<Rows> {
+        // SAFETY: a C string.
+        Rows::of(unsafe { pg_sys::SPI_execute(sql.as_ptr(), !write, 0) })
+    }
+
+    /// Do something in the memory context that outlives this connection.
+    pub fn in_caller<T>(&self, body: impl FnOnce() -> T) -> T {
+        // SAFETY: the caller's context was current when the connection was opened, so it lives.
+        let mine = unsafe { pg_sys::MemoryContextSwitchTo(self.caller) };
+        let value = body();
+        // SAFETY: what was current before.
+        unsafe { pg_sys::MemoryContextSwitchTo(mine) };
+        value
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // While an ERROR unwinds, the abort of the transaction cleans SPI up itself.
+        if !std::thread::panicking() {
+            // SAFETY: the connection opened in `open` is the innermost: they nest like scopes.
+            unsafe { pg_sys::SPI_finish() };
+        }
+    }
+}
+
+fn plan(statement: &'static Statement) -> Result<Plan> {
+    // SAFETY: plain read of this process's state.
+    let key = (std::ptr::from_ref(statement) as usize, unsafe { pg_sys::GetUserId() });
+    if let Some(found) = PLANS.with_borrow(|plans| plans.get(&key).copied()) {
+        return Ok(found);
+    }
+    // SAFETY: a C string and as many argument types as we say; a kept plan lives as long as the process.
+    let plan = unsafe {
+        let arguments = statement.arguments;
+        let plan =
+            pg_sys::SPI_prepare(statement.sql.as_ptr(), arguments.len() as i32, arguments.as_ptr().cast_mut());
+        if plan.is_null() {
+            return Err(Error::Spi { code: pg_sys::SPI_result });
+        }
+        pg_sys::SPI_keepplan(plan);
+        Plan(plan)
+    };
+    PLANS.with_borrow_mut(|plans| plans.insert(key, plan));
+    Ok(plan)
+}
+
+/// The rows of one query.
+pub struct Rows {
+    table: *mut pg_sys::SPITupleTable,
+    /// Rows returned or affected.
+    pub count: usize,
+}
+
+impl Rows {
+    fn of(code: i32) -> Result<Rows> {
+        if code < 0 {
+            return Err(Error::Spi { code });
+        }
+        // SAFETY: globals that the execution just set.
+        unsafe { Ok(Rows { table: pg_sys::SPI_tuptable, count: pg_sys::SPI_processed as usize }) }
+    }
+
+    pub fn get(&self, row: usize, column: usize) -> Option<Datum> {
+        // SAFETY: the table lives until the connection is closed; row and column are checked by it and us.
+        unsafe {
+            if self.table.is_null() || row >= self.count {
+                return None;
+            }
+            let tuple = *(*self.table).vals.add(row);
+            let mut null = false;
+            let datum = pg_sys::SPI_getbinval(tuple, (*self.table).tupdesc, column as i32 + 1, &mut null);
+            (!null).then_some(datum)
+        }
+    }
+
+    /// A row as a composite value of a named type, in the current memory context.
+    pub fn composite(&self, row: usize, row_type: Oid) -> Option<Datum> {
+        if row >= self.count || self.table.is_null() {
+            return None;
+        }
+        // SAFETY: the tuple has the columns of the row type, which the statement lists in its order.
+        unsafe {
+            let tuple = *(*self.table).vals.add(row);
+            let copy = pg_sys::SPI_returntuple(tuple, (*self.table).tupdesc);
+            let header = pg_sys::pg_detoast_datum(copy.cast()) as pg_sys::HeapTupleHeader;
+            (*header).t_choice.t_datum.datum_typeid = row_type;
+            (*header).t_choice.t_datum.datum_typmod = -1;
+            Some(Datum::from(header))
+        }
+    }
+}
+
+/// Do something as another role, with what a function of that role could do and no more.
+pub fn as_role<T>(role: Oid, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let (mut before, mut context) = (pg_sys::InvalidOid, 0);
+    // SAFETY: plain reads and writes of this process's state; after an ERROR the abort restores it.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut before, &mut context);
+        let restricted = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
+        pg_sys::SetUserIdAndSecContext(role, context | restricted as i32);
+    }
+    let result = body();
+    // SAFETY: what was before.
+    unsafe { pg_sys::SetUserIdAndSecContext(before, context) };
+    result
+}

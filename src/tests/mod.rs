@@ -1,0 +1,1 @@
+//! In-server tests (`#[pg_test]`): each runs in a transaction of its own that is rolled back.

@@ -1,0 +1,359 @@
+//! The worker of one database: publishes, sweeps, keeps house.
+//!
+//! ```text
+//!             ┌──────── woken by a commit, or by the clock ────────┐
+//!             ▼                                                    │
+//!   events? publish ──▶ a deadline passed? sweep, publish ──▶ a second over? keep house ──▶ sleep
+//!                                                                  │
+//!                                    extension gone ───────────────┼──▶ ABSENT, exit
+//!                                    somebody waits for the database └─▶ YIELDED, exit; the launcher comes back
+//! ```
+
+use super::process::{self, Failure, transaction};
+use super::publisher::{self, Publisher};
+use super::sweeper;
+use crate::clock;
+use crate::error::Error;
+use crate::extension::{self, Extension};
+use crate::lease::shared::leases;
+use crate::lease::table::TOMBSTONE;
+use crate::settings;
+use crate::shared::database::WorkerState;
+use crate::shared::{self, Database};
+use pgrx::{pg_guard, pg_sys};
+use std::cell::Cell;
+use std::ffi::CStr;
+use std::sync::atomic::Ordering::*;
+use std::time::Duration;
+
+const HOUSEKEEPING: u64 = 1_000_000;
+/// Tombstones whose leave was never published (events were lost) are looked for this often.
+const TOMBSTONES: u64 = 60_000_000;
+/// Sweeps do not follow each other faster, however the deadlines lie.
+const SWEEP_PAUSE: u64 = 50_000;
+
+thread_local! {
+    static MINE: Cell<Option<&'static Database>> = const { Cell::new(None) };
+}
+
+/// The process's entry point; the argument is the database's oid.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
+    process::install_signals();
+    let oid = pg_sys::Oid::from(argument.value() as u32);
+    connect(oid);
+    pin_settings();
+    let found = transaction(c"starting", || match extension::member_table() {
+        Some(_) => extension::current().map(Some),
+        None => Ok(None),
+    });
+    let extension = match found {
+        Ok(Some(extension)) => extension,
+        Ok(None) => return absent(oid),
+        Err(failure) => {
+            pgrx::warning!("presence_ext: the worker could not start: {}", failure.message);
+            return;
+        }
+    };
+    let database = extension.database;
+    if !take_place(database) {
+        return;
+    }
+    publisher::register_callback();
+    crate::event::transaction::register_callbacks();
+    Worker::new(extension).run();
+}
+
+fn connect(oid: pg_sys::Oid) {
+    // SAFETY: once, at the start of this process. BYPASS: a database that allows no connections is the launcher's
+    // to judge, and a refusal here would be a FATAL each second.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
+        pg_sys::pgstat_report_appname(c"presence_ext worker".as_ptr());
+    }
+}
+
+/// What ALTER DATABASE or ALTER SYSTEM may have set must not stop us.
+fn pin_settings() {
+    let pinned: &[(&CStr, &CStr)] = &[
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_deferrable", c"off"),
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"statement_timeout", c"0"),
+        (c"lock_timeout", c"1s"),
+        (c"idle_in_transaction_session_timeout", c"0"),
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        (c"transaction_timeout", c"0"),
+        (c"synchronous_commit", c"off"),
+        (c"session_replication_role", c"origin"),
+        (c"row_security", c"on"),
+        (c"enable_seqscan", c"on"),
+    ];
+    for (name, value) in pinned {
+        // SAFETY: settings of the server with values it knows.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
+}
+
+fn absent(oid: pg_sys::Oid) {
+    if let Some(database) = Database::find(oid) {
+        database.forget_extension();
+        database.worker.set_state(WorkerState::Absent);
+    }
+}
+
+/// One worker a database: who finds the place taken goes away.
+fn take_place(database: &'static Database) -> bool {
+    // SAFETY: plain reads of this process's state; the callback has the right signature.
+    unsafe {
+        if database.worker.pid.compare_exchange(0, pg_sys::MyProcPid, AcqRel, Acquire).is_err() {
+            return false;
+        }
+        MINE.set(Some(database));
+        pg_sys::before_shmem_exit(Some(leave_place), pg_sys::Datum::from(0));
+        database.worker.process.store(pg_sys::MyProc, Release);
+    }
+    database.worker.set_state(WorkerState::Running);
+    true
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn leave_place(_code: i32, _argument: pg_sys::Datum) {
+    let Some(database) = MINE.take() else { return };
+    database.worker.process.store(std::ptr::null_mut(), Release);
+    if database.worker.state() == WorkerState::Running {
+        database.worker.set_state(WorkerState::None);
+    }
+    database.worker.pid.store(0, Release);
+    shared::wake(&shared::control().launcher);
+}
+
+struct Worker {
+    extension: Extension,
+    publisher: Publisher,
+    last_publication: u64,
+    last_sweep: u64,
+    last_housekeeping: u64,
+    last_tombstones: u64,
+    /// After a failure: when to try again.
+    not_before: u64,
+    failures: u32,
+}
+
+impl Worker {
+    fn new(extension: Extension) -> Worker {
+        Worker {
+            extension,
+            publisher: Publisher::new(),
+            last_publication: 0,
+            last_sweep: 0,
+            last_housekeeping: 0,
+            last_tombstones: clock::boot(),
+            not_before: 0,
+            failures: 0,
+        }
+    }
+
+    fn database(&self) -> &'static Database {
+        self.extension.database
+    }
+
+    fn run(&mut self) {
+        loop {
+            if !self.turn() {
+                return;
+            }
+            let now = clock::boot();
+            let sleep = self.next_time().saturating_sub(now);
+            // Between two publications commits need not wake us: the clock will.
+            let deaf = self.has_events() && sleep > 0;
+            process::wait(Duration::from_micros(sleep.min(if deaf { 20_000 } else { 1_000_000 })), deaf);
+        }
+    }
+
+    /// Do what is due. False: it is time to go.
+    fn turn(&mut self) -> bool {
+        let now = clock::boot();
+        if now >= self.last_housekeeping + HOUSEKEEPING {
+            self.last_housekeeping = now;
+            match self.keep_house() {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(failure) => self.failed("housekeeping", &failure),
+            }
+        }
+        if now < self.not_before {
+            return true;
+        }
+        let mut result = Ok(());
+        if self.publication_is_due(now) {
+            result = self.publish();
+        }
+        if result.is_ok() && self.sweep_is_due(clock::boot()) {
+            result = self.sweep();
+        }
+        match result {
+            Ok(()) => self.failures = 0,
+            Err(failure) => self.failed("publishing or sweeping", &failure),
+        }
+        true
+    }
+
+    fn next_time(&self) -> u64 {
+        let housekeeping = self.last_housekeeping + HOUSEKEEPING;
+        let sweep = self.next_sweep();
+        let publication = if self.has_events() { self.next_publication() } else { u64::MAX };
+        publication.min(sweep).max(self.not_before).min(housekeeping)
+    }
+
+    fn has_events(&self) -> bool {
+        self.database().ring().used() > 0 || self.database().must_resync.load(Acquire)
+    }
+
+    fn next_publication(&self) -> u64 {
+        self.last_publication + settings::notify_delay()
+    }
+
+    fn publication_is_due(&self, now: u64) -> bool {
+        self.has_events() && now >= self.next_publication()
+    }
+
+    /// At the earliest deadline, or within sweep_interval of it when sweeps would come too thick.
+    fn next_sweep(&self) -> u64 {
+        if self.database().ended_sessions.load(Acquire) > 0 {
+            return self.last_sweep + SWEEP_PAUSE / 10;
+        }
+        let earliest = leases().earliest(self.extension.database_index);
+        let by_row = match self.database().slotless.load(Acquire) {
+            0 => u64::MAX,
+            _ => self.last_sweep + settings::sweep_interval(),
+        };
+        let pause = SWEEP_PAUSE.min(settings::sweep_interval());
+        earliest.saturating_add(1).max(self.last_sweep + pause).min(by_row)
+    }
+
+    fn sweep_is_due(&self, now: u64) -> bool {
+        now >= self.next_sweep()
+    }
+
+    fn publish(&mut self) -> Result<(), Failure> {
+        loop {
+            self.last_publication = clock::boot();
+            if !self.publisher.publish(&self.extension)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn sweep(&mut self) -> Result<(), Failure> {
+        let extension = self.extension;
+        let database = self.database();
+        let started = clock::boot();
+        if database.slotless.load(Acquire) > 0 {
+            while transaction(c"giving leases a slot", || sweeper::adopt(&extension))? {}
+        }
+        let due = transaction(c"looking for expired members", || sweeper::due(&extension))?;
+        for batch in &due.batches {
+            // The ring must have room for what this makes: half of what is free, so that others have the rest.
+            let room = database.ring().free() / 2;
+            let deleted = transaction(c"removing expired members", || sweeper::delete(&extension, batch, room))?;
+            database.counters.expired.fetch_add(deleted as u64, Relaxed);
+            if self.publication_is_due(clock::boot()) {
+                self.publish()?;
+            }
+        }
+        if !due.batches.is_empty() {
+            transaction(c"freeing leases", || sweeper::free_rowless(&due))?;
+            let lag = clock::boot().saturating_sub(self.last_sweep.max(started.saturating_sub(1_000_000)));
+            database.counters.sweep_lag.store(lag as i64, Relaxed);
+        }
+        self.last_sweep = clock::boot();
+        database.counters.last_sweep.store(clock::wall(), Relaxed);
+        Ok(())
+    }
+
+    /// Once a second. False: the worker is not wanted here any more.
+    fn keep_house(&mut self) -> Result<bool, Failure> {
+        let member = self.extension.member;
+        let present = transaction(c"looking for the extension", || Ok(extension::member_table()))?;
+        if present.is_none() {
+            self.database().forget_extension();
+            self.database().worker.set_state(WorkerState::Absent);
+            return Ok(false);
+        }
+        if present != Some(member) {
+            // Dropped and created again: begin anew.
+            return Ok(false);
+        }
+        if somebody_waits_for_the_database()? {
+            self.database().worker.set_state(WorkerState::Yielded);
+            return Ok(false);
+        }
+        self.publisher.rotate_log(&self.extension)?;
+        let now = clock::boot();
+        if now >= self.last_tombstones + TOMBSTONES || leases().used() * 10 > leases().capacity() as u64 * 9 {
+            self.last_tombstones = now;
+            self.free_tombstones()?;
+        }
+        Ok(true)
+    }
+
+    /// Free tombstones that no event will: those that are there now, once everything now in the ring is published,
+    /// cannot be needed by an older change any more.
+    fn free_tombstones(&mut self) -> Result<(), Failure> {
+        let index = self.extension.database_index;
+        let found = leases().collect(|key, lease| key.database == index && lease.deadline == TOMBSTONE);
+        if found.is_empty() {
+            return Ok(());
+        }
+        self.publish()?;
+        let oldest = shared::processes().iter().any(|process| process.committing.load(SeqCst) != 0);
+        if !oldest {
+            for (key, lease) in found {
+                leases().free(&key, lease.version);
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, doing: &str, failure: &Failure) {
+        self.failures = (self.failures + 1).min(7);
+        self.not_before = clock::boot() + (50_000 << self.failures);
+        self.database().set_error(&failure.message);
+        pgrx::log!("presence_ext: {doing} failed and will be tried again: {}", failure.message);
+    }
+}
+
+/// DROP DATABASE, ALTER DATABASE and CREATE DATABASE ... TEMPLATE hold a lock on the database and wait for
+/// everybody to leave it. A lock that we cannot get at once means that one of them waits.
+fn somebody_waits_for_the_database() -> Result<bool, Failure> {
+    transaction(c"looking who waits for the database", || {
+        // SAFETY: the lock tag of a database, as LockSharedObject makes it; released below.
+        unsafe {
+            let tag = pg_sys::LOCKTAG {
+                locktag_field1: 0,
+                locktag_field2: u32::from(pg_sys::Oid::from(pg_sys::BuiltinOid::DatabaseRelationId)),
+                locktag_field3: u32::from(pg_sys::MyDatabaseId),
+                locktag_field4: 0,
+                locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+                locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+            };
+            let mode = pg_sys::RowExclusiveLock as i32;
+            let got = pg_sys::LockAcquire(&tag, mode, false, true);
+            if got == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+                return Ok::<bool, Error>(true);
+            }
+            pg_sys::LockRelease(&tag, mode, false);
+        }
+        Ok(false)
+    })
+}

@@ -1,0 +1,220 @@
+//! The launcher: connected to no database, it keeps one worker running in each database with the extension.
+//!
+//! ```text
+//!                    new database, or wanted (somebody used presence there)
+//!            ┌────────┐            ┌──────────┐  extension found   ┌─────────┐
+//!      ─────▶│  None  │───────────▶│ Starting │───────────────────▶│ Running │──┐
+//!            └────────┘            └──────────┘                    └─────────┘  │ killed, failed
+//!                ▲                      │ no extension                  │       │ (state None)
+//!                │                      ▼                               │       │
+//!                │  wanted         ┌────────┐   extension dropped       │       │
+//!                ├─────────────────│ Absent │◀──────────────────────────┤       │
+//!                │                 └────────┘                           │       │
+//!                │  a second later ┌─────────┐  somebody waits for the  │       │
+//!                ├─────────────────│ Yielded │◀── database (DROP ...) ──┘       │
+//!                │                 └─────────┘                                  │
+//!                └──────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! The state is in shared memory, so a launcher that is killed and comes back goes on where it was. Databases
+//! without an entry in shared memory are probed once each: the worker that starts there looks for the extension
+//! and ends if there is none.
+
+use super::process;
+use crate::clock;
+use crate::shared::database::WorkerState;
+use crate::shared::{self, Database, control, databases, save};
+use pgrx::{pg_guard, pg_sys};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::*;
+use std::time::Duration;
+
+/// How long a start may take before it is tried again.
+const START_TIME: u64 = 10_000_000;
+const PAUSE: u64 = 1_000_000;
+
+/// From _PG_init, while the postmaster preloads.
+pub fn register() {
+    let mut worker = background_worker("presence_ext launcher", "presence_launcher", pg_sys::Datum::from(0));
+    worker.bgw_restart_time = 1;
+    // SAFETY: a complete description of a worker; the postmaster copies it.
+    unsafe { pg_sys::RegisterBackgroundWorker(&mut worker) };
+}
+
+fn background_worker(name: &str, function: &str, argument: pg_sys::Datum) -> pg_sys::BackgroundWorker {
+    // SAFETY: zeroes are a valid, empty description.
+    let mut worker: pg_sys::BackgroundWorker = unsafe { std::mem::zeroed() };
+    copy(&mut worker.bgw_name, name);
+    copy(&mut worker.bgw_type, name);
+    copy_library(&mut worker);
+    copy(&mut worker.bgw_function_name, function);
+    worker.bgw_flags = (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as i32;
+    worker.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
+    worker.bgw_restart_time = pg_sys::BGW_NEVER_RESTART;
+    worker.bgw_main_arg = argument;
+    worker
+}
+
+fn copy_library(worker: &mut pg_sys::BackgroundWorker) {
+    copy(&mut worker.bgw_library_name, "presence_ext");
+}
+
+fn copy(to: &mut [std::ffi::c_char], from: &str) {
+    for (to, from) in to.iter_mut().zip(from.bytes()) {
+        *to = from as std::ffi::c_char;
+    }
+}
+
+/// The process's entry point.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn presence_launcher(_argument: pg_sys::Datum) {
+    process::install_signals();
+    // SAFETY: once, at the start of this process: no database, shared catalogs only.
+    unsafe {
+        pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::from(0));
+        pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
+        pg_sys::pgstat_report_appname(c"presence_ext launcher".as_ptr());
+        control().launcher_pid.store(pg_sys::MyProcPid, Release);
+        control().launcher.store(pg_sys::MyProc, Release);
+    }
+    let mut launcher = Launcher::default();
+    loop {
+        launcher.turn();
+        save::raise_floor();
+        process::wait(Duration::from_micros(PAUSE), false);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
+    control().launcher.store(std::ptr::null_mut(), Release);
+    control().launcher_pid.store(0, Release);
+}
+
+#[derive(Default)]
+struct Launcher {
+    /// Databases that were looked into once.
+    probed: HashSet<u32>,
+    /// When a worker was last started there.
+    started: HashMap<u32, u64>,
+    /// No worker slot was free: said once.
+    complained: bool,
+}
+
+impl Launcher {
+    fn turn(&mut self) {
+        let Some(existing) = connectable_databases() else { return };
+        self.release_dropped(&existing);
+        let now = clock::boot();
+        for oid in existing {
+            if self.shall_start(oid, now) {
+                self.start(oid, now);
+            }
+        }
+    }
+
+    fn shall_start(&mut self, oid: u32, now: u64) -> bool {
+        let since = now.saturating_sub(self.started.get(&oid).copied().unwrap_or(0));
+        let Some(database) = Database::find(pg_sys::Oid::from(oid)) else {
+            return !self.probed.contains(&oid);
+        };
+        if database.worker.pid.load(Acquire) != 0 {
+            return false;
+        }
+        match database.worker.state() {
+            WorkerState::None | WorkerState::Yielded => since > PAUSE / 2,
+            WorkerState::Starting | WorkerState::Running => since > START_TIME,
+            WorkerState::Absent => database.worker.wanted.swap(false, AcqRel),
+        }
+    }
+
+    fn start(&mut self, oid: u32, now: u64) {
+        let mut worker =
+            background_worker("presence_ext worker", "presence_database_worker", pg_sys::Datum::from(oid as usize));
+        // SAFETY: this process's own pid; it wants to hear when the worker ends.
+        worker.bgw_notify_pid = unsafe { pg_sys::MyProcPid };
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: a complete description; the handle is palloc'd and of no further use.
+        let registered = unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) };
+        if registered {
+            self.probed.insert(oid);
+            self.started.insert(oid, now);
+            self.complained = false;
+            if let Some(database) = Database::find(pg_sys::Oid::from(oid)) {
+                database.worker.set_state(WorkerState::Starting);
+            }
+        } else if !self.complained {
+            self.complained = true;
+            pgrx::ereport!(
+                pgrx::PgLogLevel::LOG,
+                pgrx::PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                "presence_ext found no free slot for a background worker",
+                "Raise max_worker_processes. Until then members expire and are listed correctly, but no event is published."
+            );
+        }
+    }
+
+    /// A database that is gone gives its place back.
+    fn release_dropped(&mut self, existing: &[u32]) {
+        for database in databases() {
+            let oid = database.oid.load(Acquire);
+            if oid != 0 && !existing.contains(&oid) && database.worker.pid.load(Acquire) == 0 && !exists(oid) {
+                database.release();
+            }
+        }
+        self.probed.retain(|oid| existing.contains(oid));
+        self.started.retain(|oid, _| existing.contains(oid));
+    }
+}
+
+/// The databases that one can connect to and that are no templates. None: not now.
+fn connectable_databases() -> Option<Vec<u32>> {
+    process::transaction(c"looking for databases", || {
+        let mut found = Vec::new();
+        // SAFETY: a scan of a shared catalog inside a transaction, closed again below.
+        unsafe {
+            let catalog = pg_sys::Oid::from(pg_sys::BuiltinOid::DatabaseRelationId);
+            let relation = pg_sys::table_open(catalog, pg_sys::AccessShareLock as i32);
+            let scan = pg_sys::table_beginscan_catalog(relation, 0, std::ptr::null_mut());
+            loop {
+                let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+                if tuple.is_null() {
+                    break;
+                }
+                let form = &*(pg_sys::GETSTRUCT(tuple) as pg_sys::Form_pg_database);
+                if form.datallowconn && !form.datistemplate {
+                    found.push(u32::from(form.oid));
+                }
+            }
+            pg_sys::heap_endscan(scan);
+            pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+        }
+        Ok(found)
+    })
+    .ok()
+}
+
+/// Whether the database is there at all: one that refuses connections keeps its place.
+fn exists(oid: u32) -> bool {
+    process::transaction(c"looking for a database", || {
+        // SAFETY: a look-up in a shared catalog.
+        let tuple = unsafe {
+            pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::DATABASEOID as i32, pg_sys::Datum::from(oid as usize))
+        };
+        let found = !tuple.is_null();
+        if found {
+            // SAFETY: found above.
+            unsafe { pg_sys::ReleaseSysCache(tuple) };
+        }
+        Ok(found)
+    })
+    .unwrap_or(true)
+}
+
+/// A worker is wanted in this database: after CREATE EXTENSION, or when somebody finds that there is none.
+pub fn want(database: &Database) {
+    if database.worker.pid.load(Relaxed) == 0 && !database.worker.wanted.swap(true, AcqRel) {
+        shared::wake(&control().launcher);
+    }
+}

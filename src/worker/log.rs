@@ -1,0 +1,112 @@
+//! The event log: `presence.event`, written by the worker alone.
+//!
+//! Three tables take turns, each for half of the retention time. Before a table is used again it is emptied with
+//! TRUNCATE: no row is ever deleted, so nothing is left for vacuum.
+
+use crate::clock;
+use crate::error::Result;
+use crate::settings;
+use crate::spi::{Connection, Statement};
+use pgrx::pg_sys::{self, Datum};
+use std::ffi::CStr;
+
+pub const PARTS: usize = 3;
+
+/// What `changes` needs, even where history is kept for a shorter time.
+const SHORTEST: u64 = 5 * 60 * 1_000_000;
+
+macro_rules! insert {
+    ($table:literal) => {
+        Statement {
+            sql: match CStr::from_bytes_with_nul(
+                concat!(
+                    "insert into presence.",
+                    $table,
+                    " (seq, version, event, room, member_id, connection_id, user_id, status, state, metadata, \
+                     connections, reason, at, joined_at, audience) \
+                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)\0"
+                )
+                .as_bytes(),
+            ) {
+                Ok(sql) => sql,
+                Err(_) => c"",
+            },
+            arguments: &[
+                pg_sys::INT8OID,
+                pg_sys::INT8OID,
+                pg_sys::TEXTOID,
+                pg_sys::TEXTOID,
+                pg_sys::TEXTOID,
+                pg_sys::TEXTOID,
+                pg_sys::TEXTOID,
+                pg_sys::TEXTOID,
+                pg_sys::JSONBOID,
+                pg_sys::JSONBOID,
+                pg_sys::INT4OID,
+                pg_sys::TEXTOID,
+                pg_sys::TIMESTAMPTZOID,
+                pg_sys::TIMESTAMPTZOID,
+                pg_sys::TEXTARRAYOID,
+            ],
+        }
+    };
+}
+
+static INSERT: [Statement; PARTS] = [insert!("_event_0"), insert!("_event_1"), insert!("_event_2")];
+
+const TRUNCATE: [&CStr; PARTS] = [
+    c"lock table presence._event_0 in access exclusive mode nowait; truncate presence._event_0",
+    c"lock table presence._event_1 in access exclusive mode nowait; truncate presence._event_1",
+    c"lock table presence._event_2 in access exclusive mode nowait; truncate presence._event_2",
+];
+
+const NEWEST: [&CStr; PARTS] = [
+    c"select seq from presence._event_0 order by seq desc limit 1",
+    c"select seq from presence._event_1 order by seq desc limit 1",
+    c"select seq from presence._event_2 order by seq desc limit 1",
+];
+
+/// A row of the log.
+pub type Values = [Option<Datum>; 15];
+
+pub struct Log {
+    part: usize,
+    /// Boot clock.
+    since: u64,
+    /// The current part has no row yet, so it need not be left.
+    pub is_fresh: bool,
+}
+
+impl Log {
+    /// Go on in the part with the newest row.
+    pub fn open() -> Result<Log> {
+        let connection = Connection::open()?;
+        let mut newest = (0, 0);
+        for (part, sql) in NEWEST.iter().enumerate() {
+            let rows = connection.run_text(sql, false)?;
+            let seq = rows.get(0, 0).map_or(0, |seq| seq.value() as u64);
+            newest = newest.max((seq, part));
+        }
+        Ok(Log { part: newest.1, since: clock::boot(), is_fresh: newest.0 == 0 })
+    }
+
+    pub fn insert(&self, connection: &Connection, row: &Values) -> Result<()> {
+        connection.run(&INSERT[self.part], row, true).map(|_| ())
+    }
+
+    pub fn is_due(&self) -> bool {
+        let retention = settings::history_retention().max(SHORTEST);
+        !self.is_fresh && clock::boot() > self.since + retention / 2
+    }
+
+    /// Empty the next part and go on there. Returns the newest seq that was thrown away. In a transaction of its
+    /// own; an error (somebody reads the part just now) leaves everything as it is.
+    pub fn rotate(&self) -> Result<(Log, u64)> {
+        let next = (self.part + 1) % PARTS;
+        let connection = Connection::open()?;
+        let rows = connection.run_text(NEWEST[next], false)?;
+        let lost = rows.get(0, 0).map_or(0, |seq| seq.value() as u64);
+        connection.run_text(TRUNCATE[next], true)?;
+        Ok((Log { part: next, since: clock::boot(), is_fresh: true }, lost))
+    }
+}

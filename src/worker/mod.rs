@@ -1,0 +1,9 @@
+//! Background workers: one launcher for the cluster, one worker for each database with the extension.
+
+pub mod connections;
+pub mod database;
+pub mod launcher;
+pub mod log;
+pub mod process;
+pub mod publisher;
+pub mod sweeper;

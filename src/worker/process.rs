@@ -1,0 +1,172 @@
+//! What launcher and workers share: signals, waiting, transactions that survive errors.
+
+use crate::error::Error;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{PgTryBuilder, pg_sys};
+use std::ffi::CStr;
+use std::time::Duration;
+
+/// Take signals as the rest of the server does: SIGTERM ends the process wherever it is (`die`, not a flag that
+/// somebody must look at: it may be waiting for a lock), SIGHUP asks for the settings to be read again.
+pub fn install_signals() {
+    // SAFETY: handlers of the server itself, installed before signals are let in.
+    unsafe {
+        set_signal(libc::SIGTERM, on_term);
+        set_signal(libc::SIGHUP, on_hup);
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+#[cfg(not(feature = "pg18"))]
+unsafe fn set_signal(signal: i32, handler: unsafe extern "C-unwind" fn(i32)) {
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::pqsignal(signal, Some(handler)) };
+}
+
+#[cfg(feature = "pg18")]
+unsafe fn set_signal(signal: i32, handler: unsafe extern "C-unwind" fn(i32)) {
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::pqsignal_be(signal, Some(handler)) };
+}
+
+unsafe extern "C-unwind" fn on_term(signal: i32) {
+    // SAFETY: what every backend does on SIGTERM.
+    unsafe { pg_sys::die(signal) }
+}
+
+unsafe extern "C-unwind" fn on_hup(signal: i32) {
+    // SAFETY: what every process does on SIGHUP.
+    unsafe { pg_sys::SignalHandlerForConfigReload(signal) }
+}
+
+/// Sleep until woken (or, with `deaf`, whatever anybody does) or the time is up; then handle what came in.
+pub fn wait(timeout: Duration, deaf: bool) {
+    let events = pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH | if deaf { 0 } else { pg_sys::WL_LATCH_SET };
+    let milliseconds = timeout.as_micros().div_ceil(1_000) as std::ffi::c_long;
+    // SAFETY: this process's own latch.
+    unsafe {
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, milliseconds, pg_sys::PG_WAIT_EXTENSION);
+        if !deaf {
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+        }
+        interrupts();
+        if pg_sys::ConfigReloadPending != 0 {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+pub fn interrupts() {
+    pgrx::check_for_interrupts!();
+}
+
+/// What went wrong in a transaction, for the log and `presence.health`.
+#[derive(Debug)]
+pub struct Failure {
+    pub message: String,
+    /// The NOTIFY queue is full, or another of the limits of the server.
+    pub limit: bool,
+}
+
+/// Run a transaction. An error rolls all of it back and comes out here; the process goes on.
+pub fn transaction<T>(activity: &CStr, body: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
+    let mut body = Some(body);
+    let mut result = None;
+    let failure = {
+        let (body, result) = (std::panic::AssertUnwindSafe(&mut body), std::panic::AssertUnwindSafe(&mut result));
+        PgTryBuilder::new(move || {
+            let (body, result) = (body, result);
+            begin(activity);
+            if let Some(body) = body.0.take() {
+                match body() {
+                    Ok(value) => *result.0 = Some(value),
+                    Err(error) => error.raise(),
+                }
+            }
+            commit();
+            None
+        })
+        .catch_others(|caught| Some(failure(&caught)))
+        .catch_rust_panic(|caught| Some(failure(&caught)))
+        .execute()
+    };
+    match (failure, result) {
+        (Some(failure), _) => {
+            // SAFETY: rolls back whatever the body had open; the error was taken out by the catch above.
+            unsafe {
+                pg_sys::AbortCurrentTransaction();
+                pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
+            }
+            Err(failure)
+        }
+        (None, Some(value)) => Ok(value),
+        (None, None) => Err(Failure { message: "the transaction did not run".into(), limit: false }),
+    }
+}
+
+fn begin(activity: &CStr) {
+    // SAFETY: no transaction is open in this process.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr());
+    }
+}
+
+fn commit() {
+    // SAFETY: opened by `begin`. Without pgstat_report_stat autovacuum would never see what the worker deletes.
+    unsafe {
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CommitTransactionCommand();
+        pg_sys::pgstat_report_stat(false);
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
+    }
+}
+
+fn failure(caught: &CaughtError) -> Failure {
+    let (message, code) = match caught {
+        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
+            (report.message().to_owned(), report.sql_error_code())
+        }
+        CaughtError::RustPanic { ereport, .. } => (ereport.message().to_owned(), ereport.sql_error_code()),
+    };
+    Failure { message, limit: code == pgrx::PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED }
+}
+
+/// Run part of a transaction; an error takes back only this part.
+pub fn attempt(body: impl FnOnce() -> Result<(), Error>) -> Result<(), Failure> {
+    // SAFETY: plain reads; restored below, as PL languages do around their subtransactions.
+    let (context, owner) = unsafe { (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner) };
+    // SAFETY: inside a transaction.
+    unsafe {
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+    }
+    let mut body = Some(body);
+    let failure = {
+        let body = std::panic::AssertUnwindSafe(&mut body);
+        PgTryBuilder::new(move || {
+            let body = body;
+            match body.0.take().map(|body| body()) {
+                Some(Err(error)) => error.raise(),
+                _ => None,
+            }
+        })
+        .catch_others(|caught| Some(failure(&caught)))
+        .catch_rust_panic(|caught| Some(failure(&caught)))
+        .execute()
+    };
+    // SAFETY: ends the subtransaction begun above.
+    unsafe {
+        if failure.is_some() {
+            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+        } else {
+            pg_sys::ReleaseCurrentSubTransaction();
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+    }
+    failure.map_or(Ok(()), Err)
+}
