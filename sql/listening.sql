@@ -14,6 +14,12 @@ comment on function presence.channels(text) is
     'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. Names change '
     'with every start of the server and by rotate_channels: ask after each connect.';
 
+create function presence.rotate_channels(room text default null) returns void
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_rotate_channels';
+comment on function presence.rotate_channels(text) is
+    'Give the channels of the room (NULL: all channels) new names, once this transaction is committed; listeners '
+    'of the old ones hear relisten. For service roles, and for whoever may manage the room (42501).';
+
 create function presence.seq() returns bigint
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_seq';
 comment on function presence.seq() is 'The seq of the last published event.';

@@ -79,8 +79,9 @@ create index _event_2_room on presence._event_2 (room, seq);
 
 -- The key of all keyed hashes: of members in shared memory, of channel names. Nobody but the owner reads it, and a
 -- dump does not have it: a restored database has its own.
-create table presence.secret (key bytea not null);
+create table presence.secret (key bytea not null, policies text);
 insert into presence.secret (key)
 select pg_catalog.decode(
     pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', ''), 'hex');
 comment on table presence.secret is 'the key of all keyed hashes; for the extension only';
+comment on column presence.secret.policies is 'the SELECT policies of member as the extension made them';

@@ -14,34 +14,69 @@ pub enum Error {
     NotPreloaded,
     /// CREATE EXTENSION has not run here (or DROP EXTENSION has).
     NotInstalled,
-    TooManyDatabases { limit: usize },
+    TooManyDatabases {
+        limit: usize,
+    },
     /// NULL where a value is needed.
-    MissingArgument { argument: &'static str },
+    MissingArgument {
+        argument: &'static str,
+    },
     /// A room, member_id, connection_id, user_id, status or token that is none.
-    InvalidName { argument: &'static str, why: String },
+    InvalidName {
+        argument: &'static str,
+        why: String,
+    },
     InvalidTtl,
-    InvalidAudience { why: String },
+    InvalidAudience {
+        why: String,
+    },
     InvalidReason,
     InvalidPatch,
-    InvalidMaxRows { limit: i32 },
+    InvalidMaxRows {
+        limit: i32,
+    },
     InvalidTimeout,
     /// An argument that is out of the ordinary in some other way.
-    InvalidArgument { argument: &'static str, why: String },
-    StateTooLarge { size: usize, limit: usize },
+    InvalidArgument {
+        argument: &'static str,
+        why: String,
+    },
+    StateTooLarge {
+        size: usize,
+        limit: usize,
+    },
     KeyIsFixed,
     /// Nobody is asking: presence needs a name.
     NoIdentity,
-    NotYourName { member_id: String },
-    ServiceOnly { what: &'static str },
+    NotYourName {
+        member_id: String,
+    },
+    ServiceOnly {
+        what: &'static str,
+    },
     OwnedByAnother,
-    NotAuthorized { action: &'static str },
+    NotAuthorized {
+        action: &'static str,
+    },
+    /// The function that `presence.authorizer` names gave no answer: that is a no.
+    AuthorizerFailed {
+        why: String,
+    },
     NoPreparedTransactions,
     NoTruncate,
-    NoSessionFeatures { what: &'static str, why: &'static str },
+    NoSessionFeatures {
+        what: &'static str,
+        why: &'static str,
+    },
     ReadOnlyWithoutSlot,
-    TooManyMembers { limit: i32 },
+    TooManyMembers {
+        what: &'static str,
+        limit: i32,
+    },
     TooManyColumns,
-    Spi { code: i32 },
+    Spi {
+        code: i32,
+    },
 }
 
 impl Error {
@@ -64,7 +99,8 @@ impl Error {
             | Error::NotYourName { .. }
             | Error::ServiceOnly { .. }
             | Error::OwnedByAnother
-            | Error::NotAuthorized { .. } => ERRCODE_INSUFFICIENT_PRIVILEGE,
+            | Error::NotAuthorized { .. }
+            | Error::AuthorizerFailed { .. } => ERRCODE_INSUFFICIENT_PRIVILEGE,
             Error::NoPreparedTransactions | Error::NoTruncate | Error::NoSessionFeatures { .. } => {
                 ERRCODE_FEATURE_NOT_SUPPORTED
             }
@@ -94,13 +130,12 @@ impl Error {
             Error::ServiceOnly { what } => format!("only a service role may {what}"),
             Error::OwnedByAnother => "the member belongs to another user".into(),
             Error::NotAuthorized { action } => format!("not authorized to {action} this room"),
-            Error::NoPreparedTransactions => {
-                "cannot prepare a transaction that has changed presence".into()
-            }
+            Error::AuthorizerFailed { .. } => "the authorizer of presence gave no answer".into(),
+            Error::NoPreparedTransactions => "cannot prepare a transaction that has changed presence".into(),
             Error::NoTruncate => "cannot truncate the members".into(),
             Error::NoSessionFeatures { what, .. } => format!("{what} is not available to this session"),
             Error::ReadOnlyWithoutSlot => "cannot renew this lease in a read-only transaction".into(),
-            Error::TooManyMembers { .. } => "too many members".into(),
+            Error::TooManyMembers { what, .. } => format!("the {what} has too many members"),
             Error::TooManyColumns => "table presence.member is not as expected".into(),
             Error::Spi { .. } => "a query of presence_ext failed".into(),
         }
@@ -109,9 +144,9 @@ impl Error {
     fn detail(&self) -> Option<String> {
         Some(match self {
             Error::TooManyDatabases { limit } => format!("presence.max_databases is {limit}."),
-            Error::InvalidName { why, .. } | Error::InvalidAudience { why } | Error::InvalidArgument { why, .. } => {
-                why.clone()
-            }
+            Error::InvalidName { why, .. }
+            | Error::InvalidAudience { why }
+            | Error::InvalidArgument { why, .. } => why.clone(),
             Error::InvalidTtl => "A ttl is between 1 second and 30 days.".into(),
             Error::InvalidReason => "A reason is left, disconnected or removed.".into(),
             Error::InvalidPatch => "JSON merge patch (RFC 7396) changes the keys of an object.".into(),
@@ -124,8 +159,9 @@ impl Error {
                 format!("Your member_id is \"{member_id}\", and presence.member_ids is \"own\".")
             }
             Error::NoSessionFeatures { why, .. } => (*why).into(),
+            Error::AuthorizerFailed { why } => why.clone(),
             Error::ReadOnlyWithoutSlot => "All lease slots are taken, so this lease lives in a table.".into(),
-            Error::TooManyMembers { limit } => format!("The limit is {limit}."),
+            Error::TooManyMembers { limit, .. } => format!("The limit is {limit}."),
             Error::Spi { code } => format!("SPI returned {code}."),
             _ => return None,
         })
@@ -155,6 +191,9 @@ impl Error {
                  session members."
                     .into()
             }
+            Error::AuthorizerFailed { .. } => "Without an answer nobody gets in. presence.authorizer names a function \
+                 (room text, action text) returns boolean that callers may execute."
+                .into(),
             Error::ReadOnlyWithoutSlot => {
                 "Use a read-write transaction, or raise presence.max_members and restart the server.".into()
             }

@@ -26,6 +26,12 @@ pub struct Extension {
 thread_local! {
     static CURRENT: Cell<Option<Extension>> = const { Cell::new(None) };
     static WATCHING: Cell<bool> = const { Cell::new(false) };
+    static EPOCH: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Grows whenever the table's definition changed.
+pub fn epoch() -> u64 {
+    EPOCH.get()
 }
 
 static SECRET: Statement = Statement { sql: c"select key from presence.secret", arguments: &[] };
@@ -66,7 +72,8 @@ fn look_up() -> Result<Extension> {
     let view = relation(c"online").ok_or(Error::NotInstalled)?;
     // SAFETY: catalog look-ups of relations that exist.
     let (owner, online) = unsafe {
-        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, pg_sys::Datum::from(member));
+        let tuple =
+            pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, pg_sys::Datum::from(member));
         if tuple.is_null() {
             return Err(Error::NotInstalled);
         }
@@ -100,6 +107,7 @@ fn watch() {
 unsafe extern "C-unwind" fn forget(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
     if relation == pg_sys::InvalidOid || CURRENT.get().is_some_and(|current| current.member == relation) {
         CURRENT.set(None);
+        EPOCH.set(EPOCH.get() + 1);
     }
 }
 
@@ -117,6 +125,14 @@ impl Extension {
 
     pub fn key_of(&self, hash: u128) -> Key {
         Key { database: self.database_index, relation: u32::from(self.member), hash }
+    }
+
+    /// Whether the current role was granted UPDATE on the members.
+    pub fn may_write(&self) -> bool {
+        // SAFETY: a look-up in the catalog.
+        let answer =
+            unsafe { pg_sys::pg_class_aclcheck(self.member, pg_sys::GetUserId(), pg_sys::ACL_UPDATE.into()) };
+        answer == pg_sys::AclResult::ACLCHECK_OK
     }
 
     /// The owner as a slot knows it.

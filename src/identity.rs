@@ -7,8 +7,8 @@ use crate::lease::rule::RowLease;
 use crate::settings;
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::{self, Call, encode, text_of};
-use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::pg_guard;
+use pgrx::pg_sys::{self, Datum, Oid};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
@@ -64,7 +64,8 @@ pub fn current(extension: &Extension) -> Result<Rc<Identity>> {
     } else {
         (Vec::new(), Vec::new())
     };
-    let made_from = Claims { session: roles.session, current: roles.current, epoch: roles.epoch, claims, sub };
+    let made_from =
+        Claims { session: roles.session, current: roles.current, epoch: roles.epoch, claims, sub };
     let known = IDENTITY.with_borrow(|known| match known {
         Some((from, identity)) if *from == made_from => Some(identity.clone()),
         _ => None,
@@ -93,7 +94,13 @@ fn identify(roles: &Roles, from: &Claims) -> Identity {
         Some(roles.name.clone())
     };
     let teams = if user_id.is_some() { teams(&claims) } else { Vec::new() };
-    Identity { user_id, service: roles.service, trusted_login: roles.trusted_login, role: roles.current, teams }
+    Identity {
+        user_id,
+        service: roles.service,
+        trusted_login: roles.trusted_login,
+        role: roles.current,
+        teams,
+    }
 }
 
 /// The list at the path that `presence.teams_claim` names.
@@ -253,7 +260,10 @@ fn role_tokens(role: Oid) -> Result<Vec<Vec<u8>>> {
         let connection = Connection::open()?;
         let rows = connection.run(&ROLE_NAMES, &[], false)?;
         // SAFETY: texts.
-        (0..rows.count).filter_map(|row| rows.get(row, 0)).map(|name| unsafe { text_of(name) }.to_vec()).collect()
+        (0..rows.count)
+            .filter_map(|row| rows.get(row, 0))
+            .map(|name| unsafe { text_of(name) }.to_vec())
+            .collect()
     };
     let tokens: Vec<Vec<u8>> = names.iter().map(|name| [b"role:", name.as_slice()].concat()).collect();
     ROLE_TOKENS.set(Some((role, epoch, tokens.clone())));

@@ -11,9 +11,23 @@ mod points {
     pub fn define() {
         let empty = GucFlags::empty();
         let point = c"Test only: the point at which this session stalls.";
-        GucRegistry::define_string_guc(c"presence.stall_at", point, c"", &STALL_AT, GucContext::Userset, empty);
+        GucRegistry::define_string_guc(
+            c"presence.stall_at",
+            point,
+            c"",
+            &STALL_AT,
+            GucContext::Userset,
+            empty,
+        );
         let file = c"Test only: it stalls for as long as this file exists.";
-        GucRegistry::define_string_guc(c"presence.stall_while", file, c"", &STALL_WHILE, GucContext::Userset, empty);
+        GucRegistry::define_string_guc(
+            c"presence.stall_while",
+            file,
+            c"",
+            &STALL_WHILE,
+            GucContext::Userset,
+            empty,
+        );
     }
 
     pub fn stall(point: &str) {

@@ -55,7 +55,8 @@ unsafe fn merge(
     // SAFETY: the caller's promise; pushJsonbValue takes keys and values as the iterator gives them.
     unsafe {
         pg_sys::check_stack_depth();
-        let target = if !target.is_null() && (*target).header & OBJECT != 0 { target } else { std::ptr::null_mut() };
+        let target =
+            if !target.is_null() && (*target).header & OBJECT != 0 { target } else { std::ptr::null_mut() };
         pg_sys::pushJsonbValue(state, WJB_BEGIN_OBJECT, std::ptr::null_mut());
         if !target.is_null() {
             for_each_pair(target, |key, value| {
@@ -97,7 +98,10 @@ unsafe fn object(value: *mut pg_sys::JsonbValue) -> Option<*mut pg_sys::JsonbCon
     }
 }
 
-unsafe fn find(container: *mut pg_sys::JsonbContainer, key: *mut pg_sys::JsonbValue) -> *mut pg_sys::JsonbValue {
+unsafe fn find(
+    container: *mut pg_sys::JsonbContainer,
+    key: *mut pg_sys::JsonbValue,
+) -> *mut pg_sys::JsonbValue {
     // SAFETY: an object container and a string key.
     unsafe { pg_sys::findJsonbValueFromContainer(container, OBJECT, key) }
 }

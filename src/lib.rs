@@ -4,6 +4,7 @@
 //! (`event::transaction`) → COMMIT → leases (`lease`) and ring (`event::ring`) → worker (`worker::publisher`) →
 //! log and NOTIFY. docs/internals.md walks through it.
 
+mod authorizer;
 mod clock;
 mod error;
 mod event;
@@ -15,11 +16,13 @@ mod lease;
 mod listen;
 mod member;
 mod operate;
+mod policy;
 mod read;
 mod settings;
 mod shared;
 mod spi;
 mod sqlfn;
+mod subtransaction;
 mod worker;
 
 #[cfg(any(test, feature = "pg_test"))]

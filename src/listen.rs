@@ -1,7 +1,10 @@
 //! `presence.listen`, `unlisten` and `channels`: who may hear what, as channel names.
 
+use crate::authorizer::{self, Action};
 use crate::error::{Error, Result};
-use crate::event::channel::{Channel, EVERYBODY, SERVICE, Scope, own_token};
+use crate::event::channel::{Channel, EVERYBODY, LISTENERS, SERVICE, Scope, own_token};
+use crate::event::record::Kind;
+use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::identity;
 use crate::member::{session, validate};
@@ -23,11 +26,25 @@ fn open_channels(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<Strin
     if let Some(user_id) = &identity.user_id {
         names.push(Channel::new(extension, Scope::Database, &own_token(user_id)).hand_out(extension));
     }
+    if let Some(room) = room {
+        names.push(Channel::new(extension, scope, LISTENERS).hand_out(extension));
+        if !identity.service {
+            authorizer::require(room, Action::Read)?;
+        }
+    }
     if identity.service {
         names.push(Channel::new(extension, scope, SERVICE).hand_out(extension));
         return Ok(names);
     }
-    for token in identity.tokens(&identity.rooms(extension)?)? {
+    let rooms = identity.rooms(extension)?;
+    for present in &rooms {
+        // Noted before the name exists: whoever leaves from now on makes the worker rotate it.
+        let user_id = identity.user_id.as_deref().unwrap_or_default();
+        extension.database.note_room_channel(extension.hash(4, &[user_id, present]));
+        let token = [b"room:", present.as_slice()].concat();
+        names.push(Channel::new(extension, Scope::Database, &token).hand_out(extension));
+    }
+    for token in identity.tokens(&rooms)? {
         names.push(Channel::new(extension, scope, &token).hand_out(extension));
     }
     Ok(names)
@@ -67,7 +84,7 @@ fn unlisten(call: &Call) -> Result<Option<Datum>> {
     let room = room(call)?;
     let scope = room.map_or(Scope::AllRooms, Scope::Room);
     let mut tokens = identity.tokens(&identity.rooms(&extension)?)?;
-    tokens.push(SERVICE.to_vec());
+    tokens.extend([SERVICE.to_vec(), LISTENERS.to_vec()]);
     if let Some(room) = room {
         // One may have left the room since.
         tokens.push([b"room:", room].concat());
@@ -80,10 +97,25 @@ fn unlisten(call: &Call) -> Result<Option<Datum>> {
     Ok(None)
 }
 
+/// SQL `presence.rotate_channels(room)`: new names; the old ones hear `relisten` and then nothing.
+fn rotate_channels(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let identity = identity::current(&extension)?;
+    let room = room(call)?;
+    match room {
+        _ if identity.service => {}
+        Some(room) => authorizer::require(room, Action::Manage)?,
+        None => return Err(Error::ServiceOnly { what: "rotate all channels" }),
+    }
+    transaction::tell(&extension, Kind::Rotate, [room, None, None, None, None, None, None, None]);
+    Ok(None)
+}
+
 fn c_name(name: &str) -> Result<CString> {
     CString::new(name).map_err(|_| Error::InvalidArgument { argument: "room", why: "It has a NUL.".into() })
 }
 
 crate::sql_function!(presence_channels, pg_finfo_presence_channels, channels);
 crate::sql_function!(presence_listen, pg_finfo_presence_listen, listen);
+crate::sql_function!(presence_rotate_channels, pg_finfo_presence_rotate_channels, rotate_channels);
 crate::sql_function!(presence_unlisten, pg_finfo_presence_unlisten, unlisten);

@@ -60,32 +60,153 @@ thread_local! {
 
 pub fn define() {
     let postmaster = GucContext::Postmaster;
-    int(c"presence.max_members", c"Leases held in shared memory, over all databases.", &MAX_MEMBERS, 1, 50_000_000, postmaster, GucFlags::empty());
+    int(
+        c"presence.max_members",
+        c"Leases held in shared memory, over all databases.",
+        &MAX_MEMBERS,
+        1,
+        50_000_000,
+        postmaster,
+        GucFlags::empty(),
+    );
     let postmaster = GucContext::Postmaster;
-    int(c"presence.max_databases", c"Databases that may use presence.", &MAX_DATABASES, 1, 1_000, postmaster, GucFlags::empty());
+    int(
+        c"presence.max_databases",
+        c"Databases that may use presence.",
+        &MAX_DATABASES,
+        1,
+        1_000,
+        postmaster,
+        GucFlags::empty(),
+    );
     let postmaster = GucContext::Postmaster;
-    int(c"presence.event_buffer", c"Size of each database's buffer for events that are not published yet.", &EVENT_BUFFER, 64, 1_048_576, postmaster, GucFlags::UNIT_KB);
+    int(
+        c"presence.event_buffer",
+        c"Size of each database's buffer for events that are not published yet.",
+        &EVENT_BUFFER,
+        64,
+        1_048_576,
+        postmaster,
+        GucFlags::UNIT_KB,
+    );
 
-    int(c"presence.default_ttl", c"How long a lease lasts without a heartbeat, where neither member nor room says.", &DEFAULT_TTL, 1, 2_592_000, GucContext::Userset, GucFlags::UNIT_S);
-    int(c"presence.sweep_interval", c"How late an expired member is removed at most.", &SWEEP_INTERVAL, 10, 60_000, GucContext::Sighup, GucFlags::UNIT_MS);
-    int(c"presence.notify_delay", c"Shortest time between two publications; fast updates are conflated in it.", &NOTIFY_DELAY, 0, 10_000, GucContext::Suset, GucFlags::UNIT_MS);
-    int(c"presence.restart_grace", c"How long members are kept at least after a restart of the server.", &RESTART_GRACE, 0, 86_400, GucContext::Sighup, GucFlags::UNIT_S);
-    int(c"presence.history_retention", c"How long events are kept.", &HISTORY_RETENTION, 0, 2_592_000, GucContext::Suset, GucFlags::UNIT_S);
-    int(c"presence.last_seen_retention", c"How long it is remembered when a user was last seen.", &LAST_SEEN_RETENTION, 0, 10_000_000, GucContext::Suset, GucFlags::UNIT_MIN);
+    int(
+        c"presence.default_ttl",
+        c"How long a lease lasts without a heartbeat, where neither member nor room says.",
+        &DEFAULT_TTL,
+        1,
+        2_592_000,
+        GucContext::Userset,
+        GucFlags::UNIT_S,
+    );
+    int(
+        c"presence.sweep_interval",
+        c"How late an expired member is removed at most.",
+        &SWEEP_INTERVAL,
+        10,
+        60_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    int(
+        c"presence.notify_delay",
+        c"Shortest time between two publications; fast updates are conflated in it.",
+        &NOTIFY_DELAY,
+        0,
+        10_000,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
+    );
+    int(
+        c"presence.restart_grace",
+        c"How long members are kept at least after a restart of the server.",
+        &RESTART_GRACE,
+        0,
+        86_400,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    int(
+        c"presence.history_retention",
+        c"How long events are kept.",
+        &HISTORY_RETENTION,
+        0,
+        2_592_000,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
+    int(
+        c"presence.last_seen_retention",
+        c"How long it is remembered when a user was last seen.",
+        &LAST_SEEN_RETENTION,
+        0,
+        10_000_000,
+        GucContext::Suset,
+        GucFlags::UNIT_MIN,
+    );
 
-    int(c"presence.max_state_size", c"Largest state and metadata of a member, together.", &MAX_STATE_SIZE, 1, 1_024, GucContext::Suset, GucFlags::UNIT_KB);
-    int(c"presence.max_per_user", c"Most members of one user in a database; 0 is no limit.", &MAX_PER_USER, 0, i32::MAX, GucContext::Suset, GucFlags::empty());
+    int(
+        c"presence.max_state_size",
+        c"Largest state and metadata of a member, together.",
+        &MAX_STATE_SIZE,
+        1,
+        1_024,
+        GucContext::Suset,
+        GucFlags::UNIT_KB,
+    );
+    int(
+        c"presence.max_per_user",
+        c"Most members of one user in a database; 0 is no limit.",
+        &MAX_PER_USER,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
 
-    identity(c"presence.trusted_login_roles", c"Login roles whose request.jwt.claims are believed.", &TRUSTED_LOGIN_ROLES);
-    identity(c"presence.anonymous_roles", c"Roles that stand for people who are not signed in.", &ANONYMOUS_ROLES);
+    identity(
+        c"presence.trusted_login_roles",
+        c"Login roles whose request.jwt.claims are believed.",
+        &TRUSTED_LOGIN_ROLES,
+    );
+    identity(
+        c"presence.anonymous_roles",
+        c"Roles that stand for people who are not signed in.",
+        &ANONYMOUS_ROLES,
+    );
     identity(c"presence.service_roles", c"Roles that act for all users.", &SERVICE_ROLES);
     identity(c"presence.teams_claim", c"Path in the claims to the list of the user's teams.", &TEAMS_CLAIM);
-    string(c"presence.default_audience", c"Who sees a member where neither it nor its room says: a list of tokens.", &DEFAULT_AUDIENCE);
+    string(
+        c"presence.default_audience",
+        c"Who sees a member where neither it nor its room says: a list of tokens.",
+        &DEFAULT_AUDIENCE,
+    );
     string(c"presence.authorizer", c"Function (room text, action text) returns boolean that decides who may read, join and manage a room.", &AUTHORIZER);
     string(c"presence.sink", c"Function (presence.event[]) that is called with each batch of events.", &SINK);
-    GucRegistry::define_enum_guc(c"presence.member_ids", c"Whether a user may choose any member_id, or only the own user id.", c"", &MEMBER_IDS, GucContext::Suset, GucFlags::empty());
-    GucRegistry::define_enum_guc(c"presence.notify_payload", c"Whether notifications carry the event, or only that there is one.", c"", &NOTIFY_PAYLOAD, GucContext::Suset, GucFlags::empty());
-    GucRegistry::define_bool_guc(c"presence.session_features", c"Allow listen and session members: off behind a transaction pooler.", c"", &SESSION_FEATURES, GucContext::Suset, GucFlags::empty());
+    GucRegistry::define_enum_guc(
+        c"presence.member_ids",
+        c"Whether a user may choose any member_id, or only the own user id.",
+        c"",
+        &MEMBER_IDS,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_enum_guc(
+        c"presence.notify_payload",
+        c"Whether notifications carry the event, or only that there is one.",
+        c"",
+        &NOTIFY_PAYLOAD,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_bool_guc(
+        c"presence.session_features",
+        c"Allow listen and session members: off behind a transaction pooler.",
+        c"",
+        &SESSION_FEATURES,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
 
     #[cfg(feature = "injection")]
     crate::injection::define();
@@ -94,7 +215,15 @@ pub fn define() {
     unsafe { pg_sys::MarkGUCPrefixReserved(c"presence".as_ptr()) };
 }
 
-fn int(name: &'static CStr, what: &'static CStr, setting: &'static Int, min: i32, max: i32, context: GucContext, unit: GucFlags) {
+fn int(
+    name: &'static CStr,
+    what: &'static CStr,
+    setting: &'static Int,
+    min: i32,
+    max: i32,
+    context: GucContext,
+    unit: GucFlags,
+) {
     GucRegistry::define_int_guc(name, what, c"", setting, min, max, context, unit);
 }
 

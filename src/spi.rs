@@ -45,8 +45,9 @@ impl Connection {
         let mut datums: Vec<Datum> = values.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
         let nulls: Vec<u8> = values.iter().map(|value| if value.is_some() { b' ' } else { b'n' }).collect();
         // SAFETY: as many values as the statement has arguments; a kept plan.
-        let code =
-            unsafe { pg_sys::SPI_execute_plan(plan.0, datums.as_mut_ptr(), nulls.as_ptr().cast(), !write, 0) };
+        let code = unsafe {
+            pg_sys::SPI_execute_plan(plan.0, datums.as_mut_ptr(), nulls.as_ptr().cast(), !write, 0)
+        };
         Rows::of(code)
     }
 
@@ -86,8 +87,11 @@ fn plan(statement: &'static Statement) -> Result<Plan> {
     // SAFETY: a C string and as many argument types as we say; a kept plan lives as long as the process.
     let plan = unsafe {
         let arguments = statement.arguments;
-        let plan =
-            pg_sys::SPI_prepare(statement.sql.as_ptr(), arguments.len() as i32, arguments.as_ptr().cast_mut());
+        let plan = pg_sys::SPI_prepare(
+            statement.sql.as_ptr(),
+            arguments.len() as i32,
+            arguments.as_ptr().cast_mut(),
+        );
         if plan.is_null() {
             return Err(Error::Spi { code: pg_sys::SPI_result });
         }
@@ -124,22 +128,6 @@ impl Rows {
             let mut null = false;
             let datum = pg_sys::SPI_getbinval(tuple, (*self.table).tupdesc, column as i32 + 1, &mut null);
             (!null).then_some(datum)
-        }
-    }
-
-    /// A row as a composite value of a named type, in the current memory context.
-    pub fn composite(&self, row: usize, row_type: Oid) -> Option<Datum> {
-        if row >= self.count || self.table.is_null() {
-            return None;
-        }
-        // SAFETY: the tuple has the columns of the row type, which the statement lists in its order.
-        unsafe {
-            let tuple = *(*self.table).vals.add(row);
-            let copy = pg_sys::SPI_returntuple(tuple, (*self.table).tupdesc);
-            let header = pg_sys::pg_detoast_datum(copy.cast()) as pg_sys::HeapTupleHeader;
-            (*header).t_choice.t_datum.datum_typeid = row_type;
-            (*header).t_choice.t_datum.datum_typmod = -1;
-            Some(Datum::from(header))
         }
     }
 }

@@ -131,9 +131,15 @@ impl Call {
                 if row.len() != columns {
                     return Err(Error::TooManyColumns);
                 }
-                let mut values: Vec<Datum> = row.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
+                let mut values: Vec<Datum> =
+                    row.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
                 let mut nulls: Vec<bool> = row.iter().map(Option::is_none).collect();
-                pg_sys::tuplestore_putvalues((*info).setResult, (*info).setDesc, values.as_mut_ptr(), nulls.as_mut_ptr());
+                pg_sys::tuplestore_putvalues(
+                    (*info).setResult,
+                    (*info).setDesc,
+                    values.as_mut_ptr(),
+                    nulls.as_mut_ptr(),
+                );
             }
         }
         Ok(None)
@@ -263,7 +269,16 @@ pub unsafe fn texts_of<'a>(datum: Datum) -> std::result::Result<Vec<&'a [u8]>, &
             return Err("The array has more than one dimension.");
         }
         let (mut values, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
-        pg_sys::deconstruct_array(array, pg_sys::TEXTOID, -1, false, b'i' as _, &mut values, &mut nulls, &mut count);
+        pg_sys::deconstruct_array(
+            array,
+            pg_sys::TEXTOID,
+            -1,
+            false,
+            b'i' as _,
+            &mut values,
+            &mut nulls,
+            &mut count,
+        );
         (0..count as usize)
             .map(|at| if *nulls.add(at) { Err("An element is null.") } else { Ok(text_of(*values.add(at))) })
             .collect()
@@ -282,7 +297,11 @@ pub fn encode(text: &str) -> Vec<u8> {
     unsafe {
         let given = text.as_ptr().cast_mut().cast();
         let converted = pg_sys::pg_any_to_server(given, text.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
-        if converted == given { text.as_bytes().to_vec() } else { CStr::from_ptr(converted).to_bytes().to_vec() }
+        if converted == given {
+            text.as_bytes().to_vec()
+        } else {
+            CStr::from_ptr(converted).to_bytes().to_vec()
+        }
     }
 }
 

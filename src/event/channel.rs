@@ -5,7 +5,7 @@
 //! server's boot id and an epoch in it: `rotate_channels` and a restart make new names.
 
 use crate::extension::Extension;
-use crate::shared::{control, database::CHANNEL_BITS, database::EPOCHS};
+use crate::shared::{control, database::CHANNEL_BITS};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::sync::atomic::Ordering::*;
@@ -20,6 +20,8 @@ pub enum Scope<'a> {
 
 /// Service roles hear everything on one channel: no token of a caller can be this.
 pub const SERVICE: &[u8] = b"service";
+/// All who listen to a room hear this of it: `relisten`, when its channels were rotated.
+pub const LISTENERS: &[u8] = b"listeners";
 /// The one channel that every listener hears: `resync`.
 pub const EVERYBODY: &[u8] = b"everybody";
 
@@ -31,17 +33,22 @@ pub fn own_token(user_id: &[u8]) -> Vec<u8> {
 pub struct Channel<'a> {
     scope: Scope<'a>,
     token: &'a [u8],
-    epoch: u64,
+    /// Of the database, of the room, and of those present in the room that the token names.
+    epochs: [u32; 3],
 }
 
 impl<'a> Channel<'a> {
     pub fn new(extension: &Extension, scope: Scope<'a>, token: &'a [u8]) -> Channel<'a> {
         let database = extension.database;
         let room = match scope {
-            Scope::Room(room) => database.epochs[epoch_of(extension, room)].load(Acquire),
+            Scope::Room(room) => database.room_epoch(extension.hash(2, &[room])).load(Acquire),
             _ => 0,
         };
-        Channel { scope, token, epoch: (database.epoch.load(Acquire) as u64) << 32 | room as u64 }
+        let presence = match token.strip_prefix(b"room:") {
+            Some(room) => database.presence_epoch(extension.hash(2, &[room])).load(Acquire),
+            None => 0,
+        };
+        Channel { scope, token, epochs: [database.epoch.load(Acquire), room, presence] }
     }
 
     fn parts(&self) -> [&'a [u8]; 3] {
@@ -57,7 +64,7 @@ impl<'a> Channel<'a> {
         // HMAC takes keys of any length; without one there is no name to guess either.
         let Ok(mut hash) = Hmac::<Sha256>::new_from_slice(extension.secret()) else { return String::new() };
         hash.update(&control().boot_id.load(Relaxed).to_le_bytes());
-        hash.update(&self.epoch.to_le_bytes());
+        self.epochs.iter().for_each(|epoch| hash.update(&epoch.to_le_bytes()));
         for part in self.parts() {
             hash.update(&(part.len() as u32).to_le_bytes());
             hash.update(part);
@@ -88,17 +95,16 @@ impl<'a> Channel<'a> {
     }
 }
 
-pub fn epoch_of(extension: &Extension, room: &[u8]) -> usize {
-    extension.hash(2, &[room]) as usize % EPOCHS
-}
-
 /// The fewest tokens that reach an audience and the owner.
 pub fn reach(audience: &[Vec<u8>], owner: &[u8]) -> Vec<Vec<u8>> {
     if audience.iter().any(|token| token == b"any") {
         return vec![b"any".to_vec()];
     }
-    let mut reached: Vec<Vec<u8>> =
-        audience.iter().filter(|token| *token == b"users" || !covers_with_users(audience, token)).cloned().collect();
+    let mut reached: Vec<Vec<u8>> = audience
+        .iter()
+        .filter(|token| *token == b"users" || !covers_with_users(audience, token))
+        .cloned()
+        .collect();
     let owner = own_token(owner);
     if !covered(&owner, audience) {
         reached.push(owner);

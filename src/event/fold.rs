@@ -21,14 +21,25 @@ pub struct Change {
 
 #[derive(Clone, Debug)]
 pub enum What {
-    Enter { lease: Lease },
+    Enter {
+        lease: Lease,
+    },
     /// `old`: the member as its old audience saw it, if the audience changed (that leave has the version before).
-    Update { lease: Lease, old: Option<Image> },
+    Update {
+        lease: Lease,
+        old: Option<Image>,
+    },
     /// Something that no event tells: ttl, session.
-    Quiet { lease: Lease },
+    Quiet {
+        lease: Lease,
+    },
     /// The same data again: a renewal at commit.
     Renew,
-    Leave { reason: Reason },
+    Leave {
+        reason: Reason,
+    },
+    /// No member's change.
+    Told(Kind),
 }
 
 /// What a commit does to the slot of a member.
@@ -74,7 +85,7 @@ impl<'a> Net<'a> {
                     self.old = Some((old, change.version - 1));
                 }
             }
-            What::Quiet { .. } => self.last = Some(change),
+            What::Quiet { .. } | What::Told(_) => self.last = Some(change),
             What::Renew => self.renewed = true,
             What::Leave { reason } => {
                 if !self.entered && self.left.is_none() {
@@ -110,6 +121,9 @@ impl<'a> Net<'a> {
         let Some(last) = self.last else { return };
         let generation = match &last.what {
             What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => lease.generation,
+            What::Told(kind) => {
+                return out.push(record(last, *kind, Reason::None, &last.image, None, xid, 0));
+            }
             What::Renew | What::Leave { .. } => return,
         };
         if self.entered {
@@ -155,7 +169,8 @@ pub fn fold(changes: &[Change], xid: u32) -> (Vec<(Key, LeaseChange)>, Vec<Recor
         });
         order[place].1.add(change);
     }
-    let leases = order.iter().filter_map(|(key, net)| net.lease_change().map(|change| (*key, change))).collect();
+    let leases =
+        order.iter().filter_map(|(key, net)| net.lease_change().map(|change| (*key, change))).collect();
     let mut records = Vec::new();
     for (_, net) in &order {
         net.records(xid, &mut records);
@@ -169,7 +184,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn lease(version: u64) -> Lease {
-        Lease { deadline: 9, last_seen: 1, ttl: 8, version, generation: version, owner: 0, session: 0, pins: 0 }
+        Lease {
+            deadline: 9,
+            last_seen: 1,
+            ttl: 8,
+            version,
+            generation: version,
+            owner: 0,
+            session: 0,
+            pins: 0,
+        }
     }
 
     fn image(text: &str) -> Image {
@@ -227,7 +251,10 @@ mod tests {
     #[test]
     fn quiet_changes_and_renewals_tell_nobody() {
         let quiet = change(2, What::Quiet { lease: lease(2) });
-        assert_eq!(fold(std::slice::from_ref(&quiet), 1), (vec![(quiet.key, LeaseChange::Present(lease(2)))], vec![]));
+        assert_eq!(
+            fold(std::slice::from_ref(&quiet), 1),
+            (vec![(quiet.key, LeaseChange::Present(lease(2)))], vec![])
+        );
         let renew = change(2, What::Renew);
         assert_eq!(fold(std::slice::from_ref(&renew), 1), (vec![(renew.key, LeaseChange::Renew)], vec![]));
     }

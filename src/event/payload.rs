@@ -122,12 +122,20 @@ impl Ascii {
 }
 
 impl Formatter for Ascii {
-    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
         Ascii::write(writer, fragment)
     }
 
     // JSON text has such characters in its strings only, so it can be escaped as it stands.
-    fn write_raw_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+    fn write_raw_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
         Ascii::write(writer, fragment)
     }
 }
@@ -193,7 +201,8 @@ mod tests {
     #[test]
     fn what_is_too_long_is_left_out_and_said() {
         let long = RawValue::from_string(format!("\"{}\"", "x".repeat(9_000))).expect("JSON");
-        let payload: serde_json::Value = serde_json::from_str(&event(&sample(None, Some(&long)))).expect("JSON");
+        let payload: serde_json::Value =
+            serde_json::from_str(&event(&sample(None, Some(&long)))).expect("JSON");
         assert_eq!(payload["truncated"], true);
         assert!(payload.get("state").is_none());
     }

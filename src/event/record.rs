@@ -12,6 +12,8 @@ pub enum Kind {
     Leave = 3,
     /// A room's metadata changed: the room is `room`, the metadata `metadata`.
     Room = 4,
+    /// New channel names are wanted, for one room or (no room) for all.
+    Rotate = 5,
 }
 
 /// Why a member left.
@@ -169,6 +171,7 @@ impl Record {
                 2 => Kind::Update,
                 3 => Kind::Leave,
                 4 => Kind::Room,
+                5 => Kind::Rotate,
                 _ => return None,
             },
             reason: Reason::from_byte(*bytes.get(at + 5)?),

@@ -34,10 +34,6 @@ impl Ring {
         Ring { head, tail, base, size }
     }
 
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
     pub fn used(&self) -> u64 {
         self.head.load(Acquire) - self.tail.load(Acquire)
     }

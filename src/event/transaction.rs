@@ -14,9 +14,9 @@
 //! transaction is over before it trusts that the ring is complete.
 
 use super::fold::{Change, LeaseChange, What, fold};
-use super::record::Reason;
+use super::record::{Field, Image, Kind, Reason};
 use crate::error::Error;
-use crate::extension;
+use crate::extension::{self, Extension};
 use crate::lease::shared::leases;
 use crate::lease::table::{Applied, Key, Lease};
 use crate::shared::{self, Database, VERSION_CELLS, control};
@@ -88,6 +88,24 @@ pub fn push(mut change: Change) {
     });
 }
 
+/// Something to tell that is no member's change: a room's metadata, a wish to rotate channels.
+pub fn tell(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
+    let image = Image::new(fields);
+    let room = image.get(Field::Room).unwrap_or_default();
+    let hash = (kind as u128) << 64 | extension.hash(5, &[room]) as u128;
+    let key = extension.key_of(hash);
+    let version = issue_version(&key, false);
+    push(Change {
+        key,
+        what: What::Told(kind),
+        version,
+        at: clock::wall(),
+        joined_at: 0,
+        image,
+        previous: None,
+    });
+}
+
 /// A worker is wanted in this database once the transaction is committed.
 pub fn announce(database: &'static Database) {
     BUFFER.with_borrow_mut(|buffer| buffer.announced = Some(database));
@@ -118,7 +136,9 @@ pub fn pending(key: &Key) -> Pending {
 pub fn renew_pending(key: &Key, now: u64) {
     BUFFER.with_borrow_mut(|buffer| {
         let Some(index) = buffer.latest.get(&key.hash).copied() else { return };
-        if let What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } = &mut buffer.changes[index].what {
+        if let What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } =
+            &mut buffer.changes[index].what
+        {
             renew(lease, now);
         }
     });
@@ -155,11 +175,8 @@ pub fn own_pins(key: &Key) -> u32 {
 /// A new version for a change of this member. With `hidden` it is the second of two: version - 1 is the leave of
 /// those who lose sight.
 pub fn issue_version(key: &Key, hidden: bool) -> u64 {
-    let version = if hidden {
-        control().next_version.fetch_add(2, AcqRel) + 1
-    } else {
-        shared::next_version()
-    };
+    let version =
+        if hidden { control().next_version.fetch_add(2, AcqRel) + 1 } else { shared::next_version() };
     let cell = cell_of(key);
     let before = control().version_cells[cell].fetch_max(version, AcqRel);
     BUFFER.with_borrow_mut(|buffer| {
@@ -189,7 +206,10 @@ fn cell_of(key: &Key) -> usize {
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn at_transaction_end(event: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
+unsafe extern "C-unwind" fn at_transaction_end(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut std::ffi::c_void,
+) {
     use pg_sys::XactEvent::*;
     match event {
         XACT_EVENT_PRE_COMMIT => prepare(),
@@ -212,8 +232,12 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
     // SAFETY: plain read of this process's state.
     let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
     match event {
-        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => BUFFER.with_borrow_mut(|buffer| buffer.hand_up(level)),
-        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => BUFFER.with_borrow_mut(|buffer| buffer.cut_back(level)),
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
+            BUFFER.with_borrow_mut(|buffer| buffer.hand_up(level))
+        }
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
+            BUFFER.with_borrow_mut(|buffer| buffer.cut_back(level))
+        }
         _ => {}
     }
 }
@@ -254,7 +278,7 @@ fn prepare() {
     }
     // Fails only if the extension was dropped by this very transaction: then there is nothing to tell.
     let Ok(extension) = extension::current() else { return };
-    // SAFETY: plain read; 0 if the transaction wrote nothing (renewals only).
+    // SAFETY: plain read; 0 if the transaction wrote nothing (renewals only, or a wish to rotate).
     let xid = u32::from(unsafe { pg_sys::GetTopTransactionIdIfAny() });
     BUFFER.with_borrow_mut(|buffer| {
         let (leases, records) = fold(&buffer.changes, xid);

@@ -549,7 +549,8 @@ impl Slot {
                 _ if !ended && alive(word, now) => return false,
                 _ => {}
             }
-            let last_seen = if word == NEVER { self.last_seen.load(Relaxed) } else { word - self.ttl.load(Relaxed) };
+            let last_seen =
+                if word == NEVER { self.last_seen.load(Relaxed) } else { word - self.ttl.load(Relaxed) };
             match self.deadline.compare_exchange_weak(word, CLAIMED, AcqRel, Acquire) {
                 Ok(_) => {
                     self.last_seen.store(last_seen, Relaxed);

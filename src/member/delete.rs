@@ -3,13 +3,14 @@
 use super::intent::{self, Intent};
 use super::trigger::owner_of;
 use super::validate;
+use crate::authorizer::{self, Action};
 use crate::error::{Error, Result};
 use crate::event::record::Reason;
 use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
 use crate::lease::shared::leases;
-use crate::lease::table::{alive};
-use crate::spi::{Connection, Statement};
+use crate::lease::table::alive;
+use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::{self, Call, uuid, varlena};
 use pgrx::pg_sys::{self, Datum};
 
@@ -47,44 +48,58 @@ fn delete(call: &Call) -> Result<Option<Datum>> {
     validate::state_size(last_word.as_ref().map_or(0, Vec::len))?;
     let reason = reason(&identity, call.text(4))?;
 
-    let connection = Connection::open()?;
-    let deleted = {
-        let _intent = intent::set(Intent { reason, last_word, ..Intent::default() });
-        match call.text(2) {
-            Some(connection_id) => {
-                let key = extension.key(room, member_id, connection_id);
-                connection.run(&DELETE_ONE, &[Some(uuid(key.hash))], true)?.count
-            }
-            None => connection.run(&DELETE_CONNECTIONS, &[Some(varlena(room)), Some(varlena(member_id))], true)?.count,
-        }
-    };
-    if deleted == 0
-        && let Some(connection_id) = call.text(2)
-    {
-        refuse_anothers(&extension, &identity, room, member_id, connection_id)?;
+    let target = Target { extension: &extension, room, member_id, connection_id: call.text(2) };
+    let manages = !identity.service && !identity.is(member_id) && authorizer::allows(room, Action::Manage);
+    let caller = manages.then(|| identity.user_id.clone()).flatten();
+    let _intent = intent::set(Intent { reason, last_word, caller, ..Intent::default() });
+    // Who manages the room removes members that they may not see.
+    let deleted =
+        if manages { spi::as_role(extension.owner, || target.delete())? } else { target.delete()? };
+    if deleted == 0 && !identity.service && !manages {
+        target.refuse_anothers(&identity)?;
     }
     Ok(Some(Datum::from(deleted as i32)))
 }
 
-/// Nothing was deleted: say so if that is because the member is another's, seen or unseen alike.
-fn refuse_anothers(
-    extension: &Extension,
-    identity: &Identity,
-    room: &[u8],
-    member_id: &[u8],
-    connection_id: &[u8],
-) -> Result<()> {
-    let key = extension.key(room, member_id, connection_id);
-    let there = leases().read(&key).is_some_and(|slot| alive(slot.deadline, crate::clock::boot()));
-    if !identity.service && there && owner_of(extension, &key)?.is_some_and(|owner| !identity.is(&owner)) {
-        return Err(Error::OwnedByAnother);
+struct Target<'a> {
+    extension: &'a Extension,
+    room: &'a [u8],
+    member_id: &'a [u8],
+    /// None: all.
+    connection_id: Option<&'a [u8]>,
+}
+
+impl Target<'_> {
+    fn delete(&self) -> Result<usize> {
+        let connection = Connection::open()?;
+        let rows = match self.connection_id {
+            Some(connection_id) => {
+                let key = self.extension.key(self.room, self.member_id, connection_id);
+                connection.run(&DELETE_ONE, &[Some(uuid(key.hash))], true)?
+            }
+            None => {
+                let values = [Some(varlena(self.room)), Some(varlena(self.member_id))];
+                connection.run(&DELETE_CONNECTIONS, &values, true)?
+            }
+        };
+        Ok(rows.count)
     }
-    Ok(())
+
+    /// Nothing was deleted: say so if that is because the member is another's, seen or unseen alike.
+    fn refuse_anothers(&self, identity: &Identity) -> Result<()> {
+        let key = self.extension.key(self.room, self.member_id, self.connection_id.unwrap_or_default());
+        let there = leases().read(&key).is_some_and(|slot| alive(slot.deadline, crate::clock::boot()));
+        if there && owner_of(self.extension, &key)?.is_some_and(|owner| !identity.is(&owner)) {
+            return Err(Error::OwnedByAnother);
+        }
+        Ok(())
+    }
 }
 
 fn reason(identity: &Identity, given: Option<&[u8]>) -> Result<Option<Reason>> {
     let Some(given) = given else { return Ok(None) };
-    let reason = Reason::from_name(given).filter(|reason| *reason != Reason::Expired).ok_or(Error::InvalidReason)?;
+    let reason =
+        Reason::from_name(given).filter(|reason| *reason != Reason::Expired).ok_or(Error::InvalidReason)?;
     if reason != Reason::Left && !identity.service {
         return Err(Error::ServiceOnly { what: "give another reason than left" });
     }

@@ -53,7 +53,8 @@ impl<'a> Beater<'a> {
             let connection = Connection::open()?;
             // SAFETY: a plain flag of this process.
             let read_only = unsafe { pg_sys::XactReadOnly };
-            let found = connection.run(if read_only { &FIND } else { &LOCK }, &[Some(uuid(key.hash))], !read_only)?;
+            let found =
+                connection.run(if read_only { &FIND } else { &LOCK }, &[Some(uuid(key.hash))], !read_only)?;
             let own = found.get(0, 0).is_some_and(|owner| {
                 // SAFETY: a text.
                 self.owner.is_none() || self.identity.is(unsafe { sqlfn::text_of(owner) })

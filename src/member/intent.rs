@@ -13,6 +13,8 @@ pub struct Intent {
     pub last_word: Option<Vec<u8>>,
     /// The row's lease has run out and was claimed: its DELETE is the expiry.
     pub expiring: bool,
+    /// Who asks, where the statement itself runs with the owner's rights.
+    pub caller: Option<Vec<u8>>,
     /// Only technical columns are written: no check, no event.
     pub technical: bool,
 }

@@ -7,7 +7,7 @@ use crate::event::transaction::own_pins;
 use crate::extension::{self, Extension};
 use crate::lease::rule::{self, RowLease, Start};
 use crate::lease::shared::leases;
-use crate::lease::table::{Key, Lease, NEVER, alive};
+use crate::lease::table::{Key, Lease, NEVER};
 use crate::settings;
 use crate::shared::control;
 use crate::sqlfn::Call;
@@ -79,7 +79,9 @@ fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let Some((key, row)) = row_lease(call, &extension) else { return Ok(None) };
     let slot = leases().read(&key);
-    let Some(deadline) = rule::deadline(slot.as_ref(), &row, &start(), clock::boot()) else { return Ok(None) };
+    let Some(deadline) = rule::deadline(slot.as_ref(), &row, &start(), clock::boot()) else {
+        return Ok(None);
+    };
     let ttl = call.interval(5).map_or(0, |ttl| ttl as u64);
     let last_seen = rule::last_seen(slot.as_ref(), deadline, ttl).map(clock::wall_of);
     Ok(last_seen.or(call.bigint(6)).map(Datum::from))
@@ -104,11 +106,6 @@ fn sql_has_slot(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let found = call.hash(0).is_some_and(|hash| leases().read(&extension.key_of(hash)).is_some());
     Ok(Some(Datum::from(found)))
-}
-
-/// Whether a slot says that its member's lease is over.
-pub fn is_dead(slot: &Lease, now: u64) -> bool {
-    !alive(slot.deadline, now)
 }
 
 crate::sql_function!(presence_expires_at, pg_finfo_presence_expires_at, sql_expires_at);

@@ -50,7 +50,12 @@ impl Row {
             if (*(*relation).rd_att).natts as usize != COLUMNS {
                 return Err(Error::TooManyColumns);
             }
-            pg_sys::heap_deform_tuple(tuple, (*relation).rd_att, row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
+            pg_sys::heap_deform_tuple(
+                tuple,
+                (*relation).rd_att,
+                row.values.as_mut_ptr(),
+                row.nulls.as_mut_ptr(),
+            );
         }
         Ok(row)
     }
@@ -61,7 +66,9 @@ impl Row {
     /// `relation` is the table the row was read from.
     pub unsafe fn form(&mut self, relation: pg_sys::Relation) -> pg_sys::HeapTuple {
         // SAFETY: the caller's promise; values and nulls have a place for each column.
-        unsafe { pg_sys::heap_form_tuple((*relation).rd_att, self.values.as_mut_ptr(), self.nulls.as_mut_ptr()) }
+        unsafe {
+            pg_sys::heap_form_tuple((*relation).rd_att, self.values.as_mut_ptr(), self.nulls.as_mut_ptr())
+        }
     }
 
     pub fn get(&self, column: Column) -> Option<Datum> {
@@ -131,7 +138,9 @@ impl Row {
     pub fn same(&self, other: &Row, columns: &[Column]) -> bool {
         columns.iter().all(|column| match column {
             Column::Ttl => self.ttl() == other.ttl(),
-            Column::State | Column::Metadata | Column::Audience => self.varlena(*column) == other.varlena(*column),
+            Column::State | Column::Metadata | Column::Audience => {
+                self.varlena(*column) == other.varlena(*column)
+            }
             _ => self.text(*column) == other.text(*column),
         })
     }

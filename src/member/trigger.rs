@@ -2,9 +2,10 @@
 //! (names, owner, key, version, lease), AFTER notes what happened in the transaction's buffer.
 
 use super::intent::{self, Intent};
-use super::lease::{self, INFINITY, claim, expires_at};
+use super::lease::{self, INFINITY, expires_at};
 use super::row::{Column, Row};
 use super::{session, validate};
+use crate::authorizer::{self, Action};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::fold::{Change, What};
@@ -135,6 +136,7 @@ fn before_insert(firing: &Firing) -> Result<Option<Datum>> {
     }
     check_names(&row)?;
     check_member_id(&identity, &row)?;
+    check_join(&identity, &row)?;
     normalize(&mut row)?;
 
     let key = row.key(extension);
@@ -165,7 +167,8 @@ fn make_way(extension: &Extension, identity: &Identity, key: &Key, owner: &[u8])
         let pending_leave = matches!(transaction::pending(key), transaction::Pending::Gone);
         return if own || identity.service || pending_leave { Ok(()) } else { Err(Error::OwnedByAnother) };
     }
-    if slot.is_some_and(|slot| slot.deadline == TOMBSTONE) || (slot.is_none() && !may_be_slotless(extension)) {
+    if slot.is_some_and(|slot| slot.deadline == TOMBSTONE) || (slot.is_none() && !may_be_slotless(extension))
+    {
         return Ok(());
     }
     // A row whose lease has run out, or one that has no slot.
@@ -187,8 +190,10 @@ static EXPIRE: Statement = Statement {
     arguments: &[pg_sys::UUIDOID],
 };
 
-static OWNER: Statement =
-    Statement { sql: c"select user_id from presence.member where key_hash = $1", arguments: &[pg_sys::UUIDOID] };
+static OWNER: Statement = Statement {
+    sql: c"select user_id from presence.member where key_hash = $1",
+    arguments: &[pg_sys::UUIDOID],
+};
 
 /// Delete the member's row if its lease has run out: its leave (expired) comes before whatever follows.
 pub fn expire(extension: &Extension, key: &Key) -> Result<usize> {
@@ -224,6 +229,7 @@ fn before_update(firing: &Firing) -> Result<Option<Datum>> {
         row.set(Column::UserId, old.get(Column::UserId));
     }
     check_names(&row)?;
+    check_join(&identity, &row)?;
     normalize(&mut row)?;
     for column in [Column::Generation, Column::JoinedAt, Column::KeyHash] {
         row.set(column, old.get(column));
@@ -263,9 +269,66 @@ fn after_insert(firing: &Firing) -> Result<()> {
         }
         set_version(&firing.extension, &key, version)?;
     }
+    check_max_per_user(&firing.extension, &row)?;
     let lease = lease_of(&firing.extension, &row);
-    note(&key, What::Enter { lease }, row.number(Column::Version), row.time(Column::JoinedAt), &row, row.image(None));
+    note(
+        &key,
+        What::Enter { lease },
+        row.number(Column::Version),
+        row.time(Column::JoinedAt),
+        &row,
+        row.image(None),
+    );
     Ok(())
+}
+
+static OWN_MEMBERS: Statement = Statement {
+    sql: c"select count(*) from (select 1 from presence.member where user_id = $1 limit $2) own",
+    arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID],
+};
+
+static LOCK_USER: Statement =
+    Statement { sql: c"select pg_catalog.pg_advisory_xact_lock($1)", arguments: &[pg_sys::INT8OID] };
+
+/// One console shall not fill the slots. Near the limit, those who enter under one user take turns.
+fn check_max_per_user(extension: &Extension, row: &Row) -> Result<()> {
+    let limit = settings::max_per_user();
+    if limit == 0 || identity::current(extension)?.service {
+        return Ok(());
+    }
+    let user_id = row.text(Column::UserId).unwrap_or_default();
+    let count = || {
+        let connection = Connection::open()?;
+        let rows = connection.run(
+            &OWN_MEMBERS,
+            &[Some(varlena(user_id)), Some(Datum::from(limit as i64 + 1))],
+            false,
+        )?;
+        Ok(rows.get(0, 0).map_or(0, |count| count.value() as i64))
+    };
+    spi::as_role(extension.owner, || {
+        // SAFETY: a plain number, set at the server's start.
+        let others = unsafe { pg_sys::MaxBackends } as i64;
+        let mut held = with_new_snapshot(count)?;
+        if held + others > limit as i64 {
+            let lock = extension.hash(3, &[user_id]) as i64;
+            Connection::open()?.run(&LOCK_USER, &[Some(Datum::from(lock))], true)?;
+            held = with_new_snapshot(count)?;
+        }
+        if held > limit as i64 { Err(Error::TooManyMembers { what: "user", limit }) } else { Ok(()) }
+    })
+}
+
+/// See this statement's own rows, and what others have committed while we waited for a lock.
+fn with_new_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it.
+    unsafe {
+        pg_sys::CommandCounterIncrement();
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        let value = body();
+        pg_sys::PopActiveSnapshot();
+        value
+    }
 }
 
 static SET_VERSION: Statement = Statement {
@@ -319,7 +382,8 @@ fn after_delete(firing: &Firing) -> Result<()> {
 /// Removed by another, or left by oneself.
 fn default_reason(firing: &Firing, old: &Row) -> Result<Reason> {
     let identity = identity::current(&firing.extension)?;
-    let own = old.text(Column::UserId).is_some_and(|owner| identity.is(owner));
+    let caller = firing.intent.caller.as_deref().or(identity.user_id.as_deref());
+    let own = caller.is_some() && old.text(Column::UserId) == caller;
     Ok(if own { Reason::Left } else { Reason::Removed })
 }
 
@@ -340,7 +404,8 @@ fn note(key: &Key, what: What, version: u64, at: i64, row: &Row, image: Image) {
 
 pub fn lease_of(extension: &Extension, row: &Row) -> Lease {
     let lease = row.lease();
-    let last_seen = if lease.deadline == NEVER { clock::boot() } else { lease.deadline.saturating_sub(lease.ttl) };
+    let last_seen =
+        if lease.deadline == NEVER { clock::boot() } else { lease.deadline.saturating_sub(lease.ttl) };
     Lease {
         deadline: lease.deadline,
         last_seen,
@@ -359,6 +424,13 @@ fn check_names(row: &Row) -> Result<()> {
     validate::name("member_id", text(Column::MemberId, "member_id")?)?;
     validate::connection_id("connection_id", text(Column::ConnectionId, "connection_id")?)?;
     validate::name("user_id", text(Column::UserId, "user_id")?)
+}
+
+fn check_join(identity: &Identity, row: &Row) -> Result<()> {
+    if identity.service {
+        return Ok(());
+    }
+    authorizer::require(row.text(Column::Room).unwrap_or_default(), Action::Join)
 }
 
 /// Nobody squats "bob".
@@ -393,7 +465,9 @@ fn normalize(row: &mut Row) -> Result<()> {
     let default = settings::default_audience();
     let tokens = match row.get(Column::Audience) {
         // SAFETY: the column is text[].
-        Some(given) => unsafe { texts_of(given) }.map_err(|why| Error::InvalidAudience { why: why.into() })?,
+        Some(given) => {
+            unsafe { texts_of(given) }.map_err(|why| Error::InvalidAudience { why: why.into() })?
+        }
         None => default.iter().map(|token| token.as_bytes()).collect(),
     };
     let audience = validate::audience(&tokens, room)?;
@@ -437,11 +511,6 @@ fn renew(row: &mut Row) -> Result<i64> {
     row.set(Column::LastSeenAt, Some(Datum::from(wall)));
     row.set(Column::ExpiresAt, Some(Datum::from(ttl.map_or(INFINITY, |_| expires_at(deadline)))));
     Ok(wall)
-}
-
-/// For the sweeper: whether it may delete this row now.
-pub fn claim_row(extension: &Extension, row: &Row) -> bool {
-    claim(&row.key(extension), &row.lease(), clock::boot())
 }
 
 crate::sql_function!(presence_member_before, pg_finfo_presence_member_before, before);

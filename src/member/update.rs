@@ -37,7 +37,8 @@ fn update(call: &Call) -> Result<Option<Datum>> {
     let connection = Connection::open()?;
     let values = [Some(uuid(key.hash)), call.datum(1), call.datum(4), call.datum(5), call.datum(6)];
     let changed = connection.run(&CHANGE, &values, true)?;
-    let row = if changed.count > 0 { Some(online_row(&connection, &changed, extension.online)?) } else { None };
+    let row =
+        if changed.count > 0 { Some(online_row(&connection, &changed, extension.online)?) } else { None };
     drop(connection);
     call.at_most_one_row(row)
 }

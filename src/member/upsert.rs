@@ -2,6 +2,7 @@
 
 use super::intent::{self, Intent};
 use super::{lease, session, validate};
+use crate::authorizer::{self, Action};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::fold::{Change, What};
@@ -128,6 +129,9 @@ fn upsert(call: &Call) -> Result<Option<Datum>> {
     if let Some(ttl) = call.interval(6) {
         validate::ttl(ttl)?;
     }
+    if !identity.service {
+        authorizer::require(room, Action::Join)?;
+    }
     if call.bool(8) == Some(true) {
         session::require(&identity, "a session member")?;
     }
@@ -209,7 +213,8 @@ impl Request {
         // SAFETY: texts and intervals, as the columns are.
         let (same_owner, same_status, same_ttl) = unsafe {
             (
-                self.new_owner.is_none_or(|given| found.get(0, 3).is_some_and(|held| text_of(held) == text_of(given))),
+                self.new_owner
+                    .is_none_or(|given| found.get(0, 3).is_some_and(|held| text_of(held) == text_of(given))),
                 self.status.is_none_or(|given| {
                     found.get(0, 4).map_or(&b""[..], |held| text_of(held)) == text_of(given)
                 }),
@@ -224,7 +229,9 @@ impl Request {
             Some(true) => {
                 let mine = crate::shared::my_process()
                     .map_or(0, |process| process.session.load(std::sync::atomic::Ordering::Relaxed));
-                mine != 0 && row_lease(found).session == mine && (self.ttl.is_some() == found.get(0, 13).is_some())
+                mine != 0
+                    && row_lease(found).session == mine
+                    && (self.ttl.is_some() == found.get(0, 13).is_some())
             }
         };
         Ok(same_owner
@@ -237,7 +244,9 @@ impl Request {
     }
 
     fn same_audience(&self, found: &Rows) -> Result<bool> {
-        let (Some(given), Some(held)) = (self.audience, found.get(0, 7)) else { return Ok(self.audience.is_none()) };
+        let (Some(given), Some(held)) = (self.audience, found.get(0, 7)) else {
+            return Ok(self.audience.is_none());
+        };
         // SAFETY: text arrays and a text.
         unsafe {
             let given = texts_of(given).map_err(|why| Error::InvalidAudience { why: why.into() })?;
@@ -249,6 +258,9 @@ impl Request {
 
     /// Renew at commit without touching the row, if nobody else is changing it.
     fn renew(&self, found: &Rows) -> bool {
+        if !self.extension.may_write() {
+            return false;
+        }
         match transaction::pending(&self.key) {
             Pending::Present => {
                 transaction::renew_pending(&self.key, clock::boot());
@@ -261,7 +273,15 @@ impl Request {
         let unchanged = leases().unchanged(&self.key, version, clock::boot());
         if unchanged {
             let (what, image) = (What::Renew, Default::default());
-            transaction::push(Change { key: self.key, what, version, at: 0, joined_at: 0, image, previous: None });
+            transaction::push(Change {
+                key: self.key,
+                what,
+                version,
+                at: 0,
+                joined_at: 0,
+                image,
+                previous: None,
+            });
         }
         unchanged
     }

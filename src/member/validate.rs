@@ -79,7 +79,8 @@ fn token(given: &[u8], room: &[u8]) -> Result<Vec<u8>> {
     if given == b"room" {
         return Ok([b"room:", room].concat());
     }
-    let name_part = [&b"room:"[..], b"user:", b"team:", b"role:"].iter().find_map(|kind| given.strip_prefix(*kind));
+    let name_part =
+        [&b"room:"[..], b"user:", b"team:", b"role:"].iter().find_map(|kind| given.strip_prefix(*kind));
     match name_part {
         Some(part) if name("audience", part).is_ok() => Ok(given.to_vec()),
         _ => Err(Error::InvalidAudience {

@@ -6,7 +6,9 @@ use crate::error::{Error, Result};
 use crate::event::ring::Ring;
 use crate::lease::shared::leases;
 use pgrx::pg_sys;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering::*,
+};
 
 /// Bits that remember which channels were handed out. False positives cost a NOTIFY that nobody hears.
 pub const CHANNEL_BITS: usize = 1 << 16;
@@ -33,10 +35,15 @@ pub struct Database {
     pub ended_sessions: AtomicU64,
     /// Events were lost since the last `resync`.
     pub must_resync: AtomicBool,
-    /// All channels of the database; added to the epoch of the room.
+    /// Of all channels: `rotate_channels()`.
     pub epoch: AtomicU32,
-    pub epochs: [AtomicU32; EPOCHS],
+    /// Of a room's channels: `rotate_channels(room)`.
+    room_epochs: [AtomicU32; EPOCHS],
+    /// Of the channels of those present in a room: they rotate when somebody leaves who knows the name.
+    presence_epochs: [AtomicU32; EPOCHS],
     pub handed_out: [AtomicU64; CHANNEL_BITS / 64],
+    /// By user and room: who was given the channel of those present.
+    room_channels: [AtomicU64; CHANNEL_BITS / 64],
     pub counters: Counters,
     error_length: AtomicU32,
     error_text: [AtomicU8; ERROR_BYTES],
@@ -157,6 +164,25 @@ impl Database {
         self.worker.wanted.store(false, Release);
         self.clear_error();
         self.oid.store(0, Release);
+    }
+
+    pub fn room_epoch(&self, hash: u64) -> &AtomicU32 {
+        &self.room_epochs[hash as usize % EPOCHS]
+    }
+
+    pub fn presence_epoch(&self, hash: u64) -> &AtomicU32 {
+        &self.presence_epochs[hash as usize % EPOCHS]
+    }
+
+    /// A user (with the room, as a hash) was given the channel of those present in the room.
+    pub fn note_room_channel(&self, hash: u64) {
+        let bit = hash as usize % CHANNEL_BITS;
+        self.room_channels[bit / 64].fetch_or(1 << (bit % 64), SeqCst);
+    }
+
+    pub fn knows_room_channel(&self, hash: u64) -> bool {
+        let bit = hash as usize % CHANNEL_BITS;
+        self.room_channels[bit / 64].load(SeqCst) & 1 << (bit % 64) != 0
     }
 
     pub fn ring(&'static self) -> Ring {

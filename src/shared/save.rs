@@ -111,7 +111,8 @@ fn image() -> Vec<u8> {
     put(MAGIC);
     put(control().next_version.load(Relaxed));
     put(clock::wall() as u64);
-    let known: Vec<&Database> = databases().iter().filter(|database| database.oid.load(Relaxed) != 0).collect();
+    let known: Vec<&Database> =
+        databases().iter().filter(|database| database.oid.load(Relaxed) != 0).collect();
     put(known.len() as u64);
     for database in &known {
         put(database.index() as u64);

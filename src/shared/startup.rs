@@ -141,6 +141,11 @@ pub fn ring(database: &'static Database) -> Ring {
     let size = settings::event_buffer();
     // SAFETY: each database's index gives it its own part of the area, a multiple of 8 bytes.
     unsafe {
-        Ring::new(&database.head, &database.tail, RINGS.load(Relaxed).add(database.index() * size), size as u64)
+        Ring::new(
+            &database.head,
+            &database.tail,
+            RINGS.load(Relaxed).add(database.index() * size),
+            size as u64,
+        )
     }
 }

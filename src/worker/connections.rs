@@ -26,10 +26,8 @@ pub struct Counted {
     pub of_user: u32,
 }
 
-static ALL: Statement = Statement {
-    sql: c"select room, member_id, audience, user_id from presence.member",
-    arguments: &[],
-};
+static ALL: Statement =
+    Statement { sql: c"select room, member_id, audience, user_id from presence.member", arguments: &[] };
 
 impl Connections {
     /// From the table, as the current snapshot has it, less what that snapshot sees but nobody has published.

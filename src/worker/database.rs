@@ -9,7 +9,7 @@
 //!                                    somebody waits for the database └─▶ YIELDED, exit; the launcher comes back
 //! ```
 
-use super::process::{self, Failure, transaction};
+use super::process::{self, transaction};
 use super::publisher::{self, Publisher};
 use super::sweeper;
 use crate::clock;
@@ -20,9 +20,12 @@ use crate::lease::table::TOMBSTONE;
 use crate::settings;
 use crate::shared::database::WorkerState;
 use crate::shared::{self, Database};
+use crate::spi::{Connection, Statement};
+use crate::sqlfn::{decode, encode, text_of};
+use crate::subtransaction::Failure;
 use pgrx::{pg_guard, pg_sys};
-use std::cell::Cell;
-use std::ffi::CStr;
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, CString};
 use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
@@ -216,7 +219,9 @@ impl Worker {
     }
 
     fn has_events(&self) -> bool {
-        self.database().ring().used() > 0 || self.database().must_resync.load(Acquire)
+        self.database().ring().used() > 0
+            || self.database().must_resync.load(Acquire)
+            || self.publisher.rotation_is_due()
     }
 
     fn next_publication(&self) -> u64 {
@@ -265,7 +270,8 @@ impl Worker {
         for batch in &due.batches {
             // The ring must have room for what this makes: half of what is free, so that others have the rest.
             let room = database.ring().free() / 2;
-            let deleted = transaction(c"removing expired members", || sweeper::delete(&extension, batch, room))?;
+            let deleted =
+                transaction(c"removing expired members", || sweeper::delete(&extension, batch, room))?;
             database.counters.expired.fetch_add(deleted as u64, Relaxed);
             if self.publication_is_due(clock::boot()) {
                 self.publish()?;
@@ -298,7 +304,11 @@ impl Worker {
             self.database().worker.set_state(WorkerState::Yielded);
             return Ok(false);
         }
+        if !read_database_settings()? {
+            return Ok(false);
+        }
         self.publisher.rotate_log(&self.extension)?;
+        self.publisher.repeat_relistens(&self.extension)?;
         let now = clock::boot();
         if now >= self.last_tombstones + TOMBSTONES || leases().used() * 10 > leases().capacity() as u64 * 9 {
             self.last_tombstones = now;
@@ -331,6 +341,55 @@ impl Worker {
         self.database().set_error(&failure.message);
         pgrx::log!("presence_ext: {doing} failed and will be tried again: {}", failure.message);
     }
+}
+
+static DATABASE_SETTINGS: Statement = Statement {
+    sql: c"select setting from pg_catalog.pg_db_role_setting s, pg_catalog.unnest(s.setconfig) setting \
+           where s.setdatabase = (select d.oid from pg_catalog.pg_database d \
+                                  where d.datname = pg_catalog.current_database()) \
+             and s.setrole = 0 and setting like 'presence.%' order by setting",
+    arguments: &[],
+};
+
+thread_local! {
+    static APPLIED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// ALTER DATABASE ... SET presence.… reaches new sessions by itself, and us, who stay, by looking. False: a setting
+/// was taken back; begin anew with what is left.
+fn read_database_settings() -> Result<bool, Failure> {
+    let found = transaction(c"reading settings", || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&DATABASE_SETTINGS, &[], false)?;
+        // SAFETY: texts.
+        let text = |row| rows.get(row, 0).map(|text| decode(unsafe { text_of(text) }));
+        Ok((0..rows.count).filter_map(text).collect::<Vec<String>>())
+    })?;
+    let before = APPLIED.replace(Some(found.clone()));
+    let Some(before) = before else { return Ok(true) };
+    let name = |setting: &String| setting.split('=').next().map(str::to_owned);
+    if before.iter().any(|old| !found.iter().any(|new| name(new) == name(old))) {
+        return Ok(false);
+    }
+    for setting in found.iter().filter(|setting| !before.contains(setting)) {
+        if let Some((name, value)) = setting.split_once('=')
+            && let (Ok(name), Ok(value)) = (CString::new(name), CString::new(encode(value)))
+        {
+            transaction(c"reading settings", || {
+                // SAFETY: C strings; a value that the setting does not take is an error, caught outside.
+                unsafe {
+                    pg_sys::SetConfigOption(
+                        name.as_ptr(),
+                        value.as_ptr(),
+                        pg_sys::GucContext::PGC_SUSET,
+                        pg_sys::GucSource::PGC_S_DATABASE,
+                    );
+                }
+                Ok(())
+            })?;
+        }
+    }
+    Ok(true)
 }
 
 /// DROP DATABASE, ALTER DATABASE and CREATE DATABASE ... TEMPLATE hold a lock on the database and wait for

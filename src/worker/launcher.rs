@@ -130,8 +130,11 @@ impl Launcher {
     }
 
     fn start(&mut self, oid: u32, now: u64) {
-        let mut worker =
-            background_worker("presence_ext worker", "presence_database_worker", pg_sys::Datum::from(oid as usize));
+        let mut worker = background_worker(
+            "presence_ext worker",
+            "presence_database_worker",
+            pg_sys::Datum::from(oid as usize),
+        );
         // SAFETY: this process's own pid; it wants to hear when the worker ends.
         worker.bgw_notify_pid = unsafe { pg_sys::MyProcPid };
         let mut handle = std::ptr::null_mut();
@@ -159,7 +162,8 @@ impl Launcher {
     fn release_dropped(&mut self, existing: &[u32]) {
         for database in databases() {
             let oid = database.oid.load(Acquire);
-            if oid != 0 && !existing.contains(&oid) && database.worker.pid.load(Acquire) == 0 && !exists(oid) {
+            if oid != 0 && !existing.contains(&oid) && database.worker.pid.load(Acquire) == 0 && !exists(oid)
+            {
                 database.release();
             }
         }
@@ -200,7 +204,10 @@ fn exists(oid: u32) -> bool {
     process::transaction(c"looking for a database", || {
         // SAFETY: a look-up in a shared catalog.
         let tuple = unsafe {
-            pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::DATABASEOID as i32, pg_sys::Datum::from(oid as usize))
+            pg_sys::SearchSysCache1(
+                pg_sys::SysCacheIdentifier::DATABASEOID as i32,
+                pg_sys::Datum::from(oid as usize),
+            )
         };
         let found = !tuple.is_null();
         if found {

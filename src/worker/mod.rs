@@ -2,8 +2,11 @@
 
 pub mod connections;
 pub mod database;
+pub mod gap;
 pub mod launcher;
 pub mod log;
 pub mod process;
 pub mod publisher;
+pub mod rotation;
 pub mod sweeper;
+pub mod writer;

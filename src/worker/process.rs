@@ -1,8 +1,8 @@
 //! What launcher and workers share: signals, waiting, transactions that survive errors.
 
 use crate::error::Error;
-use pgrx::pg_sys::panic::CaughtError;
-use pgrx::{PgTryBuilder, pg_sys};
+use crate::subtransaction::{Failure, catch};
+use pgrx::pg_sys;
 use std::ffi::CStr;
 use std::time::Duration;
 
@@ -41,7 +41,8 @@ unsafe extern "C-unwind" fn on_hup(signal: i32) {
 
 /// Sleep until woken (or, with `deaf`, whatever anybody does) or the time is up; then handle what came in.
 pub fn wait(timeout: Duration, deaf: bool) {
-    let events = pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH | if deaf { 0 } else { pg_sys::WL_LATCH_SET };
+    let events =
+        pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH | if deaf { 0 } else { pg_sys::WL_LATCH_SET };
     let milliseconds = timeout.as_micros().div_ceil(1_000) as std::ffi::c_long;
     // SAFETY: this process's own latch.
     unsafe {
@@ -61,48 +62,22 @@ pub fn interrupts() {
     pgrx::check_for_interrupts!();
 }
 
-/// What went wrong in a transaction, for the log and `presence.health`.
-#[derive(Debug)]
-pub struct Failure {
-    pub message: String,
-    /// The NOTIFY queue is full, or another of the limits of the server.
-    pub limit: bool,
-}
-
 /// Run a transaction. An error rolls all of it back and comes out here; the process goes on.
 pub fn transaction<T>(activity: &CStr, body: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
-    let mut body = Some(body);
-    let mut result = None;
-    let failure = {
-        let (body, result) = (std::panic::AssertUnwindSafe(&mut body), std::panic::AssertUnwindSafe(&mut result));
-        PgTryBuilder::new(move || {
-            let (body, result) = (body, result);
-            begin(activity);
-            if let Some(body) = body.0.take() {
-                match body() {
-                    Ok(value) => *result.0 = Some(value),
-                    Err(error) => error.raise(),
-                }
-            }
-            commit();
-            None
-        })
-        .catch_others(|caught| Some(failure(&caught)))
-        .catch_rust_panic(|caught| Some(failure(&caught)))
-        .execute()
-    };
-    match (failure, result) {
-        (Some(failure), _) => {
-            // SAFETY: rolls back whatever the body had open; the error was taken out by the catch above.
-            unsafe {
-                pg_sys::AbortCurrentTransaction();
-                pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
-            }
-            Err(failure)
+    let result = catch(|| {
+        begin(activity);
+        let value = body()?;
+        commit();
+        Ok(value)
+    });
+    if result.is_err() {
+        // SAFETY: rolls back whatever the body had open; the error was taken out by the catch above.
+        unsafe {
+            pg_sys::AbortCurrentTransaction();
+            pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
         }
-        (None, Some(value)) => Ok(value),
-        (None, None) => Err(Failure { message: "the transaction did not run".into(), limit: false }),
     }
+    result
 }
 
 fn begin(activity: &CStr) {
@@ -123,50 +98,4 @@ fn commit() {
         pg_sys::pgstat_report_stat(false);
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
     }
-}
-
-fn failure(caught: &CaughtError) -> Failure {
-    let (message, code) = match caught {
-        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
-            (report.message().to_owned(), report.sql_error_code())
-        }
-        CaughtError::RustPanic { ereport, .. } => (ereport.message().to_owned(), ereport.sql_error_code()),
-    };
-    Failure { message, limit: code == pgrx::PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED }
-}
-
-/// Run part of a transaction; an error takes back only this part.
-pub fn attempt(body: impl FnOnce() -> Result<(), Error>) -> Result<(), Failure> {
-    // SAFETY: plain reads; restored below, as PL languages do around their subtransactions.
-    let (context, owner) = unsafe { (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner) };
-    // SAFETY: inside a transaction.
-    unsafe {
-        pg_sys::BeginInternalSubTransaction(std::ptr::null());
-        pg_sys::MemoryContextSwitchTo(context);
-    }
-    let mut body = Some(body);
-    let failure = {
-        let body = std::panic::AssertUnwindSafe(&mut body);
-        PgTryBuilder::new(move || {
-            let body = body;
-            match body.0.take().map(|body| body()) {
-                Some(Err(error)) => error.raise(),
-                _ => None,
-            }
-        })
-        .catch_others(|caught| Some(failure(&caught)))
-        .catch_rust_panic(|caught| Some(failure(&caught)))
-        .execute()
-    };
-    // SAFETY: ends the subtransaction begun above.
-    unsafe {
-        if failure.is_some() {
-            pg_sys::RollbackAndReleaseCurrentSubTransaction();
-        } else {
-            pg_sys::ReleaseCurrentSubTransaction();
-        }
-        pg_sys::MemoryContextSwitchTo(context);
-        pg_sys::CurrentResourceOwner = owner;
-    }
-    failure.map_or(Ok(()), Err)
 }

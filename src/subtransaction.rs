@@ -1,0 +1,64 @@
+//! Part of a transaction that may fail without the rest.
+
+use crate::error::Error;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{PgTryBuilder, pg_sys};
+
+/// What went wrong, for a log, a DETAIL or `presence.health`.
+#[derive(Debug)]
+pub struct Failure {
+    pub message: String,
+    /// The NOTIFY queue is full, or another of the limits of the server.
+    pub limit: bool,
+}
+
+impl From<&CaughtError> for Failure {
+    fn from(caught: &CaughtError) -> Failure {
+        let report = match caught {
+            CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+            CaughtError::RustPanic { ereport, .. } => ereport,
+        };
+        let limit = report.sql_error_code() == pgrx::PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+        Failure { message: report.message().to_owned(), limit }
+    }
+}
+
+/// Run the body in a subtransaction: an error takes back what it did, and nothing else.
+pub fn attempt<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
+    // SAFETY: plain reads; restored below, as PL languages do around their subtransactions.
+    let (context, owner) = unsafe { (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner) };
+    // SAFETY: inside a transaction.
+    unsafe {
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+    }
+    let result = catch(body);
+    // SAFETY: ends the subtransaction begun above.
+    unsafe {
+        if result.is_err() {
+            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+        } else {
+            pg_sys::ReleaseCurrentSubTransaction();
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+    }
+    result
+}
+
+/// Run the body; an error comes out as a value. The caller must abort the (sub)transaction then.
+pub fn catch<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
+    let mut body = Some(body);
+    let body = std::panic::AssertUnwindSafe(&mut body);
+    PgTryBuilder::new(move || {
+        let body = body;
+        match body.0.take().map(|body| body()) {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(error)) => error.raise(),
+            None => Err(Failure { message: "it ran already".into(), limit: false }),
+        }
+    })
+    .catch_others(|caught| Err(Failure::from(&caught)))
+    .catch_rust_panic(|caught| Err(Failure::from(&caught)))
+    .execute()
+}

@@ -1,0 +1,464 @@
+//! Writes one batch: a line of the log for each event, and the notifications to those whom it is for.
+
+use super::connections::Counted;
+use super::log::{Log, Values};
+use super::rotation::Rotation;
+use crate::authorizer;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::event::channel::{Channel, EVERYBODY, SERVICE, Scope, covered, own_token, reach};
+use crate::event::payload::{self, Event, RoomEvent};
+use crate::event::record::{Field, Image, Kind, Reason, Record};
+use crate::extension::Extension;
+use crate::jsonb;
+use crate::policy;
+use crate::settings::{self, NotifyPayload};
+use crate::spi::Connection;
+use crate::sqlfn::{decode, text_array, texts_of, varlena};
+use crate::subtransaction::Failure;
+use pgrx::pg_sys::Datum;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+use serde_json::value::RawValue;
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::atomic::{AtomicU32, Ordering::*};
+
+pub struct Writer<'a> {
+    extension: &'a Extension,
+    connection: &'a Connection,
+    log: &'a Log,
+    rotation: &'a mut Rotation,
+    written: Written,
+    /// No NOTIFY.
+    quiet: bool,
+    /// Only say that there is something: by setting, or because the policies are not ours.
+    doorbell: bool,
+    /// The same for those who listen to all rooms, where an authorizer decides room by room.
+    doorbell_for_all_rooms: bool,
+    /// Doorbells to ring at the end: one a channel, with the newest seq.
+    rung: HashMap<String, u64>,
+}
+
+/// What a batch came to.
+#[derive(Default)]
+pub struct Written {
+    pub seq: u64,
+    pub events: u64,
+    pub notifications: u64,
+    pub epochs: Vec<&'static AtomicU32>,
+}
+
+/// One line of the log and what its listeners hear.
+struct Line<'a> {
+    event: &'static str,
+    version: u64,
+    image: &'a Image,
+    reason: Reason,
+    connections: u32,
+    /// Who hears it.
+    tokens: Vec<Vec<u8>>,
+    /// What the log says of its audience.
+    audience: Vec<Vec<u8>>,
+    for_service: bool,
+    old_audience: Option<Vec<Vec<u8>>>,
+}
+
+/// In front of the audience of a line that the owner and service roles do not see: they see the `update`.
+const NOT_FOR_OWNER: &[u8] = b"-";
+
+impl<'a> Writer<'a> {
+    pub fn new(
+        extension: &'a Extension,
+        connection: &'a Connection,
+        log: &'a Log,
+        rotation: &'a mut Rotation,
+        quiet: bool,
+    ) -> Result<Writer<'a>> {
+        Ok(Writer {
+            extension,
+            connection,
+            log,
+            rotation,
+            written: Written { seq: extension.database.seq.load(Acquire), ..Written::default() },
+            quiet,
+            doorbell: settings::notify_payload() == NotifyPayload::Doorbell
+                || !policy::is_builtin(extension)?,
+            doorbell_for_all_rooms: authorizer::is_set(),
+            rung: HashMap::new(),
+        })
+    }
+
+    /// Try to write something that may fail: then nothing of it is counted.
+    pub fn attempt(
+        &mut self,
+        body: impl FnOnce(&mut Self) -> std::result::Result<(), Failure>,
+    ) -> std::result::Result<(), Failure> {
+        let (seq, events, notifications) =
+            (self.written.seq, self.written.events, self.written.notifications);
+        let result = body(self);
+        if result.is_err() {
+            (self.written.seq, self.written.events, self.written.notifications) =
+                (seq, events, notifications);
+        }
+        result
+    }
+
+    /// Ring the bells, rotate what is due.
+    pub fn finish(mut self) -> Result<Written> {
+        for (name, seq) in std::mem::take(&mut self.rung) {
+            self.notify(&name, &payload::doorbell(seq))?;
+        }
+        if !self.quiet {
+            for (name, epoch) in self.rotation.take_due(self.extension) {
+                self.notify(&name, &payload::relisten(self.written.seq, None))?;
+                self.written.epochs.push(epoch);
+            }
+        }
+        Ok(self.written)
+    }
+
+    pub fn event(&mut self, record: &Record, counted: &Counted) -> Result<()> {
+        if record.kind == Kind::Rotate {
+            self.rotation.ask(record.image.get(Field::Room));
+            return Ok(());
+        }
+        let audience = audience_of(&record.image)?;
+        let owner = record.image.get(Field::UserId).unwrap_or_default();
+        match record.kind {
+            Kind::Rotate => {}
+            Kind::Update => self.update(record, counted, audience, owner)?,
+            Kind::Room => self.room(record, audience)?,
+            Kind::Enter | Kind::Leave => {
+                let event = if record.kind == Kind::Enter { "enter" } else { "leave" };
+                self.line(
+                    record,
+                    Line {
+                        event,
+                        version: record.version,
+                        image: &record.image,
+                        reason: record.reason,
+                        connections: counted.connections,
+                        tokens: reach(&audience, owner),
+                        audience,
+                        for_service: true,
+                        old_audience: None,
+                    },
+                )?;
+                let first = record.kind == Kind::Enter && counted.of_user == 1;
+                let last = record.kind == Kind::Leave && counted.of_user == 0;
+                let room = record.image.get(Field::Room).unwrap_or_default();
+                if first || last {
+                    self.relisten(owner, room)?;
+                }
+                if last && self.extension.database.knows_room_channel(self.extension.hash(4, &[owner, room]))
+                {
+                    self.rotation.left(room);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An update, and with a changed audience: a leave for those who lose sight, an enter for those who gain it.
+    fn update(
+        &mut self,
+        record: &Record,
+        counted: &Counted,
+        audience: Vec<Vec<u8>>,
+        owner: &[u8],
+    ) -> Result<()> {
+        let Some(old) = &record.old else {
+            return self.line(
+                record,
+                Line {
+                    event: "update",
+                    version: record.version,
+                    image: &record.image,
+                    reason: Reason::None,
+                    connections: counted.connections,
+                    tokens: reach(&audience, owner),
+                    audience,
+                    for_service: true,
+                    old_audience: None,
+                },
+            );
+        };
+        let before = audience_of(old)?;
+        let lost: Vec<Vec<u8>> = before.iter().filter(|token| !covered(token, &audience)).cloned().collect();
+        let (kept, gained): (Vec<_>, Vec<_>) =
+            audience.iter().cloned().partition(|token| covered(token, &before));
+        let others = |tokens: Vec<Vec<u8>>| -> Vec<Vec<u8>> {
+            std::iter::once(NOT_FOR_OWNER.to_vec()).chain(tokens).collect()
+        };
+        if !lost.is_empty() {
+            self.line(
+                record,
+                Line {
+                    event: "leave",
+                    version: record.hidden_version,
+                    image: old,
+                    reason: Reason::Hidden,
+                    connections: counted.hidden,
+                    tokens: lost.clone(),
+                    audience: others(lost),
+                    for_service: false,
+                    old_audience: None,
+                },
+            )?;
+        }
+        self.line(
+            record,
+            Line {
+                event: "update",
+                version: record.version,
+                image: &record.image,
+                reason: Reason::None,
+                connections: counted.connections,
+                tokens: reach(&kept, owner),
+                audience: kept,
+                for_service: true,
+                old_audience: Some(before),
+            },
+        )?;
+        if !gained.is_empty() {
+            self.line(
+                record,
+                Line {
+                    event: "enter",
+                    version: record.version,
+                    image: &record.image,
+                    reason: Reason::None,
+                    connections: counted.connections,
+                    tokens: gained.clone(),
+                    audience: others(gained),
+                    for_service: false,
+                    old_audience: None,
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// A room's metadata changed: for those who may read the room's settings.
+    fn room(&mut self, record: &Record, audience: Vec<Vec<u8>>) -> Result<()> {
+        self.line(
+            record,
+            Line {
+                event: "room",
+                version: record.version,
+                image: &record.image,
+                reason: Reason::None,
+                connections: 0,
+                tokens: reach(&audience, b""),
+                audience,
+                for_service: true,
+                old_audience: None,
+            },
+        )
+    }
+
+    /// Write the line to the log and tell those who are meant.
+    fn line(&mut self, record: &Record, line: Line) -> Result<()> {
+        self.written.seq += 1;
+        self.written.events += 1;
+        let text = |field| line.image.get(field).map(varlena);
+        let row: Values = [
+            Some(Datum::from(self.written.seq as i64)),
+            Some(Datum::from(line.version as i64)),
+            Some(varlena(line.event.as_bytes())),
+            text(Field::Room),
+            text(Field::MemberId),
+            text(Field::ConnectionId),
+            text(Field::UserId),
+            text(Field::Status),
+            text(Field::State),
+            text(Field::Metadata),
+            (record.kind != Kind::Room).then(|| Datum::from(line.connections as i32)),
+            line.reason.name().map(|name| varlena(name.as_bytes())),
+            Some(Datum::from(record.at)),
+            (record.kind != Kind::Room).then(|| Datum::from(record.joined_at)),
+            Some(text_array(&line.audience)),
+        ];
+        self.log.insert(self.connection, &row)?;
+        self.tell(record, &line)
+    }
+
+    fn tell(&mut self, record: &Record, line: &Line) -> Result<()> {
+        if self.quiet {
+            return Ok(());
+        }
+        let room = line.image.get(Field::Room).unwrap_or_default();
+        let (mut whole, mut bells) = (Vec::new(), Vec::new());
+        for scope in [Scope::Room(room), Scope::AllRooms] {
+            for token in &line.tokens {
+                let only_bell = (scope == Scope::AllRooms && self.doorbell_for_all_rooms)
+                    || self.rotation.is_stale(scope, token);
+                self.address(scope, token, if only_bell { &mut bells } else { &mut whole });
+            }
+        }
+        let mut service = Vec::new();
+        if line.for_service {
+            for scope in [Scope::Room(room), Scope::AllRooms] {
+                let stale = self.rotation.is_stale(scope, SERVICE);
+                self.address(scope, SERVICE, if stale { &mut bells } else { &mut service });
+            }
+        }
+        if self.doorbell {
+            bells.extend(whole.drain(..).chain(service.drain(..)));
+        }
+        let seq = self.written.seq;
+        self.rung.extend(bells.into_iter().map(|name| (name, seq)));
+        if whole.is_empty() && service.is_empty() {
+            return Ok(());
+        }
+        let rendered = Rendered::new(record, line);
+        if !whole.is_empty() {
+            let payload = rendered.payload(record.kind, seq, line, None);
+            whole.iter().try_for_each(|name| self.notify(name, &payload))?;
+        }
+        if !service.is_empty() {
+            let text = |tokens: &[Vec<u8>]| tokens.iter().map(|token| decode(token)).collect::<Vec<_>>();
+            let (audience, old) = (text(&line.audience), line.old_audience.as_deref().map(text));
+            let payload = rendered.payload(record.kind, seq, line, Some((&audience, old.as_deref())));
+            service.iter().try_for_each(|name| self.notify(name, &payload))?;
+        }
+        Ok(())
+    }
+
+    /// Add the channel's name, if it was ever handed out.
+    fn address(&self, scope: Scope, token: &[u8], names: &mut Vec<String>) {
+        let channel = Channel::new(self.extension, scope, token);
+        if channel.was_handed_out(self.extension) {
+            names.push(channel.name(self.extension));
+        }
+    }
+
+    /// To the user: the rooms you are in are not the same as before.
+    fn relisten(&mut self, user_id: &[u8], room: &[u8]) -> Result<()> {
+        let token = own_token(user_id);
+        let channel = Channel::new(self.extension, Scope::Database, &token);
+        if !self.quiet && channel.was_handed_out(self.extension) {
+            self.notify(
+                &channel.name(self.extension),
+                &payload::relisten(self.written.seq, Some(&decode(room))),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// To everybody: forget everything and list.
+    pub fn resync(&mut self) -> Result<()> {
+        self.written.seq += 1;
+        let mut row: Values = [None; 15];
+        row[0] = Some(Datum::from(self.written.seq as i64));
+        row[2] = Some(varlena(b"resync"));
+        row[12] = Some(Datum::from(clock::wall()));
+        row[14] = Some(text_array(&[b"any"]));
+        self.log.insert(self.connection, &row)?;
+        let channel = Channel::new(self.extension, Scope::Database, EVERYBODY);
+        if channel.was_handed_out(self.extension) {
+            self.notify(&channel.name(self.extension), &payload::resync(self.written.seq))?;
+        }
+        Ok(())
+    }
+
+    fn notify(&mut self, channel: &str, payload: &str) -> Result<()> {
+        self.written.notifications += 1;
+        notify(channel, payload)
+    }
+}
+
+/// The parts of a line as UTF-8 text, for payloads.
+struct Rendered {
+    room: String,
+    member_id: String,
+    connection_id: String,
+    user_id: String,
+    status: Option<String>,
+    state: Option<Box<RawValue>>,
+    metadata: Option<Box<RawValue>>,
+    at: String,
+    joined_at: String,
+}
+
+impl Rendered {
+    fn new(record: &Record, line: &Line) -> Rendered {
+        let text = |field| line.image.get(field).map(decode);
+        let json =
+            |field| line.image.get(field).and_then(|bytes| RawValue::from_string(jsonb::to_text(bytes)).ok());
+        Rendered {
+            room: text(Field::Room).unwrap_or_default(),
+            member_id: text(Field::MemberId).unwrap_or_default(),
+            connection_id: text(Field::ConnectionId).unwrap_or_default(),
+            user_id: text(Field::UserId).unwrap_or_default(),
+            status: text(Field::Status),
+            state: json(Field::State),
+            metadata: json(Field::Metadata),
+            at: payload::time(record.at),
+            joined_at: payload::time(record.joined_at),
+        }
+    }
+
+    fn payload(
+        &self,
+        kind: Kind,
+        seq: u64,
+        line: &Line,
+        audiences: Option<(&[String], Option<&[String]>)>,
+    ) -> String {
+        if kind == Kind::Room {
+            return payload::room(&RoomEvent {
+                event: line.event,
+                seq,
+                version: line.version,
+                room: &self.room,
+                metadata: self.metadata.as_deref(),
+                at: &self.at,
+                truncated: false,
+            });
+        }
+        payload::event(&Event {
+            event: line.event,
+            seq,
+            version: line.version,
+            room: &self.room,
+            member_id: &self.member_id,
+            connection_id: &self.connection_id,
+            user_id: &self.user_id,
+            status: self.status.as_deref(),
+            state: self.state.as_deref(),
+            metadata: self.metadata.as_deref(),
+            connections: line.connections,
+            reason: line.reason.name(),
+            at: &self.at,
+            joined_at: &self.joined_at,
+            audience: audiences.map(|(audience, _)| audience),
+            old_audience: audiences.and_then(|(_, old)| old),
+            truncated: false,
+        })
+    }
+}
+
+fn audience_of(image: &Image) -> Result<Vec<Vec<u8>>> {
+    let bytes = image.get(Field::Audience).unwrap_or_default();
+    // SAFETY: the bytes of a text[] behind its header, put behind a header again.
+    let tokens = unsafe { texts_of(varlena(bytes)) };
+    let tokens = tokens.map_err(|why| Error::InvalidAudience { why: why.into() })?;
+    Ok(tokens.into_iter().map(<[u8]>::to_vec).collect())
+}
+
+unsafe extern "C-unwind" {
+    fn Async_Notify(channel: *const std::ffi::c_char, payload: *const std::ffi::c_char);
+}
+
+/// NOTIFY in this transaction. Channel and payload are ours: short and ASCII.
+pub fn notify(channel: &str, payload: &str) -> Result<()> {
+    let text = |text: &str| {
+        CString::new(text)
+            .map_err(|_| Error::InvalidArgument { argument: "payload", why: "It has a NUL.".into() })
+    };
+    let (channel, payload) = (text(channel)?, text(payload)?);
+    // SAFETY: C strings; the function copies them and may raise, which the boundary turns into a panic.
+    unsafe { pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) };
+    Ok(())
+}
