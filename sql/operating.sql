@@ -21,7 +21,7 @@ create function presence._health(
     out slots_max bigint, out events_buffered_bytes bigint, out event_buffer_bytes bigint,
     out events_published bigint, out events_dropped bigint, out notifications_sent bigint, out heartbeats bigint,
     out expired bigint, out last_sweep_at timestamptz, out sweep_lag interval, out resyncs bigint,
-    out last_error text
+    out sink_position bigint, out sink_lag bigint, out last_error text
 ) returns setof record
     language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_health';
 comment on function presence._health() is 'What the view presence.health shows of shared memory.';
@@ -34,7 +34,7 @@ select h.library_version,
        (select count(*) from presence.member) as members,
        h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
        h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
-       h.last_error
+       h.sink_position, h.sink_lag, h.last_error
 from presence._health() h;
 comment on view presence.health is
     'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '

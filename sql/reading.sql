@@ -55,16 +55,64 @@ end;
 comment on function presence.get(text, text, text) is
     'One member, by default oneself; all its connections, or the one with this connection_id.';
 
+create function presence._full_occupancy(room text, out members bigint, out users bigint) returns setof record
+    language c stable parallel restricted rows 1 as 'MODULE_PATHNAME', 'presence_full_occupancy';
+comment on function presence._full_occupancy(text) is
+    'The numbers of all members of a room, if its count_audience lets the caller have them; no row otherwise.';
+
 create function presence.occupancy(room text default null, out members bigint, out users bigint)
     language sql stable parallel restricted
 begin atomic
+    with full_numbers as materialized (select f.members, f.users from presence._full_occupancy(occupancy.room) f)
+    select f.members, f.users from full_numbers f
+    union all
     select coalesce(sum(u.members), 0)::bigint, count(*)
     from (select count(*) as members from presence.online o
-          where occupancy.room is null or o.room operator(pg_catalog.=) presence._room(occupancy.room)
-          group by o.user_id) u;
+          where not exists (select from full_numbers)
+            and (occupancy.room is null or o.room operator(pg_catalog.=) presence._room(occupancy.room))
+          group by o.user_id) u
+    where not exists (select from full_numbers)
+    having not exists (select from full_numbers);
 end;
 comment on function presence.occupancy(text) is
-    'How many members and users are in the room (NULL: anywhere), of those that the caller may see.';
+    'How many members and users are in the room (NULL: anywhere), of those that the caller may see. Where the '
+    'room''s count_audience includes the caller: of all.';
+
+create function presence.users(room text)
+    returns table (user_id text, members bigint, status text, state jsonb, metadata jsonb, joined_at timestamptz,
+                   last_seen_at timestamptz)
+    language sql stable parallel restricted rows 50
+begin atomic
+    select u.user_id, u.members, u.status, u.state, u.metadata, u.first_joined_at, u.last_seen_at
+    from (select o.user_id, o.status, o.state, o.metadata, o.last_seen_at,
+                 count(*) over all_of_user as members,
+                 min(o.joined_at) over all_of_user as first_joined_at,
+                 row_number() over (partition by o.user_id order by o.last_seen_at desc, o.version desc) as place
+          from presence.online o
+          where o.room operator(pg_catalog.=) presence._room(users.room)
+          window all_of_user as (partition by o.user_id)) u
+    where u.place operator(pg_catalog.=) 1
+    order by u.user_id;
+end;
+comment on function presence.users(text) is
+    'The room with one row for each user: how many members they have here, status, state and metadata of the most '
+    'recently active one, when they first joined and were last seen.';
+
+create function presence.rooms(prefix text default '', max_rows integer default 100, after text default null)
+    returns table (room text, members bigint, users bigint)
+    language sql stable parallel restricted rows 100
+begin atomic
+    select o.room, count(*), count(distinct o.user_id)
+    from presence.online o
+    where starts_with(o.room, coalesce(rooms.prefix, ''))
+      and (rooms.after is null or o.room operator(pg_catalog.>) rooms.after)
+    group by o.room
+    order by o.room
+    limit presence._limit(rooms.max_rows);
+end;
+comment on function presence.rooms(text, integer, text) is
+    'The rooms where somebody is whom the caller may see, with their numbers, in the order of their names. prefix is '
+    'literal; after is the last room of the page before; max_rows is 1 to 1000 (22023).';
 
 create function presence.state(room text) returns jsonb
     language sql stable parallel restricted

@@ -129,3 +129,114 @@ unsafe fn for_each_pair(
         }
     }
 }
+
+/// A JSON value that a function of ours takes apart: what is deeper than an object in a list stays jsonb.
+pub enum Value {
+    Null,
+    Text(Vec<u8>),
+    /// As text.
+    Number(Vec<u8>),
+    Bool(bool),
+    List(Vec<Value>),
+    Object(Vec<(String, Value)>),
+    /// An object or list that was not opened.
+    Nested(Datum),
+}
+
+impl Value {
+    /// As a jsonb again.
+    pub fn to_jsonb(&self) -> Datum {
+        match self {
+            Value::Nested(jsonb) => *jsonb,
+            Value::Null => parse("null"),
+            Value::Bool(value) => parse(if *value { "true" } else { "false" }),
+            Value::Number(text) => parse(&decode(text)),
+            Value::Text(text) => parse(&serde_json::Value::String(decode(text)).to_string()),
+            Value::List(_) | Value::Object(_) => parse("null"),
+        }
+    }
+}
+
+/// jsonb of JSON text that is known to be good.
+fn parse(json: &str) -> Datum {
+    let text = std::ffi::CString::new(crate::sqlfn::encode(json)).unwrap_or_default();
+    // SAFETY: jsonb_in(cstring).
+    unsafe { pgrx::direct_function_call::<Datum>(pg_sys::jsonb_in, &[Some(Datum::from(text.as_ptr()))]) }
+        .unwrap_or(Datum::from(0))
+}
+
+/// A list of objects, opened to the values of their fields; lists of scalars in these are opened too. None if it is
+/// no list.
+///
+/// # Safety
+/// `jsonb` is a jsonb datum.
+pub unsafe fn read_list(jsonb: Datum) -> Option<Vec<Value>> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let jsonb = pg_sys::pg_detoast_datum(jsonb.cast_mut_ptr()) as *mut pg_sys::Jsonb;
+        let root = &raw mut (*jsonb).root;
+        if (*root).header & OBJECT != 0 || (*root).header & SCALAR != 0 {
+            return None;
+        }
+        Some(items(root).into_iter().map(|item| read(item, 2)).collect())
+    }
+}
+
+/// Open a value, `depth` levels deep.
+unsafe fn read(mut value: pg_sys::JsonbValue, depth: usize) -> Value {
+    use pg_sys::jbvType;
+    // SAFETY: a value of an iterator, whose union member its type tells.
+    unsafe {
+        match value.type_ {
+            jbvType::jbvNull => Value::Null,
+            jbvType::jbvBool => Value::Bool(value.val.boolean),
+            jbvType::jbvString => {
+                let text = value.val.string;
+                Value::Text(std::slice::from_raw_parts(text.val as *const u8, text.len as usize).to_vec())
+            }
+            jbvType::jbvNumeric => {
+                let numeric = Datum::from(value.val.numeric);
+                let text = pgrx::direct_function_call::<&CStr>(pg_sys::numeric_out, &[Some(numeric)]);
+                Value::Number(text.map(|text| text.to_bytes().to_vec()).unwrap_or_default())
+            }
+            _ => {
+                let container = value.val.binary.data;
+                let is_object = (*container).header & OBJECT != 0;
+                match (is_object, depth) {
+                    (true, 2) => {
+                        let mut fields = Vec::new();
+                        for_each_pair(container, |key, value| {
+                            let name = (*key).val.string;
+                            let name = std::slice::from_raw_parts(name.val as *const u8, name.len as usize);
+                            let opens = decode(name) == "audience";
+                            fields.push((decode(name), read(*value, if opens { 1 } else { 0 })));
+                        });
+                        Value::Object(fields)
+                    }
+                    (false, 1) => {
+                        Value::List(items(container).into_iter().map(|item| read(item, 0)).collect())
+                    }
+                    _ => Value::Nested(Datum::from(pg_sys::JsonbValueToJsonb(&mut value))),
+                }
+            }
+        }
+    }
+}
+
+/// The elements of a list, nested containers unopened.
+unsafe fn items(container: *mut pg_sys::JsonbContainer) -> Vec<pg_sys::JsonbValue> {
+    use pg_sys::JsonbIteratorToken::*;
+    let mut items = Vec::new();
+    // SAFETY: a list container; each value is zeroed before the iterator fills it.
+    unsafe {
+        let mut iterator = pg_sys::JsonbIteratorInit(container);
+        loop {
+            let mut value: pg_sys::JsonbValue = std::mem::zeroed();
+            match pg_sys::JsonbIteratorNext(&mut iterator, &mut value, true) {
+                WJB_DONE => return items,
+                WJB_ELEM => items.push(value),
+                _ => {}
+            }
+        }
+    }
+}

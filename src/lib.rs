@@ -9,6 +9,7 @@ mod clock;
 mod error;
 mod event;
 mod extension;
+mod gateway;
 mod identity;
 mod injection;
 mod jsonb;
@@ -18,6 +19,7 @@ mod member;
 mod operate;
 mod policy;
 mod read;
+mod room;
 mod settings;
 mod shared;
 mod spi;
@@ -38,9 +40,13 @@ extension_sql_file!("../sql/identity.sql", name = "identity", requires = ["table
 extension_sql_file!("../sql/leases.sql", name = "leases", requires = ["identity"]);
 extension_sql_file!("../sql/policies.sql", name = "policies", requires = ["leases"]);
 extension_sql_file!("../sql/writing.sql", name = "writing", requires = ["policies"]);
-extension_sql_file!("../sql/reading.sql", name = "reading", requires = ["writing"]);
-extension_sql_file!("../sql/listening.sql", name = "listening", requires = ["reading"]);
-extension_sql_file!("../sql/operating.sql", name = "operating", requires = ["listening"]);
+extension_sql_file!("../sql/gateways.sql", name = "gateways", requires = ["writing"]);
+extension_sql_file!("../sql/reading.sql", name = "reading", requires = ["gateways"]);
+extension_sql_file!("../sql/rooms.sql", name = "rooms", requires = ["reading"]);
+extension_sql_file!("../sql/listening.sql", name = "listening", requires = ["rooms"]);
+extension_sql_file!("../sql/history.sql", name = "history", requires = ["listening"]);
+extension_sql_file!("../sql/sink.sql", name = "sink", requires = ["history"]);
+extension_sql_file!("../sql/operating.sql", name = "operating", requires = ["sink"]);
 extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
 
 /// Called when a process loads the library: the postmaster, if it is preloaded, and then nobody again.
@@ -53,12 +59,20 @@ pub extern "C-unwind" fn _PG_init() {
     if !preloading {
         return;
     }
+    quiet_backtraces();
     settings::define();
     shared::startup::install_hooks();
     event::transaction::register_callbacks();
     if !upgrading {
         worker::launcher::register();
     }
+}
+
+/// Errors that pass through Rust would carry a backtrace in their DETAIL where RUST_BACKTRACE is set; a caller can
+/// do nothing with it.
+fn quiet_backtraces() {
+    // SAFETY: the postmaster has one thread.
+    unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
 }
 
 /// What `cargo pgrx test` needs to know of its server.

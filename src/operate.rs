@@ -95,6 +95,14 @@ fn health(call: &Call) -> Result<Option<Datum>> {
         (last_sweep != 0).then(|| Datum::from(last_sweep)),
         Some(crate::sqlfn::interval(counters.sweep_lag.load(Relaxed))),
         number(counters.resyncs.load(Relaxed)),
+        {
+            let position = database.sink.position.load(Acquire);
+            (position != 0).then(|| Datum::from(position as i64))
+        },
+        {
+            let position = database.sink.position.load(Acquire);
+            (position != 0).then(|| Datum::from(database.seq.load(Acquire).saturating_sub(position) as i64))
+        },
         database.error().map(|message| varlena(&encode(&message))),
     ]])
 }

@@ -295,6 +295,11 @@ pub fn history_retention() -> u64 {
     HISTORY_RETENTION.get() as u64 * 1_000_000
 }
 
+/// Microseconds.
+pub fn last_seen_retention() -> u64 {
+    LAST_SEEN_RETENTION.get() as u64 * 60_000_000
+}
+
 /// Bytes.
 pub fn max_state_size() -> usize {
     MAX_STATE_SIZE.get() as usize * 1024
@@ -334,6 +339,10 @@ pub fn default_audience() -> Vec<String> {
 
 pub fn teams_claim() -> String {
     text(&TEAMS_CLAIM)
+}
+
+pub fn sink() -> String {
+    text(&SINK)
 }
 
 pub fn authorizer() -> String {

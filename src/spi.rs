@@ -57,6 +57,45 @@ impl Connection {
         Rows::of(unsafe { pg_sys::SPI_execute(sql.as_ptr(), !write, 0) })
     }
 
+    /// Run SQL that is made up on the spot, with arguments of these types.
+    pub fn run_once(&self, sql: &CStr, arguments: &[(Oid, Datum)]) -> Result<Rows> {
+        let mut types: Vec<Oid> = arguments.iter().map(|(of_type, _)| *of_type).collect();
+        let mut values: Vec<Datum> = arguments.iter().map(|(_, value)| *value).collect();
+        // SAFETY: as many types as values, none of them NULL.
+        let code = unsafe {
+            pg_sys::SPI_execute_with_args(
+                sql.as_ptr(),
+                arguments.len() as i32,
+                types.as_mut_ptr(),
+                values.as_mut_ptr(),
+                std::ptr::null(),
+                false,
+                0,
+            )
+        };
+        Rows::of(code)
+    }
+
+    /// Do something whose memory is freed afterwards: for loops.
+    pub fn scratch<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        // SAFETY: a context of its own below the current one; an error unwinds to an abort, which deletes both.
+        unsafe {
+            let parent = pg_sys::CurrentMemoryContext;
+            let scratch = pg_sys::AllocSetContextCreateInternal(
+                parent,
+                c"presence_ext scratch".as_ptr(),
+                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+            );
+            pg_sys::MemoryContextSwitchTo(scratch);
+            let value = body();
+            pg_sys::MemoryContextSwitchTo(parent);
+            pg_sys::MemoryContextDelete(scratch);
+            value
+        }
+    }
+
     /// Do something in the memory context that outlives this connection.
     pub fn in_caller<T>(&self, body: impl FnOnce() -> T) -> T {
         // SAFETY: the caller's context was current when the connection was opened, so it lives.
@@ -102,7 +141,7 @@ fn plan(statement: &'static Statement) -> Result<Plan> {
     Ok(plan)
 }
 
-/// The rows of one query.
+/// The rows of one query, freed when dropped.
 pub struct Rows {
     table: *mut pg_sys::SPITupleTable,
     /// Rows returned or affected.
@@ -132,6 +171,17 @@ impl Rows {
     }
 }
 
+impl Drop for Rows {
+    fn drop(&mut self) {
+        // A loop of queries on one connection would keep all results otherwise. While an ERROR unwinds, the abort
+        // frees them.
+        if !self.table.is_null() && !std::thread::panicking() {
+            // SAFETY: a result of the open connection; freeing one that is not there any more is checked by SPI.
+            unsafe { pg_sys::SPI_freetuptable(self.table) };
+        }
+    }
+}
+
 /// Do something as another role, with what a function of that role could do and no more.
 pub fn as_role<T>(role: Oid, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let (mut before, mut context) = (pg_sys::InvalidOid, 0);
@@ -145,4 +195,16 @@ pub fn as_role<T>(role: Oid, body: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: what was before.
     unsafe { pg_sys::SetUserIdAndSecContext(before, context) };
     result
+}
+
+/// See this statement's own rows, and what others have committed while we waited for a lock.
+pub fn with_new_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it.
+    unsafe {
+        pg_sys::CommandCounterIncrement();
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        let value = body();
+        pg_sys::PopActiveSnapshot();
+        value
+    }
 }

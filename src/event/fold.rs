@@ -14,6 +14,8 @@ pub struct Change {
     /// timestamptz
     pub at: i64,
     pub joined_at: i64,
+    /// timestamptz
+    pub seen_at: i64,
     pub image: Image,
     /// Index of this transaction's previous change of the member.
     pub previous: Option<usize>,
@@ -153,6 +155,7 @@ fn record(
         generation,
         at: change.at,
         joined_at: change.joined_at,
+        seen_at: change.seen_at,
         image: image.clone(),
         old: old.map(|(image, _)| image.clone()),
     }
@@ -202,7 +205,16 @@ mod tests {
 
     fn change(version: u64, what: What) -> Change {
         let key = Key { database: 0, relation: 1, hash: 7 };
-        Change { key, what, version, at: 0, joined_at: 0, image: image(&version.to_string()), previous: None }
+        Change {
+            key,
+            what,
+            version,
+            at: 0,
+            joined_at: 0,
+            seen_at: 0,
+            image: image(&version.to_string()),
+            previous: None,
+        }
     }
 
     fn enter(version: u64) -> Change {

@@ -125,12 +125,14 @@ pub struct Record {
     /// timestamptz
     pub at: i64,
     pub joined_at: i64,
+    /// When the member was last seen: before `at` if it expired.
+    pub seen_at: i64,
     pub image: Image,
     /// Of a changed audience: the member as the old audience saw it last.
     pub old: Option<Image>,
 }
 
-const FIXED: usize = RECORD_HEADER + 72;
+const FIXED: usize = RECORD_HEADER + 80;
 
 impl Record {
     /// The bytes for the ring, header included.
@@ -143,7 +145,7 @@ impl Record {
         for number in [self.version, self.hidden_version, self.generation] {
             into.extend(number.to_le_bytes());
         }
-        for time in [self.at, self.joined_at] {
+        for time in [self.at, self.joined_at, self.seen_at] {
             into.extend(time.to_le_bytes());
         }
         let old = self.old.as_ref().map_or(&[][..], |old| &old.0);
@@ -181,6 +183,7 @@ impl Record {
             generation: read_u64(bytes, at + 40)?,
             at: read_u64(bytes, at + 48)? as i64,
             joined_at: read_u64(bytes, at + 56)? as i64,
+            seen_at: read_u64(bytes, at + 64)? as i64,
             image: Image(image.to_vec()),
             old: (old_length > 0).then(|| Image(old.to_vec())),
         })
@@ -213,7 +216,7 @@ mod tests {
         ) {
             let record = Record {
                 kind: Kind::Update, reason: Reason::Hidden, xid, hash, version, hidden_version: 1, generation: 2,
-                at, joined_at: -5, image, old,
+                at, joined_at: -5, seen_at: 6, image, old,
             };
             let mut bytes = vec![7; 16];
             record.encode(&mut bytes);

@@ -101,6 +101,7 @@ pub fn tell(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
         version,
         at: clock::wall(),
         joined_at: 0,
+        seen_at: 0,
         image,
         previous: None,
     });

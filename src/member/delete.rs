@@ -11,7 +11,7 @@ use crate::identity::{self, Identity};
 use crate::lease::shared::leases;
 use crate::lease::table::alive;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{self, Call, uuid, varlena};
+use crate::sqlfn::{Call, uuid, varlena};
 use pgrx::pg_sys::{self, Datum};
 
 static DELETE_ONE: Statement =
@@ -41,44 +41,75 @@ fn delete(call: &Call) -> Result<Option<Datum>> {
         Some(given) => given,
         None => identity.writer()?,
     };
-    validate::name("room", room)?;
-    validate::name("member_id", member_id)?;
-    validate::connection_id("connection_id", call.text(2).unwrap_or_default())?;
-    let last_word = call.varlena(3).map(<[u8]>::to_vec);
-    validate::state_size(last_word.as_ref().map_or(0, Vec::len))?;
-    let reason = reason(&identity, call.text(4))?;
-
-    let target = Target { extension: &extension, room, member_id, connection_id: call.text(2) };
-    let manages = !identity.service && !identity.is(member_id) && authorizer::allows(room, Action::Manage);
-    let caller = manages.then(|| identity.user_id.clone()).flatten();
-    let _intent = intent::set(Intent { reason, last_word, caller, ..Intent::default() });
-    // Who manages the room removes members that they may not see.
-    let deleted =
-        if manages { spi::as_role(extension.owner, || target.delete())? } else { target.delete()? };
-    if deleted == 0 && !identity.service && !manages {
-        target.refuse_anothers(&identity)?;
-    }
-    Ok(Some(Datum::from(deleted as i32)))
+    let removal = Removal::new(
+        room.to_vec(),
+        member_id.to_vec(),
+        call.text(2).map(<[u8]>::to_vec),
+        call.varlena(3).map(<[u8]>::to_vec),
+        reason(&identity, call.text(4))?,
+    )?;
+    Ok(Some(Datum::from(removal.run(&extension, &identity)? as i32)))
 }
 
-struct Target<'a> {
-    extension: &'a Extension,
-    room: &'a [u8],
-    member_id: &'a [u8],
+/// One member, or all connections of one, that shall leave.
+pub struct Removal {
+    pub room: Vec<u8>,
+    pub member_id: Vec<u8>,
     /// None: all.
-    connection_id: Option<&'a [u8]>,
+    connection_id: Option<Vec<u8>>,
+    /// jsonb bytes
+    last_word: Option<Vec<u8>>,
+    reason: Option<Reason>,
 }
 
-impl Target<'_> {
-    fn delete(&self) -> Result<usize> {
+impl Removal {
+    pub fn new(
+        room: Vec<u8>,
+        member_id: Vec<u8>,
+        connection_id: Option<Vec<u8>>,
+        last_word: Option<Vec<u8>>,
+        reason: Option<Reason>,
+    ) -> Result<Removal> {
+        validate::name("room", &room)?;
+        validate::name("member_id", &member_id)?;
+        validate::connection_id("connection_id", connection_id.as_deref().unwrap_or_default())?;
+        validate::state_size(last_word.as_ref().map_or(0, Vec::len))?;
+        Ok(Removal { room, member_id, connection_id, last_word, reason })
+    }
+
+    pub fn connection_id_or_empty(&self) -> Vec<u8> {
+        self.connection_id.clone().unwrap_or_default()
+    }
+
+    /// Returns how many left.
+    pub fn run(&self, extension: &Extension, identity: &Identity) -> Result<usize> {
+        let manages = !identity.service
+            && !identity.is(&self.member_id)
+            && authorizer::allows(&self.room, Action::Manage);
+        let caller = manages.then(|| identity.user_id.clone()).flatten();
+        let last_word = self.last_word.clone();
+        let _intent = intent::set(Intent { reason: self.reason, last_word, caller, ..Intent::default() });
+        // Who manages the room removes members that they may not see.
+        let deleted = if manages {
+            spi::as_role(extension.owner, || self.delete(extension))?
+        } else {
+            self.delete(extension)?
+        };
+        if deleted == 0 && !identity.service && !manages {
+            self.refuse_anothers(extension, identity)?;
+        }
+        Ok(deleted)
+    }
+
+    fn delete(&self, extension: &Extension) -> Result<usize> {
         let connection = Connection::open()?;
-        let rows = match self.connection_id {
+        let rows = match &self.connection_id {
             Some(connection_id) => {
-                let key = self.extension.key(self.room, self.member_id, connection_id);
+                let key = extension.key(&self.room, &self.member_id, connection_id);
                 connection.run(&DELETE_ONE, &[Some(uuid(key.hash))], true)?
             }
             None => {
-                let values = [Some(varlena(self.room)), Some(varlena(self.member_id))];
+                let values = [Some(varlena(&self.room)), Some(varlena(&self.member_id))];
                 connection.run(&DELETE_CONNECTIONS, &values, true)?
             }
         };
@@ -86,17 +117,17 @@ impl Target<'_> {
     }
 
     /// Nothing was deleted: say so if that is because the member is another's, seen or unseen alike.
-    fn refuse_anothers(&self, identity: &Identity) -> Result<()> {
-        let key = self.extension.key(self.room, self.member_id, self.connection_id.unwrap_or_default());
+    fn refuse_anothers(&self, extension: &Extension, identity: &Identity) -> Result<()> {
+        let key = extension.key(&self.room, &self.member_id, &self.connection_id_or_empty());
         let there = leases().read(&key).is_some_and(|slot| alive(slot.deadline, crate::clock::boot()));
-        if there && owner_of(self.extension, &key)?.is_some_and(|owner| !identity.is(&owner)) {
+        if there && owner_of(extension, &key)?.is_some_and(|owner| !identity.is(&owner)) {
             return Err(Error::OwnedByAnother);
         }
         Ok(())
     }
 }
 
-fn reason(identity: &Identity, given: Option<&[u8]>) -> Result<Option<Reason>> {
+pub fn reason(identity: &Identity, given: Option<&[u8]>) -> Result<Option<Reason>> {
     let Some(given) = given else { return Ok(None) };
     let reason =
         Reason::from_name(given).filter(|reason| *reason != Reason::Expired).ok_or(Error::InvalidReason)?;
@@ -117,9 +148,15 @@ fn delete_all(call: &Call) -> Result<Option<Datum>> {
     };
     validate::name("user_id", user_id)?;
     validate::connection_id("connection_id", call.text(1).unwrap_or_default())?;
+    Ok(Some(Datum::from(everything_of(user_id, call.text(1))? as i32)))
+}
+
+/// Every member of a user, or those of one connection, leave.
+pub fn everything_of(user_id: &[u8], connection_id: Option<&[u8]>) -> Result<usize> {
     let _intent = intent::set(Intent { reason: Some(Reason::Left), ..Intent::default() });
-    let values = [Some(varlena(user_id)), call.text(1).map(sqlfn::varlena)];
-    Ok(Some(Datum::from(Connection::open()?.run(&DELETE_ALL, &values, true)?.count as i32)))
+    let values = [Some(varlena(user_id)), connection_id.map(varlena)];
+    let connection = Connection::open()?;
+    Ok(connection.run(&DELETE_ALL, &values, true)?.count)
 }
 
 crate::sql_function!(presence_delete, pg_finfo_presence_delete, delete);

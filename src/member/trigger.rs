@@ -15,14 +15,15 @@ use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, Lease, NEVER, TOMBSTONE, alive};
+use crate::room;
 use crate::settings::{self, MemberIds};
-use crate::spi::{self, Connection, Statement};
+use crate::spi::{self, Connection, Statement, with_new_snapshot};
 use crate::sqlfn::{self, Call, texts_of, uuid, varlena};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 
 /// jsonb '{}': the header of an object with no pairs.
-const EMPTY_OBJECT: [u8; 4] = [0, 0, 0, 0x20];
+pub const EMPTY_OBJECT: [u8; 4] = [0, 0, 0, 0x20];
 
 /// What listeners hear of.
 const TOLD: [Column; 5] = [Column::Status, Column::State, Column::Metadata, Column::Audience, Column::UserId];
@@ -137,6 +138,7 @@ fn before_insert(firing: &Firing) -> Result<Option<Datum>> {
     check_names(&row)?;
     check_member_id(&identity, &row)?;
     check_join(&identity, &row)?;
+    set_room_defaults(extension, &mut row, &firing.intent)?;
     normalize(&mut row)?;
 
     let key = row.key(extension);
@@ -270,6 +272,7 @@ fn after_insert(firing: &Firing) -> Result<()> {
         set_version(&firing.extension, &key, version)?;
     }
     check_max_per_user(&firing.extension, &row)?;
+    room::check_limit(&firing.extension, row.text(Column::Room).unwrap_or_default())?;
     let lease = lease_of(&firing.extension, &row);
     note(
         &key,
@@ -317,18 +320,6 @@ fn check_max_per_user(extension: &Extension, row: &Row) -> Result<()> {
         }
         if held > limit as i64 { Err(Error::TooManyMembers { what: "user", limit }) } else { Ok(()) }
     })
-}
-
-/// See this statement's own rows, and what others have committed while we waited for a lock.
-fn with_new_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it.
-    unsafe {
-        pg_sys::CommandCounterIncrement();
-        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
-        let value = body();
-        pg_sys::PopActiveSnapshot();
-        value
-    }
 }
 
 static SET_VERSION: Statement = Statement {
@@ -399,7 +390,10 @@ fn expired_at(key: &Key, old: &Row) -> i64 {
 
 fn note(key: &Key, what: What, version: u64, at: i64, row: &Row, image: Image) {
     let joined_at = row.time(Column::JoinedAt);
-    transaction::push(Change { key: *key, what, version, at, joined_at, image, previous: None });
+    // Who expires was last seen a ttl earlier.
+    let expired = matches!(what, What::Leave { reason: Reason::Expired });
+    let seen_at = if expired { at - row.ttl().unwrap_or(0) as i64 } else { at };
+    transaction::push(Change { key: *key, what, version, at, joined_at, seen_at, image, previous: None });
 }
 
 pub fn lease_of(extension: &Extension, row: &Row) -> Lease {
@@ -424,6 +418,22 @@ fn check_names(row: &Row) -> Result<()> {
     validate::name("member_id", text(Column::MemberId, "member_id")?)?;
     validate::connection_id("connection_id", text(Column::ConnectionId, "connection_id")?)?;
     validate::name("user_id", text(Column::UserId, "user_id")?)
+}
+
+/// What the room says where the member does not.
+fn set_room_defaults(extension: &Extension, row: &mut Row, intent: &Intent) -> Result<()> {
+    if row.get(Column::Audience).is_some() && row.get(Column::Ttl).is_some() {
+        return Ok(());
+    }
+    let defaults = room::defaults(extension, row.text(Column::Room).unwrap_or_default())?;
+    if let (None, Some(audience)) = (row.get(Column::Audience), defaults.audience) {
+        row.set(Column::Audience, Some(sqlfn::text_array(&audience)));
+    }
+    // A member bound to its session needs no ttl.
+    if let (None, Some(ttl), false) = (row.get(Column::Ttl), defaults.ttl, intent.session == Some(true)) {
+        row.set(Column::Ttl, Some(sqlfn::interval(ttl as i64)));
+    }
+    Ok(())
 }
 
 fn check_join(identity: &Identity, row: &Row) -> Result<()> {

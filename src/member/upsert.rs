@@ -1,6 +1,7 @@
 //! `presence.upsert`: enter, or change what is there, or (with what is there already) only renew.
 
 use super::intent::{self, Intent};
+use super::trigger::EMPTY_OBJECT;
 use super::{lease, session, validate};
 use crate::authorizer::{self, Action};
 use crate::clock;
@@ -29,11 +30,19 @@ pub struct Request {
     pub member_id: Datum,
     pub connection_id: Datum,
     pub state: Option<Datum>,
+    /// Instead of a state: a JSON merge patch on what is there.
+    pub patch: Option<Datum>,
     pub status: Option<Datum>,
     pub metadata: Option<Datum>,
     pub ttl: Option<Datum>,
     pub audience: Option<Datum>,
     pub session: Option<bool>,
+}
+
+/// What came of a request: the row as written, or as found and only renewed.
+pub enum Written {
+    Row(Rows),
+    Renewed(Rows),
 }
 
 /// The columns of `online` as their owner gets them, then what the lease needs.
@@ -142,6 +151,7 @@ fn upsert(call: &Call) -> Result<Option<Datum>> {
         member_id: varlena(member_id),
         connection_id: varlena(connection_id),
         state: call.datum(1),
+        patch: None,
         status: call.datum(4),
         metadata: call.datum(5),
         ttl: call.datum(6),
@@ -178,24 +188,45 @@ impl Request {
     /// Returns the row as `online` shows it to its owner.
     pub fn run(&self) -> Result<Datum> {
         let connection = Connection::open()?;
+        let written = self.write(&connection)?;
+        match &written {
+            Written::Row(row) => online_row(&connection, row, self.extension.online),
+            Written::Renewed(row) => self.renewed(&connection, row),
+        }
+    }
+
+    /// Enter, change or renew.
+    pub fn write(&self, connection: &Connection) -> Result<Written> {
         // The member may expire, enter or leave between our statements; each turn starts from what is there.
         for _ in 0..100 {
             let found = connection.run(&FIND, &[Some(uuid(self.key.hash))], false)?;
             if self.is_live(&found) {
-                if self.is_identical(&found)? && self.renew(&found) {
-                    return self.renewed(&connection, &found);
+                let state = self.new_state(found.get(0, 5));
+                if self.is_identical(&found, state)? && self.renew(&found) {
+                    return Ok(Written::Renewed(found));
                 }
-                let changed = self.change(&connection)?;
+                let changed = self.change(connection, state)?;
                 if changed.count > 0 {
-                    return self.returned(&connection, &changed);
+                    return Ok(Written::Row(changed));
                 }
             }
-            let entered = self.enter(&connection)?;
+            let entered = self.enter(connection, self.new_state(None))?;
             if entered.count > 0 {
-                return self.returned(&connection, &entered);
+                return Ok(Written::Row(entered));
             }
         }
         Err(Error::OwnedByAnother)
+    }
+
+    /// The state as given, or as the patch makes it of the one that is there.
+    fn new_state(&self, held: Option<Datum>) -> Option<Datum> {
+        let patch = match self.patch {
+            Some(patch) => patch,
+            None => return self.state,
+        };
+        let held = held.unwrap_or_else(|| varlena(&EMPTY_OBJECT));
+        // SAFETY: both are jsonb, and the patch was checked to be an object.
+        Some(unsafe { crate::jsonb::merge_patch(held, patch) })
     }
 
     fn is_live(&self, found: &Rows) -> bool {
@@ -203,7 +234,7 @@ impl Request {
     }
 
     /// Whether the call would leave everything as it is.
-    fn is_identical(&self, found: &Rows) -> Result<bool> {
+    fn is_identical(&self, found: &Rows, state: Option<Datum>) -> Result<bool> {
         let same = |given: Option<Datum>, column: usize| match (given, found.get(0, column)) {
             (None, _) => true,
             // SAFETY: the arguments and columns are jsonb.
@@ -238,7 +269,7 @@ impl Request {
             && same_status
             && same_ttl
             && same_session
-            && same(self.state, 5)
+            && same(state, 5)
             && same(self.metadata, 6)
             && self.same_audience(found)?)
     }
@@ -279,6 +310,7 @@ impl Request {
                 version,
                 at: 0,
                 joined_at: 0,
+                seen_at: 0,
                 image,
                 previous: None,
             });
@@ -286,11 +318,11 @@ impl Request {
         unchanged
     }
 
-    fn change(&self, connection: &Connection) -> Result<Rows> {
+    fn change(&self, connection: &Connection, state: Option<Datum>) -> Result<Rows> {
         let _intent = intent::set(Intent { session: self.session, ..Intent::default() });
         let values = [
             Some(uuid(self.key.hash)),
-            self.state,
+            state,
             self.status,
             self.metadata,
             self.ttl,
@@ -301,13 +333,13 @@ impl Request {
         connection.run(&CHANGE, &values, true)
     }
 
-    fn enter(&self, connection: &Connection) -> Result<Rows> {
+    fn enter(&self, connection: &Connection, state: Option<Datum>) -> Result<Rows> {
         let _intent = intent::set(Intent { session: self.session, ..Intent::default() });
         let values = [
             Some(self.room),
             Some(self.member_id),
             Some(self.connection_id),
-            self.state,
+            state,
             self.status,
             self.metadata,
             self.ttl,
@@ -317,10 +349,6 @@ impl Request {
             self.new_owner,
         ];
         connection.run(&ENTER, &values, true)
-    }
-
-    fn returned(&self, connection: &Connection, rows: &Rows) -> Result<Datum> {
-        online_row(connection, rows, self.extension.online)
     }
 
     /// The row as it will be once the renewal is committed.

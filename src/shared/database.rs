@@ -23,6 +23,7 @@ pub struct Database {
     /// The table `member`: another one means that the extension was dropped and created again.
     pub relation: AtomicU32,
     pub worker: Worker,
+    pub sink: Sink,
     pub head: AtomicU64,
     pub tail: AtomicU64,
     /// The last published seq.
@@ -56,6 +57,17 @@ pub struct Worker {
     pub state: AtomicU32,
     /// Somebody used presence here and there was no worker.
     pub wanted: AtomicBool,
+}
+
+/// The process that feeds `presence.sink`.
+#[repr(C)]
+pub struct Sink {
+    pub pid: AtomicI32,
+    pub process: AtomicPtr<pg_sys::PGPROC>,
+    /// The seq up to which the sink has had everything; 0 is none yet.
+    pub position: AtomicU64,
+    /// When it was last started, by the boot clock.
+    pub started: AtomicU64,
 }
 
 #[repr(C)]

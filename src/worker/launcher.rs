@@ -41,7 +41,7 @@ pub fn register() {
     unsafe { pg_sys::RegisterBackgroundWorker(&mut worker) };
 }
 
-fn background_worker(name: &str, function: &str, argument: pg_sys::Datum) -> pg_sys::BackgroundWorker {
+pub fn background_worker(name: &str, function: &str, argument: pg_sys::Datum) -> pg_sys::BackgroundWorker {
     // SAFETY: zeroes are a valid, empty description.
     let mut worker: pg_sys::BackgroundWorker = unsafe { std::mem::zeroed() };
     copy(&mut worker.bgw_name, name);

@@ -3,10 +3,13 @@
 pub mod connections;
 pub mod database;
 pub mod gap;
+pub mod house;
+pub mod last_seen;
 pub mod launcher;
 pub mod log;
 pub mod process;
 pub mod publisher;
 pub mod rotation;
+pub mod sink;
 pub mod sweeper;
 pub mod writer;

@@ -9,6 +9,7 @@
 
 use super::connections::Connections;
 use super::gap::{Ready, conflate, ready_records};
+use super::last_seen::LastSeen;
 use super::log::Log;
 use super::process::transaction;
 use super::rotation::Rotation;
@@ -17,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::event::record::{Kind, Record};
 use crate::extension::Extension;
 use crate::lease::shared::leases;
-use crate::shared::Database;
+use crate::shared::{self, Database};
 use crate::spi::{self, Connection};
 use crate::subtransaction::{Failure, attempt};
 use pgrx::{pg_guard, pg_sys};
@@ -32,6 +33,7 @@ pub struct Publisher {
     connections: Option<Connections>,
     log: Option<Log>,
     rotation: Rotation,
+    last_seen: LastSeen,
 }
 
 /// How a batch is published: the first way that works.
@@ -92,13 +94,19 @@ unsafe extern "C-unwind" fn at_transaction_end(
         epoch.fetch_add(1, AcqRel);
     });
     batch.database.seq.fetch_max(batch.seq, AcqRel);
-    // Last: who waits for the tail finds the rest done.
+    // Who waits for the tail finds the rest done.
     ring.advance();
+    shared::wake(&batch.database.sink.process);
 }
 
 impl Publisher {
     pub fn new() -> Publisher {
-        Publisher { connections: None, log: None, rotation: Rotation::default() }
+        Publisher {
+            connections: None,
+            log: None,
+            rotation: Rotation::default(),
+            last_seen: LastSeen::default(),
+        }
     }
 
     /// Publish what is in the ring. Returns whether there is more to do at once.
@@ -182,6 +190,7 @@ impl Publisher {
         let more = records.len() > BATCH;
         records.truncate(BATCH);
         positions.truncate(BATCH);
+        self.last_seen.note(&records);
         let gone = leaves(&records);
         let connection = Connection::open()?;
         let Some(log) = &mut self.log else { return Err(Error::NotInstalled) };
@@ -219,6 +228,11 @@ impl Publisher {
         }));
         self.connections = (!lost).then_some(connections);
         Ok(Outcome::Published { gone, more })
+    }
+
+    /// Write down who was seen when, if it is time.
+    pub fn write_last_seen(&mut self, extension: &Extension) -> std::result::Result<(), Failure> {
+        self.last_seen.write(extension)
     }
 
     /// Say `relisten` again on channels that were rotated a while ago.

@@ -1,0 +1,14 @@
+-- For gateways: a connection that speaks for many users.
+
+create function presence.upsert_many(members jsonb) returns integer
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_upsert_many';
+comment on function presence.upsert_many(jsonb) is
+    'presence.upsert for an array of objects with the names of its arguments (or patch, a JSON merge patch, instead '
+    'of state). All or nothing; of a repeated key the last wins. Returns how many members. Errors: as '
+    'presence.upsert; 22023 for an unknown name, and DETAIL says which element.';
+
+create function presence.delete_many(members jsonb) returns integer
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete_many';
+comment on function presence.delete_many(jsonb) is
+    'presence.delete for an array of objects with the names of its arguments. All or nothing. Returns how many left. '
+    'Errors: as presence.delete; 22023 for an unknown name, and DETAIL says which element.';

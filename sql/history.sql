@@ -1,0 +1,83 @@
+-- The past: events, and when users were last seen.
+
+create function presence._rooms_without_history() returns text[]
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_rooms_without_history';
+comment on function presence._rooms_without_history() is 'The rooms whose keep_history is false.';
+create function presence._direction(direction text) returns boolean
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_direction';
+comment on function presence._direction(text) is 'True for forwards, false for backwards, else 22023.';
+create function presence._keeps_history() returns boolean
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_keeps_history';
+comment on function presence._keeps_history() is 'Whether presence.history_retention is more than 0.';
+
+create function presence.history(
+    room       text,
+    since      timestamptz default null,
+    until      timestamptz default null,
+    max_rows   integer     default 100,
+    direction  text        default 'backwards',
+    member_id  text        default null,
+    before_seq bigint      default null
+) returns setof presence.event
+    language sql stable parallel restricted rows 100
+begin atomic
+    (select e.* from presence.event e
+     where not presence._direction(history.direction)
+       and presence._keeps_history() and e.room operator(pg_catalog.=) presence._room(history.room)
+       and e.room operator(pg_catalog.<>) all ((select presence._rooms_without_history())::text[])
+       and (history.since is null or e.at operator(pg_catalog.>=) history.since)
+       and (history.until is null or e.at operator(pg_catalog.<) history.until)
+       and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
+       and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
+     order by e.seq desc limit presence._limit(history.max_rows))
+    union all
+    (select e.* from presence.event e
+     where presence._direction(history.direction)
+       and presence._keeps_history() and e.room operator(pg_catalog.=) presence._room(history.room)
+       and e.room operator(pg_catalog.<>) all ((select presence._rooms_without_history())::text[])
+       and (history.since is null or e.at operator(pg_catalog.>=) history.since)
+       and (history.until is null or e.at operator(pg_catalog.<) history.until)
+       and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
+       and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
+     order by e.seq limit presence._limit(history.max_rows));
+end;
+comment on function presence.history(text, timestamptz, timestamptz, integer, text, text, bigint) is
+    'Events of a room that the caller may see, by seq: since inclusive, until exclusive, direction backwards or '
+    'forwards, at most max_rows (1 to 1000), of one member, before a seq (to read on, page by page). As far back as '
+    'presence.history_retention; nothing for rooms with keep_history = false. Errors: 22023.';
+
+-- Logged: it shall survive a crash. Written by the worker, in batches.
+create table presence._last_seen (
+    user_id       text        primary key,
+    last_seen_at  timestamptz not null,
+    room          text        not null,
+    audience      text[]      not null
+) with (fillfactor = 70);
+comment on table presence._last_seen is
+    'When each user was last seen, where and by whom to be seen; read presence.last_seen. Kept for '
+    'presence.last_seen_retention.';
+alter table presence._last_seen enable row level security;
+create policy last_seen_read on presence._last_seen for select using (
+    user_id operator(pg_catalog.=) (select presence.user_id())
+    or (select presence.is_service())
+    or ((select presence._has_builtin_policies())
+        and audience operator(pg_catalog.&&) (select presence.tokens()) and presence._may(room, 'read'))
+);
+
+create view presence.last_seen with (security_invoker = true) as
+select o.user_id, true as online, max(o.last_seen_at) as last_seen_at
+from presence.online o
+group by o.user_id
+union all
+select l.user_id, false, l.last_seen_at
+from presence._last_seen l
+where not exists (select from presence.online o where o.user_id operator(pg_catalog.=) l.user_id);
+comment on view presence.last_seen is
+    'Users whom the caller may see, or could see last: whether they are online and when they were last seen. '
+    'Survives their leave and a crash.';
+
+create function presence.forget(user_id text) returns void
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_forget';
+comment on function presence.forget(text) is
+    'Erase a user: members, log and last_seen. The leave of members that are still here is published and logged '
+    'after that: call it again then (presence.wait_for_flush). For service roles (42501).';

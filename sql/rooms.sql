@@ -1,0 +1,153 @@
+-- Rooms: optional settings and shared state. A room exists as soon as somebody is in it; this table is for those
+-- that are more than that.
+
+create table presence.room (
+    room            text        primary key,
+    metadata        jsonb       not null default '{}',
+    audience        text[],
+    count_audience  text[],
+    ttl             interval,
+    max_members     integer,
+    keep_history    boolean     not null default true,
+    version         bigint      not null,
+    created_at      timestamptz not null,
+    updated_at      timestamptz not null
+);
+select pg_catalog.pg_extension_config_dump('presence.room', '');
+comment on table presence.room is
+    'Settings and shared state of rooms. audience: who may read this row, and the default of members who enter; '
+    'count_audience: who may have the full numbers of presence.occupancy; ttl: the default of members who enter; '
+    'max_members: how many may be here at once; keep_history: whether presence.history shows its events. Written '
+    'by service roles and whoever may manage the room.';
+
+create function presence._audience(tokens text[], room text) returns text[]
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_audience';
+comment on function presence._audience(text[], text) is
+    'The tokens in order and once each, room written out, if all are tokens (22023).';
+create function presence._default_audience(room text) returns text[]
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_default_audience';
+comment on function presence._default_audience(text) is 'presence.default_audience for this room.';
+create function presence._check_ttl(ttl interval) returns interval
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_check_ttl';
+comment on function presence._check_ttl(interval) is 'The ttl, if it is 1 s to 30 days (22023).';
+create function presence._next_version() returns bigint
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_next_version';
+comment on function presence._next_version() is 'A new version.';
+create function presence._require_manage(room text) returns void
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_require_manage';
+comment on function presence._require_manage(text) is 'An error (42501) unless the caller may manage the room.';
+create function presence._tell_room(room text, metadata jsonb, audience text[]) returns void
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_tell_room';
+comment on function presence._tell_room(text, jsonb, text[]) is 'Make a room event, once this transaction is committed.';
+
+create function presence._room_before() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'UPDATE' and new.room <> old.room then
+        raise exception using errcode = '22023', message = 'the name of a room cannot be changed',
+            hint = 'Delete the room and make another.';
+    end if;
+    new.room := presence._room(new.room);
+    new.metadata := coalesce(new.metadata, '{}');
+    new.audience := presence._audience(new.audience, new.room);
+    new.count_audience := presence._audience(new.count_audience, new.room);
+    new.ttl := presence._check_ttl(new.ttl);
+    if new.max_members < 1 then
+        raise exception using errcode = '22023', message = 'invalid max_members',
+            detail = 'It is at least 1, or NULL for no limit.';
+    end if;
+    new.version := presence._next_version();
+    new.updated_at := clock_timestamp();
+    new.created_at := case when tg_op = 'UPDATE' then old.created_at else new.updated_at end;
+    return new;
+end
+$$;
+comment on function presence._room_before() is 'Makes the row of a room right before it is written.';
+
+create function presence._room_after() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'INSERT' and new.metadata <> '{}' or tg_op = 'UPDATE' and new.metadata <> old.metadata then
+        perform presence._tell_room(new.room, new.metadata,
+                                    coalesce(new.audience, presence._default_audience(new.room)));
+    end if;
+    return null;
+end
+$$;
+comment on function presence._room_after() is 'A change of metadata is a room event.';
+
+-- A restore writes rows as they were dumped.
+create trigger presence_before before insert or update on presence.room
+    for each row execute function presence._room_before();
+create trigger presence_after after insert or update on presence.room
+    for each row execute function presence._room_after();
+
+alter table presence.room enable row level security;
+create policy room_read on presence.room for select using (
+    (select presence.is_service())
+    or (coalesce(audience, presence._default_audience(room)) operator(pg_catalog.&&) (select presence.tokens())
+        and presence._may(room, 'read'))
+    or presence._may(room, 'manage')
+);
+create policy room_make on presence.room for insert with check (presence._may(room, 'manage'));
+create policy room_change on presence.room for update using (presence._may(room, 'manage'));
+create policy room_drop on presence.room for delete using (presence._may(room, 'manage'));
+
+create function presence.set_room(
+    room           text,
+    metadata       jsonb    default null,
+    patch          jsonb    default null,
+    audience       text[]   default null,
+    count_audience text[]   default null,
+    ttl            interval default null,
+    max_members    integer  default null,
+    keep_history   boolean  default null
+) returns presence.room
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    result presence.room;
+begin
+    perform presence._require_manage(presence._room(set_room.room));
+    insert into presence.room as r (room, metadata, audience, count_audience, ttl, max_members, keep_history,
+                                    version, created_at, updated_at)
+    values (set_room.room,
+            case when set_room.patch is null then coalesce(set_room.metadata, '{}')
+                 else presence._merge_patch(coalesce(set_room.metadata, '{}'), set_room.patch) end,
+            set_room.audience, set_room.count_audience, set_room.ttl, set_room.max_members,
+            coalesce(set_room.keep_history, true), 0, now(), now())
+    on conflict (room) do update set
+        metadata = case when set_room.patch is null then coalesce(set_room.metadata, r.metadata)
+                        else presence._merge_patch(coalesce(set_room.metadata, r.metadata), set_room.patch) end,
+        audience = coalesce(set_room.audience, r.audience),
+        count_audience = coalesce(set_room.count_audience, r.count_audience),
+        ttl = coalesce(set_room.ttl, r.ttl),
+        max_members = coalesce(set_room.max_members, r.max_members),
+        keep_history = coalesce(set_room.keep_history, r.keep_history)
+    returning r.* into result;
+    return result;
+end
+$$;
+comment on function presence.set_room(text, jsonb, jsonb, text[], text[], interval, integer, boolean) is
+    'Make or change the settings of a room; NULL keeps what it has (to set a column to NULL, UPDATE the table). '
+    'patch is a JSON merge patch (RFC 7396) on metadata. A change of metadata is a room event. For service roles '
+    'and whoever may manage the room (42501). Errors: 22023 invalid values.';
+
+create function presence.get_room(room text) returns setof presence.room
+    language sql stable parallel restricted rows 1
+begin atomic
+    select r.* from presence.room r where r.room operator(pg_catalog.=) presence._room(get_room.room);
+end;
+comment on function presence.get_room(text) is 'The settings of a room, if it has any and the caller may read them.';
+
+create function presence.delete_room(room text) returns integer
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete_room';
+comment on function presence.delete_room(text) is
+    'Delete the settings of a room; its members leave with reason removed. Returns how many. For service roles and '
+    'whoever may manage the room (42501).';

@@ -1,0 +1,282 @@
+//! For gateways, which hold one connection for many users: many members in one call, and forgetting a user.
+//!
+//! All or nothing; members are locked in the order of their key hashes, as everywhere, so two gateways with the
+//! same members in opposite order do not deadlock.
+
+use crate::authorizer::{self, Action};
+use crate::error::{Error, Result};
+use crate::extension::{self, Extension};
+use crate::identity::{self, Identity};
+use crate::jsonb::{self, Value};
+use crate::lease::table::Key;
+use crate::member::delete::{self, Removal};
+use crate::member::upsert::{self, Request};
+use crate::member::{session, validate};
+use crate::spi::{self, Connection, Statement};
+use crate::sqlfn::{Call, text_array, varlena};
+use pgrx::direct_function_call;
+use pgrx::pg_sys::{self, Datum};
+use std::collections::HashMap;
+use std::ffi::CString;
+
+/// One object of the array: its fields by name.
+struct Element {
+    /// Position in the array, from 1.
+    place: usize,
+    fields: HashMap<String, Value>,
+}
+
+impl Element {
+    fn wrong(&self, why: impl std::fmt::Display) -> Error {
+        Error::InvalidArgument { argument: "members", why: format!("Element {}: {why}", self.place) }
+    }
+
+    fn known(&self, names: &[&str]) -> Result<()> {
+        match self.fields.keys().find(|name| !names.contains(&name.as_str())) {
+            Some(unknown) => Err(self
+                .wrong(format!("\"{}\" is not a name here.", crate::error::printable(unknown.as_bytes())))),
+            None => Ok(()),
+        }
+    }
+
+    fn text(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        match self.fields.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Text(text)) => Ok(Some(text.clone())),
+            Some(Value::Number(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(self.wrong(format!("{name} is not a string."))),
+        }
+    }
+
+    fn json(&self, name: &str) -> Option<Datum> {
+        match self.fields.get(name) {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(value.to_jsonb()),
+        }
+    }
+
+    fn bool(&self, name: &str) -> Result<Option<bool>> {
+        match self.fields.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
+            Some(_) => Err(self.wrong(format!("{name} is not a boolean."))),
+        }
+    }
+
+    /// Text as PostgreSQL reads intervals.
+    fn interval(&self, name: &str) -> Result<Option<Datum>> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let text = CString::new(text).map_err(|_| self.wrong(format!("{name} is not an interval.")))?;
+        let arguments = [Some(Datum::from(text.as_ptr())), Some(Datum::from(0)), Some(Datum::from(-1))];
+        // SAFETY: interval_in(cstring, oid, integer).
+        Ok(unsafe { direct_function_call::<Datum>(pg_sys::interval_in, &arguments) })
+    }
+
+    fn tokens(&self, name: &str) -> Result<Option<Datum>> {
+        let Some(value) = self.fields.get(name) else { return Ok(None) };
+        let list = match value {
+            Value::Null => return Ok(None),
+            Value::List(list) => list,
+            _ => return Err(self.wrong(format!("{name} is not an array of strings."))),
+        };
+        let tokens = list.iter().map(|token| match token {
+            Value::Text(token) => Ok(token.clone()),
+            _ => Err(self.wrong(format!("{name} is not an array of strings."))),
+        });
+        Ok(Some(text_array(&tokens.collect::<Result<Vec<_>>>()?)))
+    }
+}
+
+/// The elements of the argument, which is an array of objects.
+fn elements(call: &Call) -> Result<Vec<Element>> {
+    let wrong =
+        || Error::InvalidArgument { argument: "members", why: "It is not an array of objects.".into() };
+    let given = call.datum(0).ok_or(Error::MissingArgument { argument: "members" })?;
+    // SAFETY: declared jsonb in SQL.
+    let list = unsafe { jsonb::read_list(given) }.ok_or_else(wrong)?;
+    list.into_iter()
+        .enumerate()
+        .map(|(index, value)| match value {
+            Value::Object(fields) => Ok(Element { place: index + 1, fields: fields.into_iter().collect() }),
+            _ => Err(Error::InvalidArgument {
+                argument: "members",
+                why: format!("Element {} is not an object.", index + 1),
+            }),
+        })
+        .collect()
+}
+
+/// Of a repeated key the last one, all in the order in which everybody locks.
+fn in_key_order<T>(items: Vec<(Key, T)>) -> Vec<T> {
+    let mut last: HashMap<Key, T> = HashMap::with_capacity(items.len());
+    for (key, item) in items {
+        last.insert(key, item);
+    }
+    let mut ordered: Vec<(Key, T)> = last.into_iter().collect();
+    ordered.sort_by_key(|(key, _)| key.hash);
+    ordered.into_iter().map(|(_, item)| item).collect()
+}
+
+const UPSERT: [&str; 11] = [
+    "room",
+    "state",
+    "patch",
+    "member_id",
+    "connection_id",
+    "status",
+    "metadata",
+    "ttl",
+    "audience",
+    "session",
+    "user_id",
+];
+const DELETE: [&str; 5] = ["room", "member_id", "connection_id", "state", "reason"];
+
+/// SQL `presence.upsert_many(members)`.
+fn upsert_many(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let identity = identity::current(&extension)?;
+    let mut requests = Vec::new();
+    for element in elements(call)? {
+        let request =
+            request(&extension, &identity, &element).map_err(|error| located(error, element.place))?;
+        requests.push((request.key, request));
+    }
+    let requests = in_key_order(requests);
+    let connection = Connection::open()?;
+    for request in &requests {
+        connection.scratch(|| request.write(&connection).map(|_| ()))?;
+    }
+    Ok(Some(Datum::from(requests.len() as i32)))
+}
+
+/// The same error, saying which element it is about.
+fn located(error: Error, place: usize) -> Error {
+    match error {
+        Error::InvalidName { argument, why } => {
+            Error::InvalidName { argument, why: format!("Element {place}: {why}") }
+        }
+        Error::MissingArgument { argument } => {
+            Error::InvalidArgument { argument, why: format!("Element {place}: it must not be null.") }
+        }
+        Error::InvalidTtl => {
+            let why = format!("Element {place}: a ttl is between 1 second and 30 days.");
+            Error::InvalidArgument { argument: "ttl", why }
+        }
+        Error::InvalidPatch => {
+            let why = format!("Element {place}: a patch is a JSON object (RFC 7396).");
+            Error::InvalidArgument { argument: "patch", why }
+        }
+        other => other,
+    }
+}
+
+fn request(extension: &Extension, identity: &Identity, element: &Element) -> Result<Request> {
+    element.known(&UPSERT)?;
+    let room = element.text("room")?.ok_or(Error::MissingArgument { argument: "room" })?;
+    let given_owner = element.text("user_id")?;
+    let owner = upsert::owner(identity, given_owner.as_deref())?;
+    let member_id = element.text("member_id")?.unwrap_or_else(|| owner.clone());
+    let connection_id = element.text("connection_id")?.unwrap_or_default();
+    upsert::check_names(identity, &room, &member_id, &connection_id)?;
+    let ttl = element.interval("ttl")?;
+    if let Some(ttl) = ttl {
+        // SAFETY: an interval.
+        validate::ttl(unsafe { crate::sqlfn::interval_of(ttl) })?;
+    }
+    if !identity.service {
+        authorizer::require(&room, Action::Join)?;
+    }
+    let session = element.bool("session")?;
+    if session == Some(true) {
+        session::require(identity, "a session member")?;
+    }
+    let patch = element.json("patch");
+    // SAFETY: a jsonb.
+    if patch.is_some_and(|patch| !unsafe { jsonb::is_object(patch) }) {
+        return Err(Error::InvalidPatch);
+    }
+    if patch.is_some() && element.json("state").is_some() {
+        return Err(element.wrong("it has both state and patch."));
+    }
+    Ok(Request {
+        key: extension.key(&room, &member_id, &connection_id),
+        extension: *extension,
+        room: varlena(&room),
+        member_id: varlena(&member_id),
+        connection_id: varlena(&connection_id),
+        state: element.json("state"),
+        patch,
+        status: element.text("status")?.as_deref().map(varlena),
+        metadata: element.json("metadata"),
+        ttl,
+        audience: element.tokens("audience")?,
+        session,
+        new_owner: given_owner.as_deref().map(varlena),
+        owner,
+    })
+}
+
+/// SQL `presence.delete_many(members)`.
+fn delete_many(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let identity = identity::current(&extension)?;
+    let mut removals = Vec::new();
+    for element in elements(call)? {
+        let removal = removal(&identity, &element).map_err(|error| located(error, element.place))?;
+        removals.push((
+            extension.key(&removal.room, &removal.member_id, &removal.connection_id_or_empty()),
+            removal,
+        ));
+    }
+    let mut deleted = 0;
+    for removal in in_key_order(removals) {
+        deleted += removal.run(&extension, &identity)?;
+    }
+    Ok(Some(Datum::from(deleted as i32)))
+}
+
+fn removal(identity: &Identity, element: &Element) -> Result<Removal> {
+    element.known(&DELETE)?;
+    let room = element.text("room")?.ok_or(Error::MissingArgument { argument: "room" })?;
+    let member_id = match element.text("member_id")? {
+        Some(given) => given,
+        None => identity.writer()?.to_vec(),
+    };
+    let connection_id = match element.fields.get("connection_id") {
+        Some(Value::Null) => None,
+        _ => Some(element.text("connection_id")?.unwrap_or_default()),
+    };
+    let last_word = element.json("state");
+    // SAFETY: a jsonb.
+    let last_word = last_word.map(|state| unsafe { crate::sqlfn::bytes_of(state) }.to_vec());
+    let reason = delete::reason(identity, element.text("reason")?.as_deref())?;
+    Removal::new(room, member_id, connection_id, last_word, reason)
+}
+
+static FORGET: [Statement; 2] = [
+    Statement { sql: c"delete from presence._last_seen where user_id = $1", arguments: &[pg_sys::TEXTOID] },
+    Statement { sql: c"delete from presence.event where user_id = $1", arguments: &[pg_sys::TEXTOID] },
+];
+
+/// SQL `presence.forget(user_id)`.
+fn forget(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let user_id = call.text(0).ok_or(Error::MissingArgument { argument: "user_id" })?;
+    validate::name("user_id", user_id)?;
+    if !identity::current(&extension)?.service {
+        return Err(Error::ServiceOnly { what: "forget a user" });
+    }
+    delete::everything_of(user_id, None)?;
+    spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        FORGET
+            .iter()
+            .try_for_each(|statement| connection.run(statement, &[Some(varlena(user_id))], true).map(|_| ()))
+    })?;
+    Ok(None)
+}
+
+crate::sql_function!(presence_upsert_many, pg_finfo_presence_upsert_many, upsert_many);
+crate::sql_function!(presence_delete_many, pg_finfo_presence_delete_many, delete_many);
+crate::sql_function!(presence_forget, pg_finfo_presence_forget, forget);

@@ -1,0 +1,221 @@
+//! Rooms: what their settings mean to members, and the functions behind `sql/rooms.sql`.
+
+use crate::authorizer::{self, Action};
+use crate::error::{Error, Result};
+use crate::event::record::{Kind, Reason};
+use crate::event::transaction;
+use crate::extension::{self, Extension};
+use crate::identity;
+use crate::member::intent::{self, Intent};
+use crate::member::validate;
+use crate::settings;
+use crate::shared::next_version;
+use crate::spi::{self, Connection, Statement, with_new_snapshot};
+use crate::sqlfn::{self, Call, interval_of, text_array, texts_of, varlena};
+use pgrx::pg_sys::{self, Datum};
+
+/// What a room's row says about those who enter.
+#[derive(Default)]
+pub struct Defaults {
+    /// Microseconds.
+    pub ttl: Option<u64>,
+    pub audience: Option<Vec<Vec<u8>>>,
+}
+
+static DEFAULTS: Statement = Statement {
+    sql: c"select ttl, audience from presence.room where room = $1 and (ttl is not null or audience is not null)",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+static LIMIT: Statement = Statement {
+    sql: c"select max_members from presence.room where room = $1 and max_members is not null",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+static MEMBERS: Statement = Statement {
+    sql: c"select count(*) from presence.member \
+           where room = $1 and presence._is_alive(key_hash, version, generation, deadline, session)",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+static LOCK: Statement =
+    Statement { sql: c"select pg_catalog.pg_advisory_xact_lock($1)", arguments: &[pg_sys::INT8OID] };
+
+static DROP_ROOM: Statement =
+    Statement { sql: c"delete from presence.room where room = $1", arguments: &[pg_sys::TEXTOID] };
+
+static REMOVE_MEMBERS: Statement = Statement {
+    sql: c"with found as materialized (select key_hash from presence.member where room = $1 \
+                                       order by key_hash for update) \
+           delete from presence.member m using found where m.key_hash = found.key_hash",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+/// The defaults of a room that has a row, read with the owner's rights.
+pub fn defaults(extension: &Extension, room: &[u8]) -> Result<Defaults> {
+    spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&DEFAULTS, &[Some(varlena(room))], false)?;
+        // SAFETY: an interval and a text[].
+        unsafe {
+            let audience = rows.get(0, 1).map(|audience| texts_of(audience)).transpose().unwrap_or_default();
+            Ok(Defaults {
+                ttl: rows.get(0, 0).map(|ttl| interval_of(ttl) as u64),
+                audience: audience.map(|tokens| tokens.iter().map(|token| token.to_vec()).collect()),
+            })
+        }
+    })
+}
+
+/// After a member entered: a limited room counts those who are here, one who enters at a time, so that nobody
+/// slips in beside another.
+pub fn check_limit(extension: &Extension, room: &[u8]) -> Result<()> {
+    spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        let name = || Some(varlena(room));
+        let Some(limit) =
+            connection.run(&LIMIT, &[name()], false)?.get(0, 0).map(|limit| limit.value() as i32)
+        else {
+            return Ok(());
+        };
+        let lock = extension.hash(6, &[room]) as i64;
+        connection.run(&LOCK, &[Some(Datum::from(lock))], true)?;
+        let here = with_new_snapshot(|| {
+            Ok(connection.run(&MEMBERS, &[name()], false)?.get(0, 0).map_or(0, |count| count.value() as i64))
+        })?;
+        if here > limit as i64 { Err(Error::TooManyMembers { what: "room", limit }) } else { Ok(()) }
+    })
+}
+
+fn require_manage(room: &[u8]) -> Result<()> {
+    if identity::current(&extension::current()?)?.service {
+        return Ok(());
+    }
+    authorizer::require(room, Action::Manage)
+}
+
+/// SQL `presence._require_manage(room)`.
+fn sql_require_manage(call: &Call) -> Result<Option<Datum>> {
+    require_manage(call.text(0).ok_or(Error::MissingArgument { argument: "room" })?)?;
+    Ok(None)
+}
+
+/// SQL `presence._audience(tokens, room)`.
+fn sql_audience(call: &Call) -> Result<Option<Datum>> {
+    let (Some(tokens), Some(room)) = (call.datum(0), call.text(1)) else { return Ok(None) };
+    // SAFETY: declared text[] in SQL.
+    let tokens = unsafe { texts_of(tokens) }.map_err(|why| Error::InvalidAudience { why: why.into() })?;
+    Ok(Some(text_array(&validate::audience(&tokens, room)?)))
+}
+
+/// SQL `presence._default_audience(room)`.
+fn sql_default_audience(call: &Call) -> Result<Option<Datum>> {
+    let Some(room) = call.text(0) else { return Ok(None) };
+    let default = settings::default_audience();
+    let tokens: Vec<&[u8]> = default.iter().map(|token| token.as_bytes()).collect();
+    Ok(Some(text_array(&validate::audience(&tokens, room)?)))
+}
+
+/// SQL `presence._check_ttl(ttl)`.
+fn sql_check_ttl(call: &Call) -> Result<Option<Datum>> {
+    if let Some(ttl) = call.interval(0) {
+        validate::ttl(ttl)?;
+    }
+    Ok(call.datum(0))
+}
+
+/// SQL `presence._next_version()`.
+fn sql_next_version(_call: &Call) -> Result<Option<Datum>> {
+    Ok(Some(Datum::from(next_version() as i64)))
+}
+
+/// SQL `presence._tell_room(room, metadata, audience)`.
+fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    if let Some(room) = call.text(0) {
+        require_manage(room)?;
+    }
+    let fields = [call.text(0), None, None, None, None, None, call.varlena(1), call.varlena(2)];
+    transaction::tell(&extension, Kind::Room, fields);
+    Ok(None)
+}
+
+/// SQL `presence.delete_room(room)`.
+fn delete_room(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
+    validate::name("room", room)?;
+    require_manage(room)?;
+    let removed = spi::as_role(extension.owner, || {
+        let _intent = intent::set(Intent { reason: Some(Reason::Removed), ..Intent::default() });
+        let connection = Connection::open()?;
+        connection.run(&DROP_ROOM, &[Some(varlena(room))], true)?;
+        Ok(connection.run(&REMOVE_MEMBERS, &[Some(varlena(room))], true)?.count)
+    })?;
+    Ok(Some(Datum::from(removed as i32)))
+}
+
+static MAY_COUNT: Statement = Statement {
+    sql: c"select count_audience && $2 from presence.room where room = $1",
+    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTARRAYOID],
+};
+
+static COUNT: Statement = Statement {
+    sql: c"select coalesce(sum(u.members), 0)::bigint, count(*) from ( \
+               select count(*) as members from presence.member \
+               where room = $1 and presence._is_alive(key_hash, version, generation, deadline, session) \
+               group by user_id) u",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+/// SQL `presence._full_occupancy(room)`: the numbers of all members, if the room's count_audience lets the caller
+/// have them; no row otherwise.
+fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let Some(room) = call.text(0) else { return call.rows([]) };
+    let identity = identity::current(&extension)?;
+    let tokens = identity.tokens(&identity.rooms(&extension)?)?;
+    let allowed = authorizer::allows(room, Action::Read);
+    let numbers = spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        let values = [Some(varlena(room)), Some(text_array(&tokens))];
+        let may =
+            connection.run(&MAY_COUNT, &values, false)?.get(0, 0).is_some_and(|may| may.value() as u8 != 0);
+        if !may || !allowed {
+            return Ok(None);
+        }
+        let rows = connection.run(&COUNT, &[Some(varlena(room))], false)?;
+        Ok(Some(vec![rows.get(0, 0), rows.get(0, 1)]))
+    })?;
+    call.rows(numbers)
+}
+
+static KEEPS_HISTORY: Statement =
+    Statement { sql: c"select room from presence.room where not keep_history", arguments: &[] };
+
+/// SQL `presence._rooms_without_history()`.
+fn sql_rooms_without_history(_call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let rooms = spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&KEEPS_HISTORY, &[], false)?;
+        // SAFETY: texts.
+        let text = |row| rows.get(row, 0).map(|text| unsafe { sqlfn::text_of(text) }.to_vec());
+        Ok((0..rows.count).filter_map(text).collect::<Vec<_>>())
+    })?;
+    Ok(Some(text_array(&rooms)))
+}
+
+crate::sql_function!(presence_require_manage, pg_finfo_presence_require_manage, sql_require_manage);
+crate::sql_function!(presence_audience, pg_finfo_presence_audience, sql_audience);
+crate::sql_function!(presence_default_audience, pg_finfo_presence_default_audience, sql_default_audience);
+crate::sql_function!(presence_check_ttl, pg_finfo_presence_check_ttl, sql_check_ttl);
+crate::sql_function!(presence_next_version, pg_finfo_presence_next_version, sql_next_version);
+crate::sql_function!(presence_tell_room, pg_finfo_presence_tell_room, sql_tell_room);
+crate::sql_function!(presence_delete_room, pg_finfo_presence_delete_room, delete_room);
+crate::sql_function!(presence_full_occupancy, pg_finfo_presence_full_occupancy, sql_full_occupancy);
+crate::sql_function!(
+    presence_rooms_without_history,
+    pg_finfo_presence_rooms_without_history,
+    sql_rooms_without_history
+);

@@ -1,0 +1,123 @@
+//! What the workers of a database have in common: how they connect, which settings they keep to, when they must go.
+
+use super::process::transaction;
+use crate::error::Error;
+use crate::spi::{Connection, Statement};
+use crate::sqlfn::{decode, encode, text_of};
+use crate::subtransaction::Failure;
+use pgrx::pg_sys;
+use std::cell::RefCell;
+use std::ffi::{CStr, CString};
+
+/// Connect to the database, as nobody in particular.
+pub fn connect(oid: pg_sys::Oid, name: &CStr) {
+    // SAFETY: once, at the start of this process.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
+        pg_sys::pgstat_report_appname(name.as_ptr());
+    }
+}
+
+/// What ALTER DATABASE or ALTER SYSTEM may have set must not stop us.
+pub fn pin_settings() {
+    let pinned: &[(&CStr, &CStr)] = &[
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_deferrable", c"off"),
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"statement_timeout", c"0"),
+        (c"lock_timeout", c"1s"),
+        (c"idle_in_transaction_session_timeout", c"0"),
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        (c"transaction_timeout", c"0"),
+        (c"synchronous_commit", c"off"),
+        (c"session_replication_role", c"origin"),
+        (c"row_security", c"on"),
+        (c"enable_seqscan", c"on"),
+    ];
+    for (name, value) in pinned {
+        // SAFETY: settings of the server with values it knows.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
+}
+
+static DATABASE_SETTINGS: Statement = Statement {
+    sql: c"select setting from pg_catalog.pg_db_role_setting s, pg_catalog.unnest(s.setconfig) setting \
+           where s.setdatabase = (select d.oid from pg_catalog.pg_database d \
+                                  where d.datname = pg_catalog.current_database()) \
+             and s.setrole = 0 and setting like 'presence.%' order by setting",
+    arguments: &[],
+};
+
+thread_local! {
+    static APPLIED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// ALTER DATABASE ... SET presence.… reaches new sessions by itself, and us, who stay, by looking. False: a setting
+/// was taken back; begin anew with what is left.
+pub fn read_database_settings() -> Result<bool, Failure> {
+    let found = transaction(c"reading settings", || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&DATABASE_SETTINGS, &[], false)?;
+        // SAFETY: texts.
+        let text = |row| rows.get(row, 0).map(|text| decode(unsafe { text_of(text) }));
+        Ok((0..rows.count).filter_map(text).collect::<Vec<String>>())
+    })?;
+    let before = APPLIED.replace(Some(found.clone()));
+    let Some(before) = before else { return Ok(true) };
+    let name = |setting: &String| setting.split('=').next().map(str::to_owned);
+    if before.iter().any(|old| !found.iter().any(|new| name(new) == name(old))) {
+        return Ok(false);
+    }
+    for setting in found.iter().filter(|setting| !before.contains(setting)) {
+        if let Some((name, value)) = setting.split_once('=')
+            && let (Ok(name), Ok(value)) = (CString::new(name), CString::new(encode(value)))
+        {
+            transaction(c"reading settings", || {
+                // SAFETY: C strings; a value that the setting does not take is an error, caught outside.
+                unsafe {
+                    pg_sys::SetConfigOption(
+                        name.as_ptr(),
+                        value.as_ptr(),
+                        pg_sys::GucContext::PGC_SUSET,
+                        pg_sys::GucSource::PGC_S_DATABASE,
+                    );
+                }
+                Ok(())
+            })?;
+        }
+    }
+    Ok(true)
+}
+
+/// DROP DATABASE, ALTER DATABASE and CREATE DATABASE ... TEMPLATE hold a lock on the database and wait for
+/// everybody to leave it. A lock that we cannot get at once means that one of them waits.
+pub fn somebody_waits_for_the_database() -> Result<bool, Failure> {
+    transaction(c"looking who waits for the database", || {
+        // SAFETY: the lock tag of a database, as LockSharedObject makes it; released below.
+        unsafe {
+            let tag = pg_sys::LOCKTAG {
+                locktag_field1: 0,
+                locktag_field2: u32::from(pg_sys::Oid::from(pg_sys::BuiltinOid::DatabaseRelationId)),
+                locktag_field3: u32::from(pg_sys::MyDatabaseId),
+                locktag_field4: 0,
+                locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+                locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+            };
+            let mode = pg_sys::RowExclusiveLock as i32;
+            let got = pg_sys::LockAcquire(&tag, mode, false, true);
+            if got == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+                return Ok::<bool, Error>(true);
+            }
+            pg_sys::LockRelease(&tag, mode, false);
+        }
+        Ok(false)
+    })
+}

@@ -1,0 +1,231 @@
+//! The sink: a process of its own that calls the function of `presence.sink` with each batch of the log, as the
+//! function's owner, and stores its position in the same transaction. What the function writes in this database
+//! happens exactly once for each event; an error is tried again, ever more slowly, and delays nobody else.
+
+use super::house;
+use super::launcher::background_worker;
+use super::process::{self, transaction};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::extension::{self, Extension};
+use crate::settings;
+use crate::shared::Database;
+use crate::spi::{self, Connection, Statement};
+use crate::sqlfn::{encode, text_of, varlena};
+use crate::subtransaction::Failure;
+use pgrx::pg_sys::Datum;
+use pgrx::{pg_guard, pg_sys};
+use std::cell::Cell;
+use std::ffi::CString;
+use std::sync::atomic::Ordering::*;
+use std::time::Duration;
+
+const SECOND: u64 = 1_000_000;
+
+thread_local! {
+    static MINE: Cell<Option<&'static Database>> = const { Cell::new(None) };
+}
+
+/// From the database's worker, once a second: start the process if there is a sink and no process.
+pub fn start_if_wanted(database: &'static Database) {
+    let now = clock::boot();
+    let recently = now < database.sink.started.load(Acquire) + 2 * SECOND;
+    if settings::sink().is_empty() || database.sink.pid.load(Acquire) != 0 || recently {
+        return;
+    }
+    database.sink.started.store(now, Release);
+    let oid = database.oid.load(Acquire) as usize;
+    let mut worker = background_worker("presence_ext sink", "presence_sink_worker", Datum::from(oid));
+    let mut handle = std::ptr::null_mut();
+    // SAFETY: a complete description; the handle is of no further use.
+    if !unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) } {
+        database.set_error("no free slot for the sink's background worker: raise max_worker_processes");
+    }
+}
+
+/// The process's entry point; the argument is the database's oid.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn presence_sink_worker(argument: Datum) {
+    process::install_signals();
+    house::connect(pg_sys::Oid::from(argument.value() as u32), c"presence_ext sink");
+    house::pin_settings();
+    let Ok(extension) = transaction(c"starting", || match extension::member_table() {
+        Some(_) => extension::current(),
+        None => Err(Error::NotInstalled),
+    }) else {
+        return;
+    };
+    if !take_place(extension.database) {
+        return;
+    }
+    run(&extension);
+}
+
+fn take_place(database: &'static Database) -> bool {
+    // SAFETY: plain reads of this process's state; the callback has the right signature.
+    unsafe {
+        if database.sink.pid.compare_exchange(0, pg_sys::MyProcPid, AcqRel, Acquire).is_err() {
+            return false;
+        }
+        MINE.set(Some(database));
+        pg_sys::before_shmem_exit(Some(leave_place), Datum::from(0));
+        database.sink.process.store(pg_sys::MyProc, Release);
+    }
+    true
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn leave_place(_code: i32, _argument: Datum) {
+    if let Some(database) = MINE.take() {
+        database.sink.process.store(std::ptr::null_mut(), Release);
+        database.sink.pid.store(0, Release);
+    }
+}
+
+fn run(extension: &Extension) {
+    let mut failures = 0u32;
+    let mut housekeeping = 0;
+    loop {
+        let now = clock::boot();
+        if now >= housekeeping + SECOND {
+            housekeeping = now;
+            if !may_stay(extension).unwrap_or(false) {
+                return;
+            }
+        }
+        let pause = match feed(extension) {
+            Ok(true) => {
+                failures = 0;
+                continue;
+            }
+            Ok(false) => {
+                failures = 0;
+                SECOND
+            }
+            Err(failure) => {
+                failures = (failures + 1).min(9);
+                extension.database.set_error(&format!("sink: {}", failure.message));
+                pgrx::log!("presence_ext: the sink failed and will be tried again: {}", failure.message);
+                100_000 << failures
+            }
+        };
+        // After a failure events do not wake us: the back-off does.
+        let until = clock::boot() + pause;
+        while clock::boot() < until {
+            let left = (until - clock::boot().min(until)).min(SECOND);
+            process::wait(Duration::from_micros(left.max(1_000)), failures > 0);
+            if failures == 0 {
+                break;
+            }
+            if !may_stay(extension).unwrap_or(false) {
+                return;
+            }
+        }
+    }
+}
+
+fn may_stay(extension: &Extension) -> std::result::Result<bool, Failure> {
+    let present = transaction(c"looking for the extension", || Ok(extension::member_table()))?;
+    Ok(present == Some(extension.member)
+        && !house::somebody_waits_for_the_database()?
+        && house::read_database_settings()?
+        && !settings::sink().is_empty())
+}
+
+static FUNCTION: Statement = Statement {
+    sql: c"select p.proowner, p.oid::pg_catalog.regproc::pg_catalog.text
+           from pg_catalog.pg_proc p
+           where p.oid = pg_catalog.to_regprocedure($1 || '(presence.event[])')",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+static POSITION: Statement = Statement {
+    sql: c"select position from presence._sink where function_name = $1 for update",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+/// A new sink begins with what happens from now on.
+static BEGIN: Statement = Statement {
+    sql: c"insert into presence._sink (function_name, position, updated_at)
+           values ($1, presence._log_position(), pg_catalog.clock_timestamp()) returning position",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+static ADVANCE: Statement = Statement {
+    sql: c"update presence._sink set position = $2, updated_at = pg_catalog.clock_timestamp() where function_name = $1",
+    arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID],
+};
+
+/// The next events; where the log does not reach back, a `resync` comes first.
+static BATCH: Statement = Statement {
+    sql: c"select pg_catalog.array_agg(b.e order by b.seq), pg_catalog.max(b.seq)
+           from ((select e, e.seq from presence.event e where e.seq > $1 order by e.seq limit 1000)
+                 union all
+                 select row(presence._log_floor(), null, 'resync', null, null, null, null, null, null, null, null, null,
+                            null, null, null)::presence.event, presence._log_floor()
+                 where $1 < presence._log_floor()) b",
+    arguments: &[pg_sys::INT8OID],
+};
+
+/// Give the function its next batch. Returns whether there was one.
+fn feed(extension: &Extension) -> std::result::Result<bool, Failure> {
+    let name = settings::sink();
+    let position = transaction(c"calling the sink", || {
+        let (owner, function) = find_function(&name)?;
+        let connection = Connection::open()?;
+        let key = || Some(varlena(&encode(&name)));
+        let known =
+            connection.run(&POSITION, &[key()], true)?.get(0, 0).map(|position| position.value() as i64);
+        let position = match known {
+            Some(position) => position,
+            None => connection
+                .run(&BEGIN, &[key()], true)?
+                .get(0, 0)
+                .map_or(0, |position| position.value() as i64),
+        };
+        let batch = connection.run(&BATCH, &[Some(Datum::from(position))], false)?;
+        let (Some(events), Some(last)) = (batch.get(0, 0), batch.get(0, 1)) else {
+            return Ok((position, false));
+        };
+        call(&connection, owner, &function, events)?;
+        connection.run(&ADVANCE, &[key(), Some(last)], true)?;
+        Ok((last.value() as i64, true))
+    });
+    position.map(|(position, more)| {
+        extension.database.sink.position.store(position as u64, Release);
+        more
+    })
+}
+
+fn find_function(name: &str) -> Result<(pg_sys::Oid, Vec<u8>)> {
+    let connection = Connection::open()?;
+    let rows = connection.run(&FUNCTION, &[Some(varlena(&encode(name)))], false)?;
+    let (Some(owner), Some(function)) = (rows.get(0, 0), rows.get(0, 1)) else {
+        let why = format!("There is no function {name}(presence.event[]).");
+        return Err(Error::InvalidArgument { argument: "presence.sink", why });
+    };
+    // SAFETY: a text.
+    Ok((pg_sys::Oid::from(owner.value() as u32), unsafe { text_of(function) }.to_vec()))
+}
+
+/// Call it as its owner, deferred triggers included: nothing of theirs may run as us at commit.
+fn call(connection: &Connection, owner: pg_sys::Oid, function: &[u8], events: Datum) -> Result<()> {
+    let sql = [b"select ".as_slice(), function, b"($1)"].concat();
+    let sql = CString::new(sql)
+        .map_err(|_| Error::InvalidArgument { argument: "presence.sink", why: "It has a NUL.".into() })?;
+    spi::as_role(owner, || {
+        connection.run_once(&sql, &[(event_array(), events)])?;
+        connection.run_text(c"set constraints all immediate", true).map(|_| ())
+    })
+}
+
+/// The type presence.event[].
+fn event_array() -> pg_sys::Oid {
+    // SAFETY: catalog look-ups.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"presence".as_ptr(), true);
+        let relation = pg_sys::get_relname_relid(c"event".as_ptr(), schema);
+        pg_sys::get_array_type(pg_sys::get_rel_type_id(relation))
+    }
+}
