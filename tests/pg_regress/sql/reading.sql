@@ -1,0 +1,85 @@
+-- get, occupancy, state and the view online: who is here, for those who may know.
+reset role;
+set presence.member_ids = 'any';
+set role regress_alice;
+select (presence.upsert('lobby', '{"x": 1}', audience => '{any}')).room as entered;
+select (presence.upsert('lobby', '[1]', connection_id => '2', audience => '{any}', metadata => '{"name": "A"}')).room as entered;
+select (presence.upsert('lobby', member_id => 'lamp', audience => '{user:regress_bob}')).room as entered;
+select (presence.upsert('private', audience => '{}')).room as entered;
+select (presence.upsert('office')).room as entered;
+set role regress_bob;
+select (presence.upsert('office')).room as entered;
+select (presence.upsert('lobby', '"here"', status => 'away', audience => '{role:regress_carol}')).room as entered;
+
+-- get: oneself, or another; all connections, or one.
+set role regress_alice;
+select member_id, connection_id, user_id, state from presence.get('lobby');
+select connection_id, metadata from presence.get('lobby', connection_id => '2');
+select count(*) from presence.get('lobby', 'regress_bob');
+select count(*) from presence.get('nowhere');
+set role regress_bob;
+select member_id, connection_id, state, audience is null as hidden, session_pid is null as unknown from presence.get('lobby', 'regress_alice');
+select member_id, connection_id from presence.get('lobby', 'lamp', '');
+select count(*) from presence.get('private', 'regress_alice');
+
+-- Each sees what is shared: with everybody, with a user, with a role, with those in the room.
+reset role;
+create function test.who() returns table (room text, members text) language sql stable as $$
+    select o.room, string_agg(o.member_id || coalesce('/' || nullif(o.connection_id, ''), ''), ' ' order by o.member_id, o.connection_id)
+    from presence.online o group by o.room order by o.room
+$$;
+set role regress_alice;
+select * from test.who();
+set role regress_bob;
+select * from test.who();
+set role regress_carol;
+select * from test.who();
+set role regress_gateway;
+select * from test.who();
+-- raw rows obey the same
+set role regress_carol;
+select room, member_id from presence.member order by 1, 2, connection_id;
+
+-- Who enters the room sees who is there, and no longer after.
+begin;
+select (presence.upsert('office')).room as entered;
+select * from test.who() where room = 'office';
+rollback;
+select count(*) from test.who() where room = 'office';
+select (presence.upsert('office')).room as entered;
+select * from test.who() where room = 'office';
+select presence.delete('office');
+select count(*) from test.who() where room = 'office';
+
+-- occupancy counts what the caller sees.
+set role regress_alice;
+select * from presence.occupancy('lobby');
+select * from presence.occupancy();
+set role regress_carol;
+select * from presence.occupancy('lobby');
+select * from presence.occupancy('office');
+set role regress_gateway;
+select * from presence.occupancy('lobby');
+select members, users from presence.occupancy();
+select * from presence.occupancy('nowhere');
+
+-- state is what presenceState() returns.
+select jsonb_pretty(regexp_replace(presence.state('lobby')::text, '"presence_ref": "\d+"', '"presence_ref": "N"', 'g')::jsonb);
+select presence.state('lobby') #>> '{lamp,0,presence_ref}' = (select version::text from presence.get('lobby', 'lamp')) as ref_is_version;
+select presence.state('nowhere');
+set role regress_carol;
+select jsonb_object_keys(presence.state('lobby'));
+
+-- A join with one's own table goes by the index.
+reset role;
+create table test.profile (user_id text primary key, name text);
+insert into test.profile values ('regress_alice', 'Alice'), ('regress_carol', 'Carol');
+grant select on test.profile to public;
+set role regress_carol;
+select p.name, o.room, o.connection_id from test.profile p join presence.online o using (user_id) order by 1, 2, 3;
+reset role;
+drop table test.profile;
+drop function test.who();
+
+select count(*) from unnest(array['regress_alice', 'regress_bob']) u, presence.delete_all(u);
+reset presence.member_ids;
