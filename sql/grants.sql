@@ -9,23 +9,25 @@ declare
     function_name regprocedure;
 begin
     execute format('grant usage on schema presence to %s', role);
-    execute format('grant select on presence.member, presence.event, presence.online to %s', role);
+    execute format('grant select on presence.member, presence.event, presence.room, presence._last_seen, '
+                   'presence.online, presence.last_seen to %s', role);
     if write then
-        execute format('grant insert, update, delete on presence.member to %s', role);
+        execute format('grant insert, update, delete on presence.member, presence.room to %s', role);
     end if;
     for function_name in
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
-          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim')
+          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_policies')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;
 end
 $$;
 comment on function presence.grant_access(regrole, boolean) is
-    'Let a role use presence: USAGE on the schema, SELECT on member, event and online, INSERT, UPDATE and DELETE on '
-    'member unless write is false, EXECUTE on the functions (which check for themselves who may do what). For the '
-    'owner of the extension. Repeat it after an upgrade that adds functions.';
+    'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online and last_seen, of which '
+    'policies show it its part; INSERT, UPDATE and DELETE on member and room unless write is false; EXECUTE on the '
+    'functions, which check for themselves who may do what. For the owner of the extension. Repeat it after an '
+    'upgrade that adds functions.';
 
 create function presence.revoke_access(role regrole) returns void
     language plpgsql volatile

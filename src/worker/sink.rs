@@ -15,14 +15,16 @@ use crate::sqlfn::{encode, text_of, varlena};
 use crate::subtransaction::Failure;
 use pgrx::pg_sys::Datum;
 use pgrx::{pg_guard, pg_sys};
-use std::cell::Cell;
-use std::ffi::CString;
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, CString};
 use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
 const SECOND: u64 = 1_000_000;
 
 thread_local! {
+    /// As the database has it: the sink's function shall find what its author expects. Ours is pinned.
+    static SEARCH_PATH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     static MINE: Cell<Option<&'static Database>> = const { Cell::new(None) };
 }
 
@@ -49,6 +51,10 @@ pub fn start_if_wanted(database: &'static Database) {
 pub extern "C-unwind" fn presence_sink_worker(argument: Datum) {
     process::install_signals();
     house::connect(pg_sys::Oid::from(argument.value() as u32), c"presence_ext sink");
+    // SAFETY: a zero-terminated string of the settings.
+    let search_path =
+        unsafe { CStr::from_ptr(pg_sys::GetConfigOption(c"search_path".as_ptr(), false, false)) };
+    SEARCH_PATH.set(search_path.to_bytes().to_vec());
     house::pin_settings();
     let Ok(extension) = transaction(c"starting", || match extension::member_table() {
         Some(_) => extension::current(),
@@ -214,11 +220,20 @@ fn call(connection: &Connection, owner: pg_sys::Oid, function: &[u8], events: Da
     let sql = [b"select ".as_slice(), function, b"($1)"].concat();
     let sql = CString::new(sql)
         .map_err(|_| Error::InvalidArgument { argument: "presence.sink", why: "It has a NUL.".into() })?;
+    let search_path =
+        |path: &[u8]| connection.run(&SET_SEARCH_PATH, &[Some(varlena(path))], false).map(|_| ());
+    SEARCH_PATH.with_borrow(|path| search_path(path))?;
     spi::as_role(owner, || {
         connection.run_once(&sql, &[(event_array(), events)])?;
         connection.run_text(c"set constraints all immediate", true).map(|_| ())
-    })
+    })?;
+    search_path(b"pg_catalog, pg_temp")
 }
+
+static SET_SEARCH_PATH: Statement = Statement {
+    sql: c"select pg_catalog.set_config('search_path', $1, true)",
+    arguments: &[pg_sys::TEXTOID],
+};
 
 /// The type presence.event[].
 fn event_array() -> pg_sys::Oid {
