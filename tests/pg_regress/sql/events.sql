@@ -131,6 +131,16 @@ abort;
 select test.flushed() = :after as nothing;
 select presence.heartbeat('aborted') as aborted, presence.heartbeat('lobby') as lobby;
 
+-- The definition of the table is looked at again within the transaction (autovacuum's ANALYZE does that to others too).
+reset role;
+begin;
+select (presence.upsert('analyzed')).room;
+analyze presence.member;
+commit;
+select count(*) from presence.get('analyzed');
+select presence.delete('analyzed');
+set role regress_alice;
+
 -- connections: members of one name; 1 on enter is "came", 0 on leave is "went".
 select test.flushed() as before \gset
 select (presence.upsert('tabs', connection_id => c)).connection_id from unnest(array['1', '2', '3']) c;
