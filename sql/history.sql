@@ -1,14 +1,12 @@
 -- The past: events, and when users were last seen.
 
-create function presence._rooms_without_history() returns text[]
-    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_rooms_without_history';
-comment on function presence._rooms_without_history() is 'The rooms whose keep_history is false.';
+create function presence._keeps_history(room text) returns boolean
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_keeps_history';
+comment on function presence._keeps_history(text) is
+    'Whether presence.history shows this room: by presence.history_retention and the room''s keep_history.';
 create function presence._direction(direction text) returns boolean
     language c stable parallel safe as 'MODULE_PATHNAME', 'presence_direction';
 comment on function presence._direction(text) is 'True for forwards, false for backwards, else 22023.';
-create function presence._keeps_history() returns boolean
-    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_keeps_history';
-comment on function presence._keeps_history() is 'Whether presence.history_retention is more than 0.';
 
 create function presence.history(
     room       text,
@@ -23,8 +21,8 @@ create function presence.history(
 begin atomic
     (select e.* from presence.event e
      where not presence._direction(history.direction)
-       and presence._keeps_history() and e.room operator(pg_catalog.=) presence._room(history.room)
-       and e.room operator(pg_catalog.<>) all ((select presence._rooms_without_history())::text[])
+       and (select presence._keeps_history(history.room))
+       and e.room operator(pg_catalog.=) presence._room(history.room)
        and (history.since is null or e.at operator(pg_catalog.>=) history.since)
        and (history.until is null or e.at operator(pg_catalog.<) history.until)
        and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
@@ -33,8 +31,8 @@ begin atomic
     union all
     (select e.* from presence.event e
      where presence._direction(history.direction)
-       and presence._keeps_history() and e.room operator(pg_catalog.=) presence._room(history.room)
-       and e.room operator(pg_catalog.<>) all ((select presence._rooms_without_history())::text[])
+       and (select presence._keeps_history(history.room))
+       and e.room operator(pg_catalog.=) presence._room(history.room)
        and (history.since is null or e.at operator(pg_catalog.>=) history.since)
        and (history.until is null or e.at operator(pg_catalog.<) history.until)
        and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)

@@ -52,7 +52,7 @@ impl Moment {
             let snapshot =
                 if pg_sys::ActiveSnapshotSet() { pg_sys::GetActiveSnapshot() } else { std::ptr::null_mut() };
             let (command, horizon) = snapshot.as_ref().map_or((0, (0, 0)), |snapshot| {
-                (u32::from(snapshot.curcid), (u32::from(snapshot.xmin), u32::from(snapshot.xmax)))
+                (snapshot.curcid, (u32::from(snapshot.xmin), u32::from(snapshot.xmax)))
             });
             Moment {
                 started: pg_sys::GetCurrentStatementStartTimestamp(),

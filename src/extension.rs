@@ -131,7 +131,7 @@ impl Extension {
     pub fn may_write(&self) -> bool {
         // SAFETY: a look-up in the catalog.
         let answer =
-            unsafe { pg_sys::pg_class_aclcheck(self.member, pg_sys::GetUserId(), pg_sys::ACL_UPDATE.into()) };
+            unsafe { pg_sys::pg_class_aclcheck(self.member, pg_sys::GetUserId(), pg_sys::ACL_UPDATE as _) };
         answer == pg_sys::AclResult::ACLCHECK_OK
     }
 

@@ -212,6 +212,7 @@ fn request(extension: &Extension, identity: &Identity, element: &Element) -> Res
         ttl,
         audience: element.tokens("audience")?,
         session,
+        service: identity.service,
         new_owner: given_owner.as_deref().map(varlena),
         owner,
     })

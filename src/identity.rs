@@ -40,10 +40,13 @@ struct Roles {
 thread_local! {
     static ROLES: RefCell<Option<Roles>> = const { RefCell::new(None) };
     static IDENTITY: RefCell<Option<(Claims, Rc<Identity>)>> = const { RefCell::new(None) };
-    static ROLE_TOKENS: RefCell<Option<(Oid, u64, Vec<Vec<u8>>)>> = const { RefCell::new(None) };
+    static ROLE_TOKENS: RefCell<Option<RoleTokens>> = const { RefCell::new(None) };
     static ROLE_EPOCH: Cell<u64> = const { Cell::new(0) };
     static WATCHING: Cell<bool> = const { Cell::new(false) };
 }
+
+/// The tokens of a role, and when they were looked up.
+type RoleTokens = (Oid, u64, Vec<Vec<u8>>);
 
 /// What an identity was made from: equal claims of equal roles are the same identity.
 #[derive(PartialEq)]

@@ -3,7 +3,6 @@
 use crate::error::{Error, Result};
 use crate::extension;
 use crate::member::validate;
-use crate::settings;
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::{self, Call};
 use pgrx::pg_sys::Datum;
@@ -64,13 +63,7 @@ fn direction(call: &Call) -> Result<Option<Datum>> {
     }
 }
 
-/// SQL `presence._keeps_history()`.
-fn keeps_history(_call: &Call) -> Result<Option<Datum>> {
-    Ok(Some(Datum::from(settings::history_retention() > 0)))
-}
-
 crate::sql_function!(presence_direction, pg_finfo_presence_direction, direction);
-crate::sql_function!(presence_keeps_history, pg_finfo_presence_keeps_history, keeps_history);
 crate::sql_function!(presence_limit, pg_finfo_presence_limit, limit);
 crate::sql_function!(presence_room, pg_finfo_presence_room, room);
 crate::sql_function!(presence_after, pg_finfo_presence_after, after);

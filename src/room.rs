@@ -11,7 +11,7 @@ use crate::member::validate;
 use crate::settings;
 use crate::shared::next_version;
 use crate::spi::{self, Connection, Statement, with_new_snapshot};
-use crate::sqlfn::{self, Call, interval_of, text_array, texts_of, varlena};
+use crate::sqlfn::{Call, interval_of, text_array, texts_of, varlena};
 use pgrx::pg_sys::{self, Datum};
 
 /// What a room's row says about those who enter.
@@ -190,20 +190,21 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     call.rows(numbers)
 }
 
-static KEEPS_HISTORY: Statement =
-    Statement { sql: c"select room from presence.room where not keep_history", arguments: &[] };
+static KEEPS_HISTORY: Statement = Statement {
+    sql: c"select keep_history from presence.room where room = $1",
+    arguments: &[pg_sys::TEXTOID],
+};
 
-/// SQL `presence._rooms_without_history()`.
-fn sql_rooms_without_history(_call: &Call) -> Result<Option<Datum>> {
+/// SQL `presence._keeps_history(room)`.
+fn sql_keeps_history(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    let rooms = spi::as_role(extension.owner, || {
+    let Some(room) = call.text(0) else { return Ok(None) };
+    let kept = spi::as_role(extension.owner, || {
         let connection = Connection::open()?;
-        let rows = connection.run(&KEEPS_HISTORY, &[], false)?;
-        // SAFETY: texts.
-        let text = |row| rows.get(row, 0).map(|text| unsafe { sqlfn::text_of(text) }.to_vec());
-        Ok((0..rows.count).filter_map(text).collect::<Vec<_>>())
+        let rows = connection.run(&KEEPS_HISTORY, &[Some(varlena(room))], false)?;
+        Ok(rows.get(0, 0).is_none_or(|kept| kept.value() as u8 != 0))
     })?;
-    Ok(Some(text_array(&rooms)))
+    Ok(Some(Datum::from(kept && settings::history_retention() > 0)))
 }
 
 crate::sql_function!(presence_require_manage, pg_finfo_presence_require_manage, sql_require_manage);
@@ -214,8 +215,4 @@ crate::sql_function!(presence_next_version, pg_finfo_presence_next_version, sql_
 crate::sql_function!(presence_tell_room, pg_finfo_presence_tell_room, sql_tell_room);
 crate::sql_function!(presence_delete_room, pg_finfo_presence_delete_room, delete_room);
 crate::sql_function!(presence_full_occupancy, pg_finfo_presence_full_occupancy, sql_full_occupancy);
-crate::sql_function!(
-    presence_rooms_without_history,
-    pg_finfo_presence_rooms_without_history,
-    sql_rooms_without_history
-);
+crate::sql_function!(presence_keeps_history, pg_finfo_presence_keeps_history, sql_keeps_history);

@@ -22,8 +22,9 @@ macro_rules! sql_function {
         #[pgrx::pg_guard]
         #[unsafe(no_mangle)]
         pub unsafe extern "C-unwind" fn $symbol(call: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
+            let body: fn(&$crate::sqlfn::Call) -> _ = $body;
             // SAFETY: PostgreSQL calls this with a valid call.
-            unsafe { $crate::sqlfn::enter(call, $body) }
+            unsafe { $crate::sqlfn::enter(call, body) }
         }
     };
 }

@@ -1,15 +1,13 @@
 //! `presence.delete` and `presence.delete_all`: leave.
 
 use super::intent::{self, Intent};
-use super::trigger::owner_of;
+use super::trigger::refuse_anothers;
 use super::validate;
 use crate::authorizer::{self, Action};
 use crate::error::{Error, Result};
 use crate::event::record::Reason;
 use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
-use crate::lease::shared::leases;
-use crate::lease::table::alive;
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::{Call, uuid, varlena};
 use pgrx::pg_sys::{self, Datum};
@@ -95,8 +93,9 @@ impl Removal {
         } else {
             self.delete(extension)?
         };
-        if deleted == 0 && !identity.service && !manages {
-            self.refuse_anothers(extension, identity)?;
+        if deleted == 0 && !manages {
+            let key = extension.key(&self.room, &self.member_id, &self.connection_id_or_empty());
+            refuse_anothers(extension, identity, &key)?;
         }
         Ok(deleted)
     }
@@ -114,16 +113,6 @@ impl Removal {
             }
         };
         Ok(rows.count)
-    }
-
-    /// Nothing was deleted: say so if that is because the member is another's, seen or unseen alike.
-    fn refuse_anothers(&self, extension: &Extension, identity: &Identity) -> Result<()> {
-        let key = extension.key(&self.room, &self.member_id, &self.connection_id_or_empty());
-        let there = leases().read(&key).is_some_and(|slot| alive(slot.deadline, crate::clock::boot()));
-        if there && owner_of(extension, &key)?.is_some_and(|owner| !identity.is(&owner)) {
-            return Err(Error::OwnedByAnother);
-        }
-        Ok(())
     }
 }
 

@@ -83,7 +83,9 @@ fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
         return Ok(None);
     };
     let ttl = call.interval(5).map_or(0, |ttl| ttl as u64);
-    let last_seen = rule::last_seen(slot.as_ref(), deadline, ttl).map(clock::wall_of);
+    // The grace after a restart may be longer than the ttl: still nobody was seen in the future.
+    let last_seen =
+        rule::last_seen(slot.as_ref(), deadline, ttl).map(|seen| clock::wall_of(seen.min(clock::boot())));
     Ok(last_seen.or(call.bigint(6)).map(Datum::from))
 }
 

@@ -205,8 +205,17 @@ pub fn expire(extension: &Extension, key: &Key) -> Result<usize> {
     })
 }
 
+/// A write found no member of the caller's: say so if there is another's, seen or unseen alike.
+pub fn refuse_anothers(extension: &Extension, identity: &Identity, key: &Key) -> Result<()> {
+    let there = leases().read(key).is_some_and(|slot| alive(slot.deadline, clock::boot()));
+    if !identity.service && there && owner_of(extension, key)?.is_some_and(|owner| !identity.is(&owner)) {
+        return Err(Error::OwnedByAnother);
+    }
+    Ok(())
+}
+
 /// Who owns the member, whether the caller may see it or not.
-pub fn owner_of(extension: &Extension, key: &Key) -> Result<Option<Vec<u8>>> {
+fn owner_of(extension: &Extension, key: &Key) -> Result<Option<Vec<u8>>> {
     spi::as_role(extension.owner, || {
         let connection = Connection::open()?;
         let rows = connection.run(&OWNER, &[Some(uuid(key.hash))], false)?;
@@ -474,9 +483,10 @@ fn normalize(row: &mut Row) -> Result<()> {
     let room = row.text(Column::Room).unwrap_or_default();
     let default = settings::default_audience();
     let tokens = match row.get(Column::Audience) {
-        // SAFETY: the column is text[].
         Some(given) => {
-            unsafe { texts_of(given) }.map_err(|why| Error::InvalidAudience { why: why.into() })?
+            // SAFETY: the column is text[].
+            let tokens = unsafe { texts_of(given) };
+            tokens.map_err(|why| Error::InvalidAudience { why: why.into() })?
         }
         None => default.iter().map(|token| token.as_bytes()).collect(),
     };

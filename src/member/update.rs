@@ -1,5 +1,6 @@
 //! `presence.update`: change what is there by JSON merge patch. A late update makes no ghost: absent is no row.
 
+use super::trigger::refuse_anothers;
 use super::upsert::{check_names, online_row};
 use crate::error::{Error, Result};
 use crate::extension;
@@ -39,7 +40,11 @@ fn update(call: &Call) -> Result<Option<Datum>> {
     let changed = connection.run(&CHANGE, &values, true)?;
     let row =
         if changed.count > 0 { Some(online_row(&connection, &changed, extension.online)?) } else { None };
+    drop(changed);
     drop(connection);
+    if row.is_none() {
+        refuse_anothers(&extension, &identity, &key)?;
+    }
     call.at_most_one_row(row)
 }
 

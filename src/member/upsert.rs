@@ -22,6 +22,7 @@ use pgrx::pg_sys::{self, Datum};
 pub struct Request {
     pub extension: Extension,
     pub key: Key,
+    pub service: bool,
     /// Whose member it becomes on enter.
     pub owner: Vec<u8>,
     /// Set: whose it becomes in any case. A service role that names nobody leaves the owner as it is.
@@ -158,6 +159,7 @@ fn upsert(call: &Call) -> Result<Option<Datum>> {
         audience: call.datum(7),
         session: call.bool(8),
         new_owner: call.datum(9),
+        service: identity.service,
         owner,
     };
     request.run().map(Some)
@@ -201,6 +203,7 @@ impl Request {
         for _ in 0..100 {
             let found = connection.run(&FIND, &[Some(uuid(self.key.hash))], false)?;
             if self.is_live(&found) {
+                self.refuse_anothers(&found)?;
                 let state = self.new_state(found.get(0, 5));
                 if self.is_identical(&found, state)? && self.renew(&found) {
                     return Ok(Written::Renewed(found));
@@ -227,6 +230,12 @@ impl Request {
         let held = held.unwrap_or_else(|| varlena(&EMPTY_OBJECT));
         // SAFETY: both are jsonb, and the patch was checked to be an object.
         Some(unsafe { crate::jsonb::merge_patch(held, patch) })
+    }
+
+    fn refuse_anothers(&self, found: &Rows) -> Result<()> {
+        // SAFETY: a text.
+        let own = found.get(0, 3).is_some_and(|held| unsafe { text_of(held) } == self.owner);
+        if own || self.service { Ok(()) } else { Err(Error::OwnedByAnother) }
     }
 
     fn is_live(&self, found: &Rows) -> bool {

@@ -220,7 +220,6 @@ impl Worker {
     fn sweep(&mut self) -> Result<(), Failure> {
         let extension = self.extension;
         let database = self.database();
-        let started = clock::boot();
         if database.slotless.load(Acquire) > 0 {
             while transaction(c"giving leases a slot", || sweeper::adopt(&extension))? {}
         }
@@ -237,8 +236,7 @@ impl Worker {
         }
         if !due.batches.is_empty() {
             transaction(c"freeing leases", || sweeper::free_rowless(&due))?;
-            let lag = clock::boot().saturating_sub(self.last_sweep.max(started.saturating_sub(1_000_000)));
-            database.counters.sweep_lag.store(lag as i64, Relaxed);
+            database.counters.sweep_lag.store(due.lateness as i64, Relaxed);
         }
         self.last_sweep = clock::boot();
         database.counters.last_sweep.store(clock::wall(), Relaxed);

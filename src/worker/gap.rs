@@ -19,8 +19,9 @@ pub struct Ready {
 pub fn ready_records(extension: &Extension) -> Result<Option<Ready>> {
     // SAFETY: `transaction` has pushed a snapshot.
     let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
-    // SAFETY: a valid snapshot; 0 is the mark of a record from before the start.
+    // 0 is the mark of a record that no transaction stands behind: from before the start, or a wish to rotate.
     let is_over = |xid: u32| {
+        // SAFETY: a valid snapshot.
         xid == 0 || !unsafe { pg_sys::XidInMVCCSnapshot(pg_sys::TransactionId::from(xid), snapshot) }
     };
     let in_gap = |process: &crate::shared::Process| {

@@ -65,6 +65,8 @@ fn uuids(keys: &[u128]) -> Datum {
 /// What is due for deletion now, in batches in key order.
 pub struct Due {
     pub batches: Vec<Vec<u128>>,
+    /// How late the oldest of them is, in microseconds.
+    pub lateness: u64,
     /// The slots among them, to free where no row is left.
     slots: Vec<(Key, Lease)>,
 }
@@ -95,7 +97,9 @@ pub fn due(extension: &Extension) -> Result<Due> {
     keys.extend(slotless(extension)?);
     keys.sort_unstable();
     keys.dedup();
-    Ok(Due { batches: keys.chunks(BATCH).map(<[u128]>::to_vec).collect(), slots })
+    let ended = |lease: &Lease| lease.last_seen.saturating_add(lease.ttl);
+    let lateness = slots.iter().map(|(_, lease)| now.saturating_sub(ended(lease))).max().unwrap_or(0);
+    Ok(Due { lateness, batches: keys.chunks(BATCH).map(<[u128]>::to_vec).collect(), slots })
 }
 
 /// Members whose lease lives in the row. When there are none left, nobody need look for them.
