@@ -1,0 +1,199 @@
+//! A private server, kept by `scripts/cluster`.
+
+use super::{Session, attempt};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+const USERS: &str = "
+    create role alice login;
+    create role bob login;
+    create role carol login;";
+
+const GRANTS: &str = "
+    select presence.grant_access('alice'), presence.grant_access('bob'), presence.grant_access('carol')";
+
+/// Stopped and deleted when it is dropped.
+pub struct Cluster {
+    dir: PathBuf,
+}
+
+impl Cluster {
+    /// A server with the database `app`, the extension in it, its worker at work and the users alice, bob, carol.
+    pub fn start() -> Cluster {
+        Cluster::with(&[])
+    }
+
+    /// The same, with settings of the server: `name=value`.
+    pub fn with(options: &[&str]) -> Cluster {
+        let cluster = Cluster::bare(options);
+        cluster.sql("postgres", "create database app");
+        cluster.sql("app", "create extension presence_ext");
+        cluster.sql("app", GRANTS);
+        cluster.until_worker("app");
+        cluster
+    }
+
+    /// Only the server and the users.
+    pub fn bare(options: &[&str]) -> Cluster {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("presence.{}.{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let cluster = Cluster { dir: std::env::temp_dir().join(name) };
+        cluster.script("start", &options.iter().flat_map(|option| ["-o", option]).collect::<Vec<_>>());
+        cluster.sql("postgres", USERS);
+        cluster
+    }
+
+    pub fn restart(&self) {
+        self.restart_with(&[]);
+    }
+
+    pub fn restart_with(&self, options: &[&str]) {
+        self.script("restart", &options.iter().flat_map(|option| ["-o", option]).collect::<Vec<_>>());
+    }
+
+    /// smart, fast or immediate
+    pub fn stop(&self, mode: &str) {
+        self.script("stop", &[mode]);
+    }
+
+    pub fn start_again(&self) {
+        self.script("start", &[]);
+    }
+
+    fn script(&self, command: &str, arguments: &[&str]) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cluster");
+        let output = Command::new(script)
+            .arg(command)
+            .arg(&self.dir)
+            .args(arguments)
+            .output()
+            .expect("scripts/cluster");
+        assert!(output.status.success(), "cluster {command}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// A session of this user in the database `app`.
+    pub fn user(&self, user: &str) -> Session {
+        self.session(user, "app")
+    }
+
+    /// A session of the superuser in `app`, for which everything is visible.
+    pub fn service(&self) -> Session {
+        self.user("postgres")
+    }
+
+    pub fn session(&self, user: &str, database: &str) -> Session {
+        Session::open(&self.dir, user, database)
+    }
+
+    /// None while the server does not take connections.
+    pub fn try_session(&self, user: &str, database: &str) -> Option<Session> {
+        Session::try_open(&self.dir, user, database).ok()
+    }
+
+    /// Run something as the superuser, on a connection of its own.
+    pub fn sql(&self, database: &str, sql: &str) {
+        self.session("postgres", database).run(sql);
+    }
+
+    /// Wait until the database has its worker. Its pid.
+    pub fn until_worker(&self, database: &str) -> i64 {
+        let mut session = self.session("postgres", database);
+        let mut health = String::new();
+        let runs = attempt(|| {
+            health = session.value("select to_jsonb(h) from presence.health h");
+            health.contains("\"worker_state\": \"running\"")
+        });
+        assert!(runs, "no worker runs: {health}");
+        session.number("select presence.worker_pid()")
+    }
+
+    /// The worker of `app` does nothing for as long as the guard lives.
+    pub fn freeze_worker(&self) -> Frozen {
+        Frozen::new(self.service().number("select presence.worker_pid()"))
+    }
+
+    /// A file that the server's user can see: sessions stall while it exists.
+    pub fn stall(&self) -> Stall {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let file = self.dir.join(format!("stall{}", COUNT.fetch_add(1, Relaxed)));
+        std::fs::write(&file, "").expect("a file in the cluster's directory");
+        Stall { file }
+    }
+
+    /// What the server's log says.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.dir.join("log")).unwrap_or_default()).into_owned()
+    }
+
+    /// Nothing crashed, also not in a way that the server survived.
+    pub fn assert_sound(&self) {
+        let log = self.log();
+        for line in log.lines() {
+            let bad = ["PANIC", "TRAP:", "was terminated by signal", "panicked", "could not publish"];
+            assert!(!bad.iter().any(|word| line.contains(word)), "the server's log says: {line}");
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("the end of the server's log:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"));
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cluster");
+        let _ = Command::new(script).arg("remove").arg(&self.dir).output();
+    }
+}
+
+pub fn signal(name: &str, pid: i64) {
+    let status = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().expect("kill");
+    assert!(status.success(), "kill -{name} {pid}");
+}
+
+/// A process that is stopped until this is dropped.
+pub struct Frozen {
+    pid: i64,
+}
+
+impl Frozen {
+    pub fn new(pid: i64) -> Frozen {
+        signal("STOP", pid);
+        Frozen { pid }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-CONT", &self.pid.to_string()]).status();
+    }
+}
+
+/// Sessions that stall at this file go on when it is dropped.
+pub struct Stall {
+    file: PathBuf,
+}
+
+impl Stall {
+    /// The settings with which a session stalls at this point.
+    pub fn at(&self, point: &str) -> String {
+        format!("set presence.stall_at = '{point}'; set presence.stall_while = '{}';", self.file.display())
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+impl Deref for Cluster {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.dir
+    }
+}

@@ -1,0 +1,53 @@
+//! What all client tests share: a private server, sessions of real users on it, what they hear, a listener's model.
+
+#![allow(dead_code, unused_imports)] // no test needs all of it
+
+mod cluster;
+mod mirror;
+mod session;
+
+pub use cluster::{Cluster, Frozen, Stall, signal};
+pub use mirror::{Mirror, listed};
+pub use session::{Event, Failure, Session, lines};
+
+use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::time::{Duration, Instant};
+
+/// Nothing in these tests takes longer on a machine that works.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub fn millis(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+/// Ask until the answer is yes.
+pub fn until(what: &str, condition: impl FnMut() -> bool) {
+    assert!(attempt(condition), "not within {PATIENCE:?}: {what}");
+}
+
+/// Ask until the answer is yes, or patience is over.
+pub fn attempt(mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if condition() {
+            return true;
+        }
+        std::thread::sleep(millis(5));
+    }
+    false
+}
+
+/// Says that it is over when it is dropped, also by a panic: threads that wait for it end.
+pub struct Over<'a>(&'a AtomicBool);
+
+impl Over<'_> {
+    pub fn tell(flag: &AtomicBool) -> Over<'_> {
+        Over(flag)
+    }
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
