@@ -1,7 +1,7 @@
 //! `presence.delete` and `presence.delete_all`: leave.
 
+use super::holder::refuse_anothers;
 use super::intent::{self, Intent};
-use super::trigger::refuse_anothers;
 use super::validate;
 use crate::authorizer::{self, Action};
 use crate::error::{Error, Result};

@@ -1,7 +1,7 @@
 //! `presence.heartbeat`: proof of life. One compare-and-swap in shared memory; no table, no transaction id.
 
 use super::intent::{self, Intent};
-use super::{lease, trigger, validate};
+use super::{holder, lease, validate};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction::{self, Pending};
@@ -42,7 +42,7 @@ impl<'a> Beater<'a> {
         }
         match leases().heartbeat(&key, self.owner, now) {
             Beat::Renewed => Ok(true),
-            Beat::NoSlot if trigger::may_be_slotless(self.extension) => self.beat_row(&key),
+            Beat::NoSlot if holder::may_be_slotless(self.extension) => self.beat_row(&key),
             _ => Ok(false),
         }
     }

@@ -1,7 +1,11 @@
 //! Members: the verbs that write them, the triggers that every write passes, the leases that keep them.
 
+pub mod after;
+pub mod before;
+pub mod checks;
 pub mod delete;
 pub mod heartbeat;
+pub mod holder;
 pub mod intent;
 pub mod lease;
 pub mod row;

@@ -1,6 +1,6 @@
 //! `presence.update`: change what is there by JSON merge patch. A late update makes no ghost: absent is no row.
 
-use super::trigger::refuse_anothers;
+use super::holder::refuse_anothers;
 use super::upsert::{check_names, online_row};
 use crate::error::{Error, Result};
 use crate::extension;

@@ -1,7 +1,7 @@
 //! `presence.upsert`: enter, or change what is there, or (with what is there already) only renew.
 
+use super::checks::EMPTY_OBJECT;
 use super::intent::{self, Intent};
-use super::trigger::EMPTY_OBJECT;
 use super::{lease, session, validate};
 use crate::authorizer::{self, Action};
 use crate::clock;

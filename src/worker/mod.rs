@@ -6,6 +6,7 @@ pub mod gap;
 pub mod house;
 pub mod last_seen;
 pub mod launcher;
+pub mod line;
 pub mod log;
 pub mod process;
 pub mod publisher;

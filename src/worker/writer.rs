@@ -1,16 +1,16 @@
 //! Writes one batch: a line of the log for each event, and the notifications to those whom it is for.
 
 use super::connections::Counted;
+use super::line::{Line, Rendered};
 use super::log::{Log, Values};
 use super::rotation::Rotation;
 use crate::authorizer;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::channel::{Channel, EVERYBODY, SERVICE, Scope, covered, own_token, reach};
-use crate::event::payload::{self, Event, RoomEvent};
+use crate::event::payload;
 use crate::event::record::{Field, Image, Kind, Reason, Record};
 use crate::extension::Extension;
-use crate::jsonb;
 use crate::policy;
 use crate::settings::{self, NotifyPayload};
 use crate::spi::Connection;
@@ -18,7 +18,6 @@ use crate::sqlfn::{decode, text_array, texts_of, varlena};
 use crate::subtransaction::Failure;
 use pgrx::pg_sys::Datum;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
-use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::atomic::{AtomicU32, Ordering::*};
@@ -46,21 +45,6 @@ pub struct Written {
     pub events: u64,
     pub notifications: u64,
     pub epochs: Vec<&'static AtomicU32>,
-}
-
-/// One line of the log and what its listeners hear.
-struct Line<'a> {
-    event: &'static str,
-    version: u64,
-    image: &'a Image,
-    reason: Reason,
-    connections: u32,
-    /// Who hears it.
-    tokens: Vec<Vec<u8>>,
-    /// What the log says of its audience.
-    audience: Vec<Vec<u8>>,
-    for_service: bool,
-    old_audience: Option<Vec<Vec<u8>>>,
 }
 
 /// In front of the audience of a line that the owner and service roles do not see: they see the `update`.
@@ -365,77 +349,6 @@ impl<'a> Writer<'a> {
     fn notify(&mut self, channel: &str, payload: &str) -> Result<()> {
         self.written.notifications += 1;
         notify(channel, payload)
-    }
-}
-
-/// The parts of a line as UTF-8 text, for payloads.
-struct Rendered {
-    room: String,
-    member_id: String,
-    connection_id: String,
-    user_id: String,
-    status: Option<String>,
-    state: Option<Box<RawValue>>,
-    metadata: Option<Box<RawValue>>,
-    at: String,
-    joined_at: String,
-}
-
-impl Rendered {
-    fn new(record: &Record, line: &Line) -> Rendered {
-        let text = |field| line.image.get(field).map(decode);
-        let json =
-            |field| line.image.get(field).and_then(|bytes| RawValue::from_string(jsonb::to_text(bytes)).ok());
-        Rendered {
-            room: text(Field::Room).unwrap_or_default(),
-            member_id: text(Field::MemberId).unwrap_or_default(),
-            connection_id: text(Field::ConnectionId).unwrap_or_default(),
-            user_id: text(Field::UserId).unwrap_or_default(),
-            status: text(Field::Status),
-            state: json(Field::State),
-            metadata: json(Field::Metadata),
-            at: payload::time(record.at),
-            joined_at: payload::time(record.joined_at),
-        }
-    }
-
-    fn payload(
-        &self,
-        kind: Kind,
-        seq: u64,
-        line: &Line,
-        audiences: Option<(&[String], Option<&[String]>)>,
-    ) -> String {
-        if kind == Kind::Room {
-            return payload::room(&RoomEvent {
-                event: line.event,
-                seq,
-                version: line.version,
-                room: &self.room,
-                metadata: self.metadata.as_deref(),
-                at: &self.at,
-                truncated: false,
-            });
-        }
-        payload::event(&Event {
-            event: line.event,
-            seq,
-            version: line.version,
-            room: &self.room,
-            member_id: &self.member_id,
-            connection_id: &self.connection_id,
-            user_id: &self.user_id,
-            status: self.status.as_deref(),
-            state: self.state.as_deref(),
-            metadata: self.metadata.as_deref(),
-            connections: line.connections,
-            reason: line.reason.name(),
-            at: &self.at,
-            joined_at: &self.joined_at,
-            audience: audiences.map(|(audience, _)| audience),
-            old_audience: audiences.and_then(|(_, old)| old),
-            truncated: false,
-        })
     }
 }
 

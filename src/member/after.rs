@@ -1,0 +1,134 @@
+//! AFTER a row was written: what happened goes into the transaction's buffer.
+
+use super::checks::check_max_per_user;
+use super::intent::{self, Intent};
+use super::row::{Column, Row};
+use super::session;
+use super::trigger::{Firing, TOLD};
+use crate::clock;
+use crate::error::Result;
+use crate::event::fold::{Change, What};
+use crate::event::record::{Image, Reason};
+use crate::event::transaction::{self, is_outdated, issue_version};
+use crate::extension::Extension;
+use crate::identity;
+use crate::lease::shared::leases;
+use crate::lease::table::{Key, Lease, NEVER};
+use crate::room;
+use crate::spi::{self, Connection, Statement};
+use crate::sqlfn::uuid;
+use pgrx::pg_sys::{self, Datum};
+
+pub fn insert(firing: &Firing) -> Result<()> {
+    let mut row = firing.first()?;
+    let key = row.key(&firing.extension);
+    if is_outdated(&key, row.number(Column::Version)) {
+        let version = issue_version(&key, false);
+        for column in [Column::Version, Column::Generation] {
+            row.set(column, Some(Datum::from(version as i64)));
+        }
+        set_version(&firing.extension, &key, version)?;
+    }
+    check_max_per_user(&firing.extension, &row)?;
+    room::check_limit(&firing.extension, row.text(Column::Room).unwrap_or_default())?;
+    let lease = lease_of(&firing.extension, &row);
+    note(
+        &key,
+        What::Enter { lease },
+        row.number(Column::Version),
+        row.time(Column::JoinedAt),
+        &row,
+        row.image(None),
+    );
+    Ok(())
+}
+
+static SET_VERSION: Statement = Statement {
+    sql: c"update presence.member set version = $2, generation = $2 where key_hash = $1",
+    arguments: &[pg_sys::UUIDOID, pg_sys::INT8OID],
+};
+
+fn set_version(extension: &Extension, key: &Key, version: u64) -> Result<()> {
+    spi::as_role(extension.owner, || {
+        let _intent = intent::set(Intent { technical: true, ..Intent::default() });
+        let values = [Some(uuid(key.hash)), Some(Datum::from(version as i64))];
+        Connection::open()?.run(&SET_VERSION, &values, true)?;
+        Ok(())
+    })
+}
+
+pub fn update(firing: &Firing) -> Result<()> {
+    let (old, row) = (firing.first()?, firing.second()?);
+    let key = row.key(&firing.extension);
+    let lease = lease_of(&firing.extension, &row);
+    let version = row.number(Column::Version);
+    let what = if version == old.number(Column::Version) {
+        What::Renew
+    } else if row.same(&old, &TOLD) {
+        What::Quiet { lease }
+    } else {
+        let hidden = !row.same(&old, &[Column::Audience]);
+        What::Update { lease, old: hidden.then(|| old.image(None)) }
+    };
+    note(&key, what, version, row.time(Column::UpdatedAt), &row, row.image(None));
+    Ok(())
+}
+
+pub fn delete(firing: &Firing) -> Result<()> {
+    let old = firing.first()?;
+    let key = old.key(&firing.extension);
+    let version = issue_version(&key, false);
+    let (reason, at) = if firing.intent.expiring {
+        let session = old.number(Column::Session);
+        let over = session != 0 && !session::is_live(session);
+        let at = if over { clock::wall() } else { expired_at(&key, &old) };
+        (transaction::expiry_reason(over), at)
+    } else {
+        (firing.intent.reason.map_or_else(|| default_reason(firing, &old), Ok)?, clock::wall())
+    };
+    let image = old.image(firing.intent.last_word.as_deref());
+    note(&key, What::Leave { reason }, version, at, &old, image);
+    Ok(())
+}
+
+/// Removed by another, or left by oneself.
+fn default_reason(firing: &Firing, old: &Row) -> Result<Reason> {
+    let identity = identity::current(&firing.extension)?;
+    let caller = firing.intent.caller.as_deref().or(identity.user_id.as_deref());
+    let own = caller.is_some() && old.text(Column::UserId) == caller;
+    Ok(if own { Reason::Left } else { Reason::Removed })
+}
+
+/// When the lease of an expired row ended.
+fn expired_at(key: &Key, old: &Row) -> i64 {
+    match leases().read(key) {
+        Some(slot) if slot.version == old.number(Column::Version) && slot.ttl > 0 => {
+            clock::wall_of(slot.last_seen.saturating_add(slot.ttl)).min(clock::wall())
+        }
+        _ => old.time(Column::ExpiresAt).min(clock::wall()),
+    }
+}
+
+fn note(key: &Key, what: What, version: u64, at: i64, row: &Row, image: Image) {
+    let joined_at = row.time(Column::JoinedAt);
+    // Who expires was last seen a ttl earlier.
+    let expired = matches!(what, What::Leave { reason: Reason::Expired });
+    let seen_at = if expired { at - row.ttl().unwrap_or(0) as i64 } else { at };
+    transaction::push(Change { key: *key, what, version, at, joined_at, seen_at, image, previous: None });
+}
+
+fn lease_of(extension: &Extension, row: &Row) -> Lease {
+    let lease = row.lease();
+    let last_seen =
+        if lease.deadline == NEVER { clock::boot() } else { lease.deadline.saturating_sub(lease.ttl) };
+    Lease {
+        deadline: lease.deadline,
+        last_seen,
+        ttl: lease.ttl,
+        version: lease.version,
+        generation: lease.generation,
+        owner: extension.owner_hash(row.text(Column::UserId).unwrap_or_default()),
+        session: lease.session,
+        pins: 0,
+    }
+}

@@ -1,0 +1,98 @@
+//! BEFORE a row is written: its names, owner, key, version and lease are made right.
+
+use super::checks::{
+    check_join, check_member_id, check_names, normalize, renew, set_room_defaults, set_session,
+};
+use super::holder::make_way;
+use super::lease;
+use super::row::Column;
+use super::trigger::{Firing, TOLD};
+use crate::error::{Error, Result};
+use crate::event::transaction::{self, issue_version};
+use crate::identity;
+use crate::sqlfn::{uuid, varlena};
+use pgrx::pg_sys::Datum;
+
+pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
+    let extension = &firing.extension;
+    let mut row = firing.first()?;
+    let identity = identity::current(extension)?;
+    let owner = match row.text(Column::UserId) {
+        Some(given) if identity.service => given.to_vec(),
+        _ => identity.writer()?.to_vec(),
+    };
+    row.set(Column::UserId, Some(varlena(&owner)));
+    if row.get(Column::MemberId).is_none() {
+        row.set(Column::MemberId, Some(varlena(&owner)));
+    }
+    if row.get(Column::ConnectionId).is_none() {
+        row.set(Column::ConnectionId, Some(varlena(b"")));
+    }
+    check_names(&row)?;
+    check_member_id(&identity, &row)?;
+    check_join(&identity, &row)?;
+    set_room_defaults(extension, &mut row, &firing.intent)?;
+    normalize(&mut row)?;
+
+    let key = row.key(extension);
+    make_way(extension, &identity, &key, &owner)?;
+    transaction::pin(&key);
+
+    row.set(Column::KeyHash, Some(uuid(key.hash)));
+    let version = issue_version(&key, false);
+    set_session(&mut row, None, &key, &firing.intent)?;
+    let now = renew(&mut row)?;
+    for column in [Column::Version, Column::Generation] {
+        row.set(column, Some(Datum::from(version as i64)));
+    }
+    for column in [Column::JoinedAt, Column::UpdatedAt] {
+        row.set(column, Some(Datum::from(now)));
+    }
+    firing.proceed(row)
+}
+
+pub fn update(firing: &Firing) -> Result<Option<Datum>> {
+    let extension = &firing.extension;
+    let (old, mut row) = (firing.first()?, firing.second()?);
+    if !row.same(&old, &[Column::Room, Column::MemberId, Column::ConnectionId]) {
+        return Err(Error::KeyIsFixed);
+    }
+    let key = old.key(extension);
+    transaction::pin(&key);
+    if lease::deadline(&key, &old.lease()).is_none() {
+        return firing.skip();
+    }
+    let identity = identity::current(extension)?;
+    if !identity.service {
+        row.set(Column::UserId, old.get(Column::UserId));
+    }
+    check_names(&row)?;
+    check_join(&identity, &row)?;
+    normalize(&mut row)?;
+    for column in [Column::Generation, Column::JoinedAt, Column::KeyHash] {
+        row.set(column, old.get(column));
+    }
+    set_session(&mut row, Some(&old), &key, &firing.intent)?;
+    let now = renew(&mut row)?;
+    let told = !row.same(&old, &TOLD);
+    let quiet = row.ttl() != old.ttl() || row.number(Column::Session) != old.number(Column::Session);
+    let version = if told || quiet {
+        issue_version(&key, !row.same(&old, &[Column::Audience]))
+    } else {
+        old.number(Column::Version)
+    };
+    row.set(Column::Version, Some(Datum::from(version as i64)));
+    row.set(Column::UpdatedAt, if told { Some(Datum::from(now)) } else { old.get(Column::UpdatedAt) });
+    firing.proceed(row)
+}
+
+pub fn delete(firing: &Firing) -> Result<Option<Datum>> {
+    let old = firing.first()?;
+    let key = old.key(&firing.extension);
+    transaction::pin(&key);
+    // One whose lease has run out is not the caller's to delete: it leaves as expired, once.
+    if !firing.intent.expiring && lease::deadline(&key, &old.lease()).is_none() {
+        return firing.skip();
+    }
+    firing.proceed_unchanged()
+}

@@ -1,0 +1,93 @@
+//! One line of the log, and its payload.
+
+use crate::event::payload::{self, Event, RoomEvent};
+use crate::event::record::{Field, Image, Kind, Reason, Record};
+use crate::jsonb;
+use crate::sqlfn::decode;
+use serde_json::value::RawValue;
+
+/// One line of the log and what its listeners hear.
+pub struct Line<'a> {
+    pub event: &'static str,
+    pub version: u64,
+    pub image: &'a Image,
+    pub reason: Reason,
+    pub connections: u32,
+    /// Who hears it.
+    pub tokens: Vec<Vec<u8>>,
+    /// What the log says of its audience.
+    pub audience: Vec<Vec<u8>>,
+    pub for_service: bool,
+    pub old_audience: Option<Vec<Vec<u8>>>,
+}
+
+/// The parts of a line as UTF-8 text, for payloads.
+pub struct Rendered {
+    room: String,
+    member_id: String,
+    connection_id: String,
+    user_id: String,
+    status: Option<String>,
+    state: Option<Box<RawValue>>,
+    metadata: Option<Box<RawValue>>,
+    at: String,
+    joined_at: String,
+}
+
+impl Rendered {
+    pub fn new(record: &Record, line: &Line) -> Rendered {
+        let text = |field| line.image.get(field).map(decode);
+        let json =
+            |field| line.image.get(field).and_then(|bytes| RawValue::from_string(jsonb::to_text(bytes)).ok());
+        Rendered {
+            room: text(Field::Room).unwrap_or_default(),
+            member_id: text(Field::MemberId).unwrap_or_default(),
+            connection_id: text(Field::ConnectionId).unwrap_or_default(),
+            user_id: text(Field::UserId).unwrap_or_default(),
+            status: text(Field::Status),
+            state: json(Field::State),
+            metadata: json(Field::Metadata),
+            at: payload::time(record.at),
+            joined_at: payload::time(record.joined_at),
+        }
+    }
+
+    pub fn payload(
+        &self,
+        kind: Kind,
+        seq: u64,
+        line: &Line,
+        audiences: Option<(&[String], Option<&[String]>)>,
+    ) -> String {
+        if kind == Kind::Room {
+            return payload::room(&RoomEvent {
+                event: line.event,
+                seq,
+                version: line.version,
+                room: &self.room,
+                metadata: self.metadata.as_deref(),
+                at: &self.at,
+                truncated: false,
+            });
+        }
+        payload::event(&Event {
+            event: line.event,
+            seq,
+            version: line.version,
+            room: &self.room,
+            member_id: &self.member_id,
+            connection_id: &self.connection_id,
+            user_id: &self.user_id,
+            status: self.status.as_deref(),
+            state: self.state.as_deref(),
+            metadata: self.metadata.as_deref(),
+            connections: line.connections,
+            reason: line.reason.name(),
+            at: &self.at,
+            joined_at: &self.joined_at,
+            audience: audiences.map(|(audience, _)| audience),
+            old_audience: audiences.and_then(|(_, old)| old),
+            truncated: false,
+        })
+    }
+}
