@@ -84,9 +84,9 @@ fn a_launcher_that_is_killed_comes_back() {
         assert_eq!(lines(&service.hear()), ["update alice"]);
         assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
         // Both at once.
-        service.run(&format!(
-            "select pg_terminate_backend(pid) from pg_stat_activity where backend_type like 'presence%'"
-        ));
+        service.run(
+            "select pg_terminate_backend(pid) from pg_stat_activity where backend_type like 'presence%'",
+        );
         alice.run("select presence.upsert('lobby', '{}')");
         assert_eq!(lines(&service.hear()), ["update alice"]);
         until("another launcher runs", || ![0, settled].contains(&service.number(launcher)));
