@@ -1,0 +1,74 @@
+-- presence.forget: erase a user from members, log and last_seen.
+reset role;
+create function test.flushed() returns bigint language plpgsql as $$
+begin
+    if not presence.wait_for_flush('10 s') then raise 'not flushed'; end if;
+    return presence.seq();
+end
+$$;
+create function test.traces() returns table (members bigint, events bigint, seen bigint) language sql as $$
+    select (select count(*) from presence.member where user_id = 'ghost'), (select count(*) from presence.event where user_id = 'ghost'),
+           (select count(*) from presence.last_seen where user_id = 'ghost')
+$$;
+
+-- Wait until the worker has written what it knew of last seen: who comes after it is written after it.
+create function test.written() returns text language sql as $$
+    select test.wait_until($q$ exists (select from presence._last_seen where user_id = 'marker' and last_seen_at >= (select joined_at from presence.get('fg', 'marker'))) $q$)
+$$;
+
+-- For service roles.
+set role regress_alice;
+select e.code, e.message from unnest(array['ghost', 'regress_alice']) u, test.error(format('select presence.forget(%L)', u)) e;
+reset role;
+select e.code, e.message, e.detail from unnest(array[null, '', e'\n']) u, test.error(format('select presence.forget(%L)', u)) e;
+select presence.forget('never was here');
+
+-- Who has left long ago.
+select count(presence.upsert('fg', user_id => u, connection_id => c, audience => '{any}')) from unnest(array['ghost', 'other']) u, unnest(array['', '2']) c;
+select presence.delete_all('ghost');
+select test.flushed() is not null as published \gset
+select (presence.upsert('fg', user_id => 'marker')).user_id;
+select test.written();
+select presence.delete_all('marker');
+select * from test.traces();
+select presence.forget('ghost');
+select * from test.traces();
+select (presence.upsert('fg', user_id => 'marker')).user_id;
+select test.written();
+select presence.delete_all('marker');
+select * from test.traces();
+-- others are not concerned
+select count(*) from presence.member where user_id = 'other';
+select count(*) > 0 as logged from presence.event where user_id = 'other';
+-- rolled back, nothing is forgotten
+begin;
+select presence.forget('other');
+select count(*) from presence.member where user_id = 'other';
+rollback;
+select count(*) from presence.member where user_id = 'other';
+select count(*) > 0 as logged from presence.event where user_id = 'other';
+select presence.heartbeat('fg', 'other');
+
+-- Who is here: leaves, and afterwards there is no trace, also not of what the worker was about to write.
+select test.flushed() as before \gset
+select (presence.upsert('fg', '{"private": 1}', user_id => 'ghost', audience => '{any}')).user_id;
+select test.flushed() is not null as published \gset
+select presence.forget('ghost');
+select count(*) from presence.get('fg', 'ghost');
+select test.flushed() is not null as published \gset
+select presence.forget('ghost');
+select (presence.upsert('fg', user_id => 'marker')).user_id;
+select test.written();
+select presence.delete_all('marker');
+select * from test.traces();
+-- a reader of the log goes on, over what is not there any more
+set role regress_alice;
+select event, member_id from presence.changes(:before);
+reset role;
+select presence.delete_all('other');
+select presence.forget('other');
+select test.flushed() is not null as published \gset
+select presence.forget('other');
+
+select count(*) from presence.member;
+drop function test.flushed(), test.traces(), test.written();
