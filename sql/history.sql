@@ -21,8 +21,9 @@ create function presence.history(
 begin atomic
     (select e.* from presence.event e
      where not presence._direction(history.direction)
-       and (select presence._keeps_history(history.room))
-       and e.room operator(pg_catalog.=) presence._room(history.room)
+       and presence._room(history.room) is not null and presence._keeps_history(history.room)
+       and e.room operator(pg_catalog.=) history.room
+       and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
        and (history.since is null or e.at operator(pg_catalog.>=) history.since)
        and (history.until is null or e.at operator(pg_catalog.<) history.until)
        and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
@@ -31,8 +32,9 @@ begin atomic
     union all
     (select e.* from presence.event e
      where presence._direction(history.direction)
-       and (select presence._keeps_history(history.room))
-       and e.room operator(pg_catalog.=) presence._room(history.room)
+       and presence._room(history.room) is not null and presence._keeps_history(history.room)
+       and e.room operator(pg_catalog.=) history.room
+       and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
        and (history.since is null or e.at operator(pg_catalog.>=) history.since)
        and (history.until is null or e.at operator(pg_catalog.<) history.until)
        and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)

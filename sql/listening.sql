@@ -31,17 +31,22 @@ create function presence._log_position() returns bigint
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_log_position';
 comment on function presence._log_position() is 'The newest seq that this statement sees, whoever may see its row.';
 
+create function presence._seq(after_seq bigint) returns bigint
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_given_seq';
+comment on function presence._seq(bigint) is 'The seq, if it is one (22023).';
+
 create function presence.changes(after_seq bigint, room text default null, max_rows integer default 1000)
     returns setof presence.event
     language sql stable parallel restricted rows 100
 begin atomic
     with found as materialized (
-        select e.*, row_number() over (order by e.seq) as place
-        from (select e.* from presence.event e
-              where e.seq operator(pg_catalog.>) changes.after_seq
-                and (changes.room is null or e.room operator(pg_catalog.=) changes.room
-                     or e.event operator(pg_catalog.=) 'resync')
-              order by e.seq limit presence._limit(changes.max_rows)) e
+        select e.* from presence.event e
+        where e.seq operator(pg_catalog.>) presence._seq(changes.after_seq)
+          and (changes.room is null or e.room operator(pg_catalog.=) changes.room
+               or e.event operator(pg_catalog.=) 'resync')
+          -- Roles that no policy holds back see just the update of a changed audience, like service roles.
+          and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
+        order by e.seq limit presence._limit(changes.max_rows)
     )
     select r.* from (
         select presence._log_floor() as seq, null::bigint as version, 'resync'::text as event, null::text as room,
@@ -51,14 +56,13 @@ begin atomic
         where changes.after_seq operator(pg_catalog.<) presence._log_floor()
     ) r
     union all
-    select f.seq, f.version, f.event, f.room, f.member_id, f.connection_id, f.user_id, f.status, f.state, f.metadata,
-           f.connections, f.reason, f.at, f.joined_at, f.audience
-    from found f
+    select f.* from found f
     union all
     select case when (select count(*) from found) operator(pg_catalog.=) presence._limit(changes.max_rows)
                 then (select max(f.seq) from found f)
-                else greatest(changes.after_seq, presence._log_position()) end,
-           null, 'position', null, null, null, null, null, null, null, null, null, null, null, null;
+                else greatest(presence._seq(changes.after_seq), presence._log_position()) end,
+           null, 'position', null, null, null, null, null, null, null, null, null, null, null, null
+    where changes.room is null or presence._room(changes.room) is not null;
 end;
 comment on function presence.changes(bigint, text, integer) is
     'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000) of them. The last '

@@ -42,9 +42,10 @@ create policy member_leave on presence.member for delete using (
 -- Closed while member has policies of somebody else's making, which this one cannot know.
 create policy event_read on presence.event for select using (
     (select presence.is_service() or presence._has_builtin_policies())
-    and case when (select presence.is_service())
-               or user_id operator(pg_catalog.=) (select presence.user_id())
+    and case when (select presence.is_service()) then audience[1] is distinct from '-'
+             when user_id operator(pg_catalog.=) (select presence.user_id())
              then audience[1] is distinct from '-'
+                  or audience operator(pg_catalog.@>) array['user:' operator(pg_catalog.||) user_id]
              else audience operator(pg_catalog.&&) (select presence.tokens()) and presence._may(room, 'read') end
 );
 

@@ -16,12 +16,12 @@ create function presence.list(room text default null, max_rows integer default 1
 begin atomic
     (select o.* from presence.online o
      where list.room is not null and list.after is null
-       and o.room operator(pg_catalog.=) presence._room(list.room)
+       and presence._room(list.room) is not null and o.room operator(pg_catalog.=) list.room
      order by o.member_id, o.connection_id limit presence._limit(list.max_rows))
     union all
     (select o.* from presence.online o
-     where list.room is not null and list.after is not null
-       and o.room operator(pg_catalog.=) presence._room(list.room)
+     where list.room is not null and presence._after(list.after, 2) is not null
+       and presence._room(list.room) is not null and o.room operator(pg_catalog.=) list.room
        and (o.member_id, o.connection_id) operator(pg_catalog.>)
            ((presence._after(list.after, 2))[1], (presence._after(list.after, 2))[2])
      order by o.member_id, o.connection_id limit presence._limit(list.max_rows))
@@ -31,7 +31,7 @@ begin atomic
      order by o.room, o.member_id, o.connection_id limit presence._limit(list.max_rows))
     union all
     (select o.* from presence.online o
-     where list.room is null and list.after is not null
+     where list.room is null and presence._after(list.after, 3) is not null
        and (o.room, o.member_id, o.connection_id) operator(pg_catalog.>)
            ((presence._after(list.after, 3))[1], (presence._after(list.after, 3))[2],
             (presence._after(list.after, 3))[3])
@@ -47,8 +47,10 @@ create function presence.get(room text, member_id text default null, connection_
     language sql stable parallel restricted rows 10
 begin atomic
     select o.* from presence.online o
-    where o.room operator(pg_catalog.=) presence._room(get.room)
-      and o.member_id operator(pg_catalog.=) coalesce(get.member_id, presence.user_id())
+    where presence._room(get.room) is not null and o.room operator(pg_catalog.=) get.room
+      -- No coalesce: PostgreSQL would not look for it in the index under row-level security.
+      and o.member_id operator(pg_catalog.=)
+          case when get.member_id is null then presence.user_id() else get.member_id end
       and (get.connection_id is null or o.connection_id operator(pg_catalog.=) get.connection_id)
     order by o.connection_id;
 end;
@@ -60,19 +62,26 @@ create function presence._full_occupancy(room text, out members bigint, out user
 comment on function presence._full_occupancy(text) is
     'The numbers of all members of a room, if its count_audience lets the caller have them; no row otherwise.';
 
-create function presence.occupancy(room text default null, out members bigint, out users bigint)
-    language sql stable parallel restricted
+-- By user first: users are counted by hash, which a count(distinct) would sort.
+create function presence.occupancy(room text default null) returns table (members bigint, users bigint)
+    language sql stable parallel restricted rows 1
 begin atomic
     with full_numbers as materialized (select f.members, f.users from presence._full_occupancy(occupancy.room) f)
     select f.members, f.users from full_numbers f
     union all
     select coalesce(sum(u.members), 0)::bigint, count(*)
-    from (select count(*) as members from presence.online o
-          where not exists (select from full_numbers)
-            and (occupancy.room is null or o.room operator(pg_catalog.=) presence._room(occupancy.room))
+    from (select o.user_id, count(*) as members from presence.online o
+          where presence._room(occupancy.room) is not null and o.room operator(pg_catalog.=) occupancy.room
+            and not exists (select from full_numbers)
           group by o.user_id) u
-    where not exists (select from full_numbers)
-    having not exists (select from full_numbers);
+    where occupancy.room is not null
+    having occupancy.room is not null and not exists (select from full_numbers)
+    union all
+    select coalesce(sum(u.members), 0)::bigint, count(*)
+    from (select o.user_id, count(*) as members from presence.online o
+          where occupancy.room is null
+          group by o.user_id) u
+    having occupancy.room is null;
 end;
 comment on function presence.occupancy(text) is
     'How many members and users are in the room (NULL: anywhere), of those that the caller may see. Where the '
@@ -89,7 +98,7 @@ begin atomic
                  min(o.joined_at) over all_of_user as first_joined_at,
                  row_number() over (partition by o.user_id order by o.last_seen_at desc, o.version desc) as place
           from presence.online o
-          where o.room operator(pg_catalog.=) presence._room(users.room)
+          where presence._room(users.room) is not null and o.room operator(pg_catalog.=) users.room
           window all_of_user as (partition by o.user_id)) u
     where u.place operator(pg_catalog.=) 1
     order by u.user_id;
@@ -125,7 +134,7 @@ begin atomic
                           else jsonb_build_object('presence_ref', o.version::text, 'state', o.state) end
                      order by o.connection_id) as list
           from presence.online o
-          where o.room operator(pg_catalog.=) presence._room(state.room)
+          where presence._room(state.room) is not null and o.room operator(pg_catalog.=) state.room
           group by o.member_id) k;
 end;
 comment on function presence.state(text) is

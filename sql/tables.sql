@@ -1,5 +1,9 @@
 -- The tables. Everything of the extension lives in schema presence, which CREATE EXTENSION has made.
 
+-- For the whole script: a name without a schema is PostgreSQL's own, whatever somebody put into schema presence
+-- before us. CREATE EXTENSION takes it back.
+set local search_path = pg_catalog, pg_temp;
+
 -- Presence is worth nothing after a crash, and a commit that touched only unlogged tables does not wait for the
 -- disk. No index on a time, no foreign key: an update that changes no indexed column stays on its page.
 create unlogged table presence.member (

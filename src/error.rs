@@ -141,8 +141,8 @@ impl Error {
         }
     }
 
-    fn detail(&self) -> Option<String> {
-        Some(match self {
+    fn detail(&self) -> String {
+        match self {
             Error::TooManyDatabases { limit } => format!("presence.max_databases is {limit}."),
             Error::InvalidName { why, .. }
             | Error::InvalidAudience { why }
@@ -163,12 +163,28 @@ impl Error {
             Error::ReadOnlyWithoutSlot => "All lease slots are taken, so this lease lives in a table.".into(),
             Error::TooManyMembers { limit, .. } => format!("The limit is {limit}."),
             Error::Spi { code } => format!("SPI returned {code}."),
-            _ => return None,
-        })
+            Error::NotPreloaded => {
+                "It keeps leases in shared memory, which only the server's start can give.".into()
+            }
+            Error::NotInstalled => "There is no table presence.member.".into(),
+            Error::MissingArgument { .. } => "It is NULL, and has no default.".into(),
+            Error::KeyIsFixed => "They are the key of the member.".into(),
+            Error::NoIdentity => "presence.user_id() is NULL.".into(),
+            Error::ServiceOnly { .. } => "presence.is_service() is false.".into(),
+            Error::OwnedByAnother => {
+                "A key belongs to the user who entered with it, until they leave.".into()
+            }
+            Error::NotAuthorized { .. } => "Service roles may; others as presence.authorizer says.".into(),
+            Error::NoPreparedTransactions => {
+                "Leases and events are applied by the session that commits.".into()
+            }
+            Error::NoTruncate => "TRUNCATE names no rows, so nobody could be told who left.".into(),
+            Error::TooManyColumns => "It has other columns than this library knows.".into(),
+        }
     }
 
-    fn hint(&self) -> Option<String> {
-        Some(match self {
+    fn hint(&self) -> String {
+        match self {
             Error::NotPreloaded => {
                 "Add presence_ext to shared_preload_libraries in postgresql.conf and restart the server.".into()
             }
@@ -198,19 +214,34 @@ impl Error {
                 "Use a read-write transaction, or raise presence.max_members and restart the server.".into()
             }
             Error::InvalidMaxRows { .. } => "Read page by page, with after.".into(),
-            _ => return None,
-        })
+            Error::MissingArgument { .. } => "Give it a value.".into(),
+            Error::InvalidName { .. } => "Names have 1 to 255 characters without control characters; a connection_id \
+                 may be empty."
+                .into(),
+            Error::InvalidTtl => "Give an interval such as '90 s'.".into(),
+            Error::InvalidAudience { .. } => "Give an array such as '{users}' or '{team:red,user:bob}'; '{}' is the \
+                 owner alone."
+                .into(),
+            Error::InvalidReason => "Leave it out to leave by oneself.".into(),
+            Error::InvalidPatch => "Use presence.upsert to replace a state of another kind.".into(),
+            Error::InvalidTimeout => "Give an interval such as '5 s'.".into(),
+            Error::InvalidArgument { .. } => "The comment of the function says what it takes.".into(),
+            Error::ServiceOnly { .. } => "Service roles are superusers, roles with BYPASSRLS, the owner of the \
+                 extension and presence.service_roles."
+                .into(),
+            Error::OwnedByAnother => "Choose another member_id or connection_id.".into(),
+            Error::NotAuthorized { .. } => "Ask whoever manages the room.".into(),
+            Error::NoPreparedTransactions => "Use COMMIT.".into(),
+            Error::TooManyMembers { .. } => "Leave with some members first, or ask for a higher limit.".into(),
+            Error::TooManyColumns => "Run ALTER EXTENSION presence_ext UPDATE.".into(),
+            Error::Spi { .. } => "Please report this.".into(),
+        }
     }
 
     pub fn report(&self) -> ErrorReport {
-        let mut report = ErrorReport::new(self.code(), self.message(), function_name!());
-        if let Some(detail) = self.detail() {
-            report = report.set_detail(detail);
-        }
-        if let Some(hint) = self.hint() {
-            report = report.set_hint(hint);
-        }
-        report
+        ErrorReport::new(self.code(), self.message(), function_name!())
+            .set_detail(self.detail())
+            .set_hint(self.hint())
     }
 
     /// Raise it as a PostgreSQL ERROR. Rust destructors run on the way.

@@ -256,8 +256,14 @@ fn removal(identity: &Identity, element: &Element) -> Result<Removal> {
 }
 
 static FORGET: [Statement; 2] = [
-    Statement { sql: c"delete from presence._last_seen where user_id = $1", arguments: &[pg_sys::TEXTOID] },
-    Statement { sql: c"delete from presence.event where user_id = $1", arguments: &[pg_sys::TEXTOID] },
+    Statement {
+        sql: c"delete from presence._last_seen where user_id operator(pg_catalog.=) $1",
+        arguments: &[pg_sys::TEXTOID],
+    },
+    Statement {
+        sql: c"delete from presence.event where user_id operator(pg_catalog.=) $1",
+        arguments: &[pg_sys::TEXTOID],
+    },
 ];
 
 /// SQL `presence.forget(user_id)`.

@@ -237,12 +237,13 @@ fn number(rows: &spi::Rows, row: usize, column: usize) -> u64 {
 }
 
 static ROOMS: Statement = Statement {
-    sql: c"select room, key_hash, version, generation, deadline, session from presence.member where user_id = $1",
+    sql: c"select room, key_hash, version, generation, deadline, session from presence.member where user_id operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID],
 };
 
 static ROLE_NAMES: Statement = Statement {
-    sql: c"select rolname::text from pg_catalog.pg_roles where pg_catalog.pg_has_role(oid, 'usage')",
+    sql:
+        c"select rolname::pg_catalog.text from pg_catalog.pg_roles where pg_catalog.pg_has_role(oid, 'usage')",
     arguments: &[],
 };
 

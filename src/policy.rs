@@ -10,7 +10,7 @@ use pgrx::pg_sys::Datum;
 use std::cell::Cell;
 
 static IS_BUILTIN: Statement = Statement {
-    sql: c"select s.policies = presence._policies('presence.member'::pg_catalog.regclass) from presence.secret s",
+    sql: c"select s.policies operator(pg_catalog.=) presence._policies('presence.member'::pg_catalog.regclass) from presence.secret s",
     arguments: &[],
 };
 

@@ -29,12 +29,18 @@ fn after(call: &Call) -> Result<Option<Datum>> {
     if key.len() != parts as usize {
         return Err(wrong(format!("The key of a member has {parts} parts here, not {}.", key.len())));
     }
-    Ok(Some(given))
+    // Made anew: its first element is number 1, whatever it was in the caller's array.
+    Ok(Some(sqlfn::text_array(&key)))
 }
 
 /// SQL `presence._log_floor()`: the log has every event after this seq.
 fn log_floor(_call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(extension::current()?.database.log_floor.load(Acquire) as i64)))
+}
+
+/// SQL `presence._seq(after_seq)`.
+fn given_seq(call: &Call) -> Result<Option<Datum>> {
+    call.datum(0).ok_or(Error::MissingArgument { argument: "after_seq" }).map(Some)
 }
 
 static NEWEST: Statement =
@@ -64,6 +70,7 @@ fn direction(call: &Call) -> Result<Option<Datum>> {
 }
 
 crate::sql_function!(presence_direction, pg_finfo_presence_direction, direction);
+crate::sql_function!(presence_given_seq, pg_finfo_presence_given_seq, given_seq);
 crate::sql_function!(presence_limit, pg_finfo_presence_limit, limit);
 crate::sql_function!(presence_room, pg_finfo_presence_room, room);
 crate::sql_function!(presence_after, pg_finfo_presence_after, after);

@@ -23,31 +23,33 @@ pub struct Defaults {
 }
 
 static DEFAULTS: Statement = Statement {
-    sql: c"select ttl, audience from presence.room where room = $1 and (ttl is not null or audience is not null)",
+    sql: c"select ttl, audience from presence.room where room operator(pg_catalog.=) $1 and (ttl is not null or audience is not null)",
     arguments: &[pg_sys::TEXTOID],
 };
 
 static LIMIT: Statement = Statement {
-    sql: c"select max_members from presence.room where room = $1 and max_members is not null",
+    sql: c"select max_members from presence.room where room operator(pg_catalog.=) $1 and max_members is not null",
     arguments: &[pg_sys::TEXTOID],
 };
 
 static MEMBERS: Statement = Statement {
-    sql: c"select count(*) from presence.member \
-           where room = $1 and presence._is_alive(key_hash, version, generation, deadline, session)",
+    sql: c"select pg_catalog.count(*) from presence.member \
+           where room operator(pg_catalog.=) $1 and presence._is_alive(key_hash, version, generation, deadline, session)",
     arguments: &[pg_sys::TEXTOID],
 };
 
 static LOCK: Statement =
     Statement { sql: c"select pg_catalog.pg_advisory_xact_lock($1)", arguments: &[pg_sys::INT8OID] };
 
-static DROP_ROOM: Statement =
-    Statement { sql: c"delete from presence.room where room = $1", arguments: &[pg_sys::TEXTOID] };
+static DROP_ROOM: Statement = Statement {
+    sql: c"delete from presence.room where room operator(pg_catalog.=) $1",
+    arguments: &[pg_sys::TEXTOID],
+};
 
 static REMOVE_MEMBERS: Statement = Statement {
-    sql: c"with found as materialized (select key_hash from presence.member where room = $1 \
+    sql: c"with found as materialized (select key_hash from presence.member where room operator(pg_catalog.=) $1 \
                                        order by key_hash for update) \
-           delete from presence.member m using found where m.key_hash = found.key_hash",
+           delete from presence.member m using found where m.key_hash operator(pg_catalog.=) found.key_hash",
     arguments: &[pg_sys::TEXTOID],
 };
 
@@ -156,14 +158,14 @@ fn delete_room(call: &Call) -> Result<Option<Datum>> {
 }
 
 static MAY_COUNT: Statement = Statement {
-    sql: c"select count_audience && $2 from presence.room where room = $1",
+    sql: c"select count_audience operator(pg_catalog.&&) $2 from presence.room where room operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID, pg_sys::TEXTARRAYOID],
 };
 
 static COUNT: Statement = Statement {
-    sql: c"select coalesce(sum(u.members), 0)::bigint, count(*) from ( \
-               select count(*) as members from presence.member \
-               where room = $1 and presence._is_alive(key_hash, version, generation, deadline, session) \
+    sql: c"select coalesce(pg_catalog.sum(u.members), 0)::bigint, pg_catalog.count(*) from ( \
+               select pg_catalog.count(*) as members from presence.member \
+               where room operator(pg_catalog.=) $1 and presence._is_alive(key_hash, version, generation, deadline, session) \
                group by user_id) u",
     arguments: &[pg_sys::TEXTOID],
 };
@@ -173,6 +175,7 @@ static COUNT: Statement = Statement {
 fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let Some(room) = call.text(0) else { return call.rows([]) };
+    validate::name("room", room)?;
     let identity = identity::current(&extension)?;
     let tokens = identity.tokens(&identity.rooms(&extension)?)?;
     let allowed = authorizer::allows(room, Action::Read);
@@ -191,7 +194,7 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
 }
 
 static KEEPS_HISTORY: Statement = Statement {
-    sql: c"select keep_history from presence.room where room = $1",
+    sql: c"select keep_history from presence.room where room operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID],
 };
 

@@ -118,7 +118,9 @@ impl<'a> Net<'a> {
 
     fn records(&self, xid: u32, out: &mut Vec<Record>) {
         if let Some(Leave { change, reason, image }) = &self.left {
-            out.push(record(change, Kind::Leave, *reason, image, None, xid, change.version));
+            let mut leave = record(change, Kind::Leave, *reason, image, None, xid, change.version);
+            leave.hidden_version = self.gone_version.unwrap_or(change.version);
+            out.push(leave);
         }
         let Some(last) = self.last else { return };
         let generation = match &last.what {

@@ -119,7 +119,8 @@ pub struct Record {
     pub xid: u32,
     pub hash: u128,
     pub version: u64,
-    /// With `old`: the version of the leave that those hear who lose sight of the member.
+    /// With `old`: the version of the leave that those hear who lose sight of the member. Of a leave: the version of
+    /// its tombstone, which is newer if the transaction entered and left again.
     pub hidden_version: u64,
     pub generation: u64,
     /// timestamptz

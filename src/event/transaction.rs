@@ -16,7 +16,7 @@
 use super::fold::{Change, LeaseChange, What, fold};
 use super::record::{Field, Image, Kind, Reason};
 use crate::error::Error;
-use crate::extension::{self, Extension};
+use crate::extension::Extension;
 use crate::lease::shared::leases;
 use crate::lease::table::{Applied, Key, Lease};
 use crate::shared::{self, Database, VERSION_CELLS, control};
@@ -30,6 +30,8 @@ use std::sync::atomic::Ordering::*;
 #[derive(Default)]
 struct Buffer {
     changes: Vec<Change>,
+    /// Of this database, looked up while queries may still run: at PRE_COMMIT none may.
+    extension: Option<Extension>,
     /// The latest change of each member.
     latest: HashMap<u128, usize>,
     /// (nesting level, length of `changes` when it began to change something)
@@ -67,10 +69,11 @@ pub fn register_callbacks() {
 }
 
 /// Note a change; `previous` is filled in here.
-pub fn push(mut change: Change) {
+pub fn push(extension: &Extension, mut change: Change) {
     // SAFETY: plain read of this process's state.
     let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
     BUFFER.with_borrow_mut(|buffer| {
+        buffer.extension = Some(*extension);
         let length = buffer.changes.len();
         if level > 1 && buffer.marks.last().is_none_or(|(marked, _)| *marked < level) {
             buffer.marks.push((level, length));
@@ -95,16 +98,19 @@ pub fn tell(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
     let hash = (kind as u128) << 64 | extension.hash(5, &[room]) as u128;
     let key = extension.key_of(hash);
     let version = issue_version(&key, false);
-    push(Change {
-        key,
-        what: What::Told(kind),
-        version,
-        at: clock::wall(),
-        joined_at: 0,
-        seen_at: 0,
-        image,
-        previous: None,
-    });
+    push(
+        extension,
+        Change {
+            key,
+            what: What::Told(kind),
+            version,
+            at: clock::wall(),
+            joined_at: 0,
+            seen_at: 0,
+            image,
+            previous: None,
+        },
+    );
 }
 
 /// A worker is wanted in this database once the transaction is committed.
@@ -115,7 +121,10 @@ pub fn announce(database: &'static Database) {
 /// What this transaction has made of a member so far.
 pub enum Pending {
     Untouched,
-    Present,
+    Present {
+        /// Keyed hash of the owner's user_id.
+        owner: u64,
+    },
     Gone,
 }
 
@@ -123,10 +132,12 @@ pub fn pending(key: &Key) -> Pending {
     BUFFER.with_borrow(|buffer| {
         let mut at = buffer.latest.get(&key.hash).copied();
         while let Some(index) = at {
-            match buffer.changes[index].what {
-                What::Leave { .. } => return Pending::Gone,
+            match &buffer.changes[index].what {
+                What::Leave { .. } | What::Told(_) => return Pending::Gone,
                 What::Renew => at = buffer.changes[index].previous,
-                _ => return Pending::Present,
+                What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => {
+                    return Pending::Present { owner: lease.owner };
+                }
             }
         }
         Pending::Untouched
@@ -160,17 +171,6 @@ pub fn pin(key: &Key) -> bool {
         leases().unpin(index);
     }
     true
-}
-
-/// How many of a slot's pins are this transaction's: it is asked only of slots just pinned or not at all.
-pub fn own_pins(key: &Key) -> u32 {
-    match leases().pin(key) {
-        None => 0,
-        Some(index) => {
-            leases().unpin(index);
-            BUFFER.with_borrow(|buffer| buffer.pins.contains(&index)) as u32
-        }
-    }
 }
 
 /// A new version for a change of this member. With `hidden` it is the second of two: version - 1 is the leave of
@@ -274,11 +274,8 @@ impl Buffer {
 }
 
 fn prepare() {
-    if BUFFER.with_borrow(|buffer| buffer.changes.is_empty()) {
-        return;
-    }
-    // Fails only if the extension was dropped by this very transaction: then there is nothing to tell.
-    let Ok(extension) = extension::current() else { return };
+    let changed = BUFFER.with_borrow(|buffer| buffer.extension.filter(|_| !buffer.changes.is_empty()));
+    let Some(extension) = changed else { return };
     // SAFETY: plain read; 0 if the transaction wrote nothing (renewals only, or a wish to rotate).
     let xid = u32::from(unsafe { pg_sys::GetTopTransactionIdIfAny() });
     BUFFER.with_borrow_mut(|buffer| {
@@ -334,6 +331,7 @@ fn finish() {
             buffer.pins.drain().for_each(|index| leases().unpin(index));
         }
         buffer.changes.clear();
+        buffer.extension = None;
         buffer.latest.clear();
         buffer.marks.clear();
         buffer.cells.clear();

@@ -226,14 +226,12 @@ impl<L: Locks> LeaseTable<L> {
         self.slots[index as usize].pins.fetch_sub(1, AcqRel);
     }
 
-    /// Expire the member, if its lease has run out or (`ended`) its session is over: final for this generation.
-    /// `own_pins` are the caller's own; anybody else's pin means that a renewal may be about to commit.
-    pub fn claim(&self, key: &Key, generation: u64, now: u64, ended: bool, own_pins: u32) -> bool {
+    /// Expire the member, if its lease has run out or (`ended`) its session is over: final for this generation. The
+    /// caller has the member's row locked, or knows that there is none: so no renewal of it is about to commit.
+    pub fn claim(&self, key: &Key, generation: u64, now: u64, ended: bool) -> bool {
         self.locks.shared(self.partition(key), || {
             self.find(key).is_some_and(|(_, slot)| {
-                slot.generation.load(Relaxed) == generation
-                    && slot.pins.load(Acquire) <= own_pins
-                    && slot.claim(now, ended)
+                slot.generation.load(Relaxed) == generation && slot.claim(now, ended)
             })
         })
     }
@@ -336,7 +334,7 @@ impl<L: Locks> LeaseTable<L> {
                         return;
                     }
                     earliest = earliest.min(lease.deadline);
-                    if !alive(lease.deadline, now) && lease.pins == 0 {
+                    if !alive(lease.deadline, now) {
                         found.push((slot.key(), lease));
                     }
                 });
@@ -549,8 +547,11 @@ impl Slot {
                 _ if !ended && alive(word, now) => return false,
                 _ => {}
             }
-            let last_seen =
-                if word == NEVER { self.last_seen.load(Relaxed) } else { word - self.ttl.load(Relaxed) };
+            let last_seen = if word == NEVER {
+                self.last_seen.load(Relaxed)
+            } else {
+                word.saturating_sub(self.ttl.load(Relaxed))
+            };
             match self.deadline.compare_exchange_weak(word, CLAIMED, AcqRel, Acquire) {
                 Ok(_) => {
                     self.last_seen.store(last_seen, Relaxed);

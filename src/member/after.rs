@@ -4,7 +4,7 @@ use super::checks::check_max_per_user;
 use super::intent::{self, Intent};
 use super::row::{Column, Row};
 use super::session;
-use super::trigger::{Firing, TOLD};
+use super::trigger::{Firing, SEEN_BY, TOLD};
 use crate::clock;
 use crate::error::Result;
 use crate::event::fold::{Change, What};
@@ -33,6 +33,7 @@ pub fn insert(firing: &Firing) -> Result<()> {
     room::check_limit(&firing.extension, row.text(Column::Room).unwrap_or_default())?;
     let lease = lease_of(&firing.extension, &row);
     note(
+        &firing.extension,
         &key,
         What::Enter { lease },
         row.number(Column::Version),
@@ -44,7 +45,7 @@ pub fn insert(firing: &Firing) -> Result<()> {
 }
 
 static SET_VERSION: Statement = Statement {
-    sql: c"update presence.member set version = $2, generation = $2 where key_hash = $1",
+    sql: c"update presence.member set version = $2, generation = $2 where key_hash operator(pg_catalog.=) $1",
     arguments: &[pg_sys::UUIDOID, pg_sys::INT8OID],
 };
 
@@ -67,10 +68,10 @@ pub fn update(firing: &Firing) -> Result<()> {
     } else if row.same(&old, &TOLD) {
         What::Quiet { lease }
     } else {
-        let hidden = !row.same(&old, &[Column::Audience]);
+        let hidden = !row.same(&old, &SEEN_BY);
         What::Update { lease, old: hidden.then(|| old.image(None)) }
     };
-    note(&key, what, version, row.time(Column::UpdatedAt), &row, row.image(None));
+    note(&firing.extension, &key, what, version, row.time(Column::UpdatedAt), &row, row.image(None));
     Ok(())
 }
 
@@ -80,14 +81,14 @@ pub fn delete(firing: &Firing) -> Result<()> {
     let version = issue_version(&key, false);
     let (reason, at) = if firing.intent.expiring {
         let session = old.number(Column::Session);
-        let over = session != 0 && !session::is_live(session);
+        let over = session != 0 && !session::is_live(&firing.extension, session);
         let at = if over { clock::wall() } else { expired_at(&key, &old) };
         (transaction::expiry_reason(over), at)
     } else {
         (firing.intent.reason.map_or_else(|| default_reason(firing, &old), Ok)?, clock::wall())
     };
     let image = old.image(firing.intent.last_word.as_deref());
-    note(&key, What::Leave { reason }, version, at, &old, image);
+    note(&firing.extension, &key, What::Leave { reason }, version, at, &old, image);
     Ok(())
 }
 
@@ -109,12 +110,15 @@ fn expired_at(key: &Key, old: &Row) -> i64 {
     }
 }
 
-fn note(key: &Key, what: What, version: u64, at: i64, row: &Row, image: Image) {
+fn note(extension: &Extension, key: &Key, what: What, version: u64, at: i64, row: &Row, image: Image) {
     let joined_at = row.time(Column::JoinedAt);
     // Who expires was last seen a ttl earlier.
     let expired = matches!(what, What::Leave { reason: Reason::Expired });
     let seen_at = if expired { at - row.ttl().unwrap_or(0) as i64 } else { at };
-    transaction::push(Change { key: *key, what, version, at, joined_at, seen_at, image, previous: None });
+    transaction::push(
+        extension,
+        Change { key: *key, what, version, at, joined_at, seen_at, image, previous: None },
+    );
 }
 
 fn lease_of(extension: &Extension, row: &Row) -> Lease {

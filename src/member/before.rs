@@ -4,12 +4,14 @@ use super::checks::{
     check_join, check_member_id, check_names, normalize, renew, set_room_defaults, set_session,
 };
 use super::holder::make_way;
-use super::lease;
+use super::lease::{self, INFINITY};
 use super::row::Column;
-use super::trigger::{Firing, TOLD};
+use super::trigger::{Firing, SEEN_BY, TOLD};
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction::{self, issue_version};
 use crate::identity;
+use crate::lease::table::NEVER;
 use crate::sqlfn::{uuid, varlena};
 use pgrx::pg_sys::Datum;
 
@@ -40,6 +42,7 @@ pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
 
     row.set(Column::KeyHash, Some(uuid(key.hash)));
     let version = issue_version(&key, false);
+    crate::injection::stall("versioned");
     set_session(&mut row, None, &key, &firing.intent)?;
     let now = renew(&mut row)?;
     for column in [Column::Version, Column::Generation] {
@@ -77,7 +80,7 @@ pub fn update(firing: &Firing) -> Result<Option<Datum>> {
     let told = !row.same(&old, &TOLD);
     let quiet = row.ttl() != old.ttl() || row.number(Column::Session) != old.number(Column::Session);
     let version = if told || quiet {
-        issue_version(&key, !row.same(&old, &[Column::Audience]))
+        issue_version(&key, !row.same(&old, &SEEN_BY))
     } else {
         old.number(Column::Version)
     };
@@ -95,4 +98,18 @@ pub fn delete(firing: &Firing) -> Result<Option<Datum>> {
         return firing.skip();
     }
     firing.proceed_unchanged()
+}
+
+/// A row that another server has made: its values stay; only what belongs to this server is made here.
+pub fn replicated(firing: &Firing) -> Result<Option<Datum>> {
+    let mut row = firing.newest()?;
+    let key = row.key(&firing.extension);
+    transaction::pin(&key);
+    row.set(Column::KeyHash, Some(uuid(key.hash)));
+    row.set(Column::Session, None);
+    let left = row.time(Column::ExpiresAt).saturating_sub(clock::wall()).max(1) as u64;
+    let deadline =
+        if row.time(Column::ExpiresAt) == INFINITY { NEVER } else { clock::boot().saturating_add(left) };
+    row.set(Column::Deadline, Some(Datum::from(deadline as i64)));
+    firing.proceed(row)
 }

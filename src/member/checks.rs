@@ -132,7 +132,7 @@ pub fn renew(row: &mut Row) -> Result<i64> {
 }
 
 static OWN_MEMBERS: Statement = Statement {
-    sql: c"select count(*) from (select 1 from presence.member where user_id = $1 limit $2) own",
+    sql: c"select pg_catalog.count(*) from (select 1 from presence.member where user_id operator(pg_catalog.=) $1 limit $2) own",
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID],
 };
 

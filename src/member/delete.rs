@@ -12,21 +12,23 @@ use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::{Call, uuid, varlena};
 use pgrx::pg_sys::{self, Datum};
 
-static DELETE_ONE: Statement =
-    Statement { sql: c"delete from presence.member where key_hash = $1", arguments: &[pg_sys::UUIDOID] };
+static DELETE_ONE: Statement = Statement {
+    sql: c"delete from presence.member where key_hash operator(pg_catalog.=) $1",
+    arguments: &[pg_sys::UUIDOID],
+};
 
 static DELETE_CONNECTIONS: Statement = Statement {
-    sql: c"with found as materialized (select key_hash from presence.member where room = $1 and member_id = $2 \
+    sql: c"with found as materialized (select key_hash from presence.member where room operator(pg_catalog.=) $1 and member_id operator(pg_catalog.=) $2 \
                                        order by key_hash for update) \
-           delete from presence.member m using found where m.key_hash = found.key_hash",
+           delete from presence.member m using found where m.key_hash operator(pg_catalog.=) found.key_hash",
     arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
 };
 
 static DELETE_ALL: Statement = Statement {
     sql: c"with found as materialized (select key_hash from presence.member \
-                                       where user_id = $1 and ($2 is null or connection_id = $2) \
+                                       where user_id operator(pg_catalog.=) $1 and ($2 is null or connection_id = $2) \
                                        order by key_hash for update) \
-           delete from presence.member m using found where m.key_hash = found.key_hash",
+           delete from presence.member m using found where m.key_hash operator(pg_catalog.=) found.key_hash",
     arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
 };
 

@@ -33,7 +33,8 @@ impl<'a> Beater<'a> {
         let now = clock::boot();
         match transaction::pending(&key) {
             Pending::Gone => return Ok(false),
-            Pending::Present => {
+            Pending::Present { owner } if self.owner.is_some_and(|own| own != owner) => return Ok(false),
+            Pending::Present { .. } => {
                 transaction::renew_pending(&key, now);
                 leases().heartbeat(&key, self.owner, now);
                 return Ok(true);
@@ -103,18 +104,18 @@ impl<'a> Beater<'a> {
 }
 
 static FIND: Statement = Statement {
-    sql: c"select user_id, ttl, version, generation, deadline, session from presence.member where key_hash = $1",
+    sql: c"select user_id, ttl, version, generation, deadline, session from presence.member where key_hash operator(pg_catalog.=) $1",
     arguments: &[pg_sys::UUIDOID],
 };
 
 static LOCK: Statement = Statement {
-    sql: c"select user_id, ttl, version, generation, deadline, session from presence.member where key_hash = $1 \
+    sql: c"select user_id, ttl, version, generation, deadline, session from presence.member where key_hash operator(pg_catalog.=) $1 \
            for no key update",
     arguments: &[pg_sys::UUIDOID],
 };
 
 static RENEW_ROW: Statement = Statement {
-    sql: c"update presence.member set deadline = $2, last_seen_at = $3, expires_at = $4 where key_hash = $1",
+    sql: c"update presence.member set deadline = $2, last_seen_at = $3, expires_at = $4 where key_hash operator(pg_catalog.=) $1",
     arguments: &[pg_sys::UUIDOID, pg_sys::INT8OID, pg_sys::TIMESTAMPTZOID, pg_sys::TIMESTAMPTZOID],
 };
 

@@ -42,13 +42,13 @@ pub fn may_be_slotless(extension: &Extension) -> bool {
 }
 
 static EXPIRE: Statement = Statement {
-    sql: c"delete from presence.member where key_hash = $1 \
+    sql: c"delete from presence.member where key_hash operator(pg_catalog.=) $1 \
            and presence._claim(key_hash, version, generation, deadline, session)",
     arguments: &[pg_sys::UUIDOID],
 };
 
 static OWNER: Statement = Statement {
-    sql: c"select user_id from presence.member where key_hash = $1",
+    sql: c"select user_id from presence.member where key_hash operator(pg_catalog.=) $1",
     arguments: &[pg_sys::UUIDOID],
 };
 

@@ -3,7 +3,6 @@
 use super::session;
 use crate::clock;
 use crate::error::Result;
-use crate::event::transaction::own_pins;
 use crate::extension::{self, Extension};
 use crate::lease::rule::{self, RowLease, Start};
 use crate::lease::shared::leases;
@@ -37,21 +36,21 @@ pub fn expires_at(deadline: u64) -> i64 {
 
 /// Expire a row whose lease has run out, or whose session is over: true exactly if it is the caller's to delete.
 /// The caller has the row locked.
-pub fn claim(key: &Key, row: &RowLease, now: u64) -> bool {
+pub fn claim(extension: &Extension, key: &Key, row: &RowLease, now: u64) -> bool {
     match leases().read(key) {
         None => {
-            let over = row.session != 0 && !session::is_live(row.session);
+            let over = row.session != 0 && !session::is_live(extension, row.session);
             over || rule::deadline(None, row, &start(), now).is_none()
         }
         // The row's commit has not reached the slot yet; it will, and then we look again.
         Some(slot) if slot.version < row.version => false,
         Some(slot) if slot.generation != row.generation => false,
-        Some(slot) => leases().claim(key, row.generation, now, session_over(&slot), own_pins(key)),
+        Some(slot) => leases().claim(key, row.generation, now, session_over(extension, &slot)),
     }
 }
 
-fn session_over(slot: &Lease) -> bool {
-    slot.session != 0 && !session::is_live(slot.session)
+fn session_over(extension: &Extension, slot: &Lease) -> bool {
+    slot.session != 0 && !session::is_live(extension, slot.session)
 }
 
 /// (key_hash, version, generation, deadline, session)
@@ -99,7 +98,8 @@ fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
 /// SQL `presence._claim(key_hash, version, generation, deadline, session)`, for the sweeper.
 fn sql_claim(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    let claimed = row_lease(call, &extension).is_some_and(|(key, row)| claim(&key, &row, clock::boot()));
+    let claimed =
+        row_lease(call, &extension).is_some_and(|(key, row)| claim(&extension, &key, &row, clock::boot()));
     Ok(Some(Datum::from(claimed)))
 }
 

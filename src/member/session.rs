@@ -10,7 +10,7 @@ use crate::identity::Identity;
 use crate::lease::shared::leases;
 use crate::lease::table::Key;
 use crate::settings;
-use crate::shared::{self, Database, my_process, next_version, processes};
+use crate::shared::{self, Database, Process, my_process, next_version, processes};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -47,6 +47,7 @@ pub fn bind(key: &Key) -> Result<u64> {
         if bound.session == 0 {
             bound.session = next_version();
             bound.database = Some(extension.database);
+            process.database.store(extension.database_index, Release);
             process.session.store(bound.session, Release);
             // SAFETY: the callback has the right signature; registered once a session.
             unsafe { pg_sys::before_shmem_exit(Some(end), pg_sys::Datum::from(0)) };
@@ -68,12 +69,21 @@ unsafe extern "C-unwind" fn end(_code: i32, _argument: pg_sys::Datum) {
     shared::wake(&database.worker.process);
 }
 
-/// Whether a session that members are bound to is still there.
-pub fn is_live(session: u64) -> bool {
-    processes().iter().any(|process| process.session.load(Acquire) == session)
+/// Whether a session that members of this database are bound to is still there. (A copy of a database has members
+/// bound to sessions of the original.)
+pub fn is_live(extension: &Extension, session: u64) -> bool {
+    in_database(extension).any(|process| process.session.load(Acquire) == session)
 }
 
-/// The sessions that are there.
-pub fn live() -> HashSet<u64> {
-    processes().iter().map(|process| process.session.load(Acquire)).filter(|session| *session != 0).collect()
+/// The sessions of this database that are there and have members.
+pub fn live(extension: &Extension) -> HashSet<u64> {
+    in_database(extension)
+        .map(|process| process.session.load(Acquire))
+        .filter(|session| *session != 0)
+        .collect()
+}
+
+fn in_database(extension: &Extension) -> impl Iterator<Item = &'static Process> {
+    let database = extension.database_index;
+    processes().iter().filter(move |process| process.database.load(Acquire) == database)
 }

@@ -13,6 +13,9 @@ use pgrx::pg_sys::{self, Datum};
 pub const TOLD: [Column; 5] =
     [Column::Status, Column::State, Column::Metadata, Column::Audience, Column::UserId];
 
+/// What decides who sees a member: with a change of these somebody may lose sight of it.
+pub const SEEN_BY: [Column; 2] = [Column::Audience, Column::UserId];
+
 pub struct Firing<'a> {
     data: &'a pg_sys::TriggerData,
     pub extension: Extension,
@@ -56,6 +59,14 @@ impl Firing<'_> {
         unsafe { Row::read(self.data.tg_newtuple, self.data.tg_relation) }
     }
 
+    /// The row as it would be stored.
+    pub fn newest(&self) -> Result<Row> {
+        match self.operation() {
+            Operation::Update => self.second(),
+            _ => self.first(),
+        }
+    }
+
     /// Carry on with this row.
     pub fn proceed(&self, mut row: Row) -> Result<Option<Datum>> {
         // SAFETY: the row was read from this relation.
@@ -83,12 +94,21 @@ fn fire_before(call: &Call) -> Result<Option<Datum>> {
     if firing.intent.technical {
         return firing.proceed_unchanged();
     }
+    let replicated = is_replica();
     match firing.operation() {
+        Operation::Insert | Operation::Update if replicated => before::replicated(&firing),
+        Operation::Delete if replicated => firing.proceed_unchanged(),
         Operation::Insert => before::insert(&firing),
         Operation::Update => before::update(&firing),
         Operation::Delete => before::delete(&firing),
         Operation::Truncate => Err(Error::NoTruncate),
     }
+}
+
+/// Whether this session applies what another server has decided: then values stay as they were given.
+fn is_replica() -> bool {
+    // SAFETY: a plain setting.
+    unsafe { pg_sys::SessionReplicationRole == pg_sys::SESSION_REPLICATION_ROLE_REPLICA as i32 }
 }
 
 /// AFTER INSERT, UPDATE, DELETE, each row.

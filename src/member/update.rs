@@ -13,7 +13,7 @@ static CHANGE: Statement = Statement {
     sql: c"update presence.member m set state = case when $2 is null then m.state \
                                                      else presence._merge_patch(m.state, $2) end, \
            status = coalesce($3, m.status), metadata = coalesce($4, m.metadata), \
-           audience = coalesce($5, m.audience) where key_hash = $1 \
+           audience = coalesce($5, m.audience) where key_hash operator(pg_catalog.=) $1 \
            returning room, member_id, connection_id, user_id, status, state, metadata, audience, version, \
                      joined_at, updated_at, last_seen_at, expires_at, ttl, session_pid",
     arguments: &[pg_sys::UUIDOID, pg_sys::JSONBOID, pg_sys::TEXTOID, pg_sys::JSONBOID, pg_sys::TEXTARRAYOID],

@@ -73,7 +73,7 @@ const ONLINE_COLUMNS: usize = 15;
 static FIND: Statement = Statement {
     sql: c(concat!(
         returning!("select"),
-        ", generation, deadline, session from presence.member where key_hash = $1\0"
+        ", generation, deadline, session from presence.member where key_hash operator(pg_catalog.=) $1\0"
     )),
     arguments: &[pg_sys::UUIDOID],
 };
@@ -82,8 +82,8 @@ static CHANGE: Statement = Statement {
     sql: c(concat!(
         returning!(
             "update presence.member m set state = coalesce($2, m.state), status = coalesce($3, m.status), ",
-            "metadata = coalesce($4, m.metadata), ttl = case when $7 is not null then $5 else coalesce($5, m.ttl) end, ",
-            "audience = coalesce($6, m.audience), user_id = coalesce($8, m.user_id) where key_hash = $1 returning"
+            "metadata = coalesce($4, m.metadata), ttl = case when $7 then $5 else coalesce($5, m.ttl) end, ",
+            "audience = coalesce($6, m.audience), user_id = coalesce($8, m.user_id) where key_hash operator(pg_catalog.=) $1 returning"
         ),
         "\0"
     )),
@@ -104,11 +104,8 @@ static ENTER: Statement = Statement {
         returning!(
             "insert into presence.member as m ",
             "(room, member_id, connection_id, state, status, metadata, ttl, audience, user_id) ",
-            "values ($1, $2, $3, $4, $5, $6, $7, $8, $10) ",
-            "on conflict (room, member_id, connection_id) do update set state = coalesce($4, m.state), ",
-            "status = coalesce($5, m.status), metadata = coalesce($6, m.metadata), ",
-            "ttl = case when $9 is not null then $7 else coalesce($7, m.ttl) end, ",
-            "audience = coalesce($8, m.audience), user_id = coalesce($11, m.user_id) returning"
+            "values ($1, $2, $3, $4, $5, $6, $7, $8, $9) ",
+            "on conflict (room, member_id, connection_id) do nothing returning"
         ),
         "\0"
     )),
@@ -121,8 +118,6 @@ static ENTER: Statement = Statement {
         pg_sys::JSONBOID,
         pg_sys::INTERVALOID,
         pg_sys::TEXTARRAYOID,
-        pg_sys::BOOLOID,
-        pg_sys::TEXTOID,
         pg_sys::TEXTOID,
     ],
 };
@@ -200,12 +195,15 @@ impl Request {
     /// Enter, change or renew.
     pub fn write(&self, connection: &Connection) -> Result<Written> {
         // The member may expire, enter or leave between our statements; each turn starts from what is there.
-        for _ in 0..100 {
-            let found = connection.run(&FIND, &[Some(uuid(self.key.hash))], false)?;
+        for turn in 0..100 {
+            // The first look is at what the caller's statement sees; after that somebody was quicker, so look anew.
+            let found = connection.run(&FIND, &[Some(uuid(self.key.hash))], turn > 0)?;
             if self.is_live(&found) {
                 self.refuse_anothers(&found)?;
                 let state = self.new_state(found.get(0, 5));
-                if self.is_identical(&found, state)? && self.renew(&found) {
+                let identical = self.is_identical(&found, state)?;
+                crate::injection::stall("renewing");
+                if identical && self.renew(&found) {
                     return Ok(Written::Renewed(found));
                 }
                 let changed = self.change(connection, state)?;
@@ -302,7 +300,7 @@ impl Request {
             return false;
         }
         match transaction::pending(&self.key) {
-            Pending::Present => {
+            Pending::Present { .. } => {
                 transaction::renew_pending(&self.key, clock::boot());
                 return true;
             }
@@ -313,16 +311,19 @@ impl Request {
         let unchanged = leases().unchanged(&self.key, version, clock::boot());
         if unchanged {
             let (what, image) = (What::Renew, Default::default());
-            transaction::push(Change {
-                key: self.key,
-                what,
-                version,
-                at: 0,
-                joined_at: 0,
-                seen_at: 0,
-                image,
-                previous: None,
-            });
+            transaction::push(
+                &self.extension,
+                Change {
+                    key: self.key,
+                    what,
+                    version,
+                    at: 0,
+                    joined_at: 0,
+                    seen_at: 0,
+                    image,
+                    previous: None,
+                },
+            );
         }
         unchanged
     }
@@ -353,9 +354,7 @@ impl Request {
             self.metadata,
             self.ttl,
             self.audience,
-            self.session.map(Datum::from),
             Some(varlena(&self.owner)),
-            self.new_owner,
         ];
         connection.run(&ENTER, &values, true)
     }

@@ -34,8 +34,9 @@ pub struct Database {
     pub slotless: AtomicU64,
     /// Sessions that ended and whose members the sweeper has not looked for yet.
     pub ended_sessions: AtomicU64,
-    /// Events were lost since the last `resync`.
-    pub must_resync: AtomicBool,
+    /// How often events were lost, and how often before the last `resync` that told of it.
+    losses: AtomicU64,
+    losses_told: AtomicU64,
     /// Of all channels: `rotate_channels()`.
     pub epoch: AtomicU32,
     /// Of a room's channels: `rotate_channels(room)`.
@@ -109,6 +110,13 @@ impl Worker {
         }
     }
 
+    /// A worker is being started: returns the state from before.
+    pub fn begin_start(&self) -> WorkerState {
+        let before = self.state();
+        self.set_state(WorkerState::Starting);
+        before
+    }
+
     pub fn set_state(&self, state: WorkerState) {
         self.state.store(state as u32, Release);
     }
@@ -164,7 +172,7 @@ impl Database {
             locks::exclusive(self.ring_lock(), || {
                 self.tail.store(self.head.load(Acquire), Release);
             });
-            self.must_resync.store(false, Release);
+            self.losses_told.store(self.losses.load(Acquire), Release);
             self.slotless.store(0, Release);
         });
     }
@@ -216,7 +224,22 @@ impl Database {
 
     pub fn drop_events(&self, count: u64) {
         self.counters.dropped.fetch_add(count, Relaxed);
-        self.must_resync.store(true, Release);
+        self.ask_resync();
+    }
+
+    /// Listeners must be told to list again.
+    pub fn ask_resync(&self) {
+        self.losses.fetch_add(1, AcqRel);
+    }
+
+    /// Whether there are losses that listeners were not told of; how many there were so far.
+    pub fn owed_resync(&self) -> Option<u64> {
+        let losses = self.losses.load(Acquire);
+        (losses > self.losses_told.load(Acquire)).then_some(losses)
+    }
+
+    pub fn resync_told(&self, losses: u64) {
+        self.losses_told.fetch_max(losses, AcqRel);
     }
 
     pub fn set_error(&self, message: &str) {

@@ -120,7 +120,7 @@ fn image() -> Vec<u8> {
         put(database.relation.load(Relaxed) as u64);
         put(database.seq.load(Relaxed));
         put(database.log_floor.load(Relaxed));
-        put(database.must_resync.load(Relaxed) as u64);
+        put(database.owed_resync().is_some() as u64);
     }
     let live = leases().collect(|_, lease| lease.deadline != TOMBSTONE);
     put(live.len() as u64);
@@ -178,7 +178,9 @@ impl Reader<'_> {
                 entry.seq.store(seq, Relaxed);
                 entry.log_floor.store(log_floor, Relaxed);
                 entry.slotless.store(1, Relaxed);
-                entry.must_resync.store(must_resync, Relaxed);
+                if must_resync {
+                    entry.ask_resync();
+                }
             }
             places.push((old_index, entry));
         }

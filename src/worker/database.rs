@@ -9,10 +9,10 @@
 //!                                    somebody waits for the database └─▶ YIELDED, exit; the launcher comes back
 //! ```
 
-use super::house;
+use super::house::{self, guarded};
 use super::process::{self, transaction};
-use super::publisher::{self, Publisher};
-use super::{sink, sweeper};
+use super::publisher::{self, Outcome, Publisher};
+use super::{log, sink, sweeper};
 use crate::clock;
 use crate::extension::{self, Extension};
 use crate::lease::shared::leases;
@@ -20,6 +20,7 @@ use crate::lease::table::TOMBSTONE;
 use crate::settings;
 use crate::shared::database::WorkerState;
 use crate::shared::{self, Database};
+use crate::spi;
 use crate::subtransaction::Failure;
 use pgrx::{pg_guard, pg_sys};
 use std::cell::Cell;
@@ -45,7 +46,11 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     house::connect(oid, c"presence_ext worker");
     house::pin_settings();
     let found = transaction(c"starting", || match extension::member_table() {
-        Some(_) => extension::current().map(Some),
+        Some(_) => {
+            let extension = extension::current()?;
+            spi::as_role(extension.owner, || log::continue_numbers(&extension))?;
+            Ok(Some(extension))
+        }
         None => Ok(None),
     });
     let extension = match found {
@@ -108,6 +113,10 @@ struct Worker {
     /// After a failure: when to try again.
     not_before: u64,
     failures: u32,
+    /// The extension was dropped, or is being dropped: look what there is now.
+    is_stale: bool,
+    /// Members of sessions that are over were still there at the last sweep.
+    sessions_left: bool,
 }
 
 impl Worker {
@@ -121,6 +130,8 @@ impl Worker {
             last_tombstones: clock::boot(),
             not_before: 0,
             failures: 0,
+            is_stale: false,
+            sessions_left: false,
         }
     }
 
@@ -144,7 +155,7 @@ impl Worker {
     /// Do what is due. False: it is time to go.
     fn turn(&mut self) -> bool {
         let now = clock::boot();
-        if now >= self.last_housekeeping + HOUSEKEEPING {
+        if now >= self.last_housekeeping + HOUSEKEEPING || std::mem::take(&mut self.is_stale) {
             self.last_housekeeping = now;
             match self.keep_house() {
                 Ok(true) => {}
@@ -178,7 +189,7 @@ impl Worker {
 
     fn has_events(&self) -> bool {
         self.database().ring().used() > 0
-            || self.database().must_resync.load(Acquire)
+            || self.database().owed_resync().is_some()
             || self.publisher.rotation_is_due()
     }
 
@@ -197,7 +208,7 @@ impl Worker {
         }
         let earliest = leases().earliest(self.extension.database_index);
         let by_row = match self.database().slotless.load(Acquire) {
-            0 => u64::MAX,
+            0 if !self.sessions_left => u64::MAX,
             _ => self.last_sweep + settings::sweep_interval(),
         };
         let pause = SWEEP_PAUSE.min(settings::sweep_interval());
@@ -211,36 +222,58 @@ impl Worker {
     fn publish(&mut self) -> Result<(), Failure> {
         loop {
             self.last_publication = clock::boot();
-            if !self.publisher.publish(&self.extension)? {
-                return Ok(());
+            match self.publisher.publish(&self.extension)? {
+                Outcome::Published { more: true } => {}
+                Outcome::Stale => {
+                    self.is_stale = true;
+                    return Ok(());
+                }
+                Outcome::Published { more: false } | Outcome::Nothing | Outcome::Blocked => return Ok(()),
             }
         }
     }
 
     fn sweep(&mut self) -> Result<(), Failure> {
+        self.is_stale = self.try_sweep()?.is_none();
+        Ok(())
+    }
+
+    /// None: the extension is not the one we know any more.
+    fn try_sweep(&mut self) -> Result<Option<()>, Failure> {
         let extension = self.extension;
         let database = self.database();
+        let again = self.sessions_left;
         if database.slotless.load(Acquire) > 0 {
-            while transaction(c"giving leases a slot", || sweeper::adopt(&extension))? {}
+            while let Some(more) =
+                guarded(&extension, c"giving leases a slot", || sweeper::adopt(&extension))?
+            {
+                if !more {
+                    break;
+                }
+            }
         }
-        let due = transaction(c"looking for expired members", || sweeper::due(&extension))?;
+        let due = guarded(&extension, c"looking for expired members", || sweeper::due(&extension, again))?;
+        let Some(due) = due else { return Ok(None) };
+        self.sessions_left = due.sessions_left;
         for batch in &due.batches {
             // The ring must have room for what this makes: half of what is free, so that others have the rest.
             let room = database.ring().free() / 2;
-            let deleted =
-                transaction(c"removing expired members", || sweeper::delete(&extension, batch, room))?;
+            let deleted = guarded(&extension, c"removing expired members", || {
+                sweeper::delete(&extension, batch, room)
+            })?;
+            let Some(deleted) = deleted else { return Ok(None) };
             database.counters.expired.fetch_add(deleted as u64, Relaxed);
             if self.publication_is_due(clock::boot()) {
                 self.publish()?;
             }
         }
         if !due.batches.is_empty() {
-            transaction(c"freeing leases", || sweeper::free_rowless(&due))?;
+            guarded(&extension, c"freeing leases", || sweeper::free_rowless(&due))?;
             database.counters.sweep_lag.store(due.lateness as i64, Relaxed);
         }
         self.last_sweep = clock::boot();
         database.counters.last_sweep.store(clock::wall(), Relaxed);
-        Ok(())
+        Ok(Some(()))
     }
 
     /// Once a second. False: the worker is not wanted here any more.

@@ -2,6 +2,7 @@
 
 use super::process::transaction;
 use crate::error::Error;
+use crate::extension::{self, Extension};
 use crate::spi::{Connection, Statement};
 use crate::sqlfn::{decode, encode, text_of};
 use crate::subtransaction::Failure;
@@ -50,9 +51,9 @@ pub fn pin_settings() {
 
 static DATABASE_SETTINGS: Statement = Statement {
     sql: c"select setting from pg_catalog.pg_db_role_setting s, pg_catalog.unnest(s.setconfig) setting \
-           where s.setdatabase = (select d.oid from pg_catalog.pg_database d \
-                                  where d.datname = pg_catalog.current_database()) \
-             and s.setrole = 0 and setting like 'presence.%' order by setting",
+           where s.setdatabase operator(pg_catalog.=) (select d.oid from pg_catalog.pg_database d \
+                                  where d.datname operator(pg_catalog.=) pg_catalog.current_database()) \
+             and s.setrole operator(pg_catalog.=) 0 and pg_catalog.starts_with(setting, 'presence.') order by setting",
     arguments: &[],
 };
 
@@ -95,6 +96,29 @@ pub fn read_database_settings() -> Result<bool, Failure> {
         }
     }
     Ok(true)
+}
+
+/// Whether the extension is still the one that this worker knows; from then on, until the transaction ends, it is:
+/// DROP EXTENSION waits for our lock.
+pub fn is_still_ours(known: &Extension) -> Result<bool, Error> {
+    // SAFETY: a lock on an oid; if the table is gone, the look-up after it says so.
+    if !unsafe { pg_sys::ConditionalLockRelationOid(known.member, pg_sys::AccessShareLock as i32) } {
+        return Ok(false);
+    }
+    match extension::current() {
+        Ok(found) => Ok(found.member == known.member),
+        Err(Error::NotInstalled) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A transaction on the extension's tables. None: the extension is not the one we know any more.
+pub fn guarded<T>(
+    known: &Extension,
+    activity: &CStr,
+    body: impl FnOnce() -> Result<T, Error>,
+) -> Result<Option<T>, Failure> {
+    transaction(activity, || if is_still_ours(known)? { body().map(Some) } else { Ok(None) })
 }
 
 /// DROP DATABASE, ALTER DATABASE and CREATE DATABASE ... TEMPLATE hold a lock on the database and wait for

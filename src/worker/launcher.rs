@@ -138,17 +138,22 @@ impl Launcher {
         // SAFETY: this process's own pid; it wants to hear when the worker ends.
         worker.bgw_notify_pid = unsafe { pg_sys::MyProcPid };
         let mut handle = std::ptr::null_mut();
+        // Before there is a worker that could say otherwise.
+        let database = Database::find(pg_sys::Oid::from(oid));
+        let before = database.map(|database| database.worker.begin_start());
         // SAFETY: a complete description; the handle is palloc'd and of no further use.
         let registered = unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) };
         if registered {
             self.probed.insert(oid);
             self.started.insert(oid, now);
             self.complained = false;
-            if let Some(database) = Database::find(pg_sys::Oid::from(oid)) {
-                database.worker.set_state(WorkerState::Starting);
+        } else {
+            if let (Some(database), Some(before)) = (database, before) {
+                database.worker.set_state(before);
             }
-        } else if !self.complained {
-            self.complained = true;
+            if std::mem::replace(&mut self.complained, true) {
+                return;
+            }
             pgrx::ereport!(
                 pgrx::PgLogLevel::LOG,
                 pgrx::PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,

@@ -5,10 +5,13 @@
 
 use crate::clock;
 use crate::error::Result;
+use crate::extension::Extension;
 use crate::settings;
+use crate::shared::control;
 use crate::spi::{Connection, Statement};
 use pgrx::pg_sys::{self, Datum};
 use std::ffi::CStr;
+use std::sync::atomic::Ordering::*;
 
 pub const PARTS: usize = 3;
 
@@ -65,6 +68,22 @@ const NEWEST: [&CStr; PARTS] = [
     c"select seq from presence._event_1 order by seq desc limit 1",
     c"select seq from presence._event_2 order by seq desc limit 1",
 ];
+
+const NEWEST_VERSION: &CStr = c"select pg_catalog.max(version) from presence.member";
+
+/// Go on after what is there already: a copy of a database (CREATE DATABASE ... TEMPLATE) has a log and members that
+/// this server's memory knows nothing of.
+pub fn continue_numbers(extension: &Extension) -> Result<()> {
+    let connection = Connection::open()?;
+    let number = |sql| -> Result<u64> {
+        Ok(connection.run_text(sql, false)?.get(0, 0).map_or(0, |number| number.value() as u64))
+    };
+    for sql in NEWEST {
+        extension.database.seq.fetch_max(number(sql)?, AcqRel);
+    }
+    control().next_version.fetch_max(number(NEWEST_VERSION)? + 1, AcqRel);
+    Ok(())
+}
 
 /// A row of the log.
 pub type Values = [Option<Datum>; 15];

@@ -9,6 +9,7 @@
 
 use super::connections::Connections;
 use super::gap::{Ready, conflate, ready_records};
+use super::house;
 use super::last_seen::LastSeen;
 use super::log::Log;
 use super::process::transaction;
@@ -53,7 +54,8 @@ struct Batch {
     seq: u64,
     events: u64,
     notifications: u64,
-    resynced: bool,
+    /// The losses that its `resync` tells of.
+    resync: Option<u64>,
     /// Epochs that grow with the commit: new channel names from then on.
     epochs: Vec<&'static AtomicU32>,
 }
@@ -87,8 +89,9 @@ unsafe extern "C-unwind" fn at_transaction_end(
     let counters = &batch.database.counters;
     counters.published.fetch_add(batch.events, Relaxed);
     counters.notifications.fetch_add(batch.notifications, Relaxed);
-    if batch.resynced {
+    if let Some(losses) = batch.resync {
         counters.resyncs.fetch_add(1, Relaxed);
+        batch.database.resync_told(losses);
     }
     batch.epochs.iter().for_each(|epoch| {
         epoch.fetch_add(1, AcqRel);
@@ -109,12 +112,11 @@ impl Publisher {
         }
     }
 
-    /// Publish what is in the ring. Returns whether there is more to do at once.
-    pub fn publish(&mut self, extension: &Extension) -> std::result::Result<bool, Failure> {
+    /// Publish what is in the ring.
+    pub fn publish(&mut self, extension: &Extension) -> std::result::Result<Outcome, Failure> {
         let mut way = Way::Together;
         loop {
-            let resync = extension.database.must_resync.load(Acquire);
-            match self.try_publish(extension, way, resync) {
+            match self.try_publish(extension, way) {
                 Ok(outcome) => return Ok(outcome),
                 Err(failure) => {
                     self.connections = None;
@@ -128,57 +130,56 @@ impl Publisher {
         }
     }
 
-    fn try_publish(
-        &mut self,
-        extension: &Extension,
-        way: Way,
-        resync: bool,
-    ) -> std::result::Result<bool, Failure> {
-        if resync {
+    fn try_publish(&mut self, extension: &Extension, way: Way) -> std::result::Result<Outcome, Failure> {
+        // Looked at before the snapshot: whatever was lost by now is over by then.
+        let resync = extension.database.owed_resync();
+        if resync.is_some() {
             // Records are missing: what we counted is wrong.
-            extension.database.must_resync.store(false, Release);
             self.connections = None;
         }
         let rotation = self.rotation.clone();
+        let mut gone = Vec::new();
         let result = transaction(c"publishing events", || {
+            if !house::is_still_ours(extension)? {
+                return Ok(Outcome::Stale);
+            }
             let Some(ready) = ready_records(extension)? else { return Ok(Outcome::Blocked) };
-            if ready.records.is_empty() && !resync && !self.rotation.is_due() {
+            if ready.records.is_empty() && resync.is_none() && !self.rotation.is_due() {
                 return Ok(Outcome::Nothing);
             }
-            spi::as_role(extension.owner, || self.write(extension, ready, way, resync))
+            gone = leaves(&ready.records);
+            let outcome = spi::as_role(extension.owner, || self.write(extension, ready, way, resync))?;
+            crate::injection::stall("publishing");
+            Ok(outcome)
         });
-        let outcome = match result {
-            Ok(outcome) => outcome,
-            Err(failure) => {
-                // Nothing of it happened.
-                self.rotation = rotation;
-                if resync {
-                    extension.database.must_resync.store(true, Release);
-                }
-                return Err(failure);
-            }
-        };
-        match outcome {
-            Outcome::Nothing | Outcome::Blocked => {
-                if resync {
-                    extension.database.must_resync.store(true, Release);
-                }
-                Ok(false)
-            }
-            Outcome::Published { gone, more } => {
+        match result {
+            Ok(Outcome::Published { more }) => {
+                // Those of later batches do not match yet, or are done there.
                 for (hash, version) in gone {
                     leases().free(&extension.key_of(hash), version);
                 }
                 if way == Way::LogOnly {
-                    extension.database.must_resync.store(true, Release);
-                    return Ok(false);
+                    extension.database.ask_resync();
+                    return Ok(Outcome::Blocked);
                 }
-                Ok(more)
+                Ok(Outcome::Published { more })
+            }
+            Ok(outcome) => Ok(outcome),
+            Err(failure) => {
+                // Nothing of it happened.
+                self.rotation = rotation;
+                Err(failure)
             }
         }
     }
 
-    fn write(&mut self, extension: &Extension, ready: Ready, way: Way, resync: bool) -> Result<Outcome> {
+    fn write(
+        &mut self,
+        extension: &Extension,
+        ready: Ready,
+        way: Way,
+        resync: Option<u64>,
+    ) -> Result<Outcome> {
         let Ready { mut records, mut positions } = ready;
         if self.log.is_none() {
             self.log = Some(Log::open()?);
@@ -191,14 +192,9 @@ impl Publisher {
         records.truncate(BATCH);
         positions.truncate(BATCH);
         self.last_seen.note(&records);
-        let gone = leaves(&records);
         let connection = Connection::open()?;
         let Some(log) = &mut self.log else { return Err(Error::NotInstalled) };
         let mut writer = Writer::new(extension, &connection, log, &mut self.rotation, way == Way::LogOnly)?;
-        let resyncs = resync && way != Way::LogOnly;
-        if resyncs {
-            writer.resync()?;
-        }
         let mut lost = false;
         for record in &conflate(records) {
             let counted = connections.count(record);
@@ -213,6 +209,11 @@ impl Publisher {
                 lost = true;
             }
         }
+        // Last, when nothing older is left in the ring: whoever lists now hears only what is newer.
+        let resync = resync.filter(|_| !more && way != Way::LogOnly);
+        if resync.is_some() {
+            writer.resync()?;
+        }
         let written = writer.finish()?;
         if written.events > 0 {
             log.is_fresh = false;
@@ -223,11 +224,11 @@ impl Publisher {
             seq: written.seq,
             events: written.events,
             notifications: written.notifications,
-            resynced: resyncs,
+            resync,
             epochs: written.epochs,
         }));
         self.connections = (!lost).then_some(connections);
-        Ok(Outcome::Published { gone, more })
+        Ok(Outcome::Published { more })
     }
 
     /// Write down who was seen when, if it is time.
@@ -256,17 +257,19 @@ impl Publisher {
     }
 }
 
-enum Outcome {
+pub enum Outcome {
     Nothing,
-    /// Some backend is in the commit gap and does not come out.
+    /// Not now: some backend is in the commit gap and does not come out, or the NOTIFY queue is full.
     Blocked,
+    /// The extension is not the one we know any more.
+    Stale,
     Published {
-        gone: Vec<(u128, u64)>,
+        /// There is more to do at once.
         more: bool,
     },
 }
 
-/// The members that leave in these records, to free their tombstones afterwards.
+/// The members that leave in these records, with the versions of their tombstones, to free these afterwards.
 fn leaves(records: &[Record]) -> Vec<(u128, u64)> {
     records
         .iter()

@@ -142,12 +142,13 @@ fn may_stay(extension: &Extension) -> std::result::Result<bool, Failure> {
 static FUNCTION: Statement = Statement {
     sql: c"select p.proowner, p.oid::pg_catalog.regproc::pg_catalog.text
            from pg_catalog.pg_proc p
-           where p.oid = pg_catalog.to_regprocedure($1 || '(presence.event[])')",
+           where p.oid operator(pg_catalog.=)
+                 pg_catalog.to_regprocedure($1 operator(pg_catalog.||) '(presence.event[])')",
     arguments: &[pg_sys::TEXTOID],
 };
 
 static POSITION: Statement = Statement {
-    sql: c"select position from presence._sink where function_name = $1 for update",
+    sql: c"select position from presence._sink where function_name operator(pg_catalog.=) $1 for update",
     arguments: &[pg_sys::TEXTOID],
 };
 
@@ -159,18 +160,18 @@ static BEGIN: Statement = Statement {
 };
 
 static ADVANCE: Statement = Statement {
-    sql: c"update presence._sink set position = $2, updated_at = pg_catalog.clock_timestamp() where function_name = $1",
+    sql: c"update presence._sink set position = $2, updated_at = pg_catalog.clock_timestamp() where function_name operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID],
 };
 
 /// The next events; where the log does not reach back, a `resync` comes first.
 static BATCH: Statement = Statement {
     sql: c"select pg_catalog.array_agg(b.e order by b.seq), pg_catalog.max(b.seq)
-           from ((select e, e.seq from presence.event e where e.seq > $1 order by e.seq limit 1000)
+           from ((select e, e.seq from presence.event e where e.seq operator(pg_catalog.>) $1 order by e.seq limit 1000)
                  union all
                  select row(presence._log_floor(), null, 'resync', null, null, null, null, null, null, null, null, null,
                             null, null, null)::presence.event, presence._log_floor()
-                 where $1 < presence._log_floor()) b",
+                 where $1 operator(pg_catalog.<) presence._log_floor()) b",
     arguments: &[pg_sys::INT8OID],
 };
 

@@ -23,20 +23,20 @@ const BATCH: usize = 1_000;
 /// $2 bytes of events.
 static DELETE: Statement = Statement {
     sql: c"with locked as materialized (
-               select key_hash, pg_catalog.pg_column_size(state) + pg_catalog.pg_column_size(metadata) + 400 as size
-               from presence.member where key_hash = any($1) order by key_hash for update skip locked),
+               select key_hash, pg_catalog.pg_column_size(state) operator(pg_catalog.+) pg_catalog.pg_column_size(metadata) as size
+               from presence.member where key_hash operator(pg_catalog.=) any ($1) order by key_hash for update skip locked),
            chosen as materialized (
-               select key_hash from (select key_hash, sum(size) over (order by key_hash) as total from locked) l
-               where total <= $2)
+               select key_hash from (select key_hash, pg_catalog.sum(size operator(pg_catalog.+) 400) over (order by key_hash) as total from locked) l
+               where total operator(pg_catalog.<=) $2)
            delete from presence.member m using chosen
-           where m.key_hash = chosen.key_hash
+           where m.key_hash operator(pg_catalog.=) chosen.key_hash
              and presence._claim(m.key_hash, m.version, m.generation, m.deadline, m.session)
            returning m.key_hash",
     arguments: &[pg_sys::UUIDARRAYOID, pg_sys::INT8OID],
 };
 
 static PRESENT: Statement = Statement {
-    sql: c"select key_hash from presence.member where key_hash = any($1)",
+    sql: c"select key_hash from presence.member where key_hash operator(pg_catalog.=) any ($1)",
     arguments: &[pg_sys::UUIDARRAYOID],
 };
 
@@ -53,7 +53,9 @@ pub fn delete(extension: &Extension, keys: &[u128], bytes: u64) -> Result<usize>
     spi::as_role(extension.owner, || {
         let _intent = intent::set(Intent { expiring: true, ..Intent::default() });
         let values = [Some(uuids(keys)), Some(Datum::from(bytes as i64))];
-        Ok(Connection::open()?.run(&DELETE, &values, true)?.count)
+        let deleted = Connection::open()?.run(&DELETE, &values, true)?.count;
+        crate::injection::stall("claimed");
+        Ok(deleted)
     })
 }
 
@@ -65,21 +67,26 @@ fn uuids(keys: &[u128]) -> Datum {
 /// What is due for deletion now, in batches in key order.
 pub struct Due {
     pub batches: Vec<Vec<u128>>,
+    /// Members of sessions that are over were found: look again whether all are gone.
+    pub sessions_left: bool,
     /// How late the oldest of them is, in microseconds.
     pub lateness: u64,
     /// The slots among them, to free where no row is left.
     slots: Vec<(Key, Lease)>,
 }
 
-/// Look through the leases, and for rows without one.
-pub fn due(extension: &Extension) -> Result<Due> {
+/// Look through the leases, and for rows without one; `again`: also for members of sessions that are over, though no
+/// other session ended since.
+pub fn due(extension: &Extension, again: bool) -> Result<Due> {
     let database = extension.database;
     let now = clock::boot();
     let relation = u32::from(extension.member);
     let mut slots = leases().expired(extension.database_index, now);
     slots.retain(|(key, _)| key.relation == relation);
-    if database.ended_sessions.swap(0, AcqRel) > 0 {
-        let live = session::live();
+    let sessions = database.ended_sessions.swap(0, AcqRel) > 0 || again;
+    let mut sessions_left = false;
+    if sessions {
+        let live = session::live(extension);
         let over = leases().collect(|key, lease| {
             key.database == extension.database_index
                 && key.relation == relation
@@ -87,10 +94,8 @@ pub fn due(extension: &Extension) -> Result<Due> {
                 && lease.deadline != TOMBSTONE
                 && !live.contains(&lease.session)
         });
-        if over.iter().any(|(_, lease)| lease.pins > 0) {
-            // A change of it is about to commit or fail: look again.
-            database.ended_sessions.fetch_add(1, AcqRel);
-        }
+        // Some may be locked, by a change that is about to commit or fail: look again until none is left.
+        sessions_left = !over.is_empty();
         slots.extend(over);
     }
     let mut keys: Vec<u128> = slots.iter().map(|(key, _)| key.hash).collect();
@@ -99,7 +104,7 @@ pub fn due(extension: &Extension) -> Result<Due> {
     keys.dedup();
     let ended = |lease: &Lease| lease.last_seen.saturating_add(lease.ttl);
     let lateness = slots.iter().map(|(_, lease)| now.saturating_sub(ended(lease))).max().unwrap_or(0);
-    Ok(Due { lateness, batches: keys.chunks(BATCH).map(<[u128]>::to_vec).collect(), slots })
+    Ok(Due { sessions_left, lateness, batches: keys.chunks(BATCH).map(<[u128]>::to_vec).collect(), slots })
 }
 
 /// Members whose lease lives in the row. When there are none left, nobody need look for them.
@@ -178,7 +183,7 @@ pub fn free_rowless(due: &Due) -> Result<()> {
         let present: HashSet<u128> =
             (0..rows.count).filter_map(|row| rows.get(row, 0)).map(|hash| unsafe { hash_of(hash) }).collect();
         for (key, lease) in batch.iter().filter(|(key, _)| !present.contains(&key.hash)) {
-            if leases().claim(key, lease.generation, clock::boot(), false, 0) {
+            if leases().claim(key, lease.generation, clock::boot(), false) {
                 leases().free(key, lease.version);
             }
         }
@@ -188,7 +193,7 @@ pub fn free_rowless(due: &Due) -> Result<()> {
 
 /// SQL `presence.sweep()`: what the worker does, here and now.
 pub fn sweep_now(extension: &Extension) -> Result<usize> {
-    let due = spi::as_role(extension.owner, || due(extension))?;
+    let due = spi::as_role(extension.owner, || due(extension, true))?;
     let mut deleted = 0;
     for batch in &due.batches {
         deleted += delete(extension, batch, i64::MAX as u64)?;

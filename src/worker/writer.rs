@@ -167,8 +167,14 @@ impl<'a> Writer<'a> {
                 },
             );
         };
-        let before = audience_of(old)?;
-        let lost: Vec<Vec<u8>> = before.iter().filter(|token| !covered(token, &audience)).cloned().collect();
+        // The owner sees it as by a token of their own: who gives the member away loses sight of it like anybody.
+        let with_owner = |mut tokens: Vec<Vec<u8>>, image: &Image| {
+            tokens.push(own_token(image.get(Field::UserId).unwrap_or_default()));
+            tokens
+        };
+        let before = with_owner(audience_of(old)?, old);
+        let now = with_owner(audience.clone(), &record.image);
+        let lost: Vec<Vec<u8>> = before.iter().filter(|token| !covered(token, &now)).cloned().collect();
         let (kept, gained): (Vec<_>, Vec<_>) =
             audience.iter().cloned().partition(|token| covered(token, &before));
         let others = |tokens: Vec<Vec<u8>>| -> Vec<Vec<u8>> {
@@ -201,7 +207,7 @@ impl<'a> Writer<'a> {
                 tokens: reach(&kept, owner),
                 audience: kept,
                 for_service: true,
-                old_audience: Some(before),
+                old_audience: Some(audience_of(old)?),
             },
         )?;
         if !gained.is_empty() {
