@@ -22,7 +22,7 @@ begin atomic
     (select e.* from presence.event e
      where not presence._direction(history.direction)
        and presence._room(history.room) is not null and presence._keeps_history(history.room)
-       and e.room operator(pg_catalog.=) history.room
+       and e.room operator(pg_catalog.=) presence._room(history.room)
        and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
        and (history.since is null or e.at operator(pg_catalog.>=) history.since)
        and (history.until is null or e.at operator(pg_catalog.<) history.until)
@@ -33,7 +33,7 @@ begin atomic
     (select e.* from presence.event e
      where presence._direction(history.direction)
        and presence._room(history.room) is not null and presence._keeps_history(history.room)
-       and e.room operator(pg_catalog.=) history.room
+       and e.room operator(pg_catalog.=) presence._room(history.room)
        and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
        and (history.since is null or e.at operator(pg_catalog.>=) history.since)
        and (history.until is null or e.at operator(pg_catalog.<) history.until)
@@ -79,5 +79,5 @@ comment on view presence.last_seen is
 create function presence.forget(user_id text) returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_forget';
 comment on function presence.forget(text) is
-    'Erase a user: members, log and last_seen. The leave of members that are still here is published and logged '
-    'after that: call it again then (presence.wait_for_flush). For service roles (42501).';
+    'Erase a user: members, log and last_seen; when it is published (presence.wait_for_flush) also what the leave of '
+    'members that were still here has left in the log. For service roles (42501).';

@@ -47,7 +47,7 @@ create function presence.get(room text, member_id text default null, connection_
     language sql stable parallel restricted rows 10
 begin atomic
     select o.* from presence.online o
-    where presence._room(get.room) is not null and o.room operator(pg_catalog.=) get.room
+    where presence._room(get.room) is not null and o.room operator(pg_catalog.=) presence._room(get.room)
       -- No coalesce: PostgreSQL would not look for it in the index under row-level security.
       and o.member_id operator(pg_catalog.=)
           case when get.member_id is null then presence.user_id() else get.member_id end
@@ -98,7 +98,7 @@ begin atomic
                  min(o.joined_at) over all_of_user as first_joined_at,
                  row_number() over (partition by o.user_id order by o.last_seen_at desc, o.version desc) as place
           from presence.online o
-          where presence._room(users.room) is not null and o.room operator(pg_catalog.=) users.room
+          where presence._room(users.room) is not null and o.room operator(pg_catalog.=) presence._room(users.room)
           window all_of_user as (partition by o.user_id)) u
     where u.place operator(pg_catalog.=) 1
     order by u.user_id;
@@ -134,7 +134,7 @@ begin atomic
                           else jsonb_build_object('presence_ref', o.version::text, 'state', o.state) end
                      order by o.connection_id) as list
           from presence.online o
-          where presence._room(state.room) is not null and o.room operator(pg_catalog.=) state.room
+          where presence._room(state.room) is not null and o.room operator(pg_catalog.=) presence._room(state.room)
           group by o.member_id) k;
 end;
 comment on function presence.state(text) is

@@ -5,10 +5,11 @@
 
 use crate::authorizer::{self, Action};
 use crate::error::{Error, Result};
+use crate::event::record::Kind;
+use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
 use crate::jsonb::{self, Value};
-use crate::lease::table::Key;
 use crate::member::delete::{self, Removal};
 use crate::member::upsert::{self, Request};
 use crate::member::{session, validate};
@@ -107,13 +108,13 @@ fn elements(call: &Call) -> Result<Vec<Element>> {
 }
 
 /// Of a repeated key the last one, all in the order in which everybody locks.
-fn in_key_order<T>(items: Vec<(Key, T)>) -> Vec<T> {
-    let mut last: HashMap<Key, T> = HashMap::with_capacity(items.len());
+fn in_key_order<K: Copy + Ord + std::hash::Hash, T>(items: Vec<(K, T)>) -> Vec<T> {
+    let mut last: HashMap<K, T> = HashMap::with_capacity(items.len());
     for (key, item) in items {
         last.insert(key, item);
     }
-    let mut ordered: Vec<(Key, T)> = last.into_iter().collect();
-    ordered.sort_by_key(|(key, _)| key.hash);
+    let mut ordered: Vec<(K, T)> = last.into_iter().collect();
+    ordered.sort_by_key(|(key, _)| *key);
     ordered.into_iter().map(|(_, item)| item).collect()
 }
 
@@ -140,7 +141,7 @@ fn upsert_many(call: &Call) -> Result<Option<Datum>> {
     for element in elements(call)? {
         let request =
             request(&extension, &identity, &element).map_err(|error| located(error, element.place))?;
-        requests.push((request.key, request));
+        requests.push((request.key.hash, request));
     }
     let requests = in_key_order(requests);
     let connection = Connection::open()?;
@@ -225,10 +226,8 @@ fn delete_many(call: &Call) -> Result<Option<Datum>> {
     let mut removals = Vec::new();
     for element in elements(call)? {
         let removal = removal(&identity, &element).map_err(|error| located(error, element.place))?;
-        removals.push((
-            extension.key(&removal.room, &removal.member_id, &removal.connection_id_or_empty()),
-            removal,
-        ));
+        let key = extension.key(&removal.room, &removal.member_id, &removal.connection_id_or_empty());
+        removals.push(((key.hash, removal.is_for_all_connections()), removal));
     }
     let mut deleted = 0;
     for removal in in_key_order(removals) {
@@ -275,6 +274,8 @@ fn forget(call: &Call) -> Result<Option<Datum>> {
         return Err(Error::ServiceOnly { what: "forget a user" });
     }
     delete::everything_of(user_id, None)?;
+    // What the worker has not written yet, it shall not write.
+    transaction::tell(&extension, Kind::Forget, [None, None, None, Some(user_id), None, None, None, None]);
     spi::as_role(extension.owner, || {
         let connection = Connection::open()?;
         FORGET

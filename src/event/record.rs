@@ -14,6 +14,8 @@ pub enum Kind {
     Room = 4,
     /// New channel names are wanted, for one room or (no room) for all.
     Rotate = 5,
+    /// The worker shall forget a user: after the events before.
+    Forget = 6,
 }
 
 /// Why a member left.
@@ -175,6 +177,7 @@ impl Record {
                 3 => Kind::Leave,
                 4 => Kind::Room,
                 5 => Kind::Rotate,
+                6 => Kind::Forget,
                 _ => return None,
             },
             reason: Reason::from_byte(*bytes.get(at + 5)?),

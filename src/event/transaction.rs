@@ -94,8 +94,8 @@ pub fn push(extension: &Extension, mut change: Change) {
 /// Something to tell that is no member's change: a room's metadata, a wish to rotate channels.
 pub fn tell(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
     let image = Image::new(fields);
-    let room = image.get(Field::Room).unwrap_or_default();
-    let hash = (kind as u128) << 64 | extension.hash(5, &[room]) as u128;
+    let whose = image.get(Field::Room).or(image.get(Field::UserId)).unwrap_or_default();
+    let hash = (kind as u128) << 64 | extension.hash(5, &[whose]) as u128;
     let key = extension.key_of(hash);
     let version = issue_version(&key, false);
     push(

@@ -31,7 +31,7 @@ pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
         row.set(Column::ConnectionId, Some(varlena(b"")));
     }
     check_names(&row)?;
-    check_member_id(&identity, &row)?;
+    check_member_id(&identity, row.text(Column::MemberId).unwrap_or_default())?;
     check_join(&identity, &row)?;
     set_room_defaults(extension, &mut row, &firing.intent)?;
     normalize(&mut row)?;

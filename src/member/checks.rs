@@ -51,15 +51,12 @@ pub fn check_join(identity: &Identity, row: &Row) -> Result<()> {
 }
 
 /// Nobody squats "bob".
-pub fn check_member_id(identity: &Identity, row: &Row) -> Result<()> {
-    let free = identity.service || settings::member_ids() == MemberIds::Any;
-    match row.text(Column::MemberId) {
-        Some(given) if !free && !identity.is(given) => {
-            let own = identity.user_id.as_deref().unwrap_or_default();
-            Err(Error::NotYourName { member_id: crate::error::printable(own) })
-        }
-        _ => Ok(()),
+pub fn check_member_id(identity: &Identity, member_id: &[u8]) -> Result<()> {
+    if identity.service || settings::member_ids() == MemberIds::Any || identity.is(member_id) {
+        return Ok(());
     }
+    let own = identity.user_id.as_deref().unwrap_or_default();
+    Err(Error::NotYourName { member_id: crate::error::printable(own) })
 }
 
 /// Status, state, metadata and audience as they shall be stored.

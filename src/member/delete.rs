@@ -77,6 +77,10 @@ impl Removal {
         Ok(Removal { room, member_id, connection_id, last_word, reason })
     }
 
+    pub fn is_for_all_connections(&self) -> bool {
+        self.connection_id.is_none()
+    }
+
     pub fn connection_id_or_empty(&self) -> Vec<u8> {
         self.connection_id.clone().unwrap_or_default()
     }
@@ -97,7 +101,7 @@ impl Removal {
         };
         if deleted == 0 && !manages {
             let key = extension.key(&self.room, &self.member_id, &self.connection_id_or_empty());
-            refuse_anothers(extension, identity, &key)?;
+            refuse_anothers(extension, identity, &self.member_id, &key)?;
         }
         Ok(deleted)
     }

@@ -1,5 +1,6 @@
 //! Who holds a key: whether a newcomer may have it, and what writers are told who may not.
 
+use super::checks::check_member_id;
 use super::intent::{self, Intent};
 use crate::clock;
 use crate::error::{Error, Result};
@@ -60,10 +61,20 @@ fn expire(extension: &Extension, key: &Key) -> Result<usize> {
     })
 }
 
-/// A write found no member of the caller's: say so if there is another's, seen or unseen alike.
-pub fn refuse_anothers(extension: &Extension, identity: &Identity, key: &Key) -> Result<()> {
+/// A write found no member of the caller's: say so if there is another's, seen or unseen alike. Where names are one's
+/// own, a stranger's name is answered the same whether somebody is there or not.
+pub fn refuse_anothers(
+    extension: &Extension,
+    identity: &Identity,
+    member_id: &[u8],
+    key: &Key,
+) -> Result<()> {
+    if identity.service {
+        return Ok(());
+    }
+    check_member_id(identity, member_id)?;
     let there = leases().read(key).is_some_and(|slot| alive(slot.deadline, clock::boot()));
-    if !identity.service && there && owner_of(extension, key)?.is_some_and(|owner| !identity.is(&owner)) {
+    if there && owner_of(extension, key)?.is_some_and(|owner| !identity.is(&owner)) {
         return Err(Error::OwnedByAnother);
     }
     Ok(())

@@ -1,7 +1,8 @@
 //! `presence.update`: change what is there by JSON merge patch. A late update makes no ghost: absent is no row.
 
 use super::holder::refuse_anothers;
-use super::upsert::{check_names, online_row};
+use super::upsert::online_row;
+use super::validate;
 use crate::error::{Error, Result};
 use crate::extension;
 use crate::identity;
@@ -29,7 +30,9 @@ fn update(call: &Call) -> Result<Option<Datum>> {
         None => identity.writer()?,
     };
     let connection_id = call.text(3).unwrap_or_default();
-    check_names(&identity, room, member_id, connection_id)?;
+    validate::name("room", room)?;
+    validate::name("member_id", member_id)?;
+    validate::connection_id("connection_id", connection_id)?;
     // SAFETY: declared jsonb in SQL.
     if call.datum(1).is_some_and(|patch| !unsafe { crate::jsonb::is_object(patch) }) {
         return Err(Error::InvalidPatch);
@@ -43,7 +46,7 @@ fn update(call: &Call) -> Result<Option<Datum>> {
     drop(changed);
     drop(connection);
     if row.is_none() {
-        refuse_anothers(&extension, &identity, &key)?;
+        refuse_anothers(&extension, &identity, member_id, &key)?;
     }
     call.at_most_one_row(row)
 }

@@ -1,6 +1,6 @@
 //! `presence.upsert`: enter, or change what is there, or (with what is there already) only renew.
 
-use super::checks::EMPTY_OBJECT;
+use super::checks::{EMPTY_OBJECT, check_member_id};
 use super::intent::{self, Intent};
 use super::{lease, session, validate};
 use crate::authorizer::{self, Action};
@@ -13,7 +13,6 @@ use crate::identity::{self, Identity};
 use crate::lease::rule::RowLease;
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, NEVER};
-use crate::settings::{self, MemberIds};
 use crate::spi::{Connection, Rows, Statement};
 use crate::sqlfn::{Call, bytes_of, interval_of, text_of, texts_of, uuid, varlena};
 use pgrx::pg_sys::{self, Datum};
@@ -173,12 +172,7 @@ pub fn check_names(identity: &Identity, room: &[u8], member_id: &[u8], connectio
     validate::name("room", room)?;
     validate::name("member_id", member_id)?;
     validate::connection_id("connection_id", connection_id)?;
-    let free = identity.service || settings::member_ids() == MemberIds::Any;
-    if !free && !identity.is(member_id) {
-        let own = identity.user_id.as_deref().unwrap_or_default();
-        return Err(Error::NotYourName { member_id: crate::error::printable(own) });
-    }
-    Ok(())
+    check_member_id(identity, member_id)
 }
 
 impl Request {

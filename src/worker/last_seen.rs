@@ -1,7 +1,7 @@
 //! When users were last seen, in a logged table: written behind, in batches, because each write waits for the disk
 //! and the log of events must not.
 //!
-//! Users are noted when they enter and leave. Those who stay long are written again every ten minutes, some at a
+//! Users are noted when they enter and leave, and when others see them who did not. Those who stay long are written again every ten minutes, some at a
 //! time, so that a crash forgets no more than that.
 
 use super::process::transaction;
@@ -33,6 +33,7 @@ struct Seen {
 #[derive(Default)]
 pub struct LastSeen {
     noted: HashMap<Vec<u8>, Seen>,
+    forgotten: Vec<Vec<u8>>,
     written: u64,
     cleaned: u64,
     /// Where the round through those who stay goes on.
@@ -58,6 +59,11 @@ static STALE: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
+static FORGET: Statement = Statement {
+    sql: c"delete from presence._last_seen where user_id operator(pg_catalog.=) $1",
+    arguments: &[pg_sys::TEXTOID],
+};
+
 static CLEAN_UP: Statement = Statement {
     sql: c"delete from presence._last_seen l where l.last_seen_at operator(pg_catalog.<) $1
            and not exists (select from presence.member m where m.user_id operator(pg_catalog.=) l.user_id)",
@@ -66,8 +72,22 @@ static CLEAN_UP: Statement = Statement {
 
 impl LastSeen {
     pub fn note(&mut self, records: &[Record]) {
-        for record in records.iter().filter(|record| matches!(record.kind, Kind::Enter | Kind::Leave)) {
+        for record in records {
             let image = &record.image;
+            let counts = match record.kind {
+                Kind::Enter | Kind::Leave => true,
+                Kind::Update => record.old.is_some(),
+                Kind::Forget => {
+                    let user_id = image.get(Field::UserId).unwrap_or_default();
+                    self.noted.remove(user_id);
+                    self.forgotten.push(user_id.to_vec());
+                    false
+                }
+                _ => false,
+            };
+            if !counts {
+                continue;
+            }
             let (Some(user_id), Some(room), Some(audience)) =
                 (image.get(Field::UserId), image.get(Field::Room), image.get(Field::Audience))
             else {
@@ -99,6 +119,7 @@ impl LastSeen {
             self.noted.clear();
             return Ok(());
         }
+        self.forget(extension)?;
         self.note_stale(extension)?;
         if now > self.cleaned + CLEAN {
             self.cleaned = now;
@@ -136,6 +157,22 @@ impl LastSeen {
             self.noted.remove(user_id);
         }
         Ok(())
+    }
+
+    /// `presence.forget`: also what was written between its own DELETE and the last events of the user.
+    fn forget(&mut self, extension: &Extension) -> Result<(), Failure> {
+        if self.forgotten.is_empty() {
+            return Ok(());
+        }
+        let forgotten = std::mem::take(&mut self.forgotten);
+        transaction(c"forgetting users", || {
+            spi::as_role(extension.owner, || {
+                let connection = Connection::open()?;
+                forgotten.iter().try_for_each(|user_id| {
+                    connection.run(&FORGET, &[Some(varlena(user_id))], true).map(|_| ())
+                })
+            })
+        })
     }
 
     /// The next users of the round whose last line is ten minutes old.

@@ -13,11 +13,11 @@ use crate::event::record::{Field, Image, Kind, Reason, Record};
 use crate::extension::Extension;
 use crate::policy;
 use crate::settings::{self, NotifyPayload};
-use crate::spi::Connection;
+use crate::spi::{Connection, Statement};
 use crate::sqlfn::{decode, text_array, texts_of, varlena};
 use crate::subtransaction::Failure;
-use pgrx::pg_sys::Datum;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+use pgrx::pg_sys::{self, Datum};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::atomic::{AtomicU32, Ordering::*};
@@ -37,6 +37,11 @@ pub struct Writer<'a> {
     /// Doorbells to ring at the end: one a channel, with the newest seq.
     rung: HashMap<String, u64>,
 }
+
+static FORGET: Statement = Statement {
+    sql: c"delete from presence.event where user_id operator(pg_catalog.=) $1",
+    arguments: &[pg_sys::TEXTOID],
+};
 
 /// What a batch came to.
 #[derive(Default)]
@@ -110,6 +115,7 @@ impl<'a> Writer<'a> {
         let owner = record.image.get(Field::UserId).unwrap_or_default();
         match record.kind {
             Kind::Rotate => {}
+            Kind::Forget => self.forget(owner)?,
             Kind::Update => self.update(record, counted, audience, owner)?,
             Kind::Room => self.room(record, audience)?,
             Kind::Enter | Kind::Leave => {
@@ -227,6 +233,11 @@ impl<'a> Writer<'a> {
             )?;
         }
         Ok(())
+    }
+
+    /// The log forgets a user, with the events that this very batch has written.
+    fn forget(&mut self, user_id: &[u8]) -> Result<()> {
+        self.connection.run(&FORGET, &[Some(varlena(user_id))], true).map(|_| ())
     }
 
     /// A room's metadata changed: for those who may read the room's settings.
@@ -359,7 +370,7 @@ impl<'a> Writer<'a> {
 }
 
 fn audience_of(image: &Image) -> Result<Vec<Vec<u8>>> {
-    let bytes = image.get(Field::Audience).unwrap_or_default();
+    let Some(bytes) = image.get(Field::Audience) else { return Ok(Vec::new()) };
     // SAFETY: the bytes of a text[] behind its header, put behind a header again.
     let tokens = unsafe { texts_of(varlena(bytes)) };
     let tokens = tokens.map_err(|why| Error::InvalidAudience { why: why.into() })?;
