@@ -657,7 +657,7 @@ fn a_key_hash_from_the_past_tells_nothing() {
     alice.run("select presence.update('lobby', audience => '{}')");
     assert_eq!(bob.number("select count(*) from presence.online"), 0);
     let versions = format!("select n from generate_series({}, {} + 100) n", row[1], row[1]);
-    let mut learned = |bob: &mut Session| {
+    let learned = |bob: &mut Session| {
         let oracles = [
             format!("presence._has_slot('{}')", row[0]),
             format!(

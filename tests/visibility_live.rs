@@ -48,9 +48,12 @@ fn listeners(cluster: &Cluster, room: &'static str) -> Vec<Reader> {
     all
 }
 
+/// A listener and its story.
+type Hears = (&'static str, &'static [&'static str]);
+
 /// (old audience, new audience, who, what they hear): leave with the old data at the first version, update and enter
 /// with the new data at the next. Whoever is not named hears nothing.
-const CHANGES: [(&str, &str, &[(&str, &[&str])]); 9] = [
+const CHANGES: [(&str, &str, &[Hears]); 9] = [
     ("{team:red,user:u3}", "{user:u3}", &[("team", &["leave hidden 1 v0"]), ("named", &["update 2 v1"])]),
     ("{user:u3}", "{user:u3,team:red}", &[("team", &["enter 2 v1"]), ("named", &["update 2 v1"])]),
     ("{user:u3}", "{team:red}", &[("named", &["leave hidden 1 v0"]), ("team", &["enter 2 v1"])]),
