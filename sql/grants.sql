@@ -17,7 +17,7 @@ begin
     for function_name in
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
-          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_policies')
+          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_policies', '_has_slot', '_tell_room')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;

@@ -19,7 +19,11 @@ create function presence.history(
 ) returns setof presence.event
     language sql stable parallel restricted rows 100
 begin atomic
-    (select e.* from presence.event e
+    (select e.seq, e.version, e.event, e.room, e.member_id, e.connection_id, e.user_id, e.status, e.state, e.metadata,
+            e.connections, e.reason, e.at, e.joined_at,
+            case when e.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+                 then e.audience end
+     from presence.event e
      where not presence._direction(history.direction)
        and presence._room(history.room) is not null and presence._keeps_history(history.room)
        and e.room operator(pg_catalog.=) presence._room(history.room)
@@ -30,7 +34,11 @@ begin atomic
        and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
      order by e.seq desc limit presence._limit(history.max_rows))
     union all
-    (select e.* from presence.event e
+    (select e.seq, e.version, e.event, e.room, e.member_id, e.connection_id, e.user_id, e.status, e.state, e.metadata,
+            e.connections, e.reason, e.at, e.joined_at,
+            case when e.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+                 then e.audience end
+     from presence.event e
      where presence._direction(history.direction)
        and presence._room(history.room) is not null and presence._keeps_history(history.room)
        and e.room operator(pg_catalog.=) presence._room(history.room)

@@ -40,7 +40,11 @@ create function presence.changes(after_seq bigint, room text default null, max_r
     language sql stable parallel restricted rows 100
 begin atomic
     with found as materialized (
-        select e.* from presence.event e
+        select e.seq, e.version, e.event, e.room, e.member_id, e.connection_id, e.user_id, e.status, e.state, e.metadata,
+               e.connections, e.reason, e.at, e.joined_at,
+               case when e.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+                    then e.audience end as audience
+        from presence.event e
         where e.seq operator(pg_catalog.>) presence._seq(changes.after_seq)
           and (changes.room is null or e.room operator(pg_catalog.=) changes.room
                or e.event operator(pg_catalog.=) 'resync')

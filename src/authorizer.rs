@@ -37,16 +37,19 @@ pub fn is_set() -> bool {
 }
 
 /// Which statement is running, as well as one can tell: where it differs, answers are asked for again.
-#[derive(PartialEq, Eq, Clone, Copy)]
+#[derive(PartialEq, Eq)]
 struct Moment {
     started: i64,
     role: pg_sys::Oid,
+    user_id: Option<Vec<u8>>,
     command: u32,
     horizon: (u32, u32),
 }
 
 impl Moment {
     fn now() -> Moment {
+        let identity = extension::current().and_then(|extension| identity::current(&extension));
+        let user_id = identity.ok().and_then(|identity| identity.user_id.clone());
         // SAFETY: plain reads; a snapshot is active while a statement runs.
         unsafe {
             let snapshot =
@@ -57,6 +60,7 @@ impl Moment {
             Moment {
                 started: pg_sys::GetCurrentStatementStartTimestamp(),
                 role: pg_sys::GetUserId(),
+                user_id,
                 command,
                 horizon,
             }
@@ -124,18 +128,20 @@ fn ask(name: &str, room: &[u8], action: Action) -> Result<Option<bool>> {
     Ok(rows.get(0, 0).map(|answer: Datum| answer.value() as u8 != 0))
 }
 
-/// The setting's value as a qualified identifier: parsed and quoted by PostgreSQL, so it is a name and nothing else.
+/// The setting's value as schema and function (without a schema the caller's search_path would choose one): parsed and quoted by PostgreSQL, so it is a name and nothing else.
 fn quoted(name: &str) -> Result<String> {
     let connection = Connection::open()?;
     let rows = connection.run(&QUOTE, &[Some(varlena(&encode(name)))], false)?;
     // SAFETY: a text.
     let found = rows.get(0, 0).map(|found| sqlfn::decode(unsafe { sqlfn::text_of(found) }));
-    found.ok_or(Error::AuthorizerFailed { why: "presence.authorizer is not a name.".into() })
+    found.ok_or(Error::AuthorizerFailed {
+        why: "presence.authorizer does not name a schema and a function in it.".into(),
+    })
 }
 
 static QUOTE: crate::spi::Statement = crate::spi::Statement {
     sql: c"select pg_catalog.string_agg(pg_catalog.quote_ident(part), '.') \
-           from pg_catalog.unnest(pg_catalog.parse_ident($1)) part",
+           from pg_catalog.unnest(pg_catalog.parse_ident($1)) part having pg_catalog.count(*) operator(pg_catalog.=) 2",
     arguments: &[pg_sys::TEXTOID],
 };
 

@@ -25,6 +25,20 @@ pub fn wall() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+/// By the boot clock, when the statement that is running began (the transaction, where that has one snapshot for
+/// all): a snapshot in use is no older.
+pub fn read_since() -> u64 {
+    // SAFETY: plain reads of this process's state.
+    let began = unsafe {
+        if pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 {
+            pg_sys::GetCurrentTransactionStartTimestamp()
+        } else {
+            pg_sys::GetCurrentStatementStartTimestamp()
+        }
+    };
+    began.saturating_sub(control().wall_offset.load(Relaxed)).max(0) as u64
+}
+
 /// The wall clock in microseconds since 1970, from which versions start.
 pub fn unix() -> u64 {
     (wall() + POSTGRES_EPOCH).max(0) as u64

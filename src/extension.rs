@@ -129,9 +129,17 @@ impl Extension {
 
     /// Whether the current role was granted UPDATE on the members.
     pub fn may_write(&self) -> bool {
+        self.was_granted(pg_sys::ACL_UPDATE as _)
+    }
+
+    /// Whether the current role was granted SELECT on the members.
+    pub fn may_read(&self) -> bool {
+        self.was_granted(pg_sys::ACL_SELECT as _)
+    }
+
+    fn was_granted(&self, right: pg_sys::AclMode) -> bool {
         // SAFETY: a look-up in the catalog.
-        let answer =
-            unsafe { pg_sys::pg_class_aclcheck(self.member, pg_sys::GetUserId(), pg_sys::ACL_UPDATE as _) };
+        let answer = unsafe { pg_sys::pg_class_aclcheck(self.member, pg_sys::GetUserId(), right) };
         answer == pg_sys::AclResult::ACLCHECK_OK
     }
 

@@ -13,6 +13,7 @@ use crate::jsonb::{self, Value};
 use crate::member::delete::{self, Removal};
 use crate::member::upsert::{self, Request};
 use crate::member::{session, validate};
+use crate::room;
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::{Call, text_array, varlena};
 use pgrx::direct_function_call;
@@ -144,6 +145,7 @@ fn upsert_many(call: &Call) -> Result<Option<Datum>> {
         requests.push((request.key.hash, request));
     }
     let requests = in_key_order(requests);
+    room::lock_limited(&extension, requests.iter().map(|request| request.room))?;
     let connection = Connection::open()?;
     for request in &requests {
         connection.scratch(|| request.write(&connection).map(|_| ()))?;
@@ -226,8 +228,7 @@ fn delete_many(call: &Call) -> Result<Option<Datum>> {
     let mut removals = Vec::new();
     for element in elements(call)? {
         let removal = removal(&identity, &element).map_err(|error| located(error, element.place))?;
-        let key = extension.key(&removal.room, &removal.member_id, &removal.connection_id_or_empty());
-        removals.push(((key.hash, removal.is_for_all_connections()), removal));
+        removals.extend(removal.expand(&extension)?);
     }
     let mut deleted = 0;
     for removal in in_key_order(removals) {

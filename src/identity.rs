@@ -1,6 +1,7 @@
 //! Who is asking (`user_id`), what they are to others (`tokens`), and whether they act for all (`is_service`).
 //! The rules are those of docs/visibility.md; what a role is, is remembered until roles or settings change.
 
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::lease::rule::RowLease;
@@ -216,6 +217,7 @@ impl Identity {
                 // SAFETY: a text and a uuid.
                 let (room, hash) = unsafe { (text_of(room), sqlfn::hash_of(hash)) };
                 let lease = RowLease {
+                    read_since: clock::read_since(),
                     version: number(&rows, row, 2),
                     generation: number(&rows, row, 3),
                     deadline: number(&rows, row, 4),

@@ -8,9 +8,10 @@ use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::identity;
 use crate::member::{session, validate};
+use crate::spi::with_new_snapshot;
 use crate::sqlfn::{Call, varlena};
-use pgrx::pg_sys::Datum;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+use pgrx::pg_sys::{self, Datum};
 use std::ffi::{CString, c_char};
 
 unsafe extern "C-unwind" {
@@ -21,6 +22,9 @@ unsafe extern "C-unwind" {
 /// The channels that the caller's rights open; `room` None is all rooms.
 fn open_channels(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<String>> {
     let identity = identity::current(extension)?;
+    if !extension.may_read() {
+        return Err(Error::NotAuthorized { action: "read" });
+    }
     let scope = room.map_or(Scope::AllRooms, Scope::Room);
     let mut names = vec![Channel::new(extension, Scope::Database, EVERYBODY).hand_out(extension)];
     if let Some(user_id) = &identity.user_id {
@@ -36,11 +40,17 @@ fn open_channels(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<Strin
         names.push(Channel::new(extension, scope, SERVICE).hand_out(extension));
         return Ok(names);
     }
-    let rooms = identity.rooms(extension)?;
-    for present in &rooms {
-        // Noted before the name exists: whoever leaves from now on makes the worker rotate it.
+    // As of now, whatever an old snapshot says; and again once the worker knows whom to rotate for.
+    let note = |rooms: &[Vec<u8>]| {
         let user_id = identity.user_id.as_deref().unwrap_or_default();
-        extension.database.note_room_channel(extension.hash(4, &[user_id, present]));
+        rooms
+            .iter()
+            .for_each(|room| extension.database.note_room_channel(extension.hash(4, &[user_id, room])));
+    };
+    note(&with_new_snapshot(|| identity.rooms(extension))?);
+    let rooms = with_new_snapshot(|| identity.rooms(extension))?;
+    note(&rooms);
+    for present in &rooms {
         let token = [b"room:", present.as_slice()].concat();
         names.push(Channel::new(extension, Scope::Database, &token).hand_out(extension));
     }
@@ -66,6 +76,8 @@ fn channels(call: &Call) -> Result<Option<Datum>> {
 /// SQL `presence.listen(room)`.
 fn listen(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
+    // SAFETY: raises on a standby, where nobody would be heard.
+    unsafe { pg_sys::PreventCommandDuringRecovery(c"presence.listen()".as_ptr()) };
     session::require(&*identity::current(&extension)?, "listen")?;
     let names = open_channels(&extension, room(call)?)?;
     for name in &names {

@@ -33,7 +33,7 @@ fn wait_for_flush(call: &Call) -> Result<Option<Datum>> {
     launcher::want(database);
     let goal = database.ring().head.load(Acquire);
     let end = clock::boot() + timeout as u64;
-    while database.ring().tail.load(Acquire) < goal || database.owed_resync().is_some() {
+    while database.flushed.load(Acquire) < goal || database.owed_resync().is_some() {
         if clock::boot() >= end {
             return Ok(Some(Datum::from(false)));
         }

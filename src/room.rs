@@ -11,7 +11,7 @@ use crate::member::validate;
 use crate::settings;
 use crate::shared::next_version;
 use crate::spi::{self, Connection, Statement, with_new_snapshot};
-use crate::sqlfn::{Call, interval_of, text_array, texts_of, varlena};
+use crate::sqlfn::{self, Call, interval_of, text_array, texts_of, varlena};
 use pgrx::pg_sys::{self, Datum};
 
 /// What a room's row says about those who enter.
@@ -69,8 +69,34 @@ pub fn defaults(extension: &Extension, room: &[u8]) -> Result<Defaults> {
     })
 }
 
-/// After a member entered: a limited room counts those who are here, one who enters at a time, so that nobody
-/// slips in beside another.
+static LIMITED: Statement = Statement {
+    sql: c"select room from presence.room where room operator(pg_catalog.=) any ($1) and max_members is not null",
+    arguments: &[pg_sys::TEXTARRAYOID],
+};
+
+/// Before members enter: of those rooms that are limited, take the locks under which their members are counted, all
+/// in one order.
+pub fn lock_limited(extension: &Extension, rooms: impl Iterator<Item = Datum>) -> Result<()> {
+    // SAFETY: texts.
+    let mut names: Vec<Vec<u8>> = rooms.map(|room| unsafe { sqlfn::text_of(room) }.to_vec()).collect();
+    names.sort();
+    names.dedup();
+    spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&LIMITED, &[Some(text_array(&names))], false)?;
+        let lock = |room| extension.hash(6, &[room]) as i64;
+        // SAFETY: texts.
+        let mut locks: Vec<i64> = (0..rows.count)
+            .filter_map(|row| rows.get(row, 0))
+            .map(|room| lock(unsafe { sqlfn::text_of(room) }))
+            .collect();
+        locks.sort_unstable();
+        locks.iter().try_for_each(|lock| connection.run(&LOCK, &[Some(Datum::from(*lock))], true).map(|_| ()))
+    })
+}
+
+/// After a member entered: a limited room counts those who are here. Its lock, taken before, lets one enter at a
+/// time, so that nobody slips in beside another.
 pub fn check_limit(extension: &Extension, room: &[u8]) -> Result<()> {
     spi::as_role(extension.owner, || {
         let connection = Connection::open()?;
@@ -80,8 +106,6 @@ pub fn check_limit(extension: &Extension, room: &[u8]) -> Result<()> {
         else {
             return Ok(());
         };
-        let lock = extension.hash(6, &[room]) as i64;
-        connection.run(&LOCK, &[Some(Datum::from(lock))], true)?;
         let here = with_new_snapshot(|| {
             Ok(connection.run(&MEMBERS, &[name()], false)?.get(0, 0).map_or(0, |count| count.value() as i64))
         })?;
@@ -134,10 +158,10 @@ fn sql_next_version(_call: &Call) -> Result<Option<Datum>> {
 /// SQL `presence._tell_room(room, metadata, audience)`.
 fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    if let Some(room) = call.text(0) {
-        require_manage(room)?;
-    }
-    let fields = [call.text(0), None, None, None, None, None, call.varlena(1), call.varlena(2)];
+    let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
+    require_manage(room)?;
+    call.datum(2).ok_or(Error::MissingArgument { argument: "audience" })?;
+    let fields = [Some(room), None, None, None, None, None, call.varlena(1), call.varlena(2)];
     transaction::tell(&extension, Kind::Room, fields);
     Ok(None)
 }

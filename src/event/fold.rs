@@ -197,6 +197,7 @@ mod tests {
             generation: version,
             owner: 0,
             session: 0,
+            changed_at: 0,
             pins: 0,
         }
     }

@@ -304,7 +304,7 @@ fn commit() {
     let now = clock::boot();
     for (key, change) in &prepared.leases {
         let applied = match change {
-            LeaseChange::Present(lease) => leases().apply_present(key, lease),
+            LeaseChange::Present(lease) => leases().apply_present(key, &Lease { changed_at: now, ..*lease }),
             LeaseChange::Gone(version) => leases().apply_gone(key, *version),
             LeaseChange::Renew => {
                 leases().heartbeat(key, None, now);

@@ -7,7 +7,8 @@
 //!   none, row newer than that  the row: the slots were full, or the commit is on its way to the slot
 //!   older than the row         the row: our own uncommitted change, or a commit on its way to the slot
 //!   of the row's version       the slot
-//!   newer, same generation     the slot: we read with an old snapshot, the member is still there
+//!   newer, same generation     the slot, if we read with a snapshot from before that change: the member is still there
+//!                              (else gone: whoever knows a row from the past learns nothing of what it became)
 //!   newer, other generation    gone: we read with an old snapshot
 //! ```
 
@@ -16,6 +17,8 @@ use super::table::{CLAIMED, Lease, NEVER, TOMBSTONE, alive};
 /// The lease as the row has it. Times are microseconds of the boot clock.
 #[derive(Clone, Copy, Debug)]
 pub struct RowLease {
+    /// Since when the row is being read: the age of the snapshot.
+    pub read_since: u64,
     pub version: u64,
     pub generation: u64,
     pub deadline: u64,
@@ -40,7 +43,8 @@ pub fn deadline(slot: Option<&Lease>, row: &RowLease, start: &Start, now: u64) -
         None if row.session != 0 => CLAIMED,
         None => start.grace_until,
         Some(slot) if slot.version < row.version => row.deadline,
-        Some(slot) if slot.version == row.version || slot.generation == row.generation => slot.deadline,
+        Some(slot) if slot.version == row.version => slot.deadline,
+        Some(slot) if slot.generation == row.generation && row.read_since <= slot.changed_at => slot.deadline,
         Some(_) => TOMBSTONE,
     };
     alive(word, now).then_some(word)
@@ -63,11 +67,21 @@ mod tests {
     const START: Start = Start { version: 100, grace_until: 5_000 };
 
     fn slot(version: u64, generation: u64, deadline: u64) -> Lease {
-        Lease { deadline, last_seen: 0, ttl: 10, version, generation, owner: 0, session: 0, pins: 0 }
+        Lease {
+            deadline,
+            last_seen: 0,
+            ttl: 10,
+            version,
+            generation,
+            owner: 0,
+            session: 0,
+            changed_at: 50,
+            pins: 0,
+        }
     }
 
     fn row(version: u64, generation: u64, deadline: u64) -> RowLease {
-        RowLease { version, generation, deadline, ttl: 10, session: 0 }
+        RowLease { read_since: 50, version, generation, deadline, ttl: 10, session: 0 }
     }
 
     #[test]
@@ -87,6 +101,12 @@ mod tests {
         assert_eq!(deadline(Some(&slot(202, 200, 900)), &row(201, 200, 500), &START, 600), Some(900));
         assert_eq!(deadline(Some(&slot(202, 202, 900)), &row(201, 200, 900), &START, 600), None);
         assert_eq!(deadline(Some(&slot(202, 202, TOMBSTONE)), &row(201, 200, 900), &START, 600), None);
+    }
+
+    #[test]
+    fn a_row_from_the_past_says_nothing_to_a_new_snapshot() {
+        let late = RowLease { read_since: 51, ..row(201, 200, 500) };
+        assert_eq!(deadline(Some(&slot(202, 200, 900)), &late, &START, 600), None);
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub struct Slot {
     /// Transactions that are changing this member and have not ended.
     pins: AtomicU32,
     next: AtomicU32,
-    _spare: AtomicU64,
+    changed_at: AtomicU64,
 }
 
 /// What a commit makes of a lease, and what a reader finds.
@@ -91,6 +91,8 @@ pub struct Lease {
     pub owner: u64,
     /// The database session that the member is bound to, 0 for none.
     pub session: u64,
+    /// When the change that this slot shows was committed, by the boot clock.
+    pub changed_at: u64,
     pub pins: u32,
 }
 
@@ -294,6 +296,7 @@ impl<L: Locks> LeaseTable<L> {
                 generation: version,
                 owner: 0,
                 session: 0,
+                changed_at: 0,
                 pins: 0,
             });
             Applied::Done
@@ -486,6 +489,7 @@ impl Slot {
             generation: self.generation.load(Relaxed),
             owner: self.owner.load(Relaxed),
             session: self.session.load(Relaxed),
+            changed_at: self.changed_at.load(Relaxed),
             pins: self.pins.load(Acquire),
         }
     }
@@ -514,6 +518,7 @@ impl Slot {
         self.generation.store(lease.generation, Relaxed);
         self.owner.store(lease.owner, Relaxed);
         self.session.store(lease.session, Relaxed);
+        self.changed_at.store(lease.changed_at, Relaxed);
         self.deadline.store(lease.deadline, Release);
     }
 

@@ -60,6 +60,7 @@ fn lease(version: u64, generation: u64, now: u64) -> Lease {
         generation,
         owner: 7,
         session: 0,
+        changed_at: 0,
         pins: 0,
     }
 }
@@ -213,7 +214,7 @@ fn only_the_owner_or_a_service_renews() {
 fn nobody_renews_the_dead() {
     let table = table(4);
     table.apply_present(&key(1), &entered(10, 1_000));
-    assert!(table.claim(&key(1), 10, 1_100, false, 0));
+    assert!(table.claim(&key(1), 10, 1_100, false));
     assert_eq!(table.heartbeat(&key(1), Some(7), 1_050), Beat::Gone, "even by an old clock");
     table.apply_gone(&key(1), 11);
     assert_eq!(table.heartbeat(&key(1), None, 1_050), Beat::Gone);
@@ -227,7 +228,7 @@ fn a_member_without_deadline_is_seen_and_stays() {
     assert_eq!(table.heartbeat(&key(1), Some(7), 9_000_000), Beat::Renewed);
     let seen = table.read(&key(1)).unwrap();
     assert_eq!((seen.deadline, seen.last_seen), (NEVER, 9_000_000));
-    assert!(!table.claim(&key(1), 10, u64::MAX - 1, false, 0));
+    assert!(!table.claim(&key(1), 10, u64::MAX - 1, false));
     assert!(table.expired(0, u64::MAX - 1).is_empty());
 }
 
@@ -272,14 +273,11 @@ fn a_change_keeps_what_a_heartbeat_has_proved() {
 fn a_claim_waits_for_the_deadline_and_is_final_for_its_generation() {
     let table = table(4);
     table.apply_present(&key(1), &entered(10, 1_000));
-    assert!(!table.claim(&key(1), 10, 1_099, false, 0));
-    assert!(!table.claim(&key(1), 9, 1_100, false, 0), "another generation");
-    assert!(!table.claim(&key(2), 10, 1_100, false, 0), "nobody");
-    assert!(table.claim(&key(1), 10, 1_100, false, 0));
-    assert!(
-        table.claim(&key(1), 10, 1_100, false, 0),
-        "until its row is deleted: the deletion may have failed"
-    );
+    assert!(!table.claim(&key(1), 10, 1_099, false));
+    assert!(!table.claim(&key(1), 9, 1_100, false), "another generation");
+    assert!(!table.claim(&key(2), 10, 1_100, false), "nobody");
+    assert!(table.claim(&key(1), 10, 1_100, false));
+    assert!(table.claim(&key(1), 10, 1_100, false), "until its row is deleted: the deletion may have failed");
 
     // A change that was on its way does not revive it; a new stay does.
     table.apply_present(&key(1), &lease(11, 10, 1_090));
@@ -287,7 +285,7 @@ fn a_claim_waits_for_the_deadline_and_is_final_for_its_generation() {
     assert_eq!((claimed.deadline, claimed.version), (CLAIMED, 11));
     table.apply_present(&key(1), &entered(12, 1_200));
     assert_eq!(table.heartbeat(&key(1), Some(7), 1_210), Beat::Renewed);
-    assert!(!table.claim(&key(1), 10, 9_999, false, 0), "the old stay is over");
+    assert!(!table.claim(&key(1), 10, 9_999, false), "the old stay is over");
 }
 
 #[test]
@@ -295,7 +293,7 @@ fn a_claimed_slot_remembers_when_the_member_was_last_seen() {
     let table = table(4);
     table.apply_present(&key(1), &entered(10, 1_000));
     table.heartbeat(&key(1), Some(7), 1_040);
-    table.claim(&key(1), 10, 2_000, false, 0);
+    table.claim(&key(1), 10, 2_000, false);
     let claimed = table.read(&key(1)).unwrap();
     assert_eq!((claimed.last_seen, claimed.ttl), (1_040, TTL), "the leave is at last_seen + ttl");
 }
@@ -306,7 +304,7 @@ fn a_deadline_before_one_ttl_of_the_boot_clock_can_be_claimed() {
     let table = table(4);
     table.apply_present(&key(1), &Lease { deadline: 50, last_seen: 0, ..entered(10, 0) });
     assert_eq!(table.read(&key(1)).unwrap().last_seen, 0);
-    assert!(table.claim(&key(1), 10, 60, false, 0));
+    assert!(table.claim(&key(1), 10, 60, false));
     assert_eq!(table.read(&key(1)).unwrap().last_seen, 0);
 }
 
@@ -318,10 +316,10 @@ fn a_pin_keeps_the_slot() {
     let index = table.pin(&key(1)).unwrap();
     assert_eq!(table.read(&key(1)).unwrap().pins, 1);
 
-    assert!(!table.claim(&key(1), 10, 2_000, false, 0), "a renewal may be about to commit");
+    assert!(!table.claim(&key(1), 10, 2_000, false), "a renewal may be about to commit");
     assert!(table.expired(0, 2_000).is_empty());
     assert!(!table.unchanged(&key(1), 10, 1_050), "somebody is changing it");
-    assert!(table.claim(&key(1), 10, 2_000, false, 1), "one's own pin is no obstacle");
+    assert!(table.claim(&key(1), 10, 2_000, false), "one's own pin is no obstacle");
 
     table.apply_gone(&key(1), 11);
     assert!(!table.free(&key(1), 11));
@@ -380,7 +378,7 @@ fn the_sweeper_finds_each_that_is_due_and_looks_no_further() {
     assert_eq!(table.expired(0, 1_124).len(), 25, "until they are freed");
 
     for number in 0..25 {
-        assert!(table.claim(&key(number), 10 + number as u64, 1_124, false, 0));
+        assert!(table.claim(&key(number), 10 + number as u64, 1_124, false));
     }
     assert_eq!(table.expired(0, 1_124).len(), 25, "claimed ones too: their deletion may have failed");
     for number in 0..25 {
@@ -542,7 +540,7 @@ proptest! {
                 }
                 Operation::Claim(member) => {
                     let generation = model.get(&member).map_or(0, |held| held.lease.generation);
-                    let got = table.claim(&colliding(member), generation, now, false, 0);
+                    let got = table.claim(&colliding(member), generation, now, false);
                     let expected = match model.get_mut(&member) {
                         Some(held) if held.pinned.is_none() && held.lease.deadline != TOMBSTONE
                             && !alive(held.lease.deadline, now) =>
@@ -669,7 +667,7 @@ impl Race {
             if alive_now {
                 return;
             }
-            if !self.table.claim(&key, stay.generation, self.now(), false, 0) {
+            if !self.table.claim(&key, stay.generation, self.now(), false) {
                 return;
             }
             self.leave(member, &mut row);
@@ -703,7 +701,7 @@ impl Race {
             let Ok(mut row) = self.rows[member].try_write() else { continue };
             let now = self.now();
             if let Some(stay) = *row
-                && self.table.claim(&key, stay.generation, now, false, 0)
+                && self.table.claim(&key, stay.generation, now, false)
             {
                 let (generation, deadline) = *self.promised[member].read().unwrap();
                 assert!(
@@ -864,7 +862,7 @@ fn one_claim_ends_a_stay_and_one_free_its_slot() {
                 .map(|_| {
                     scope.spawn(|| {
                         start.wait();
-                        let claimed = table.claim(&key(1), generation, 1_100, false, 0);
+                        let claimed = table.claim(&key(1), generation, 1_100, false);
                         (claimed, claimed && table.free(&key(1), generation))
                     })
                 })

@@ -133,6 +133,7 @@ fn lease_of(extension: &Extension, row: &Row) -> Lease {
         generation: lease.generation,
         owner: extension.owner_hash(row.text(Column::UserId).unwrap_or_default()),
         session: lease.session,
+        changed_at: 0,
         pins: 0,
     }
 }

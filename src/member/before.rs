@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::event::transaction::{self, issue_version};
 use crate::identity;
 use crate::lease::table::NEVER;
+use crate::room;
 use crate::sqlfn::{uuid, varlena};
 use pgrx::pg_sys::Datum;
 
@@ -36,6 +37,8 @@ pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
     set_room_defaults(extension, &mut row, &firing.intent)?;
     normalize(&mut row)?;
 
+    // Before the key: whoever waits for the one must not hold the other.
+    room::lock_limited(extension, row.get(Column::Room).into_iter())?;
     let key = row.key(extension);
     make_way(extension, &identity, &key, &owner)?;
     transaction::pin(&key);

@@ -9,7 +9,7 @@ use crate::event::record::Reason;
 use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{Call, uuid, varlena};
+use crate::sqlfn::{Call, text_of, uuid, varlena};
 use pgrx::pg_sys::{self, Datum};
 
 static DELETE_ONE: Statement = Statement {
@@ -21,6 +21,12 @@ static DELETE_CONNECTIONS: Statement = Statement {
     sql: c"with found as materialized (select key_hash from presence.member where room operator(pg_catalog.=) $1 and member_id operator(pg_catalog.=) $2 \
                                        order by key_hash for update) \
            delete from presence.member m using found where m.key_hash operator(pg_catalog.=) found.key_hash",
+    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
+};
+
+static CONNECTIONS: Statement = Statement {
+    sql: c"select connection_id from presence.member \
+           where room operator(pg_catalog.=) $1 and member_id operator(pg_catalog.=) $2",
     arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
 };
 
@@ -53,8 +59,8 @@ fn delete(call: &Call) -> Result<Option<Datum>> {
 
 /// One member, or all connections of one, that shall leave.
 pub struct Removal {
-    pub room: Vec<u8>,
-    pub member_id: Vec<u8>,
+    room: Vec<u8>,
+    member_id: Vec<u8>,
     /// None: all.
     connection_id: Option<Vec<u8>>,
     /// jsonb bytes
@@ -77,33 +83,50 @@ impl Removal {
         Ok(Removal { room, member_id, connection_id, last_word, reason })
     }
 
-    pub fn is_for_all_connections(&self) -> bool {
-        self.connection_id.is_none()
-    }
-
-    pub fn connection_id_or_empty(&self) -> Vec<u8> {
+    fn connection_id_or_empty(&self) -> Vec<u8> {
         self.connection_id.clone().unwrap_or_default()
     }
 
     /// Returns how many left.
     pub fn run(&self, extension: &Extension, identity: &Identity) -> Result<usize> {
-        let manages = !identity.service
-            && !identity.is(&self.member_id)
-            && authorizer::allows(&self.room, Action::Manage);
-        let caller = manages.then(|| identity.user_id.clone()).flatten();
         let last_word = self.last_word.clone();
+        let caller = identity.user_id.clone();
         let _intent = intent::set(Intent { reason: self.reason, last_word, caller, ..Intent::default() });
-        // Who manages the room removes members that they may not see.
-        let deleted = if manages {
-            spi::as_role(extension.owner, || self.delete(extension))?
-        } else {
-            self.delete(extension)?
-        };
-        if deleted == 0 && !manages {
-            let key = extension.key(&self.room, &self.member_id, &self.connection_id_or_empty());
-            refuse_anothers(extension, identity, &self.member_id, &key)?;
+        let mut deleted = self.delete(extension)?;
+        if !identity.service && (deleted == 0 || self.connection_id.is_none()) {
+            // Who manages the room removes members of others, and such as they may not see.
+            if authorizer::allows(&self.room, Action::Manage) {
+                deleted += spi::as_role(extension.owner, || self.delete(extension))?;
+            } else if deleted == 0 {
+                let key = extension.key(&self.room, &self.member_id, &self.connection_id_or_empty());
+                refuse_anothers(extension, identity, &self.member_id, &key)?;
+            }
         }
         Ok(deleted)
+    }
+
+    /// Where all connections shall leave: one removal for each that is here, so that many can be locked in order.
+    pub fn expand(self, extension: &Extension) -> Result<Vec<(u128, Removal)>> {
+        let key = |connection_id: &[u8]| extension.key(&self.room, &self.member_id, connection_id).hash;
+        if let Some(connection_id) = &self.connection_id {
+            return Ok(vec![(key(connection_id), self)]);
+        }
+        let connection = Connection::open()?;
+        let values = [Some(varlena(&self.room)), Some(varlena(&self.member_id))];
+        let rows = connection.run(&CONNECTIONS, &values, false)?;
+        let one = |row| {
+            // SAFETY: a text.
+            let connection_id = unsafe { text_of(rows.get(row, 0)?) }.to_vec();
+            let removal = Removal {
+                room: self.room.clone(),
+                member_id: self.member_id.clone(),
+                last_word: self.last_word.clone(),
+                reason: self.reason,
+                connection_id: Some(connection_id.clone()),
+            };
+            Some((key(&connection_id), removal))
+        };
+        Ok((0..rows.count).filter_map(one).collect())
     }
 
     fn delete(&self, extension: &Extension) -> Result<usize> {

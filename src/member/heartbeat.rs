@@ -98,6 +98,7 @@ impl<'a> Beater<'a> {
             generation: row.generation,
             owner,
             session: row.session,
+            changed_at: now,
             pins: 0,
         }
     }
@@ -121,7 +122,14 @@ static RENEW_ROW: Statement = Statement {
 
 fn row_lease(found: &Rows) -> RowLease {
     let number = |column| found.get(0, column).map_or(0, |datum: Datum| datum.value() as u64);
-    RowLease { ttl: 0, version: number(2), generation: number(3), deadline: number(4), session: number(5) }
+    RowLease {
+        read_since: clock::read_since(),
+        ttl: 0,
+        version: number(2),
+        generation: number(3),
+        deadline: number(4),
+        session: number(5),
+    }
 }
 
 /// SQL `presence.heartbeat(room, member_id, connection_id)`.

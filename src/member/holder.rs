@@ -43,8 +43,13 @@ pub fn may_be_slotless(extension: &Extension) -> bool {
 }
 
 static EXPIRE: Statement = Statement {
-    sql: c"delete from presence.member where key_hash operator(pg_catalog.=) $1 \
-           and presence._claim(key_hash, version, generation, deadline, session)",
+    sql: c"with locked as materialized (
+               select key_hash, version, generation, deadline, session from presence.member
+               where key_hash operator(pg_catalog.=) $1 for update),
+           claimed as materialized (
+               select key_hash from locked where presence._claim(key_hash, version, generation, deadline, session))
+           delete from presence.member m using claimed
+           where m.key_hash operator(pg_catalog.=) claimed.key_hash",
     arguments: &[pg_sys::UUIDOID],
 };
 

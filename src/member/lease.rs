@@ -57,6 +57,7 @@ fn session_over(extension: &Extension, slot: &Lease) -> bool {
 fn row_lease(call: &Call, extension: &Extension) -> Option<(Key, RowLease)> {
     let key = extension.key_of(call.hash(0)?);
     let row = RowLease {
+        read_since: clock::read_since(),
         version: call.bigint(1)? as u64,
         generation: call.bigint(2)? as u64,
         deadline: call.bigint(3)? as u64,

@@ -1,5 +1,6 @@
 //! A row of `presence.member`, column by column.
 
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::record::Image;
 use crate::extension::Extension;
@@ -107,6 +108,7 @@ impl Row {
 
     pub fn lease(&self) -> RowLease {
         RowLease {
+            read_since: clock::read_since(),
             version: self.number(Column::Version),
             generation: self.number(Column::Generation),
             deadline: self.number(Column::Deadline),

@@ -368,6 +368,7 @@ impl Request {
 fn row_lease(found: &Rows) -> RowLease {
     let number = |column| found.get(0, column).map_or(0, |datum: Datum| datum.value() as u64);
     RowLease {
+        read_since: clock::read_since(),
         version: number(8),
         generation: number(GENERATION),
         deadline: number(DEADLINE),

@@ -26,6 +26,8 @@ pub struct Database {
     pub sink: Sink,
     pub head: AtomicU64,
     pub tail: AtomicU64,
+    /// The tail of which listeners were told, too: a moment after the commit that moved it.
+    pub flushed: AtomicU64,
     /// The last published seq.
     pub seq: AtomicU64,
     /// The log has every event after this one.
@@ -101,6 +103,9 @@ pub enum WorkerState {
 
 impl Worker {
     pub fn state(&self) -> WorkerState {
+        if self.pid.load(Acquire) != 0 {
+            return WorkerState::Running;
+        }
         match self.state.load(Acquire) {
             1 => WorkerState::Starting,
             2 => WorkerState::Running,
@@ -171,6 +176,7 @@ impl Database {
             leases().purge(self.index() as u32, None);
             locks::exclusive(self.ring_lock(), || {
                 self.tail.store(self.head.load(Acquire), Release);
+                self.flushed.store(self.tail.load(Acquire), Release);
             });
             self.losses_told.store(self.losses.load(Acquire), Release);
             self.slotless.store(0, Release);

@@ -199,7 +199,17 @@ impl Reader<'_> {
             };
             let key = Key { database: entry.index() as u32, relation, hash };
             let last_seen = if deadline == CLAIMED { now } else { deadline.saturating_sub(ttl) };
-            let lease = Lease { deadline, last_seen, ttl, version, generation, owner, session, pins: 0 };
+            let lease = Lease {
+                deadline,
+                last_seen,
+                ttl,
+                version,
+                generation,
+                owner,
+                session,
+                changed_at: 0,
+                pins: 0,
+            };
             leases().apply_present(&key, &lease);
         }
         for (_, entry) in &places {

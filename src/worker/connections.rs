@@ -24,6 +24,8 @@ pub struct Counted {
     pub hidden: u32,
     /// The user's members in the room, whatever their member_id.
     pub of_user: u32,
+    /// The same for the owner before, if that was another.
+    pub of_old_user: u32,
 }
 
 static ALL: Statement =
@@ -74,7 +76,8 @@ impl Connections {
             _ => {}
         }
         let hidden = record.old.as_ref().map_or(0, |old| self.get(self.keys_of(old).0));
-        Counted { connections: self.get(group), hidden, of_user: self.get(user) }
+        let of_old_user = record.old.as_ref().map_or(0, |old| self.get(self.keys_of(old).1));
+        Counted { connections: self.get(group), hidden, of_user: self.get(user), of_old_user }
     }
 
     /// The reverse of `count`.

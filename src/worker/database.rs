@@ -35,6 +35,8 @@ const SWEEP_PAUSE: u64 = 50_000;
 
 thread_local! {
     static MINE: Cell<Option<&'static Database>> = const { Cell::new(None) };
+    /// It goes of its own accord, and has left a state that says why.
+    static DEPARTING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The process's entry point; the argument is the database's oid.
@@ -44,7 +46,7 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     process::install_signals();
     let oid = pg_sys::Oid::from(argument.value() as u32);
     house::connect(oid, c"presence_ext worker");
-    house::pin_settings();
+    house::pin_settings(c"off");
     let found = transaction(c"starting", || match extension::member_table() {
         Some(_) => {
             let extension = extension::current()?;
@@ -65,6 +67,7 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     if !take_place(database) {
         return;
     }
+    database.flushed.store(database.tail.load(Acquire), Release);
     publisher::register_callback();
     crate::event::transaction::register_callbacks();
     Worker::new(extension).run();
@@ -96,7 +99,8 @@ fn take_place(database: &'static Database) -> bool {
 unsafe extern "C-unwind" fn leave_place(_code: i32, _argument: pg_sys::Datum) {
     let Some(database) = MINE.take() else { return };
     database.worker.process.store(std::ptr::null_mut(), Release);
-    if database.worker.state() == WorkerState::Running {
+    // Unless it said why it goes.
+    if !DEPARTING.get() {
         database.worker.set_state(WorkerState::None);
     }
     database.worker.pid.store(0, Release);
@@ -283,6 +287,7 @@ impl Worker {
         if present.is_none() {
             self.database().forget_extension();
             self.database().worker.set_state(WorkerState::Absent);
+            DEPARTING.set(true);
             return Ok(false);
         }
         if present != Some(member) {
@@ -291,6 +296,7 @@ impl Worker {
         }
         if house::somebody_waits_for_the_database()? {
             self.database().worker.set_state(WorkerState::Yielded);
+            DEPARTING.set(true);
             return Ok(false);
         }
         if !house::read_database_settings()? {

@@ -20,7 +20,7 @@ pub fn connect(oid: pg_sys::Oid, name: &CStr) {
 }
 
 /// What ALTER DATABASE or ALTER SYSTEM may have set must not stop us.
-pub fn pin_settings() {
+pub fn pin_settings(synchronous_commit: &'static CStr) {
     let pinned: &[(&CStr, &CStr)] = &[
         (c"default_transaction_read_only", c"off"),
         (c"default_transaction_isolation", c"read committed"),
@@ -31,7 +31,7 @@ pub fn pin_settings() {
         (c"idle_in_transaction_session_timeout", c"0"),
         #[cfg(any(feature = "pg17", feature = "pg18"))]
         (c"transaction_timeout", c"0"),
-        (c"synchronous_commit", c"off"),
+        (c"synchronous_commit", synchronous_commit),
         (c"session_replication_role", c"origin"),
         (c"row_security", c"on"),
         (c"enable_seqscan", c"on"),

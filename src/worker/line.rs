@@ -6,6 +6,8 @@ use crate::jsonb;
 use crate::sqlfn::decode;
 use serde_json::value::RawValue;
 
+type Tokens = Vec<Vec<u8>>;
+
 /// One line of the log and what its listeners hear.
 pub struct Line<'a> {
     pub event: &'static str,
@@ -18,7 +20,8 @@ pub struct Line<'a> {
     /// What the log says of its audience.
     pub audience: Vec<Vec<u8>>,
     pub for_service: bool,
-    pub old_audience: Option<Vec<Vec<u8>>>,
+    /// For service roles: the audience before and after, when it changed.
+    pub changed_audience: Option<(Tokens, Tokens)>,
 }
 
 /// The parts of a line as UTF-8 text, for payloads.

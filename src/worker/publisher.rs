@@ -152,6 +152,7 @@ impl Publisher {
             crate::injection::stall("publishing");
             Ok(outcome)
         });
+        extension.database.flushed.store(extension.database.tail.load(Acquire), Release);
         match result {
             Ok(Outcome::Published { more }) => {
                 // Those of later batches do not match yet, or are done there.

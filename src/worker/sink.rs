@@ -55,7 +55,8 @@ pub extern "C-unwind" fn presence_sink_worker(argument: Datum) {
     let search_path =
         unsafe { CStr::from_ptr(pg_sys::GetConfigOption(c"search_path".as_ptr(), false, false)) };
     SEARCH_PATH.set(search_path.to_bytes().to_vec());
-    house::pin_settings();
+    // What a sink has committed, a crash must not undo: the log it was read from would be gone.
+    house::pin_settings(c"on");
     let Ok(extension) = transaction(c"starting", || match extension::member_table() {
         Some(_) => extension::current(),
         None => Err(Error::NotInstalled),

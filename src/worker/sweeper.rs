@@ -20,18 +20,23 @@ use std::sync::atomic::Ordering::*;
 const BATCH: usize = 1_000;
 
 /// Rows in key order, those that somebody has locked left for the next time; of these as many as fit into
-/// $2 bytes of events.
+/// $2 bytes of events. The claim looks at the rows as locked: before the lock somebody may be renewing them.
 static DELETE: Statement = Statement {
     sql: c"with locked as materialized (
-               select key_hash, pg_catalog.pg_column_size(state) operator(pg_catalog.+) pg_catalog.pg_column_size(metadata) as size
-               from presence.member where key_hash operator(pg_catalog.=) any ($1) order by key_hash for update skip locked),
-           chosen as materialized (
-               select key_hash from (select key_hash, pg_catalog.sum(size operator(pg_catalog.+) 400) over (order by key_hash) as total from locked) l
-               where total operator(pg_catalog.<=) $2)
-           delete from presence.member m using chosen
-           where m.key_hash operator(pg_catalog.=) chosen.key_hash
-             and presence._claim(m.key_hash, m.version, m.generation, m.deadline, m.session)
-           returning m.key_hash",
+               select key_hash, version, generation, deadline, session,
+                      pg_catalog.pg_column_size(state) operator(pg_catalog.+) pg_catalog.pg_column_size(metadata)
+                          as size
+               from presence.member where key_hash operator(pg_catalog.=) any ($1)
+               order by key_hash for update skip locked),
+           fitting as materialized (
+               select l.*, pg_catalog.sum(size operator(pg_catalog.+) 400) over (order by key_hash) as total
+               from locked l),
+           claimed as materialized (
+               select key_hash from fitting
+               where total operator(pg_catalog.<=) $2
+                 and presence._claim(key_hash, version, generation, deadline, session))
+           delete from presence.member m using claimed
+           where m.key_hash operator(pg_catalog.=) claimed.key_hash",
     arguments: &[pg_sys::UUIDARRAYOID, pg_sys::INT8OID],
 };
 
@@ -147,6 +152,7 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
             continue;
         };
         let lease = rule::RowLease {
+            read_since: clock::read_since(),
             version: number(3),
             generation: number(4),
             deadline: number(5),
@@ -162,6 +168,7 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
             generation: lease.generation,
             owner,
             session: lease.session,
+            changed_at: now,
             pins: 0,
         };
         if leases().apply_present(&extension.key_of(hash), &slot) == crate::lease::table::Applied::Full {

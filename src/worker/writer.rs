@@ -116,7 +116,10 @@ impl<'a> Writer<'a> {
         match record.kind {
             Kind::Rotate => {}
             Kind::Forget => self.forget(owner)?,
-            Kind::Update => self.update(record, counted, audience, owner)?,
+            Kind::Update => {
+                self.update(record, counted, audience, owner)?;
+                self.given_away(record, counted, owner)?;
+            }
             Kind::Room => self.room(record, audience)?,
             Kind::Enter | Kind::Leave => {
                 let event = if record.kind == Kind::Enter { "enter" } else { "leave" };
@@ -131,7 +134,7 @@ impl<'a> Writer<'a> {
                         tokens: reach(&audience, owner),
                         audience,
                         for_service: true,
-                        old_audience: None,
+                        changed_audience: None,
                     },
                 )?;
                 let first = record.kind == Kind::Enter && counted.of_user == 1;
@@ -147,6 +150,27 @@ impl<'a> Writer<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The user has no member in the room any more.
+    fn gone_from(&mut self, user_id: &[u8], room: &[u8]) -> Result<()> {
+        self.relisten(user_id, room)?;
+        if self.extension.database.knows_room_channel(self.extension.hash(4, &[user_id, room])) {
+            self.rotation.left(room);
+        }
+        Ok(())
+    }
+
+    /// With a new owner, one user may have left the room and another entered it.
+    fn given_away(&mut self, record: &Record, counted: &Counted, owner: &[u8]) -> Result<()> {
+        let before =
+            record.old.as_ref().and_then(|old| old.get(Field::UserId)).filter(|before| *before != owner);
+        let Some(before) = before else { return Ok(()) };
+        let room = record.image.get(Field::Room).unwrap_or_default();
+        if counted.of_user == 1 {
+            self.relisten(owner, room)?;
+        }
+        if counted.of_old_user == 0 { self.gone_from(before, room) } else { Ok(()) }
     }
 
     /// An update, and with a changed audience: a leave for those who lose sight, an enter for those who gain it.
@@ -169,7 +193,7 @@ impl<'a> Writer<'a> {
                     tokens: reach(&audience, owner),
                     audience,
                     for_service: true,
-                    old_audience: None,
+                    changed_audience: None,
                 },
             );
         };
@@ -198,7 +222,7 @@ impl<'a> Writer<'a> {
                     tokens: lost.clone(),
                     audience: others(lost),
                     for_service: false,
-                    old_audience: None,
+                    changed_audience: None,
                 },
             )?;
         }
@@ -213,7 +237,7 @@ impl<'a> Writer<'a> {
                 tokens: reach(&kept, owner),
                 audience: kept,
                 for_service: true,
-                old_audience: Some(audience_of(old)?),
+                changed_audience: Some((audience_of(old)?, audience)),
             },
         )?;
         if !gained.is_empty() {
@@ -228,7 +252,7 @@ impl<'a> Writer<'a> {
                     tokens: gained.clone(),
                     audience: others(gained),
                     for_service: false,
-                    old_audience: None,
+                    changed_audience: None,
                 },
             )?;
         }
@@ -253,7 +277,7 @@ impl<'a> Writer<'a> {
                 tokens: reach(&audience, b""),
                 audience,
                 for_service: true,
-                old_audience: None,
+                changed_audience: None,
             },
         )
     }
@@ -319,7 +343,9 @@ impl<'a> Writer<'a> {
         }
         if !service.is_empty() {
             let text = |tokens: &[Vec<u8>]| tokens.iter().map(|token| decode(token)).collect::<Vec<_>>();
-            let (audience, old) = (text(&line.audience), line.old_audience.as_deref().map(text));
+            let (old, new) =
+                line.changed_audience.as_ref().map_or((None, &line.audience), |(old, new)| (Some(old), new));
+            let (audience, old) = (text(new), old.map(|old| text(old)));
             let payload = rendered.payload(record.kind, seq, line, Some((&audience, old.as_deref())));
             service.iter().try_for_each(|name| self.notify(name, &payload))?;
         }
