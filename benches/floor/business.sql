@@ -1,0 +1,4 @@
+\set amount random(1, 1000000)
+begin;
+insert into orders (customer, amount) values ('somebody', :amount);
+commit;
