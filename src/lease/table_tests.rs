@@ -316,10 +316,15 @@ fn a_pin_keeps_the_slot() {
     let index = table.pin(&key(1)).unwrap();
     assert_eq!(table.read(&key(1)).unwrap().pins, 1);
 
-    assert!(!table.claim(&key(1), 10, 2_000, false), "a renewal may be about to commit");
-    assert!(table.expired(0, 2_000).is_empty());
     assert!(!table.unchanged(&key(1), 10, 1_050), "somebody is changing it");
-    assert!(table.claim(&key(1), 10, 2_000, false), "one's own pin is no obstacle");
+    table.end_session(&key(1), 0);
+    assert_eq!(
+        table.read(&key(1)).unwrap().deadline,
+        1_000,
+        "it may be about to be bound to another session"
+    );
+    assert_eq!(table.expired(0, 2_000).len(), 1, "whether its row is locked is for the sweeper to see");
+    assert!(table.claim(&key(1), 10, 2_000, false), "who claims has the row locked");
 
     table.apply_gone(&key(1), 11);
     assert!(!table.free(&key(1), 11));
@@ -517,6 +522,7 @@ proptest! {
                         let lease = Lease {
                             deadline: TOMBSTONE, last_seen: 0, ttl: 0, version, generation: version, owner: 0,
                             session: 0, pins: pinned.is_some() as u32,
+                            changed_at: 0,
                         };
                         model.insert(member, Model { lease, pinned });
                     }
@@ -542,7 +548,7 @@ proptest! {
                     let generation = model.get(&member).map_or(0, |held| held.lease.generation);
                     let got = table.claim(&colliding(member), generation, now, false);
                     let expected = match model.get_mut(&member) {
-                        Some(held) if held.pinned.is_none() && held.lease.deadline != TOMBSTONE
+                        Some(held) if held.lease.deadline != TOMBSTONE
                             && !alive(held.lease.deadline, now) =>
                         {
                             held.lease.deadline = CLAIMED;
@@ -589,7 +595,7 @@ proptest! {
                 prop_assert_eq!(table.read(&colliding(member)), model.get(&member).map(|held| held.lease));
             }
             let due = model.values().filter(|held| {
-                held.lease.deadline != TOMBSTONE && !alive(held.lease.deadline, now) && held.pinned.is_none()
+                held.lease.deadline != TOMBSTONE && !alive(held.lease.deadline, now)
             });
             prop_assert_eq!(table.expired(0, now).len(), due.count());
             let earliest = model.values().map(|held| held.lease.deadline).filter(|word| *word != TOMBSTONE).min();

@@ -275,6 +275,6 @@ fn leaves(records: &[Record]) -> Vec<(u128, u64)> {
     records
         .iter()
         .filter(|record| record.kind == Kind::Leave)
-        .map(|record| (record.hash, record.version))
+        .map(|record| (record.hash, record.hidden_version))
         .collect()
 }
