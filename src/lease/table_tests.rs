@@ -320,7 +320,7 @@ fn a_pin_keeps_the_slot() {
     table.end_session(&key(1), 0);
     assert_eq!(
         table.read(&key(1)).unwrap().deadline,
-        1_000,
+        1_100,
         "it may be about to be bound to another session"
     );
     assert_eq!(table.expired(0, 2_000).len(), 1, "whether its row is locked is for the sweeper to see");
