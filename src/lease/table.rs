@@ -189,6 +189,20 @@ impl<L: Locks> LeaseTable<L> {
         None
     }
 
+    /// Hint that this member's bucket, or (`slot`) its first slot, will be looked at soon. Nothing is believed of what
+    /// is read here without the lock.
+    pub fn prefetch(&self, key: &Key, slot: bool) {
+        let bucket = &self.buckets[key.bucket(self.buckets.len())];
+        if !slot {
+            return prefetch_line(std::ptr::from_ref(bucket).cast());
+        }
+        if let Some(first) = self.slots.get(bucket.load(Relaxed) as usize) {
+            let start = std::ptr::from_ref(first).cast::<u8>();
+            prefetch_line(start);
+            prefetch_line(start.wrapping_add(64));
+        }
+    }
+
     pub fn read(&self, key: &Key) -> Option<Lease> {
         self.locks.shared(self.partition(key), || self.find(key).map(|(_, slot)| slot.lease()))
     }
@@ -453,6 +467,15 @@ impl<L: Locks> LeaseTable<L> {
         }
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+fn prefetch_line(address: *const u8) {
+    // SAFETY: a hint; any address will do.
+    unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast()) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch_line(_address: *const u8) {}
 
 fn retagged(head: u64, index: u32) -> u64 {
     ((head >> 32).wrapping_add(1) << 32) | index as u64

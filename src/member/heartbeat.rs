@@ -15,6 +15,9 @@ use crate::sqlfn::{self, Call, uuid};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 
+/// How many members ahead of the one that is renewed a slot is asked for.
+const AHEAD: usize = 12;
+
 /// Who renews: a user their own members, a service role anybody's.
 struct Beater<'a> {
     extension: &'a Extension,
@@ -28,9 +31,7 @@ impl<'a> Beater<'a> {
         Ok(Beater { extension, identity, owner })
     }
 
-    fn beat(&self, room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Result<bool> {
-        let key = self.extension.key(room, member_id, connection_id);
-        let now = clock::boot();
+    fn beat(&self, key: Key, now: u64) -> Result<bool> {
         match transaction::pending(&key) {
             Pending::Gone => return Ok(false),
             Pending::Present { owner } if self.owner.is_some_and(|own| own != owner) => return Ok(false),
@@ -144,7 +145,8 @@ fn heartbeat(call: &Call) -> Result<Option<Datum>> {
     let connection_id = call.text(2).unwrap_or_default();
     check(room, member_id, connection_id)?;
     extension.database.counters.heartbeats.fetch_add(1, Relaxed);
-    let renewed = Beater::new(&extension, &identity)?.beat(room, member_id, connection_id)?;
+    let key = extension.key(room, member_id, connection_id);
+    let renewed = Beater::new(&extension, &identity)?.beat(key, clock::boot())?;
     Ok(Some(Datum::from(renewed)))
 }
 
@@ -176,13 +178,27 @@ fn heartbeat_many(call: &Call) -> Result<Option<Datum>> {
         }
     }
     let own = if member_ids.is_none() { identity.writer()? } else { b"" };
-    let mut missing = Vec::new();
-    for (at, room) in rooms.iter().enumerate() {
+    let member = |at: usize| {
         let member_id = member_ids.as_ref().map_or(own, |list| list[at]);
-        let connection_id = connection_ids.as_ref().map_or(&b""[..], |list| list[at]);
+        [rooms[at], member_id, connection_ids.as_ref().map_or(&b""[..], |list| list[at])]
+    };
+    // Slots are all over the memory: ask for them before they are needed.
+    let mut keys = Vec::with_capacity(rooms.len());
+    for at in 0..rooms.len() {
+        let [room, member_id, connection_id] = member(at);
         check(room, member_id, connection_id)?;
-        if !beater.beat(room, member_id, connection_id)? {
-            missing.push([room, member_id, connection_id]);
+        let key = extension.key(room, member_id, connection_id);
+        leases().prefetch(&key, false);
+        keys.push(key);
+    }
+    let now = clock::boot();
+    let mut missing = Vec::new();
+    for (at, key) in keys.iter().enumerate() {
+        if let Some(ahead) = keys.get(at + AHEAD) {
+            leases().prefetch(ahead, true);
+        }
+        if !beater.beat(*key, now)? {
+            missing.push(member(at));
         }
     }
     extension.database.counters.heartbeats.fetch_add(rooms.len() as u64, Relaxed);
