@@ -1,10 +1,9 @@
 //! Who is asking (`user_id`), what they are to others (`tokens`), and whether they act for all (`is_service`).
 //! The rules are those of docs/visibility.md; what a role is, is remembered until roles or settings change.
 
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
-use crate::lease::rule::RowLease;
+use crate::member::lease;
 use crate::settings;
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::{self, Call, encode, text_of};
@@ -216,15 +215,8 @@ impl Identity {
                 let (Some(room), Some(hash)) = (rows.get(row, 0), rows.get(row, 1)) else { continue };
                 // SAFETY: a text and a uuid.
                 let (room, hash) = unsafe { (text_of(room), sqlfn::hash_of(hash)) };
-                let lease = RowLease {
-                    read_since: clock::read_since(),
-                    version: number(&rows, row, 2),
-                    generation: number(&rows, row, 3),
-                    deadline: number(&rows, row, 4),
-                    ttl: 0,
-                    session: number(&rows, row, 5),
-                };
-                let alive = crate::member::lease::deadline(&extension.key_of(hash), &lease).is_some();
+                let lease = lease::found(&rows, row, [2, 3, 4, 5]);
+                let alive = lease::deadline(&extension.key_of(hash), &lease).is_some();
                 if alive && !rooms.iter().any(|known| known == room) {
                     rooms.push(room.to_vec());
                 }
@@ -232,10 +224,6 @@ impl Identity {
             Ok(rooms)
         })
     }
-}
-
-fn number(rows: &spi::Rows, row: usize, column: usize) -> u64 {
-    rows.get(row, column).map_or(0, |datum| datum.value() as u64)
 }
 
 static ROOMS: Statement = Statement {

@@ -38,9 +38,6 @@ static MEMBERS: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-static LOCK: Statement =
-    Statement { sql: c"select pg_catalog.pg_advisory_xact_lock($1)", arguments: &[pg_sys::INT8OID] };
-
 static DROP_ROOM: Statement = Statement {
     sql: c"delete from presence.room where room operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID],
@@ -91,7 +88,7 @@ pub fn lock_limited(extension: &Extension, rooms: impl Iterator<Item = Datum>) -
             .map(|room| lock(unsafe { sqlfn::text_of(room) }))
             .collect();
         locks.sort_unstable();
-        locks.iter().try_for_each(|lock| connection.run(&LOCK, &[Some(Datum::from(*lock))], true).map(|_| ()))
+        locks.iter().try_for_each(|lock| connection.lock(*lock))
     })
 }
 

@@ -22,6 +22,9 @@ thread_local! {
 #[derive(Clone, Copy)]
 struct Plan(pg_sys::SPIPlanPtr);
 
+static ADVISORY_LOCK: Statement =
+    Statement { sql: c"select pg_catalog.pg_advisory_xact_lock($1)", arguments: &[pg_sys::INT8OID] };
+
 /// A connection to SPI; results live until it is dropped.
 pub struct Connection {
     caller: pg_sys::MemoryContext,
@@ -49,6 +52,11 @@ impl Connection {
             pg_sys::SPI_execute_plan(plan.0, datums.as_mut_ptr(), nulls.as_ptr().cast(), !write, 0)
         };
         Rows::of(code)
+    }
+
+    /// Wait for an advisory lock, and hold it until the transaction ends.
+    pub fn lock(&self, key: i64) -> Result<()> {
+        self.run(&ADVISORY_LOCK, &[Some(Datum::from(key))], true).map(|_| ())
     }
 
     /// Run SQL that is made up on the spot, and not kept.
@@ -155,6 +163,11 @@ impl Rows {
         }
         // SAFETY: globals that the execution just set.
         unsafe { Ok(Rows { table: pg_sys::SPI_tuptable, count: pg_sys::SPI_processed as usize }) }
+    }
+
+    /// A bigint column; NULL is 0.
+    pub fn number(&self, row: usize, column: usize) -> u64 {
+        self.get(row, column).map_or(0, |number| number.value() as u64)
     }
 
     pub fn get(&self, row: usize, column: usize) -> Option<Datum> {

@@ -14,7 +14,7 @@
 //! transaction is over before it trusts that the ring is complete.
 
 use super::fold::{Change, LeaseChange, What, fold};
-use super::record::{Field, Image, Kind, Reason};
+use super::record::{Field, Image, Kind};
 use crate::error::Error;
 use crate::extension::Extension;
 use crate::lease::shared::leases;
@@ -345,9 +345,4 @@ fn finish() {
     {
         process.committing.store(0, SeqCst);
     }
-}
-
-/// The reason of an expiry, when the row goes.
-pub fn expiry_reason(session_over: bool) -> Reason {
-    if session_over { Reason::Disconnected } else { Reason::Expired }
 }

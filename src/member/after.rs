@@ -83,7 +83,7 @@ pub fn delete(firing: &Firing) -> Result<()> {
         let session = old.number(Column::Session);
         let over = session != 0 && !session::is_live(&firing.extension, session);
         let at = if over { clock::wall() } else { expired_at(&key, &old) };
-        (transaction::expiry_reason(over), at)
+        (if over { Reason::Disconnected } else { Reason::Expired }, at)
     } else {
         (firing.intent.reason.map_or_else(|| default_reason(firing, &old), Ok)?, clock::wall())
     };

@@ -133,9 +133,6 @@ static OWN_MEMBERS: Statement = Statement {
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID],
 };
 
-static LOCK_USER: Statement =
-    Statement { sql: c"select pg_catalog.pg_advisory_xact_lock($1)", arguments: &[pg_sys::INT8OID] };
-
 /// One console shall not fill the slots. Near the limit, those who enter under one user take turns.
 pub fn check_max_per_user(extension: &Extension, row: &Row) -> Result<()> {
     let limit = settings::max_per_user();
@@ -158,7 +155,7 @@ pub fn check_max_per_user(extension: &Extension, row: &Row) -> Result<()> {
         let mut held = with_new_snapshot(count)?;
         if held + others > limit as i64 {
             let lock = extension.hash(3, &[user_id]) as i64;
-            Connection::open()?.run(&LOCK_USER, &[Some(Datum::from(lock))], true)?;
+            Connection::open()?.lock(lock)?;
             held = with_new_snapshot(count)?;
         }
         if held > limit as i64 { Err(Error::TooManyMembers { what: "user", limit }) } else { Ok(()) }

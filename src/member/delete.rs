@@ -76,9 +76,7 @@ impl Removal {
         last_word: Option<Vec<u8>>,
         reason: Option<Reason>,
     ) -> Result<Removal> {
-        validate::name("room", &room)?;
-        validate::name("member_id", &member_id)?;
-        validate::connection_id("connection_id", connection_id.as_deref().unwrap_or_default())?;
+        validate::key(&room, &member_id, connection_id.as_deref().unwrap_or_default())?;
         validate::state_size(last_word.as_ref().map_or(0, Vec::len))?;
         Ok(Removal { room, member_id, connection_id, last_word, reason })
     }

@@ -61,7 +61,7 @@ impl<'a> Beater<'a> {
                 // SAFETY: a text.
                 self.owner.is_none() || self.identity.is(unsafe { sqlfn::text_of(owner) })
             });
-            let row = row_lease(&found);
+            let row = lease::found(&found, 0, [2, 3, 4, 5]);
             if found.count == 0 || !own || lease::deadline(key, &row).is_none() {
                 return Ok(false);
             }
@@ -121,18 +121,6 @@ static RENEW_ROW: Statement = Statement {
     arguments: &[pg_sys::UUIDOID, pg_sys::INT8OID, pg_sys::TIMESTAMPTZOID, pg_sys::TIMESTAMPTZOID],
 };
 
-fn row_lease(found: &Rows) -> RowLease {
-    let number = |column| found.get(0, column).map_or(0, |datum: Datum| datum.value() as u64);
-    RowLease {
-        read_since: clock::read_since(),
-        ttl: 0,
-        version: number(2),
-        generation: number(3),
-        deadline: number(4),
-        session: number(5),
-    }
-}
-
 /// SQL `presence.heartbeat(room, member_id, connection_id)`.
 fn heartbeat(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
@@ -143,17 +131,11 @@ fn heartbeat(call: &Call) -> Result<Option<Datum>> {
         None => identity.writer()?,
     };
     let connection_id = call.text(2).unwrap_or_default();
-    check(room, member_id, connection_id)?;
+    validate::key(room, member_id, connection_id)?;
     extension.database.counters.heartbeats.fetch_add(1, Relaxed);
     let key = extension.key(room, member_id, connection_id);
     let renewed = Beater::new(&extension, &identity)?.beat(key, clock::boot())?;
     Ok(Some(Datum::from(renewed)))
-}
-
-fn check(room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Result<()> {
-    validate::name("room", room)?;
-    validate::name("member_id", member_id)?;
-    validate::connection_id("connection_id", connection_id)
 }
 
 /// SQL `presence.heartbeat_many(rooms, member_ids, connection_ids)`: the ones that are not there.
@@ -186,7 +168,7 @@ fn heartbeat_many(call: &Call) -> Result<Option<Datum>> {
     let mut keys = Vec::with_capacity(rooms.len());
     for at in 0..rooms.len() {
         let [room, member_id, connection_id] = member(at);
-        check(room, member_id, connection_id)?;
+        validate::key(room, member_id, connection_id)?;
         let key = extension.key(room, member_id, connection_id);
         leases().prefetch(&key, false);
         keys.push(key);

@@ -9,6 +9,7 @@ use crate::lease::shared::leases;
 use crate::lease::table::{Key, Lease, NEVER};
 use crate::settings;
 use crate::shared::control;
+use crate::spi::Rows;
 use crate::sqlfn::Call;
 use pgrx::pg_sys::Datum;
 use std::sync::atomic::Ordering::*;
@@ -22,6 +23,12 @@ pub fn start() -> Start {
         version: control.started_version.load(Relaxed),
         grace_until: control.started_at.load(Relaxed) + settings::restart_grace(),
     }
+}
+
+/// The lease of a row that a query found; `columns` are where it has version, generation, deadline and session.
+pub fn found(rows: &Rows, row: usize, columns: [usize; 4]) -> RowLease {
+    let [version, generation, deadline, session] = columns.map(|column| rows.number(row, column));
+    RowLease { read_since: clock::read_since(), version, generation, deadline, ttl: 0, session }
 }
 
 /// The deadline that counts for a row, by the boot clock; None if the member is gone.

@@ -30,9 +30,7 @@ fn update(call: &Call) -> Result<Option<Datum>> {
         None => identity.writer()?,
     };
     let connection_id = call.text(3).unwrap_or_default();
-    validate::name("room", room)?;
-    validate::name("member_id", member_id)?;
-    validate::connection_id("connection_id", connection_id)?;
+    validate::key(room, member_id, connection_id)?;
     // SAFETY: declared jsonb in SQL.
     if call.datum(1).is_some_and(|patch| !unsafe { crate::jsonb::is_object(patch) }) {
         return Err(Error::InvalidPatch);

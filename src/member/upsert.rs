@@ -63,7 +63,8 @@ const fn c(sql: &'static str) -> &'static std::ffi::CStr {
     }
 }
 
-/// Columns of the SELECT that follow those of `online`.
+/// Columns of the SELECT: one of `online`, and those that follow.
+const VERSION: usize = 8;
 const GENERATION: usize = 15;
 const DEADLINE: usize = 16;
 const SESSION: usize = 17;
@@ -169,9 +170,7 @@ pub fn owner(identity: &Identity, given: Option<&[u8]>) -> Result<Vec<u8>> {
 }
 
 pub fn check_names(identity: &Identity, room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Result<()> {
-    validate::name("room", room)?;
-    validate::name("member_id", member_id)?;
-    validate::connection_id("connection_id", connection_id)?;
+    validate::key(room, member_id, connection_id)?;
     check_member_id(identity, member_id)
 }
 
@@ -366,15 +365,7 @@ impl Request {
 }
 
 fn row_lease(found: &Rows) -> RowLease {
-    let number = |column| found.get(0, column).map_or(0, |datum: Datum| datum.value() as u64);
-    RowLease {
-        read_since: clock::read_since(),
-        version: number(8),
-        generation: number(GENERATION),
-        deadline: number(DEADLINE),
-        ttl: 0,
-        session: number(SESSION),
-    }
+    lease::found(found, 0, [VERSION, GENERATION, DEADLINE, SESSION])
 }
 
 /// The first row of a query as a value of the row type of `online`, in the memory of the caller.

@@ -30,6 +30,13 @@ pub fn connection_id(argument: &'static str, text: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// What names a member.
+pub fn key(room: &[u8], member_id: &[u8], connection: &[u8]) -> Result<()> {
+    name("room", room)?;
+    name("member_id", member_id)?;
+    connection_id("connection_id", connection)
+}
+
 fn has_control_character(text: &[u8]) -> bool {
     // The C1 controls (U+0080 to U+009F) are 0xC2 0x80 to 0xC2 0x9F in UTF-8.
     let c1 = || is_utf8() && text.windows(2).any(|pair| pair[0] == 0xC2 && (0x80..=0x9F).contains(&pair[1]));

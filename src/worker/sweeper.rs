@@ -9,7 +9,7 @@ use crate::lease::rule;
 use crate::lease::shared::leases;
 use crate::lease::table::{CLAIMED, Key, Lease, TOMBSTONE};
 use crate::member::intent::{self, Intent};
-use crate::member::session;
+use crate::member::{self, session};
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::{array, hash_of, uuid};
 use pgrx::pg_sys::{self, Datum};
@@ -140,7 +140,6 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
     let rows = connection.run(&ADOPTABLE, &[], true)?;
     let now = clock::boot();
     for row in 0..rows.count {
-        let number = |column| rows.get(row, column).map_or(0, |datum: Datum| datum.value() as u64);
         // SAFETY: a uuid, a text and an interval.
         let (Some(hash), owner, ttl) = (unsafe {
             (
@@ -151,15 +150,8 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
         }) else {
             continue;
         };
-        let lease = rule::RowLease {
-            read_since: clock::read_since(),
-            version: number(3),
-            generation: number(4),
-            deadline: number(5),
-            ttl,
-            session: number(6),
-        };
-        let deadline = rule::deadline(None, &lease, &crate::member::lease::start(), now).unwrap_or(CLAIMED);
+        let lease = member::lease::found(&rows, row, [3, 4, 5, 6]);
+        let deadline = rule::deadline(None, &lease, &member::lease::start(), now).unwrap_or(CLAIMED);
         let slot = Lease {
             deadline,
             last_seen: if deadline == CLAIMED { now } else { deadline.saturating_sub(ttl) },
