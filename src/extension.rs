@@ -5,12 +5,16 @@ use crate::error::{Error, Result};
 use crate::lease::table::Key;
 use crate::shared::Database;
 use crate::spi::{self, Connection, Statement};
+use crate::sqlfn::{decode, text_of};
 use pgrx::{pg_guard, pg_sys};
 use siphasher::sip::SipHasher13;
 use siphasher::sip128::{Hasher128, SipHasher13 as SipHasher13Wide};
 use std::cell::Cell;
 use std::hash::Hasher;
 use std::sync::atomic::Ordering::*;
+
+/// The version of this library.
+pub const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 #[derive(Clone, Copy)]
 pub struct Extension {
@@ -35,6 +39,20 @@ pub fn epoch() -> u64 {
 }
 
 static SECRET: Statement = Statement { sql: c"select key from presence.secret", arguments: &[] };
+
+static VERSION: Statement = Statement {
+    sql: c"select e.extversion from pg_catalog.pg_extension e where e.extname operator(pg_catalog.=) 'presence_ext'",
+    arguments: &[],
+};
+
+/// The version of the SQL in this database. The library serves older ones, until ALTER EXTENSION UPDATE.
+pub fn sql_version() -> Result<String> {
+    let connection = Connection::open()?;
+    let rows = connection.run(&VERSION, &[], false)?;
+    let version = rows.get(0, 0).ok_or(Error::NotInstalled)?;
+    // SAFETY: a text.
+    Ok(decode(unsafe { text_of(version) }))
+}
 
 /// The extension of this database.
 pub fn current() -> Result<Extension> {
@@ -86,7 +104,7 @@ fn look_up() -> Result<Extension> {
         let rows = connection.run(&SECRET, &[], false)?;
         let datum = rows.get(0, 0).ok_or(Error::NotInstalled)?;
         // SAFETY: a bytea.
-        let bytes = unsafe { crate::sqlfn::text_of(datum) };
+        let bytes = unsafe { text_of(datum) };
         <[u8; 32]>::try_from(bytes).map_err(|_| Error::NotInstalled)
     })?;
     // SAFETY: set when the process connected to its database.

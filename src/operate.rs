@@ -80,7 +80,7 @@ fn health(call: &Call) -> Result<Option<Datum>> {
     let last_sweep = counters.last_sweep.load(Relaxed);
     let ring = database.ring();
     call.rows([vec![
-        Some(varlena(env!("CARGO_PKG_VERSION").as_bytes())),
+        Some(varlena(extension::LIBRARY_VERSION.as_bytes())),
         (pid != 0).then(|| Datum::from(pid)),
         Some(varlena(state.as_bytes())),
         number(leases().used()),

@@ -51,6 +51,7 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
         Some(_) => {
             let extension = extension::current()?;
             spi::as_role(extension.owner, || log::continue_numbers(&extension))?;
+            compare_versions(&extension::sql_version()?);
             Ok(Some(extension))
         }
         None => Ok(None),
@@ -71,6 +72,17 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     publisher::register_callback();
     crate::event::transaction::register_callbacks();
     Worker::new(extension).run();
+}
+
+/// An old version of the SQL is served, but not all of the library is to be had.
+fn compare_versions(sql: &str) {
+    let library = extension::LIBRARY_VERSION;
+    if sql != library {
+        pgrx::warning!(
+            "presence_ext: this database has version {sql}, the library is version {library}: \
+             run ALTER EXTENSION presence_ext UPDATE"
+        );
+    }
 }
 
 fn absent(oid: pg_sys::Oid) {
