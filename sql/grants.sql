@@ -1,6 +1,11 @@
 -- Nobody but the owner may do anything until the owner says so. Functions are executable by PUBLIC by default.
 revoke all on all functions in schema presence from public;
 
+-- Monitoring needs no superuser. pg_monitor itself is granted to nobody.
+grant usage on schema presence to pg_monitor;
+grant select on presence.health to pg_monitor;
+grant execute on function presence._health() to pg_monitor;
+
 create function presence.grant_access(role regrole, write boolean default true) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp

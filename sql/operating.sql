@@ -38,7 +38,8 @@ select h.library_version,
 from presence._health() h;
 comment on view presence.health is
     'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
-    'and there are, the event buffer, counters since the server started, the last error of the worker.';
+    'and there are, the event buffer, counters since the server started, the last error of the worker. '
+    'Members of pg_monitor may read it.';
 
 create function presence._announce() returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_announce';

@@ -8,3 +8,14 @@ do $$ begin
             using errcode = 'object_not_in_prerequisite_state', hint = 'Restart the server, then update again.';
     end if;
 end $$;
+
+comment on view presence.health is
+    'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
+    'and there are, the event buffer, counters since the server started, the last error of the worker. '
+    'Members of pg_monitor may read it.';
+
+grant usage on schema presence to pg_monitor;
+
+grant select on presence.health to pg_monitor;
+
+grant execute on function presence._health() to pg_monitor;
