@@ -118,6 +118,11 @@ pub fn announce(database: &'static Database) {
     BUFFER.with_borrow_mut(|buffer| buffer.announced = Some(database));
 }
 
+/// How many changes this transaction has made so far.
+pub fn changes() -> i64 {
+    BUFFER.with_borrow(|buffer| buffer.changes.len() as i64)
+}
+
 /// What this transaction has made of a member so far.
 pub enum Pending {
     Untouched,

@@ -7,6 +7,7 @@ use super::{session, validate};
 use crate::authorizer::{self, Action};
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::event::transaction;
 use crate::extension::Extension;
 use crate::identity::{self, Identity};
 use crate::lease::table::{Key, NEVER};
@@ -133,7 +134,8 @@ static OWN_MEMBERS: Statement = Statement {
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID],
 };
 
-/// One console shall not fill the slots. Near the limit, those who enter under one user take turns.
+/// One console shall not fill the slots. Near the limit, those who enter under one user take turns; how near depends
+/// on how much this transaction has done, for others may be doing as much, and nobody counts it before it is committed.
 pub fn check_max_per_user(extension: &Extension, row: &Row) -> Result<()> {
     let limit = settings::max_per_user();
     if limit == 0 || identity::current(extension)?.service {
@@ -153,7 +155,7 @@ pub fn check_max_per_user(extension: &Extension, row: &Row) -> Result<()> {
         // SAFETY: a plain number, set at the server's start.
         let others = unsafe { pg_sys::MaxBackends } as i64;
         let mut held = with_new_snapshot(count)?;
-        if held + others > limit as i64 {
+        if held + others * (transaction::changes() + 1) > limit as i64 {
             let lock = extension.hash(3, &[user_id]) as i64;
             Connection::open()?.lock(lock)?;
             held = with_new_snapshot(count)?;
