@@ -151,6 +151,7 @@ fn record(
         kind,
         reason,
         xid,
+        relation: change.key.relation,
         hash: change.key.hash,
         version: change.version,
         hidden_version: old.map_or(0, |(_, version)| version),

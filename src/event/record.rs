@@ -119,6 +119,8 @@ pub struct Record {
     pub reason: Reason,
     /// The transaction, 0 once it is certainly over (records loaded after a restart).
     pub xid: u32,
+    /// The table `member`, as in the key: records of an extension that was dropped since are nobody's.
+    pub relation: u32,
     pub hash: u128,
     pub version: u64,
     /// With `old`: the version of the leave that those hear who lose sight of the member. Of a leave: the version of
@@ -135,7 +137,7 @@ pub struct Record {
     pub old: Option<Image>,
 }
 
-const FIXED: usize = RECORD_HEADER + 80;
+const FIXED: usize = RECORD_HEADER + 88;
 
 impl Record {
     /// The bytes for the ring, header included.
@@ -143,7 +145,7 @@ impl Record {
         let start = into.len();
         into.extend([0; RECORD_HEADER]);
         into.extend(self.xid.to_le_bytes());
-        into.extend([self.kind as u8, self.reason as u8, 0, 0]);
+        into.extend(self.relation.to_le_bytes());
         into.extend(self.hash.to_le_bytes());
         for number in [self.version, self.hidden_version, self.generation] {
             into.extend(number.to_le_bytes());
@@ -154,6 +156,7 @@ impl Record {
         let old = self.old.as_ref().map_or(&[][..], |old| &old.0);
         into.extend((self.image.0.len() as u32).to_le_bytes());
         into.extend((old.len() as u32).to_le_bytes());
+        into.extend([self.kind as u8, self.reason as u8, 0, 0, 0, 0, 0, 0]);
         into.extend(&self.image.0);
         into.extend(old);
         into.resize(start + (into.len() - start).next_multiple_of(8), 0);
@@ -161,17 +164,25 @@ impl Record {
         into[start..start + 4].copy_from_slice(&length.to_le_bytes());
     }
 
+    /// The first of several; also how many bytes it takes, at least as many as there are without the padding.
+    pub fn decode_first(bytes: &[u8]) -> Option<(Record, usize)> {
+        let length = read_u32(bytes, 0)? as usize;
+        let record = Record::decode(bytes.get(..length)?)?;
+        Some((record, length))
+    }
+
     /// Read back what `encode` wrote; None if these bytes are not a record.
     pub fn decode(bytes: &[u8]) -> Option<Record> {
         let at = RECORD_HEADER;
-        let image_length = read_u32(bytes, FIXED - 8)? as usize;
-        let old_length = read_u32(bytes, FIXED - 4)? as usize;
+        let image_length = read_u32(bytes, at + 72)? as usize;
+        let old_length = read_u32(bytes, at + 76)? as usize;
         let image = bytes.get(FIXED..FIXED.checked_add(image_length)?)?;
         let old_start = FIXED + image_length;
         let old = bytes.get(old_start..old_start.checked_add(old_length)?)?;
         Some(Record {
             xid: read_u32(bytes, at)?,
-            kind: match bytes.get(at + 4)? {
+            relation: read_u32(bytes, at + 4)?,
+            kind: match bytes.get(at + 80)? {
                 1 => Kind::Enter,
                 2 => Kind::Update,
                 3 => Kind::Leave,
@@ -180,7 +191,7 @@ impl Record {
                 6 => Kind::Forget,
                 _ => return None,
             },
-            reason: Reason::from_byte(*bytes.get(at + 5)?),
+            reason: Reason::from_byte(*bytes.get(at + 81)?),
             hash: u128::from_le_bytes(bytes.get(at + 8..at + 24)?.try_into().ok()?),
             version: read_u64(bytes, at + 24)?,
             hidden_version: read_u64(bytes, at + 32)?,
@@ -203,36 +214,61 @@ fn read_u64(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
+pub mod strategies {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    pub fn image() -> impl Strategy<Value = Image> {
+        prop::array::uniform8(option::of(vec(any::<u8>(), 0..50)))
+            .prop_map(|fields| Image::new(std::array::from_fn(|index| fields[index].as_deref())))
+    }
+
+    prop_compose! {
+        pub fn record()(
+            kind in prop::sample::select(vec![Kind::Enter, Kind::Update, Kind::Leave, Kind::Room, Kind::Rotate, Kind::Forget]),
+            reason in 0..=5u8, xid in any::<u32>(), relation in any::<u32>(), hash in any::<u128>(),
+            versions in any::<[u64; 3]>(), times in any::<[i64; 3]>(), image in image(), old in option::of(image()),
+        ) -> Record {
+            let ([version, hidden_version, generation], [at, joined_at, seen_at]) = (versions, times);
+            let reason = Reason::from_byte(reason);
+            Record { kind, reason, xid, relation, hash, version, hidden_version, generation, at, joined_at, seen_at, image, old }
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn image() -> impl Strategy<Value = Image> {
-        prop::array::uniform8(prop::option::of(prop::collection::vec(any::<u8>(), 0..50)))
-            .prop_map(|fields| Image::new(std::array::from_fn(|index| fields[index].as_deref())))
-    }
-
     proptest! {
         #[test]
-        fn decode_reads_what_encode_wrote(
-            image in image(), old in prop::option::of(image()), hash in any::<u128>(),
-            version in any::<u64>(), at in any::<i64>(), xid in any::<u32>(),
-        ) {
-            let record = Record {
-                kind: Kind::Update, reason: Reason::Hidden, xid, hash, version, hidden_version: 1, generation: 2,
-                at, joined_at: -5, seen_at: 6, image, old,
-            };
+        fn decode_reads_what_encode_wrote(record in strategies::record()) {
             let mut bytes = vec![7; 16];
             record.encode(&mut bytes);
             prop_assert_eq!(bytes.len() % 8, 0);
-            prop_assert_eq!(Record::decode(&bytes[16..]), Some(record));
+            prop_assert_eq!(Record::decode(&bytes[16..]), Some(record.clone()));
+            bytes.extend([9; 24]);
+            prop_assert_eq!(Record::decode_first(&bytes[16..]), Some((record, bytes.len() - 40)));
         }
 
         #[test]
-        fn decode_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            if let Some(record) = Record::decode(&bytes) {
-                let _ = record.image.get(Field::Audience);
-            }
+        fn decode_never_panics(bytes in prop::collection::vec(prop_oneof![0..3u8, any::<u8>()], 0..300)) {
+            read_all(&bytes);
+        }
+
+        /// One number is not what it was: a length, above all.
+        #[test]
+        fn a_damaged_record_never_panics(
+            record in strategies::record(), at in any::<prop::sample::Index>(), number in prop_oneof![0..400u32, any::<u32>()],
+        ) {
+            let mut bytes = Vec::new();
+            record.encode(&mut bytes);
+            let at = at.index(bytes.len() / 4) * 4;
+            bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
+            read_all(&bytes);
         }
 
         #[test]
@@ -241,6 +277,20 @@ mod tests {
             prop_assert_eq!(image.get(Field::Room), fields[0].as_deref());
             prop_assert_eq!(image.get(Field::State), fields[5].as_deref());
             prop_assert_eq!(image.get(Field::Audience), fields[7].as_deref());
+        }
+    }
+
+    fn read_all(bytes: &[u8]) {
+        let first = Record::decode_first(bytes).map(|(record, length)| {
+            assert!(length <= bytes.len());
+            record
+        });
+        for record in first.into_iter().chain(Record::decode(bytes)) {
+            for image in [Some(&record.image), record.old.as_ref()].into_iter().flatten() {
+                for field in [Field::Room, Field::Status, Field::State, Field::Audience] {
+                    let _ = image.get(field);
+                }
+            }
         }
     }
 }

@@ -44,13 +44,14 @@ pub fn ready_records(extension: &Extension) -> Result<Option<Ready>> {
     let all = ring.read(ring.tail.load(Acquire), ring.head.load(Acquire));
     let mut ready: Vec<(u64, Record)> = Vec::new();
     for (position, bytes) in all {
-        match Record::decode(&bytes) {
+        // The table is locked: what is of another one is of an extension that was dropped.
+        match Record::decode(&bytes).filter(|record| record.relation == u32::from(extension.member)) {
             Some(record) if is_over(record.xid) => ready.push((position, record)),
             Some(_) => {}
-            // Never written by us: not to be read again either.
             None => ring.mark_done(position),
         }
     }
+    ring.advance();
     ready.sort_by_key(|(_, record)| record.version);
     let (positions, records) = ready.into_iter().unzip();
     Ok(Some(Ready { records, positions }))
