@@ -152,6 +152,49 @@ fn a_restart_with_other_settings_keeps_everybody() {
     cluster.assert_sound();
 }
 
+/// What became of the file in the meantime must not keep the server from starting, nor bring back what is not.
+#[test]
+fn a_damaged_file_costs_the_exact_deadlines_and_nothing_else() {
+    let cluster = Cluster::start();
+    cluster.user("alice").run("select presence.upsert('lobby', ttl => '1 h')");
+    let [saved, floor] =
+        ["saved", "floor"].map(|name| cluster.join("data/pg_stat/presence_ext.").with_extension(name));
+    let damages: [(&str, &dyn Fn(Vec<u8>) -> Vec<u8>); 5] = [
+        ("empty", &|_| Vec::new()),
+        ("cut off", &|bytes| bytes[..bytes.len() - 1].to_vec()),
+        ("one bit", &|mut bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            bytes
+        }),
+        ("ones", &|bytes| vec![0xff; bytes.len()]),
+        ("longer", &|bytes| [bytes, vec![0; 8]].concat()),
+    ];
+    for (what, damage) in damages {
+        let mut service = cluster.service();
+        service.flush();
+        let (seq, version) = numbers(&mut service);
+        drop(service);
+        cluster.stop("fast");
+        let bytes = std::fs::read(&saved).expect("the saved leases");
+        std::fs::write(&saved, damage(bytes)).expect("the damaged file");
+        std::fs::write(&floor, [0xff; 8]).expect("the damaged floor");
+        cluster.start_again();
+        cluster.until_worker("app");
+        assert!(cluster.log().contains("cannot read pg_stat/presence_ext.saved"), "{what}");
+        assert!(!saved.exists(), "{what}: it is read once");
+        let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
+        assert_eq!(service.number("select count(*) from presence.list('lobby')"), 1, "{what}");
+        assert!(alice.is("select presence.heartbeat('lobby')"), "{what}");
+        alice.run("select presence.upsert('lobby', to_jsonb(random()))");
+        service.flush();
+        let (newer_seq, newer_version) = numbers(&mut service);
+        assert!(newer_seq > seq && newer_version > version, "{what}");
+        assert!(newer_seq < 1 << 53 && newer_version < 1 << 53, "{what}");
+    }
+    cluster.assert_sound();
+}
+
 /// The newest seq and version.
 fn numbers(service: &mut Session) -> (i64, i64) {
     let rows = service.rows(

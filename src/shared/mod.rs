@@ -7,6 +7,7 @@
 pub mod database;
 pub mod locks;
 pub mod save;
+mod saved;
 pub mod startup;
 
 use pgrx::pg_sys;

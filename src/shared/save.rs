@@ -5,8 +5,10 @@
 //! else the unlogged tables are empty, and a lease without a row would be a ghost.
 
 use super::database::Database;
+use super::saved::{Saved, SavedDatabase, SavedLease};
 use super::{control, databases};
 use crate::clock;
+use crate::event::record::Record;
 use crate::lease::shared::leases;
 use crate::lease::table::{CLAIMED, Key, Lease, NEVER, TOMBSTONE, alive};
 use crate::settings;
@@ -16,7 +18,8 @@ use std::sync::atomic::Ordering::*;
 
 const SAVED: &str = "pg_stat/presence_ext.saved";
 const FLOOR: &str = "pg_stat/presence_ext.floor";
-const MAGIC: u64 = 0x5052_4553_4e43_0001;
+/// Versions and seqs stay below, for JavaScript.
+const LAST: u64 = 1 << 53;
 /// How far ahead the floor is written: half of it is the time to write the next one.
 const FLOOR_STEP: u64 = 1 << 30;
 
@@ -28,13 +31,19 @@ pub fn load() {
     control.boot_id.store(random(), Relaxed);
     control.wall_offset.store(clock::wall() - now as i64, Relaxed);
 
-    let saved = std::fs::read(SAVED).ok();
+    let bytes = std::fs::read(SAVED).ok();
     let _ = std::fs::remove_file(SAVED);
-    let saved = saved.filter(|_| was_clean_stop());
-    let last = saved.as_deref().and_then(|bytes| Reader(bytes).restore(now)).unwrap_or(0);
-    let floor = if last == 0 { read_floor() } else { 0 };
+    let bytes = bytes.filter(|_| was_clean_stop());
+    let saved = bytes.as_deref().and_then(Saved::decode);
+    if bytes.is_some() && saved.is_none() {
+        pgrx::log!("presence_ext cannot read {SAVED}: leases begin anew, members get the grace of a restart");
+    }
+    let last = saved.as_ref().map_or_else(read_floor, |saved| plausible(saved.next_version));
+    if let Some(saved) = saved {
+        restore(saved, now);
+    }
 
-    let start = clock::unix().max(floor).max(last + 1);
+    let start = clock::unix().max(last + 1);
     control.started_version.store(start, Relaxed);
     control.next_version.store(start, Relaxed);
     raise_floor();
@@ -53,7 +62,7 @@ unsafe extern "C-unwind" fn save(code: i32, _argument: pg_sys::Datum) {
     if code != 0 || unsafe { pg_sys::IsUnderPostmaster } || !was_clean_stop() {
         return;
     }
-    if let Err(error) = write_durably(SAVED, &image()) {
+    if let Err(error) = write_durably(SAVED, &state().encode()) {
         pgrx::log!("presence_ext could not save its leases: {error}");
     }
 }
@@ -79,7 +88,12 @@ pub fn raise_floor() {
 
 fn read_floor() -> u64 {
     let bytes = std::fs::read(FLOOR).unwrap_or_default();
-    bytes.try_into().map_or(0, u64::from_le_bytes)
+    plausible(bytes.try_into().map_or(0, u64::from_le_bytes))
+}
+
+/// A version or seq that was never given out is none.
+fn plausible(number: u64) -> u64 {
+    if number < LAST { number } else { 0 }
 }
 
 /// pg_control: system identifier, two version numbers, then the state; 1 is DB_SHUTDOWNED.
@@ -103,133 +117,97 @@ pub fn random() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// The state as bytes: numbers in little endian, lists with their length in front.
-fn image() -> Vec<u8> {
+/// The state as it is now.
+fn state() -> Saved {
     let now = clock::boot();
-    let mut out = Vec::new();
-    let mut put = |number: u64| out.extend(number.to_le_bytes());
-    put(MAGIC);
-    put(control().next_version.load(Relaxed));
-    put(clock::wall() as u64);
-    let known: Vec<&Database> =
-        databases().iter().filter(|database| database.oid.load(Relaxed) != 0).collect();
-    put(known.len() as u64);
-    for database in &known {
-        put(database.index() as u64);
-        put(database.oid.load(Relaxed) as u64);
-        put(database.relation.load(Relaxed) as u64);
-        put(database.seq.load(Relaxed));
-        put(database.log_floor.load(Relaxed));
-        put(database.owed_resync().is_some() as u64);
+    let known = || databases().iter().filter(|database| database.oid.load(Relaxed) != 0);
+    let leases = leases().collect(|_, lease| lease.deadline != TOMBSTONE);
+    Saved {
+        next_version: control().next_version.load(Relaxed),
+        stopped_at: clock::wall(),
+        databases: known().map(database).collect(),
+        leases: leases.iter().map(|(key, lease)| saved_lease(key, lease, now)).collect(),
     }
-    let live = leases().collect(|_, lease| lease.deadline != TOMBSTONE);
-    put(live.len() as u64);
-    for (key, lease) in live {
-        let left = match lease.deadline {
-            NEVER => NEVER,
-            deadline if alive(deadline, now) => deadline - now,
-            _ => 0,
-        };
-        put(key.database as u64);
-        put(key.relation as u64);
-        put((key.hash >> 64) as u64);
-        put(key.hash as u64);
-        for number in [left, lease.ttl, lease.version, lease.generation, lease.owner, lease.session] {
-            put(number);
-        }
-    }
-    for database in &known {
-        let ring = database.ring();
-        let records = ring.read(ring.tail.load(Relaxed), ring.head.load(Relaxed));
-        out.extend((records.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() as u64).to_le_bytes());
-        for (_, bytes) in records {
-            out.extend(bytes);
-        }
-    }
-    out
 }
 
-struct Reader<'a>(&'a [u8]);
-
-impl Reader<'_> {
-    fn number(&mut self) -> Option<u64> {
-        let (head, rest) = self.0.split_first_chunk::<8>()?;
-        self.0 = rest;
-        Some(u64::from_le_bytes(*head))
+fn database(database: &'static Database) -> SavedDatabase {
+    let ring = database.ring();
+    let records = ring.read(ring.tail.load(Relaxed), ring.head.load(Relaxed));
+    SavedDatabase {
+        index: database.index() as u64,
+        oid: database.oid.load(Relaxed),
+        relation: database.relation.load(Relaxed),
+        seq: database.seq.load(Relaxed),
+        log_floor: database.log_floor.load(Relaxed),
+        must_resync: database.owed_resync().is_some(),
+        records: records.iter().filter_map(|(_, bytes)| Record::decode(bytes)).collect(),
     }
+}
 
-    /// Returns the last version given out; None if the file is not ours or stops short.
-    fn restore(mut self, now: u64) -> Option<u64> {
-        if self.number()? != MAGIC {
-            return None;
+fn saved_lease(key: &Key, lease: &Lease, now: u64) -> SavedLease {
+    let left = match lease.deadline {
+        NEVER => NEVER,
+        deadline if alive(deadline, now) => deadline - now,
+        _ => 0,
+    };
+    SavedLease {
+        database: key.database.into(),
+        relation: key.relation,
+        hash: key.hash,
+        left,
+        ttl: lease.ttl,
+        version: lease.version,
+        generation: lease.generation,
+        owner: lease.owner,
+        session: lease.session,
+    }
+}
+
+/// Into the fresh shared memory. max_databases and max_members may have been lowered: what does not fit lives on in
+/// its rows.
+fn restore(saved: Saved, now: u64) {
+    let down = clock::wall().saturating_sub(saved.stopped_at).max(0) as u64;
+    let grace = settings::restart_grace();
+    let places: Vec<(SavedDatabase, &'static Database)> =
+        saved.databases.into_iter().zip(databases()).collect();
+    for (database, entry) in &places {
+        entry.oid.store(database.oid, Relaxed);
+        entry.relation.store(database.relation, Relaxed);
+        entry.seq.store(plausible(database.seq), Relaxed);
+        entry.log_floor.store(plausible(database.log_floor), Relaxed);
+        entry.slotless.store(1, Relaxed);
+        if database.must_resync {
+            entry.ask_resync();
         }
-        let last = self.number()?;
-        let down = clock::wall().saturating_sub(self.number()? as i64).max(0) as u64;
-        let grace = settings::restart_grace();
-        let mut places = Vec::new();
-        for _ in 0..self.number()? {
-            let (old_index, oid, relation) = (self.number()?, self.number()? as u32, self.number()? as u32);
-            let (seq, log_floor, must_resync) = (self.number()?, self.number()?, self.number()? != 0);
-            // max_databases may have been lowered: what does not fit lives on in its rows.
-            let entry = databases().get(places.len());
-            if let Some(entry) = entry {
-                entry.oid.store(oid, Relaxed);
-                entry.relation.store(relation, Relaxed);
-                entry.seq.store(seq, Relaxed);
-                entry.log_floor.store(log_floor, Relaxed);
-                entry.slotless.store(1, Relaxed);
-                if must_resync {
-                    entry.ask_resync();
-                }
-            }
-            places.push((old_index, entry));
+        for record in &database.records {
+            // Its transaction is long over: the worker need not look for it.
+            let mut bytes = Vec::new();
+            Record { xid: 0, ..record.clone() }.encode(&mut bytes);
+            entry.append_events(&bytes, 1);
         }
-        for _ in 0..self.number()? {
-            let (old_index, relation) = (self.number()?, self.number()? as u32);
-            let hash = (self.number()? as u128) << 64 | self.number()? as u128;
-            let (left, ttl, version) = (self.number()?, self.number()?, self.number()?);
-            let (generation, owner, session) = (self.number()?, self.number()?, self.number()?);
-            let entry = places.iter().find(|(index, _)| *index == old_index).and_then(|(_, entry)| *entry);
-            let Some(entry) = entry else { continue };
-            // Sessions ended with the server; a lease that had ended stays ended; all others get the grace.
-            let deadline = if session != 0 || left == 0 {
-                CLAIMED
-            } else {
-                now + left.saturating_sub(down).max(grace).max(1)
-            };
-            let key = Key { database: entry.index() as u32, relation, hash };
-            let last_seen = if deadline == CLAIMED { now } else { deadline.saturating_sub(ttl) };
-            let lease = Lease {
-                deadline,
-                last_seen,
-                ttl,
-                version,
-                generation,
-                owner,
-                session,
-                changed_at: 0,
-                pins: 0,
-            };
-            leases().apply_present(&key, &lease);
-        }
-        for (_, entry) in &places {
-            let length = self.number()? as usize;
-            let records = self.0.get(..length)?;
-            self.0 = &self.0[length..];
-            if let Some(entry) = entry {
-                let mut at = 0;
-                while let Some(record) = records.get(at..).and_then(crate::event::record::Record::decode) {
-                    // Its transaction is long over: the worker need not look for it.
-                    let mut bytes = Vec::new();
-                    crate::event::record::Record { xid: 0, ..record }.encode(&mut bytes);
-                    at += bytes.len();
-                    entry.append_events(&bytes, 1);
-                    if at >= records.len() {
-                        break;
-                    }
-                }
-            }
-        }
-        Some(last)
+    }
+    for lease in saved.leases {
+        let place = places.iter().find(|(database, _)| database.index == lease.database);
+        let Some((_, entry)) = place else { continue };
+        // Sessions ended with the server; a lease that had ended stays ended; all others get the grace.
+        let deadline = if lease.session != 0 || lease.left == 0 {
+            CLAIMED
+        } else {
+            now.saturating_add(lease.left.saturating_sub(down).max(grace).max(1))
+        };
+        let last_seen = if deadline == CLAIMED { now } else { deadline.saturating_sub(lease.ttl) };
+        let key = Key { database: entry.index() as u32, relation: lease.relation, hash: lease.hash };
+        let lease = Lease {
+            deadline,
+            last_seen,
+            ttl: lease.ttl,
+            version: lease.version,
+            generation: lease.generation,
+            owner: lease.owner,
+            session: lease.session,
+            changed_at: 0,
+            pins: 0,
+        };
+        leases().apply_present(&key, &lease);
     }
 }
