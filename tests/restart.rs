@@ -159,16 +159,17 @@ fn a_damaged_file_costs_the_exact_deadlines_and_nothing_else() {
     cluster.user("alice").run("select presence.upsert('lobby', ttl => '1 h')");
     let [saved, floor] =
         ["saved", "floor"].map(|name| cluster.join("data/pg_stat/presence_ext.").with_extension(name));
-    let damages: [(&str, &dyn Fn(Vec<u8>) -> Vec<u8>); 5] = [
-        ("empty", &|_| Vec::new()),
-        ("cut off", &|bytes| bytes[..bytes.len() - 1].to_vec()),
-        ("one bit", &|mut bytes| {
+    type Damage = fn(Vec<u8>) -> Vec<u8>;
+    let damages: [(&str, Damage); 5] = [
+        ("empty", |_| Vec::new()),
+        ("cut off", |bytes| bytes[..bytes.len() - 1].to_vec()),
+        ("one bit", |mut bytes| {
             let middle = bytes.len() / 2;
             bytes[middle] ^= 1;
             bytes
         }),
-        ("ones", &|bytes| vec![0xff; bytes.len()]),
-        ("longer", &|bytes| [bytes, vec![0; 8]].concat()),
+        ("ones", |bytes| vec![0xff; bytes.len()]),
+        ("longer", |bytes| [bytes, vec![0; 8]].concat()),
     ];
     for (what, damage) in damages {
         let mut service = cluster.service();
