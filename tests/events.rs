@@ -153,6 +153,23 @@ fn fast_updates_are_conflated_and_nothing_else_is() {
 }
 
 #[test]
+fn without_a_delay_every_update_is_heard() {
+    let cluster = Cluster::with(&["presence.notify_delay=0"]);
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    service.listen("lobby");
+    alice.run("select presence.upsert('lobby')");
+    let frozen = cluster.freeze_worker();
+    for turn in 1..=3 {
+        alice.run(&format!("select presence.update('lobby', '{{\"turn\": {turn}}}')"));
+    }
+    drop(frozen);
+    let heard = service.hear();
+    let turns: Vec<i64> = heard.iter().filter_map(|event| event["state"]["turn"].as_i64()).collect();
+    assert_eq!(turns, [1, 2, 3]);
+    cluster.assert_sound();
+}
+
+#[test]
 fn a_listener_that_saw_only_events_ends_with_what_list_says() {
     let cluster = Cluster::start();
     let mut service = cluster.service();

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::event::record::{Kind, Record};
 use crate::extension::Extension;
 use crate::lease::shared::leases;
+use crate::settings;
 use crate::shared::{self, Database};
 use crate::spi::{self, Connection};
 use crate::subtransaction::{Failure, attempt};
@@ -197,7 +198,8 @@ impl Publisher {
         let Some(log) = &mut self.log else { return Err(Error::NotInstalled) };
         let mut writer = Writer::new(extension, &connection, log, &mut self.rotation, way == Way::LogOnly)?;
         let mut lost = false;
-        for record in &conflate(records) {
+        let records = if settings::notify_delay() > 0 { conflate(records) } else { records };
+        for record in &records {
             let counted = connections.count(record);
             if way != Way::OneByOne {
                 writer.event(record, &counted)?;
