@@ -185,3 +185,40 @@ fn renews(session: &mut Session, statement: &str) {
     let after = format!("select expires_at > '{before}' from presence.get('lobby')");
     assert!(session.is(&after), "{statement}");
 }
+
+/// Proof of life is not undone by a savepoint, and the transaction that gave it sees it, too.
+#[test]
+fn a_transaction_may_take_longer_than_its_lease() {
+    let cluster = Cluster::with_clock(&[]);
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    service.run("select presence.listen()");
+    let enter = "select presence.upsert('lobby', ttl => '60 s')";
+    let beat = "select presence.heartbeat('lobby')";
+    for (first, renewal, then) in [
+        (enter.to_owned(), beat, ""),
+        (format!("{enter}; savepoint s; select presence.upsert('lobby', '1')"), beat, "rollback to s"),
+        (enter.to_owned(), enter, ""),
+        (enter.to_owned(), "update presence.member set status = status", ""),
+    ] {
+        alice.run(&format!("begin; {first}"));
+        cluster.clock().pass(millis(40_000));
+        alice.run(renewal);
+        alice.run(then);
+        cluster.clock().pass(millis(40_000));
+        assert_eq!(alice.number("select count(*) from presence.list('lobby')"), 1, "{first}; {renewal}");
+        assert_eq!(alice.number("select count(*) from presence.update('lobby')"), 1, "{first}; {renewal}");
+        alice.run("rollback; begin");
+        alice.run(&first);
+        cluster.clock().pass(millis(40_000));
+        alice.run(renewal);
+        alice.run(then);
+        cluster.clock().pass(millis(15_000));
+        alice.run("commit");
+        cluster.clock().pass(millis(15_000));
+        assert!(alice.is(beat), "{first}; {renewal}");
+        assert_eq!(lines(&service.hear()), ["enter alice"], "{first}; {renewal}");
+        alice.run("select presence.delete('lobby')");
+        assert_eq!(lines(&service.hear()), ["leave alice left"]);
+    }
+    cluster.assert_sound();
+}

@@ -149,14 +149,28 @@ pub fn pending(key: &Key) -> Pending {
     })
 }
 
-/// A heartbeat for a member that this transaction has entered or changed.
-pub fn renew_pending(key: &Key, now: u64) {
+/// The lease of a member as this transaction has entered or changed it.
+pub fn pending_lease(key: &Key) -> Option<Lease> {
+    BUFFER.with_borrow(|buffer| match &buffer.changes[*buffer.latest.get(&key.hash)?].what {
+        What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => Some(*lease),
+        What::Renew | What::Leave { .. } | What::Told(_) => None,
+    })
+}
+
+/// Renew a member that this transaction has entered or changed. `beat`: also as it was at each savepoint, for a
+/// heartbeat survives what is rolled back.
+pub fn renew_pending(key: &Key, now: u64, beat: bool) {
     BUFFER.with_borrow_mut(|buffer| {
-        let Some(index) = buffer.latest.get(&key.hash).copied() else { return };
-        if let What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } =
-            &mut buffer.changes[index].what
-        {
+        let mut at = buffer.latest.get(&key.hash).copied();
+        while let Some(index) = at {
+            let change = &mut buffer.changes[index];
+            let (What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease }) =
+                &mut change.what
+            else {
+                return;
+            };
             renew(lease, now);
+            at = change.previous.filter(|_| beat);
         }
     });
 }

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::error::Result;
 use crate::event::fold::{Change, What};
 use crate::event::record::{Image, Reason};
-use crate::event::transaction::{self, is_outdated, issue_version};
+use crate::event::transaction::{self, Pending, is_outdated, issue_version};
 use crate::extension::Extension;
 use crate::identity;
 use crate::lease::shared::leases;
@@ -64,6 +64,10 @@ pub fn update(firing: &Firing) -> Result<()> {
     let lease = lease_of(&firing.extension, &row);
     let version = row.number(Column::Version);
     let what = if version == old.number(Column::Version) {
+        if let Pending::Present { .. } = transaction::pending(&key) {
+            transaction::renew_pending(&key, clock::boot(), false);
+            return Ok(());
+        }
         What::Renew
     } else if row.same(&old, &TOLD) {
         What::Quiet { lease }

@@ -36,7 +36,7 @@ impl<'a> Beater<'a> {
             Pending::Gone => return Ok(false),
             Pending::Present { owner } if self.owner.is_some_and(|own| own != owner) => return Ok(false),
             Pending::Present { .. } => {
-                transaction::renew_pending(&key, now);
+                transaction::renew_pending(&key, now, true);
                 leases().heartbeat(&key, self.owner, now);
                 return Ok(true);
             }

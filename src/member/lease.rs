@@ -3,6 +3,7 @@
 use super::session;
 use crate::clock;
 use crate::error::Result;
+use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::lease::rule::{self, RowLease, Start};
 use crate::lease::shared::leases;
@@ -33,7 +34,14 @@ pub fn found(rows: &Rows, row: usize, columns: [usize; 4]) -> RowLease {
 
 /// The deadline that counts for a row, by the boot clock; None if the member is gone.
 pub fn deadline(key: &Key, row: &RowLease) -> Option<u64> {
-    rule::deadline(leases().read(key).as_ref(), row, &start(), clock::boot())
+    rule::deadline(slot(key, row).as_ref(), row, &start(), clock::boot())
+}
+
+/// The slot; for a row of our own making what it will be, with the heartbeats since.
+fn slot(key: &Key, row: &RowLease) -> Option<Lease> {
+    transaction::pending_lease(key)
+        .filter(|lease| lease.version == row.version)
+        .or_else(|| leases().read(key))
 }
 
 /// The wall time of a deadline.
@@ -85,7 +93,7 @@ fn sql_expires_at(call: &Call) -> Result<Option<Datum>> {
 fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let Some((key, row)) = row_lease(call, &extension) else { return Ok(None) };
-    let slot = leases().read(&key);
+    let slot = slot(&key, &row);
     let Some(deadline) = rule::deadline(slot.as_ref(), &row, &start(), clock::boot()) else {
         return Ok(None);
     };

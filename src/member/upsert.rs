@@ -294,7 +294,7 @@ impl Request {
         }
         match transaction::pending(&self.key) {
             Pending::Present { .. } => {
-                transaction::renew_pending(&self.key, clock::boot());
+                transaction::renew_pending(&self.key, clock::boot(), false);
                 return true;
             }
             Pending::Gone => return false,

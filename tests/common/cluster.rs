@@ -1,6 +1,6 @@
 //! A private server, kept by `scripts/cluster`.
 
-use super::{Session, attempt};
+use super::{Clock, Session, attempt};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +17,7 @@ const GRANTS: &str = "
 /// Stopped and deleted when it is dropped.
 pub struct Cluster {
     dir: PathBuf,
+    clock: Option<Clock>,
 }
 
 impl Cluster {
@@ -27,19 +28,35 @@ impl Cluster {
 
     /// The same, with settings of the server: `name=value`.
     pub fn with(options: &[&str]) -> Cluster {
-        let cluster = Cluster::bare(options);
-        cluster.sql("postgres", "create database app");
-        cluster.sql("app", "create extension presence_ext");
-        cluster.sql("app", GRANTS);
-        cluster.until_worker("app");
-        cluster
+        Cluster::bare(options).prepared()
+    }
+
+    /// The same, with clocks that the test moves.
+    pub fn with_clock(options: &[&str]) -> Cluster {
+        Cluster::made(options, Some(Clock::new())).prepared()
+    }
+
+    fn prepared(self) -> Cluster {
+        self.sql("postgres", "create database app");
+        self.sql("app", "create extension presence_ext");
+        self.sql("app", GRANTS);
+        self.until_worker("app");
+        self
+    }
+
+    pub fn clock(&self) -> &Clock {
+        self.clock.as_ref().expect("a cluster made by with_clock")
     }
 
     /// Only the server and the users.
     pub fn bare(options: &[&str]) -> Cluster {
+        Cluster::made(options, None)
+    }
+
+    fn made(options: &[&str], clock: Option<Clock>) -> Cluster {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("presence.{}.{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
-        let cluster = Cluster { dir: std::env::temp_dir().join(name) };
+        let cluster = Cluster { dir: std::env::temp_dir().join(name), clock };
         cluster.script("start", &options.iter().flat_map(|option| ["-o", option]).collect::<Vec<_>>());
         cluster.sql("postgres", USERS);
         cluster
@@ -68,6 +85,7 @@ impl Cluster {
             .arg(command)
             .arg(&self.dir)
             .args(arguments)
+            .envs(self.clock.iter().flat_map(Clock::environment))
             .output()
             .expect("scripts/cluster");
         assert!(output.status.success(), "cluster {command}: {}", String::from_utf8_lossy(&output.stderr));

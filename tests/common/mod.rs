@@ -2,10 +2,12 @@
 
 #![allow(dead_code, unused_imports)] // no test needs all of it
 
+mod clock;
 mod cluster;
 mod mirror;
 mod session;
 
+pub use clock::Clock;
 pub use cluster::{Cluster, Frozen, Stall, signal};
 pub use mirror::{Mirror, listed};
 pub use session::{Event, Failure, Session, lines};
