@@ -1,0 +1,72 @@
+//! Random steps of several connections against a model in memory: what each call answers, what is shown, what is
+//! logged and what seven listeners make of what they hear must be what the model says.
+//!
+//! A case is a list of steps that are taken one after the other, transactions of several connections interleaved, so
+//! that a failing one shrinks. PRESENCE_CASES says how many cases (default 250 in all), PRESENCE_SEED which ones;
+//! PRESENCE_SOAK=minutes goes on for so long instead.
+
+mod check;
+#[path = "../common/mod.rs"]
+mod common;
+mod follower;
+mod model;
+mod op;
+mod sql;
+mod values;
+mod verbs;
+mod world;
+
+use op::Step;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+use world::World;
+
+/// Every update is logged and heard.
+#[test]
+fn what_happens_is_what_the_model_says() {
+    cases(&["presence.notify_delay=0"], 0);
+}
+
+/// Updates are conflated as they come.
+#[test]
+fn what_happens_is_what_the_model_says_with_conflation() {
+    cases(&[], 1);
+}
+
+fn cases(options: &[&str], stream: u64) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let soak = number("PRESENCE_SOAK").map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
+    let mut seed = number("PRESENCE_SEED").unwrap_or_else(|| {
+        let time = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
+        time.as_micros() as u64
+    });
+    let cases = number("PRESENCE_CASES").unwrap_or(250) / 2;
+    let world = RefCell::new(World::new(options));
+    loop {
+        println!("PRESENCE_SEED={seed} PRESENCE_CASES={}", cases * 2);
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        bytes[8..16].copy_from_slice(&stream.to_le_bytes());
+        let config = Config {
+            cases: cases as u32,
+            max_shrink_iters: 2_000,
+            failure_persistence: None,
+            ..Config::default()
+        };
+        let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+        let result = runner.run(&op::steps(), |steps: Vec<Step>| {
+            world.borrow_mut().run(&steps).map_err(TestCaseError::fail)
+        });
+        if let Err(TestError::Fail(why, steps)) = &result {
+            let steps: Vec<String> = steps.iter().map(|step| format!("    {step:?},\n")).collect();
+            panic!("PRESENCE_SEED={seed}: {why}\n{}", steps.concat());
+        }
+        result.unwrap_or_else(|error| panic!("{error}"));
+        if soak.is_none_or(|end| Instant::now() > end) {
+            break;
+        }
+        seed += 1;
+    }
+    world.borrow().assert_sound();
+}
