@@ -3,6 +3,11 @@
 //! `table` is the data structure, plain Rust over plain memory; `shared` is its home in PostgreSQL's shared
 //! memory; `rule` says which of slot and row counts.
 
+/// The table's words. `tests/loom` puts those of a model checker here.
+mod atomic {
+    pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+}
+
 pub mod rule;
 pub mod shared;
 pub mod table;
