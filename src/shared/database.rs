@@ -180,6 +180,7 @@ impl Database {
             });
             self.losses_told.store(self.losses.load(Acquire), Release);
             self.slotless.store(0, Release);
+            self.sink.position.store(0, Release);
         });
     }
 
