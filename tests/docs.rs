@@ -15,7 +15,7 @@
 
 mod common;
 
-use common::{Cluster, Session};
+use common::{Cluster, Session, shell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -359,35 +359,6 @@ impl Drop for Psql {
 }
 
 // --- What docs/operations.md says of other servers
-
-/// Run a piece of bash with the functions of scripts/common.sh.
-fn shell(script: &str, arguments: &[&Path]) {
-    let script = format!("source scripts/common.sh; bin=$(\"$PG_CONFIG\" --bindir); {script}");
-    let run = Command::new("bash").args(["-c", &script, "bash"]).args(arguments).current_dir(root()).output();
-    let output = run.expect("bash");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-#[test]
-fn a_dump_has_rooms_and_grants_and_no_members() {
-    let cluster = Cluster::start();
-    cluster.user("alice").run("select presence.upsert('kept')");
-    cluster.service().run("select presence.set_room('kept', '{\"topic\": 1}', max_members => 7)");
-    cluster.sql("postgres", "create database restored");
-    shell(
-        "\"$bin/pg_dump\" -h \"$1\" -U postgres app |
-         \"$bin/psql\" -X -q -v ON_ERROR_STOP=1 -h \"$1\" -U postgres -d restored",
-        &[&cluster],
-    );
-    cluster.until_worker("restored");
-    let mut session = cluster.session("alice", "restored");
-    assert!(session.rows("select * from presence.list('kept')").is_empty());
-    session.run("select presence.upsert('kept')");
-    let mut service = cluster.session("postgres", "restored");
-    let room = service.rows("select room, metadata, max_members from presence.room");
-    assert_eq!(room, [["kept", "{\"topic\": 1}", "7"]]);
-    cluster.assert_sound();
-}
 
 /// A standby, stopped and deleted when it is dropped.
 struct Standby(PathBuf);

@@ -18,6 +18,8 @@ const GRANTS: &str = "
 pub struct Cluster {
     dir: PathBuf,
     clock: Option<Clock>,
+    /// Of another PostgreSQL than the one under test.
+    pg_config: Option<PathBuf>,
 }
 
 impl Cluster {
@@ -33,7 +35,7 @@ impl Cluster {
 
     /// The same, with clocks that the test moves.
     pub fn with_clock(options: &[&str]) -> Cluster {
-        Cluster::made(options, Some(Clock::new())).prepared()
+        Cluster::made(None, options, Some(Clock::new())).with_users().prepared()
     }
 
     fn prepared(self) -> Cluster {
@@ -50,15 +52,25 @@ impl Cluster {
 
     /// Only the server and the users.
     pub fn bare(options: &[&str]) -> Cluster {
-        Cluster::made(options, None)
+        Cluster::made(None, options, None).with_users()
     }
 
-    fn made(options: &[&str], clock: Option<Clock>) -> Cluster {
+    fn with_users(self) -> Cluster {
+        self.sql("postgres", USERS);
+        self
+    }
+
+    /// As initdb leaves it, and running.
+    pub fn empty(pg_config: Option<&Path>, options: &[&str]) -> Cluster {
+        Cluster::made(pg_config, options, None)
+    }
+
+    fn made(pg_config: Option<&Path>, options: &[&str], clock: Option<Clock>) -> Cluster {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("presence.{}.{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
-        let cluster = Cluster { dir: std::env::temp_dir().join(name), clock };
+        let dir = std::env::temp_dir().join(name);
+        let cluster = Cluster { dir, clock, pg_config: pg_config.map(Path::to_path_buf) };
         cluster.script("start", &options.iter().flat_map(|option| ["-o", option]).collect::<Vec<_>>());
-        cluster.sql("postgres", USERS);
         cluster
     }
 
@@ -80,15 +92,17 @@ impl Cluster {
     }
 
     fn script(&self, command: &str, arguments: &[&str]) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cluster");
-        let output = Command::new(script)
-            .arg(command)
-            .arg(&self.dir)
-            .args(arguments)
-            .envs(self.clock.iter().flat_map(Clock::environment))
-            .output()
-            .expect("scripts/cluster");
+        let output = self.command(command).args(arguments).output().expect("scripts/cluster");
         assert!(output.status.success(), "cluster {command}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn command(&self, command: &str) -> Command {
+        let mut script = Command::new(root().join("scripts/cluster"));
+        script.arg(command).arg(&self.dir).envs(self.clock.iter().flat_map(Clock::environment));
+        if let Some(pg_config) = &self.pg_config {
+            script.env("PG_CONFIG", pg_config);
+        }
+        script
     }
 
     /// A session of this user in the database `app`.
@@ -162,9 +176,28 @@ impl Drop for Cluster {
             let lines: Vec<&str> = log.lines().collect();
             eprintln!("the end of the server's log:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"));
         }
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cluster");
-        let _ = Command::new(script).arg("remove").arg(&self.dir).output();
+        let _ = self.command("remove").output();
     }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Run a piece of bash with the functions of scripts/common.sh and `$bin`, where the programs of PostgreSQL are.
+/// Whether it succeeded, and what it said.
+pub fn try_shell(script: &str, arguments: &[&Path]) -> (bool, String) {
+    let script = format!("source scripts/common.sh; bin=$(\"$PG_CONFIG\" --bindir); {script}");
+    let run = Command::new("bash").args(["-c", &script, "bash"]).args(arguments).current_dir(root()).output();
+    let output = run.expect("bash");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+/// The same, and it must succeed.
+pub fn shell(script: &str, arguments: &[&Path]) {
+    let (done, said) = try_shell(script, arguments);
+    assert!(done, "{said}");
 }
 
 pub fn signal(name: &str, pid: i64) {

@@ -8,7 +8,7 @@ mod mirror;
 mod session;
 
 pub use clock::Clock;
-pub use cluster::{Cluster, Frozen, Stall, signal};
+pub use cluster::{Cluster, Frozen, Stall, shell, signal, try_shell};
 pub use mirror::{Mirror, listed};
 pub use session::{Event, Failure, Session, lines};
 
