@@ -104,6 +104,29 @@ fn a_dump_keeps_rooms_grants_and_settings() {
     cluster.assert_sound();
 }
 
+#[test]
+fn a_copy_has_its_own_secret_and_the_limits_of_its_rooms() {
+    let cluster = Cluster::start();
+    let mut service = cluster.service();
+    service.run("select presence.set_room('all \"of\" it', max_members => 7)");
+    service.run("create database copy");
+    shell(
+        "\"$bin/pg_dump\" -h \"$1\" -U postgres app |
+         \"$bin/psql\" -X -q -v ON_ERROR_STOP=1 -h \"$1\" -U postgres -d copy",
+        &[&cluster],
+    );
+    cluster.until_worker("copy");
+    let mut copy = cluster.session("postgres", "copy");
+    let key = "select encode(sha256(key), 'hex') from presence.secret";
+    assert_ne!(copy.value(key), service.value(key));
+    copy.run(
+        "select presence.upsert_many((select jsonb_agg(jsonb_build_object('room', 'all \"of\" it', 'user_id', n::text))
+                                      from generate_series(1, 7) n))",
+    );
+    assert_eq!(copy.fails("select presence.upsert('all \"of\" it')").code, "54000");
+    cluster.assert_sound();
+}
+
 /// The library may be missing from shared_preload_libraries: presence is not restored then, all else is. With the
 /// library, what was missing can be restored later.
 #[test]

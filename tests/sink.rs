@@ -4,7 +4,6 @@
 mod common;
 
 use common::{Cluster, Over, Session, attempt, lines, millis, until};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 use std::time::{Duration, Instant};
 
@@ -538,49 +537,6 @@ fn a_limited_room_takes_as_many_as_it_takes_however_many_come_at_once() {
     });
     assert_eq!((entered.into_inner(), refused.into_inner()), (5, 25));
     assert_eq!(cluster.service().number("select members from presence.occupancy('small')"), 5);
-}
-
-#[test]
-fn a_dump_keeps_the_rooms() {
-    let cluster = Cluster::start();
-    let mut service = cluster.service();
-    service.run(
-        "select presence.set_room('plain');
-         select presence.set_room('all \"of\" it', '{\"title\": \"\u{e9}\", \"nested\": {}}', audience => '{users,room}', count_audience => '{any}',
-                                  ttl => '5 min', max_members => 7, keep_history => false);
-         select presence.upsert('plain')",
-    );
-    let bin = service.value("select setting from pg_config where name = 'BINDIR'");
-    service.run("create database copy");
-    let program = |name: &str, database: &str| {
-        let mut command = Command::new(format!("{bin}/{name}"));
-        command.arg("-h").arg(&*cluster).args(["-U", "postgres", "-d", database]);
-        command
-    };
-    let mut dump = program("pg_dump", "app").stdout(Stdio::piped()).spawn().expect("pg_dump");
-    let restored = program("psql", "copy")
-        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1"])
-        .stdin(dump.stdout.take().expect("a pipe"))
-        .stdout(Stdio::null())
-        .output()
-        .expect("psql");
-    assert!(dump.wait().expect("pg_dump").success());
-    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
-    cluster.until_worker("copy");
-    let mut copy = cluster.session("postgres", "copy");
-    let settings = "select room, metadata, audience, count_audience, ttl, max_members, keep_history from presence.room order by 1";
-    assert_eq!(copy.rows(settings), service.rows(settings));
-    // Presence itself is worth nothing in another place, and its secret is not to be told.
-    assert!(copy.is("select count(*) = 0 from presence.member"));
-    let key = "select encode(sha256(key), 'hex') from presence.secret";
-    assert_ne!(copy.value(key), service.value(key));
-    // The limit holds there, too.
-    copy.run("select presence.upsert_many((select jsonb_agg(jsonb_build_object('room', 'all \"of\" it', 'user_id', n::text)) from generate_series(1, 7) n))");
-    assert_eq!(copy.fails("select presence.upsert('all \"of\" it')").code, "54000");
-    // A restore writes rows as they were dumped.
-    let times = "select room, created_at from presence.room order by 1";
-    assert_eq!(copy.rows(times), service.rows(times));
-    cluster.assert_sound();
 }
 
 /// Eight minutes: the parts of the log take turns every 150 s at the least.
