@@ -38,7 +38,8 @@ create function presence._require_manage(room text) returns void
 comment on function presence._require_manage(text) is 'An error (42501) unless the caller may manage the room.';
 create function presence._tell_room(room text, metadata jsonb, audience text[]) returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_tell_room';
-comment on function presence._tell_room(text, jsonb, text[]) is 'Make a room event, once this transaction is committed.';
+comment on function presence._tell_room(text, jsonb, text[]) is 'Make a room event, once this transaction is committed, if metadata is '
+    'within presence.max_state_size (54000).';
 
 create function presence._room_before() returns trigger
     language plpgsql
@@ -142,7 +143,7 @@ $$;
 comment on function presence.set_room(text, jsonb, jsonb, text[], text[], interval, integer, boolean) is
     'Make or change the settings of a room; NULL keeps what it has (to set a column to NULL, UPDATE the table). '
     'patch is a JSON merge patch (RFC 7396) on metadata. A change of metadata is a room event. For service roles '
-    'and whoever may manage the room (42501). Errors: 22023 invalid values.';
+    'and whoever may manage the room (42501). Errors: 22023 invalid values; 54000 metadata too large.';
 
 create function presence.get_room(room text) returns setof presence.room
     language sql stable parallel restricted rows 1

@@ -8,7 +8,7 @@ use crate::extension;
 use crate::identity;
 use crate::settings;
 use crate::spi::Connection;
-use crate::sqlfn::{self, Call, encode, varlena};
+use crate::sqlfn::{self, Call, varlena};
 use crate::subtransaction::attempt;
 use pgrx::pg_sys::{self, Datum};
 use std::cell::RefCell;
@@ -71,11 +71,11 @@ impl Moment {
 type Answers = HashMap<(Vec<u8>, Action), std::result::Result<bool, String>>;
 
 thread_local! {
-    static REMEMBERED: RefCell<Option<(Moment, String, Answers)>> = const { RefCell::new(None) };
+    static REMEMBERED: RefCell<Option<(Moment, Vec<u8>, Answers)>> = const { RefCell::new(None) };
 }
 
 /// What the authorizer says. Err tells why it said nothing, which is a no.
-fn answer(name: &str, room: &[u8], action: Action) -> std::result::Result<bool, String> {
+fn answer(name: &[u8], room: &[u8], action: Action) -> std::result::Result<bool, String> {
     let moment = Moment::now();
     let known = REMEMBERED.with_borrow(|remembered| match remembered {
         Some((then, whose, answers)) if *then == moment && whose == name => {
@@ -94,7 +94,7 @@ fn answer(name: &str, room: &[u8], action: Action) -> std::result::Result<bool, 
     REMEMBERED.with_borrow_mut(|remembered| {
         let same = matches!(remembered, Some((then, whose, _)) if *then == moment && whose == name);
         if !same {
-            *remembered = Some((moment, name.to_owned(), HashMap::new()));
+            *remembered = Some((moment, name.to_vec(), HashMap::new()));
         }
         if let Some((_, _, answers)) = remembered {
             answers.insert((room.to_vec(), action), answer.clone());
@@ -104,7 +104,7 @@ fn answer(name: &str, room: &[u8], action: Action) -> std::result::Result<bool, 
 }
 
 /// Call the function as the current role.
-fn ask(name: &str, room: &[u8], action: Action) -> Result<Option<bool>> {
+fn ask(name: &[u8], room: &[u8], action: Action) -> Result<Option<bool>> {
     let function = quoted(name)?;
     let literal = |text: &[u8]| -> Vec<u8> {
         let given = CString::new(text).unwrap_or_default();
@@ -113,7 +113,7 @@ fn ask(name: &str, room: &[u8], action: Action) -> Result<Option<bool>> {
     };
     let sql = [
         b"select (",
-        encode(&function).as_slice(),
+        function.as_slice(),
         b"(",
         &literal(room),
         b"::pg_catalog.text, ",
@@ -129,11 +129,11 @@ fn ask(name: &str, room: &[u8], action: Action) -> Result<Option<bool>> {
 }
 
 /// The setting's value as schema and function (without a schema the caller's search_path would choose one): parsed and quoted by PostgreSQL, so it is a name and nothing else.
-fn quoted(name: &str) -> Result<String> {
+fn quoted(name: &[u8]) -> Result<Vec<u8>> {
     let connection = Connection::open()?;
-    let rows = connection.run(&QUOTE, &[Some(varlena(&encode(name)))], false)?;
+    let rows = connection.run(&QUOTE, &[Some(varlena(name))], false)?;
     // SAFETY: a text.
-    let found = rows.get(0, 0).map(|found| sqlfn::decode(unsafe { sqlfn::text_of(found) }));
+    let found = rows.get(0, 0).map(|found| unsafe { sqlfn::text_of(found) }.to_vec());
     found.ok_or(Error::AuthorizerFailed {
         why: "presence.authorizer does not name a schema and a function in it.".into(),
     })

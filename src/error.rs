@@ -54,6 +54,8 @@ pub enum Error {
     ServiceOnly {
         what: &'static str,
     },
+    /// `act_as` speaks for others: that takes a login that may.
+    NotTrusted,
     OwnedByAnother,
     NotAuthorized {
         action: &'static str,
@@ -98,6 +100,7 @@ impl Error {
             Error::NoIdentity
             | Error::NotYourName { .. }
             | Error::ServiceOnly { .. }
+            | Error::NotTrusted
             | Error::OwnedByAnother
             | Error::NotAuthorized { .. }
             | Error::AuthorizerFailed { .. } => ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -128,6 +131,7 @@ impl Error {
             Error::NoIdentity => "presence needs to know who is asking".into(),
             Error::NotYourName { .. } => "member_id is not yours".into(),
             Error::ServiceOnly { what } => format!("only a service role may {what}"),
+            Error::NotTrusted => "only trusted logins and superusers may act as another user".into(),
             Error::OwnedByAnother => "the member belongs to another user".into(),
             Error::NotAuthorized { action } => format!("not authorized to {action} this room"),
             Error::AuthorizerFailed { .. } => "the authorizer of presence gave no answer".into(),
@@ -141,7 +145,7 @@ impl Error {
         }
     }
 
-    fn detail(&self) -> String {
+    pub fn detail(&self) -> String {
         match self {
             Error::TooManyDatabases { limit } => format!("presence.max_databases is {limit}."),
             Error::InvalidName { why, .. }
@@ -171,6 +175,10 @@ impl Error {
             Error::KeyIsFixed => "They are the key of the member.".into(),
             Error::NoIdentity => "presence.user_id() is NULL.".into(),
             Error::ServiceOnly { .. } => "presence.is_service() is false.".into(),
+            Error::NotTrusted => {
+                "The login role (session_user) is no superuser and not in presence.trusted_login_roles."
+                    .into()
+            }
             Error::OwnedByAnother => {
                 "A key belongs to the user who entered with it, until they leave.".into()
             }
@@ -228,6 +236,9 @@ impl Error {
             Error::InvalidArgument { .. } => "The comment of the function says what it takes.".into(),
             Error::ServiceOnly { .. } => "Service roles are superusers, roles with BYPASSRLS, the owner of the \
                  extension and presence.service_roles."
+                .into(),
+            Error::NotTrusted => "Connect with a role that the application's server alone logs in with, listed in \
+                 presence.trusted_login_roles. Service roles may name a user_id instead, where they write."
                 .into(),
             Error::OwnedByAnother => "Choose another member_id or connection_id.".into(),
             Error::NotAuthorized { .. } => "Ask whoever manages the room.".into(),

@@ -129,7 +129,7 @@ fn roles(extension: &Extension) -> Roles {
         return known;
     }
     let name = role_name(current);
-    let listed = |list: Vec<String>, name: &[u8]| list.iter().any(|role| encode(role) == name);
+    let listed = |list: Vec<Vec<u8>>, name: &[u8]| list.iter().any(|role| role == name);
     let roles = Roles {
         session,
         current,
@@ -288,7 +288,7 @@ fn act_as(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let roles = roles(&extension);
     if !roles.trusted_login && !roles.superuser_login {
-        return Err(Error::ServiceOnly { what: "act as another user (the login must be trusted)" });
+        return Err(Error::NotTrusted);
     }
     let user_id = call.text(0).ok_or(Error::MissingArgument { argument: "user_id" })?;
     crate::member::validate::name("user_id", user_id)?;

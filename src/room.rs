@@ -135,7 +135,7 @@ fn sql_audience(call: &Call) -> Result<Option<Datum>> {
 fn sql_default_audience(call: &Call) -> Result<Option<Datum>> {
     let Some(room) = call.text(0) else { return Ok(None) };
     let default = settings::default_audience();
-    let tokens: Vec<&[u8]> = default.iter().map(|token| token.as_bytes()).collect();
+    let tokens: Vec<&[u8]> = default.iter().map(Vec::as_slice).collect();
     Ok(Some(text_array(&validate::audience(&tokens, room)?)))
 }
 
@@ -156,8 +156,13 @@ fn sql_next_version(_call: &Call) -> Result<Option<Datum>> {
 fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
+    validate::name("room", room)?;
     require_manage(room)?;
-    call.datum(2).ok_or(Error::MissingArgument { argument: "audience" })?;
+    let audience = call.datum(2).ok_or(Error::MissingArgument { argument: "audience" })?;
+    // SAFETY: declared text[] in SQL.
+    let audience = unsafe { texts_of(audience) }.map_err(|why| Error::InvalidAudience { why: why.into() })?;
+    validate::audience(&audience, room)?;
+    validate::state_size(call.varlena(1).map_or(0, <[u8]>::len))?;
     let fields = [Some(room), None, None, None, None, None, call.varlena(1), call.varlena(2)];
     transaction::tell(&extension, Kind::Room, fields);
     Ok(None)

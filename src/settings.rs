@@ -1,5 +1,7 @@
 //! Every setting. docs/reference.md has a row for each; a test compares the two.
 
+use crate::member::validate;
+use crate::sqlfn::decode;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::{PostgresGucEnum, pg_guard, pg_sys};
 use std::cell::Cell;
@@ -176,11 +178,20 @@ pub fn define() {
     );
     identity(c"presence.service_roles", c"Roles that act for all users.", &SERVICE_ROLES);
     identity(c"presence.teams_claim", c"Path in the claims to the list of the user's teams.", &TEAMS_CLAIM);
-    string(
-        c"presence.default_audience",
-        c"Who sees a member where neither it nor its room says: a list of tokens.",
-        &DEFAULT_AUDIENCE,
-    );
+    // SAFETY: the hook has the signature of a string check hook and only reads.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            c"presence.default_audience",
+            c"Who sees a member where neither it nor its room says: a list of tokens.",
+            c"",
+            &DEFAULT_AUDIENCE,
+            GucContext::Suset,
+            GucFlags::empty(),
+            Some(check_audience),
+            None,
+            None,
+        );
+    }
     string(c"presence.authorizer", c"Function (room text, action text) returns boolean that decides who may read, join and manage a room.", &AUTHORIZER);
     string(c"presence.sink", c"Function (presence.event[]) that is called with each batch of events.", &SINK);
     GucRegistry::define_enum_guc(
@@ -245,6 +256,26 @@ fn identity(name: &'static CStr, what: &'static CStr, setting: &'static Text) {
             Some(forget_identity),
             None,
         );
+    }
+}
+
+/// Whoever sets it wrong hears it, not everybody who enters.
+#[pg_guard]
+unsafe extern "C-unwind" fn check_audience(
+    value: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: the new value, a zero-terminated string; the server frees the detail, which is valid until then.
+    unsafe {
+        let tokens = split(CStr::from_ptr(*value).to_bytes());
+        let tokens: Vec<&[u8]> = tokens.iter().map(Vec::as_slice).collect();
+        let Err(error) = validate::audience(&tokens, b"room") else { return true };
+        if let Ok(detail) = CString::new(error.detail()) {
+            pg_sys::GUC_check_errdetail_string =
+                pg_sys::MemoryContextStrdup(pg_sys::ErrorContext, detail.as_ptr());
+        }
+        false
     }
 }
 
@@ -321,38 +352,44 @@ pub fn session_features() -> bool {
     SESSION_FEATURES.get()
 }
 
-pub fn trusted_login_roles() -> Vec<String> {
+/// Names and tokens are in the encoding of the database, as the tables have them.
+pub fn trusted_login_roles() -> Vec<Vec<u8>> {
     list(&TRUSTED_LOGIN_ROLES)
 }
 
-pub fn anonymous_roles() -> Vec<String> {
+pub fn anonymous_roles() -> Vec<Vec<u8>> {
     list(&ANONYMOUS_ROLES)
 }
 
-pub fn service_roles() -> Vec<String> {
+pub fn service_roles() -> Vec<Vec<u8>> {
     list(&SERVICE_ROLES)
 }
 
-pub fn default_audience() -> Vec<String> {
+pub fn default_audience() -> Vec<Vec<u8>> {
     list(&DEFAULT_AUDIENCE)
 }
 
 pub fn teams_claim() -> String {
-    text(&TEAMS_CLAIM)
+    decode(&bytes(&TEAMS_CLAIM))
 }
 
-pub fn sink() -> String {
-    text(&SINK)
+pub fn sink() -> Vec<u8> {
+    bytes(&SINK)
 }
 
-pub fn authorizer() -> String {
-    text(&AUTHORIZER)
+pub fn authorizer() -> Vec<u8> {
+    bytes(&AUTHORIZER)
 }
 
-fn text(setting: &Text) -> String {
-    setting.get().map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
+fn bytes(setting: &Text) -> Vec<u8> {
+    setting.get().map(CString::into_bytes).unwrap_or_default()
 }
 
-fn list(setting: &Text) -> Vec<String> {
-    text(setting).split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+fn list(setting: &Text) -> Vec<Vec<u8>> {
+    setting.get().map(|value| split(value.to_bytes())).unwrap_or_default()
+}
+
+fn split(list: &[u8]) -> Vec<Vec<u8>> {
+    let names = list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    names.filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
 }

@@ -292,8 +292,16 @@ pub fn characters(text: &[u8]) -> usize {
     unsafe { pg_sys::pg_mbstrlen_with_len(text.as_ptr().cast(), text.len() as i32) as usize }
 }
 
-/// UTF-8 text in the encoding of the database.
+pub fn database_encoding() -> pg_sys::pg_enc::Type {
+    // SAFETY: plain read of this process's state.
+    unsafe { pg_sys::GetDatabaseEncoding() as pg_sys::pg_enc::Type }
+}
+
+/// UTF-8 text in the encoding of the database; 22P05 if it does not have a character.
 pub fn encode(text: &str) -> Vec<u8> {
+    if text.is_ascii() {
+        return text.as_bytes().to_vec();
+    }
     // SAFETY: the bytes are valid UTF-8; the result is the same pointer or a new, zero-terminated string.
     unsafe {
         let given = text.as_ptr().cast_mut().cast();
@@ -308,6 +316,10 @@ pub fn encode(text: &str) -> Vec<u8> {
 
 /// Text of the database as UTF-8; bytes that no encoding explains become U+FFFD.
 pub fn decode(text: &[u8]) -> String {
+    // Of SQL_ASCII the server converts nothing, and would refuse what is no UTF-8.
+    if text.is_ascii() || database_encoding() == pg_sys::pg_enc::PG_SQL_ASCII {
+        return String::from_utf8_lossy(text).into_owned();
+    }
     // SAFETY: text of the database; the result is the same pointer or a new, zero-terminated string.
     unsafe {
         let given = text.as_ptr().cast_mut().cast();

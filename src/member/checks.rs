@@ -84,7 +84,7 @@ pub fn normalize(row: &mut Row) -> Result<()> {
             let tokens = unsafe { texts_of(given) };
             tokens.map_err(|why| Error::InvalidAudience { why: why.into() })?
         }
-        None => default.iter().map(|token| token.as_bytes()).collect(),
+        None => default.iter().map(Vec::as_slice).collect(),
     };
     let audience = validate::audience(&tokens, room)?;
     row.set(Column::Audience, Some(sqlfn::text_array(&audience)));

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, printable};
 use crate::settings;
-use crate::sqlfn::characters;
+use crate::sqlfn::{characters, database_encoding};
 use pgrx::pg_sys;
 
 pub const MAX_NAME: usize = 255;
@@ -44,8 +44,7 @@ fn has_control_character(text: &[u8]) -> bool {
 }
 
 fn is_utf8() -> bool {
-    // SAFETY: plain read of this process's state.
-    unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
+    database_encoding() == pg_sys::pg_enc::PG_UTF8
 }
 
 pub fn status(text: &[u8]) -> Result<()> {

@@ -4,7 +4,7 @@ use super::process::transaction;
 use crate::error::Error;
 use crate::extension::{self, Extension};
 use crate::spi::{Connection, Statement};
-use crate::sqlfn::{decode, encode, text_of};
+use crate::sqlfn::text_of;
 use crate::subtransaction::Failure;
 use pgrx::pg_sys;
 use std::cell::RefCell;
@@ -58,7 +58,7 @@ static DATABASE_SETTINGS: Statement = Statement {
 };
 
 thread_local! {
-    static APPLIED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+    static APPLIED: RefCell<Option<Vec<Vec<u8>>>> = const { RefCell::new(None) };
 }
 
 /// ALTER DATABASE ... SET presence.… reaches new sessions by itself, and us, who stay, by looking. False: a setting
@@ -68,18 +68,18 @@ pub fn read_database_settings() -> Result<bool, Failure> {
         let connection = Connection::open()?;
         let rows = connection.run(&DATABASE_SETTINGS, &[], false)?;
         // SAFETY: texts.
-        let text = |row| rows.get(row, 0).map(|text| decode(unsafe { text_of(text) }));
-        Ok((0..rows.count).filter_map(text).collect::<Vec<String>>())
+        let text = |row| rows.get(row, 0).map(|text| unsafe { text_of(text) }.to_vec());
+        Ok((0..rows.count).filter_map(text).collect::<Vec<Vec<u8>>>())
     })?;
     let before = APPLIED.replace(Some(found.clone()));
     let Some(before) = before else { return Ok(true) };
-    let name = |setting: &String| setting.split('=').next().map(str::to_owned);
+    let name = |setting: &[u8]| setting.split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
     if before.iter().any(|old| !found.iter().any(|new| name(new) == name(old))) {
         return Ok(false);
     }
     for setting in found.iter().filter(|setting| !before.contains(setting)) {
-        if let Some((name, value)) = setting.split_once('=')
-            && let (Ok(name), Ok(value)) = (CString::new(name), CString::new(encode(value)))
+        if let Some(at) = setting.iter().position(|byte| *byte == b'=')
+            && let (Ok(name), Ok(value)) = (CString::new(&setting[..at]), CString::new(&setting[at + 1..]))
         {
             transaction(c"reading settings", || {
                 // SAFETY: C strings; a value that the setting does not take is an error, caught outside.

@@ -6,12 +6,12 @@ use super::house;
 use super::launcher::background_worker;
 use super::process::{self, transaction};
 use crate::clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::extension::{self, Extension};
 use crate::settings;
 use crate::shared::Database;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{encode, text_of, varlena};
+use crate::sqlfn::{text_of, varlena};
 use crate::subtransaction::Failure;
 use pgrx::pg_sys::Datum;
 use pgrx::{pg_guard, pg_sys};
@@ -182,7 +182,7 @@ fn feed(extension: &Extension) -> std::result::Result<bool, Failure> {
     let position = transaction(c"calling the sink", || {
         let (owner, function) = find_function(&name)?;
         let connection = Connection::open()?;
-        let key = || Some(varlena(&encode(&name)));
+        let key = || Some(varlena(&name));
         let known =
             connection.run(&POSITION, &[key()], true)?.get(0, 0).map(|position| position.value() as i64);
         let position = match known {
@@ -206,11 +206,11 @@ fn feed(extension: &Extension) -> std::result::Result<bool, Failure> {
     })
 }
 
-fn find_function(name: &str) -> Result<(pg_sys::Oid, Vec<u8>)> {
+fn find_function(name: &[u8]) -> Result<(pg_sys::Oid, Vec<u8>)> {
     let connection = Connection::open()?;
-    let rows = connection.run(&FUNCTION, &[Some(varlena(&encode(name)))], false)?;
+    let rows = connection.run(&FUNCTION, &[Some(varlena(name))], false)?;
     let (Some(owner), Some(function)) = (rows.get(0, 0), rows.get(0, 1)) else {
-        let why = format!("There is no function {name}(presence.event[]).");
+        let why = format!("There is no function {}(presence.event[]).", printable(name));
         return Err(Error::InvalidArgument { argument: "presence.sink", why });
     };
     // SAFETY: a text.

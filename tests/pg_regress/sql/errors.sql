@@ -117,10 +117,9 @@ reset presence.session_features;
 set role regress_alice;
 begin;
 select (presence.upsert('prepared')).room;
-\set VERBOSITY verbose
 \set SHOW_CONTEXT never
 prepare transaction 'presence';
-\set VERBOSITY default
+\echo :LAST_ERROR_SQLSTATE
 select count(*) from presence.get('prepared');
 begin;
 select presence.delete('here');

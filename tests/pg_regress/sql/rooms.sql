@@ -238,3 +238,20 @@ select relpersistence from pg_class where oid = 'presence.room'::regclass;
 select count(*) from presence.room;
 select test.wait_until('not exists (select from presence.member)');
 drop function test.flushed(), test.room(presence.room);
+
+-- Its metadata has the limit of a member's state.
+\set SHOW_CONTEXT never
+set presence.max_state_size = '1kB';
+select presence.set_room('large', to_jsonb(repeat('x', 2000)));
+select (presence.set_room('large', '{"a": 1}')).metadata;
+select presence.set_room('large', patch => jsonb_build_object('b', repeat('x', 2000)));
+update presence.room set metadata = to_jsonb(repeat('x', 2000)) where room = 'large';
+reset presence.max_state_size;
+select presence.delete_room('large');
+
+-- A default audience that is none is refused where it is set.
+set presence.default_audience = 'room, everybody';
+set presence.default_audience = 'room:';
+set presence.default_audience = ' users ,team:red';
+show presence.default_audience;
+reset presence.default_audience;
