@@ -4,7 +4,7 @@ revoke all on all functions in schema presence from public;
 -- Monitoring needs no superuser. pg_monitor itself is granted to nobody.
 grant usage on schema presence to pg_monitor;
 grant select on presence.health to pg_monitor;
-grant execute on function presence._health() to pg_monitor;
+grant execute on function presence._health(), presence._trouble() to pg_monitor;
 
 create function presence.grant_access(role regrole, write boolean default true) returns void
     language plpgsql volatile
@@ -13,6 +13,9 @@ as $$
 declare
     function_name regprocedure;
 begin
+    if not exists (select from pg_roles r where r.oid = role) then
+        raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
+    end if;
     execute format('grant usage on schema presence to %s', role);
     execute format('grant select on presence.member, presence.event, presence.room, presence._last_seen, '
                    'presence.online, presence.last_seen to %s', role);
@@ -22,7 +25,8 @@ begin
     for function_name in
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
-          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_policies', '_has_slot', '_tell_room')
+          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_trouble', '_policies',
+                                '_has_slot', '_tell_room')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;
@@ -39,6 +43,9 @@ create function presence.revoke_access(role regrole) returns void
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if not exists (select from pg_roles r where r.oid = role) then
+        raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
+    end if;
     execute format('revoke all on all functions in schema presence from %s', role);
     execute format('revoke all on all tables in schema presence from %s', role);
     execute format('revoke all on schema presence from %s', role);

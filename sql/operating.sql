@@ -26,6 +26,10 @@ create function presence._health(
     language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_health';
 comment on function presence._health() is 'What the view presence.health shows of shared memory.';
 
+create function presence._trouble(out last_error_at timestamptz, out failing_since timestamptz) returns setof record
+    language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_trouble';
+comment on function presence._trouble() is 'When the last error of presence.health was, and since when one persists.';
+
 create view presence.health as
 select h.library_version,
        (select e.extversion from pg_catalog.pg_extension e where e.extname operator(pg_catalog.=) 'presence_ext')
@@ -34,11 +38,12 @@ select h.library_version,
        (select count(*) from presence.member) as members,
        h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
        h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
-       h.sink_position, h.sink_lag, h.last_error
-from presence._health() h;
+       h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since
+from presence._health() h cross join presence._trouble() t;
 comment on view presence.health is
     'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
-    'and there are, the event buffer, counters since the server started, the last error of the worker. '
+    'and there are, the event buffer, counters since the server started, the last error of the worker or the sink '
+    'and its time, since when something has gone wrong at each attempt (NULL: all is well). '
     'Members of pg_monitor may read it.';
 
 create function presence._announce() returns void

@@ -31,26 +31,45 @@ mod points {
     }
 
     pub fn stall(point: &str) {
-        let value = |setting: &GucSetting<Option<CString>>| {
-            setting.get().map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
-        };
         if value(&STALL_AT) != point {
             return;
         }
-        let path = value(&STALL_WHILE);
         // A test may die: nobody waits for ever.
         for _ in 0..60_000 {
-            if !std::path::Path::new(&path).exists() {
+            if !is_on() {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
+
+    /// As if nobody read notifications any more: by default it takes 8 GB of them to have that.
+    pub fn fill_notify_queue() {
+        if value(&STALL_AT) == "notify queue" && is_on() {
+            pgrx::ereport!(
+                pgrx::PgLogLevel::ERROR,
+                pgrx::PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                "too many notifications in the NOTIFY queue"
+            );
+        }
+    }
+
+    fn value(setting: &GucSetting<Option<CString>>) -> String {
+        setting.get().map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    fn is_on() -> bool {
+        std::path::Path::new(&value(&STALL_WHILE)).exists()
+    }
 }
 
 #[cfg(feature = "injection")]
-pub use points::{define, stall};
+pub use points::{define, fill_notify_queue, stall};
 
 #[cfg(not(feature = "injection"))]
 #[inline(always)]
 pub fn stall(_point: &str) {}
+
+#[cfg(not(feature = "injection"))]
+#[inline(always)]
+pub fn fill_notify_queue() {}

@@ -7,7 +7,7 @@ use crate::identity;
 use crate::lease::shared::leases;
 use crate::settings;
 use crate::shared::database::WorkerState;
-use crate::sqlfn::{Call, encode, varlena};
+use crate::sqlfn::{Call, encode_lossy, varlena};
 use crate::worker::{launcher, sweeper};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
@@ -77,6 +77,7 @@ fn health(call: &Call) -> Result<Option<Datum>> {
     };
     let counters = &database.counters;
     let number = |number: u64| Some(Datum::from(number as i64));
+    let last_error = database.trouble.last();
     let last_sweep = counters.last_sweep.load(Relaxed);
     let ring = database.ring();
     call.rows([vec![
@@ -103,8 +104,15 @@ fn health(call: &Call) -> Result<Option<Datum>> {
             let position = database.sink.position.load(Acquire);
             (position != 0).then(|| Datum::from(database.seq.load(Acquire).saturating_sub(position) as i64))
         },
-        database.error().map(|message| varlena(&encode(&message))),
+        // Whatever was said in whatever language: this view must not fail.
+        last_error.map(|(message, _)| varlena(&encode_lossy(&message))),
     ]])
+}
+
+/// SQL `presence._trouble()`: one row.
+fn trouble(call: &Call) -> Result<Option<Datum>> {
+    let trouble = &extension::current()?.database.trouble;
+    call.rows([vec![trouble.last().map(|(_, at)| Datum::from(at)), trouble.since().map(Datum::from)]])
 }
 
 crate::sql_function!(presence_seq, pg_finfo_presence_seq, seq);
@@ -112,4 +120,5 @@ crate::sql_function!(presence_worker_pid, pg_finfo_presence_worker_pid, worker_p
 crate::sql_function!(presence_wait_for_flush, pg_finfo_presence_wait_for_flush, wait_for_flush);
 crate::sql_function!(presence_sweep, pg_finfo_presence_sweep, sweep);
 crate::sql_function!(presence_announce, pg_finfo_presence_announce, announce);
+crate::sql_function!(presence_trouble, pg_finfo_presence_trouble, trouble);
 crate::sql_function!(presence_health, pg_finfo_presence_health, health);

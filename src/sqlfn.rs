@@ -297,6 +297,15 @@ pub fn database_encoding() -> pg_sys::pg_enc::Type {
     unsafe { pg_sys::GetDatabaseEncoding() as pg_sys::pg_enc::Type }
 }
 
+/// UTF-8 text in the encoding of the database, with question marks for what it does not have, and never an error.
+pub fn encode_lossy(text: &str) -> Vec<u8> {
+    let encodings = [pg_sys::pg_enc::PG_UTF8, pg_sys::pg_enc::PG_SQL_ASCII];
+    if encodings.contains(&database_encoding()) {
+        return text.as_bytes().to_vec();
+    }
+    text.chars().map(|character| if character.is_ascii() { character as u8 } else { b'?' }).collect()
+}
+
 /// UTF-8 text in the encoding of the database; 22P05 if it does not have a character.
 pub fn encode(text: &str) -> Vec<u8> {
     if text.is_ascii() {

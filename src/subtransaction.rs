@@ -10,7 +10,12 @@ pub struct Failure {
     pub message: String,
     /// The NOTIFY queue is full, or another of the limits of the server.
     pub limit: bool,
+    /// Not what was tried is wrong, but the world: a full disk, no memory, a lock, a shutdown. It may be better later.
+    pub passing: bool,
 }
+
+/// Classes of SQLSTATE: transaction rollback, insufficient resources, operator intervention, system error.
+const PASSING: [&str; 4] = ["40", "53", "57", "58"];
 
 impl From<&CaughtError> for Failure {
     fn from(caught: &CaughtError) -> Failure {
@@ -18,8 +23,20 @@ impl From<&CaughtError> for Failure {
             CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
             CaughtError::RustPanic { ereport, .. } => ereport,
         };
-        let limit = report.sql_error_code() == pgrx::PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
-        Failure { message: report.message().to_owned(), limit }
+        let code = report.sql_error_code();
+        let limit = code == pgrx::PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+        let mut state = code as i32;
+        // Five characters of six bits each; the class is the first two.
+        let class: String = std::iter::repeat_with(|| {
+            let character = (state & 0x3f) as u8 + b'0';
+            state >>= 6;
+            char::from(character)
+        })
+        .take(2)
+        .collect();
+        let passing =
+            PASSING.contains(&class.as_str()) || code == pgrx::PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE;
+        Failure { message: report.message().to_owned(), limit, passing }
     }
 }
 
@@ -55,7 +72,7 @@ pub fn catch<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
         match body.0.take().map(|body| body()) {
             Some(Ok(value)) => Ok(value),
             Some(Err(error)) => error.raise(),
-            None => Err(Failure { message: "it ran already".into(), limit: false }),
+            None => Err(Failure { message: "it ran already".into(), limit: false, passing: false }),
         }
     })
     .catch_others(|caught| Err(Failure::from(&caught)))

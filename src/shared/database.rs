@@ -1,20 +1,18 @@
 //! What the cluster's shared memory holds for one database: its ring, its worker, its numbers.
 
 use super::locks::{self, DATABASES_LOCK};
+use super::trouble::Trouble;
 use super::{control, databases};
 use crate::error::{Error, Result};
 use crate::event::ring::Ring;
 use crate::lease::shared::leases;
 use pgrx::pg_sys;
-use std::sync::atomic::{
-    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering::*,
-};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 
 /// Bits that remember which channels were handed out. False positives cost a NOTIFY that nobody hears.
 pub const CHANNEL_BITS: usize = 1 << 16;
 /// Rooms share these epochs by hash: a collision rotates a stranger's channel too, which only costs a relisten.
 pub const EPOCHS: usize = 1 << 12;
-const ERROR_BYTES: usize = 256;
 
 #[repr(C)]
 pub struct Database {
@@ -49,8 +47,7 @@ pub struct Database {
     /// By user and room: who was given the channel of those present.
     room_channels: [AtomicU64; CHANNEL_BITS / 64],
     pub counters: Counters,
-    error_length: AtomicU32,
-    error_text: [AtomicU8; ERROR_BYTES],
+    pub trouble: Trouble,
 }
 
 #[repr(C)]
@@ -189,7 +186,7 @@ impl Database {
         self.forget_extension();
         self.worker.set_state(WorkerState::None);
         self.worker.wanted.store(false, Release);
-        self.clear_error();
+        self.trouble.forget();
         self.oid.store(0, Release);
     }
 
@@ -247,27 +244,5 @@ impl Database {
 
     pub fn resync_told(&self, losses: u64) {
         self.losses_told.fetch_max(losses, AcqRel);
-    }
-
-    pub fn set_error(&self, message: &str) {
-        let mut length = message.len().min(ERROR_BYTES);
-        while !message.is_char_boundary(length) {
-            length -= 1;
-        }
-        for (to, from) in self.error_text.iter().zip(&message.as_bytes()[..length]) {
-            to.store(*from, Relaxed);
-        }
-        self.error_length.store(length as u32, Release);
-    }
-
-    pub fn clear_error(&self) {
-        self.error_length.store(0, Release);
-    }
-
-    /// The last error of the worker. A reader that races with a writer may see a mixture of two.
-    pub fn error(&self) -> Option<String> {
-        let length = (self.error_length.load(Acquire) as usize).min(ERROR_BYTES);
-        let bytes: Vec<u8> = self.error_text[..length].iter().map(|byte| byte.load(Relaxed)).collect();
-        (length > 0).then(|| String::from_utf8_lossy(&bytes).into_owned())
     }
 }

@@ -9,6 +9,7 @@ pub mod locks;
 pub mod save;
 mod saved;
 pub mod startup;
+pub mod trouble;
 
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};

@@ -19,6 +19,7 @@ use crate::lease::shared::leases;
 use crate::lease::table::TOMBSTONE;
 use crate::settings;
 use crate::shared::database::WorkerState;
+use crate::shared::trouble::Part;
 use crate::shared::{self, Database};
 use crate::spi;
 use crate::subtransaction::Failure;
@@ -30,6 +31,8 @@ use std::time::Duration;
 const HOUSEKEEPING: u64 = 1_000_000;
 /// Tombstones whose leave was never published (events were lost) are looked for this often.
 const TOMBSTONES: u64 = 60_000_000;
+/// While the NOTIFY queue is full, listeners are tried again this often.
+const QUEUE_PAUSE: u64 = 200_000;
 /// Sweeps do not follow each other faster, however the deadlines lie.
 const SWEEP_PAUSE: u64 = 50_000;
 
@@ -46,7 +49,7 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     process::install_signals();
     let oid = pg_sys::Oid::from(argument.value() as u32);
     house::connect(oid, c"presence_ext worker");
-    house::pin_settings(c"off");
+    house::pin_settings(c"off", c"1s");
     let found = transaction(c"starting", || match extension::member_table() {
         Some(_) => {
             let extension = extension::current()?;
@@ -104,6 +107,7 @@ fn take_place(database: &'static Database) -> bool {
         database.worker.process.store(pg_sys::MyProc, Release);
     }
     database.worker.set_state(WorkerState::Running);
+    database.trouble.is_over(Part::Start);
     true
 }
 
@@ -174,9 +178,9 @@ impl Worker {
         if now >= self.last_housekeeping + HOUSEKEEPING || std::mem::take(&mut self.is_stale) {
             self.last_housekeeping = now;
             match self.keep_house() {
-                Ok(true) => {}
+                Ok(true) => self.database().trouble.is_over(Part::House),
                 Ok(false) => return false,
-                Err(failure) => self.failed("housekeeping", &failure),
+                Err(failure) => self.failed(Part::House, "housekeeping", &failure),
             }
         }
         if now < self.not_before {
@@ -190,8 +194,11 @@ impl Worker {
             result = self.sweep();
         }
         match result {
-            Ok(()) => self.failures = 0,
-            Err(failure) => self.failed("publishing or sweeping", &failure),
+            Ok(()) => {
+                self.failures = 0;
+                self.database().trouble.is_over(Part::Publishing);
+            }
+            Err(failure) => self.failed(Part::Publishing, "publishing or sweeping", &failure),
         }
         true
     }
@@ -239,12 +246,28 @@ impl Worker {
         loop {
             self.last_publication = clock::boot();
             match self.publisher.publish(&self.extension)? {
-                Outcome::Published { more: true } => {}
+                Outcome::Published { more } => {
+                    self.database().trouble.is_over(Part::NotifyQueue);
+                    if !more {
+                        return Ok(());
+                    }
+                }
+                Outcome::QueueFull(failure) => {
+                    // What is committed goes to the log all the while.
+                    self.not_before = clock::boot() + QUEUE_PAUSE;
+                    if self.database().trouble.failed(Part::NotifyQueue, &failure.message) {
+                        pgrx::log!(
+                            "presence_ext: listeners hear nothing until there is room again, then resync: {}",
+                            failure.message
+                        );
+                    }
+                    return Ok(());
+                }
                 Outcome::Stale => {
                     self.is_stale = true;
                     return Ok(());
                 }
-                Outcome::Published { more: false } | Outcome::Nothing | Outcome::Blocked => return Ok(()),
+                Outcome::Nothing | Outcome::Blocked => return Ok(()),
             }
         }
     }
@@ -344,10 +367,10 @@ impl Worker {
         Ok(())
     }
 
-    fn failed(&mut self, doing: &str, failure: &Failure) {
+    fn failed(&mut self, part: Part, doing: &str, failure: &Failure) {
         self.failures = (self.failures + 1).min(7);
         self.not_before = clock::boot() + (50_000 << self.failures);
-        self.database().set_error(&failure.message);
+        self.database().trouble.failed(part, &failure.message);
         pgrx::log!("presence_ext: {doing} failed and will be tried again: {}", failure.message);
     }
 }

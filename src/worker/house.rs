@@ -20,14 +20,14 @@ pub fn connect(oid: pg_sys::Oid, name: &CStr) {
 }
 
 /// What ALTER DATABASE or ALTER SYSTEM may have set must not stop us.
-pub fn pin_settings(synchronous_commit: &'static CStr) {
+pub fn pin_settings(synchronous_commit: &'static CStr, lock_timeout: &'static CStr) {
     let pinned: &[(&CStr, &CStr)] = &[
         (c"default_transaction_read_only", c"off"),
         (c"default_transaction_isolation", c"read committed"),
         (c"default_transaction_deferrable", c"off"),
         (c"search_path", c"pg_catalog, pg_temp"),
         (c"statement_timeout", c"0"),
-        (c"lock_timeout", c"1s"),
+        (c"lock_timeout", lock_timeout),
         (c"idle_in_transaction_session_timeout", c"0"),
         #[cfg(any(feature = "pg17", feature = "pg18"))]
         (c"transaction_timeout", c"0"),

@@ -23,6 +23,7 @@
 use super::process;
 use crate::clock;
 use crate::shared::database::WorkerState;
+use crate::shared::trouble::Part;
 use crate::shared::{self, Database, control, databases, save};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::{HashMap, HashSet};
@@ -150,6 +151,9 @@ impl Launcher {
         } else {
             if let (Some(database), Some(before)) = (database, before) {
                 database.worker.set_state(before);
+                database
+                    .trouble
+                    .failed(Part::Start, "no free slot for a background worker: raise max_worker_processes");
             }
             if std::mem::replace(&mut self.complained, true) {
                 return;

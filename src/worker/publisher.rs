@@ -57,6 +57,8 @@ struct Batch {
     notifications: u64,
     /// The losses that its `resync` tells of.
     resync: Option<u64>,
+    /// Events that could not be published, ever.
+    dropped: u64,
     /// Epochs that grow with the commit: new channel names from then on.
     epochs: Vec<&'static AtomicU32>,
 }
@@ -90,6 +92,9 @@ unsafe extern "C-unwind" fn at_transaction_end(
     let counters = &batch.database.counters;
     counters.published.fetch_add(batch.events, Relaxed);
     counters.notifications.fetch_add(batch.notifications, Relaxed);
+    if batch.dropped > 0 {
+        batch.database.drop_events(batch.dropped);
+    }
     if let Some(losses) = batch.resync {
         counters.resyncs.fetch_add(1, Relaxed);
         batch.database.resync_told(losses);
@@ -121,11 +126,18 @@ impl Publisher {
                 Ok(outcome) => return Ok(outcome),
                 Err(failure) => {
                     self.connections = None;
-                    way = match way {
-                        Way::Together => Way::OneByOne,
-                        Way::OneByOne if failure.limit => Way::LogOnly,
+                    match way {
+                        // It is no event's fault: all of them wait.
+                        _ if failure.passing => return Err(failure),
+                        Way::Together => way = Way::OneByOne,
+                        Way::OneByOne if failure.limit => {
+                            return match self.try_publish(extension, Way::LogOnly)? {
+                                Outcome::Published { .. } => Ok(Outcome::QueueFull(failure)),
+                                outcome => Ok(outcome),
+                            };
+                        }
                         _ => return Err(failure),
-                    };
+                    }
                 }
             }
         }
@@ -150,6 +162,9 @@ impl Publisher {
             }
             gone = leaves(&ready.records);
             let outcome = spi::as_role(extension.owner, || self.write(extension, ready, way, resync))?;
+            if way != Way::LogOnly {
+                crate::injection::fill_notify_queue();
+            }
             crate::injection::stall("publishing");
             Ok(outcome)
         });
@@ -162,7 +177,6 @@ impl Publisher {
                 }
                 if way == Way::LogOnly {
                     extension.database.ask_resync();
-                    return Ok(Outcome::Blocked);
                 }
                 Ok(Outcome::Published { more })
             }
@@ -197,19 +211,22 @@ impl Publisher {
         let connection = Connection::open()?;
         let Some(log) = &mut self.log else { return Err(Error::NotInstalled) };
         let mut writer = Writer::new(extension, &connection, log, &mut self.rotation, way == Way::LogOnly)?;
-        let mut lost = false;
+        let mut dropped = 0;
         let records = if settings::notify_delay() > 0 { conflate(records) } else { records };
         for record in &records {
             let counted = connections.count(record);
             if way != Way::OneByOne {
                 writer.event(record, &counted)?;
             } else if let Err(failure) = writer.attempt(|writer| attempt(|| writer.event(record, &counted))) {
+                if failure.passing {
+                    // All of them wait; the next attempt says why.
+                    return Err(Error::Spi { code: pg_sys::SPI_ERROR_TRANSACTION });
+                }
                 pgrx::warning!(
                     "presence_ext dropped an event that it could not publish: {}",
                     failure.message
                 );
-                extension.database.drop_events(1);
-                lost = true;
+                dropped += 1;
             }
         }
         // Last, when nothing older is left in the ring: whoever lists now hears only what is newer.
@@ -228,9 +245,10 @@ impl Publisher {
             events: written.events,
             notifications: written.notifications,
             resync,
+            dropped,
             epochs: written.epochs,
         }));
-        self.connections = (!lost).then_some(connections);
+        self.connections = (dropped == 0).then_some(connections);
         Ok(Outcome::Published { more })
     }
 
@@ -262,8 +280,10 @@ impl Publisher {
 
 pub enum Outcome {
     Nothing,
-    /// Not now: some backend is in the commit gap and does not come out, or the NOTIFY queue is full.
+    /// Not now: some backend is in the commit gap and does not come out.
     Blocked,
+    /// The log has it; nobody was notified.
+    QueueFull(Failure),
     /// The extension is not the one we know any more.
     Stale,
     Published {

@@ -10,6 +10,7 @@ use crate::error::{Error, Result, printable};
 use crate::extension::{self, Extension};
 use crate::settings;
 use crate::shared::Database;
+use crate::shared::trouble::Part;
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::{text_of, varlena};
 use crate::subtransaction::Failure;
@@ -21,6 +22,8 @@ use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
 const SECOND: u64 = 1_000_000;
+/// Between two attempts of a sink that fails.
+const LONGEST_PAUSE: u64 = 30 * SECOND;
 
 thread_local! {
     /// As the database has it: the sink's function shall find what its author expects. Ours is pinned.
@@ -30,9 +33,13 @@ thread_local! {
 
 /// From the database's worker, once a second: start the process if there is a sink and no process.
 pub fn start_if_wanted(database: &'static Database) {
+    if settings::sink().is_empty() {
+        database.trouble.is_over(Part::Sink);
+        return;
+    }
     let now = clock::boot();
     let recently = now < database.sink.started.load(Acquire) + 2 * SECOND;
-    if settings::sink().is_empty() || database.sink.pid.load(Acquire) != 0 || recently {
+    if database.sink.pid.load(Acquire) != 0 || recently {
         return;
     }
     database.sink.started.store(now, Release);
@@ -41,7 +48,9 @@ pub fn start_if_wanted(database: &'static Database) {
     let mut handle = std::ptr::null_mut();
     // SAFETY: a complete description; the handle is of no further use.
     if !unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) } {
-        database.set_error("no free slot for the sink's background worker: raise max_worker_processes");
+        database
+            .trouble
+            .failed(Part::Sink, "no free slot for the sink's background worker: raise max_worker_processes");
     }
 }
 
@@ -56,7 +65,7 @@ pub extern "C-unwind" fn presence_sink_worker(argument: Datum) {
         unsafe { CStr::from_ptr(pg_sys::GetConfigOption(c"search_path".as_ptr(), false, false)) };
     SEARCH_PATH.set(search_path.to_bytes().to_vec());
     // What a sink has committed, a crash must not undo: the log it was read from would be gone.
-    house::pin_settings(c"on");
+    house::pin_settings(c"on", c"30s");
     let Ok(extension) = transaction(c"starting", || match extension::member_table() {
         Some(_) => extension::current(),
         None => Err(Error::NotInstalled),
@@ -102,19 +111,19 @@ fn run(extension: &Extension) {
             }
         }
         let pause = match feed(extension) {
-            Ok(true) => {
+            Ok(more) => {
                 failures = 0;
-                continue;
-            }
-            Ok(false) => {
-                failures = 0;
+                extension.database.trouble.is_over(Part::Sink);
+                if more {
+                    continue;
+                }
                 SECOND
             }
             Err(failure) => {
-                failures = (failures + 1).min(9);
-                extension.database.set_error(&format!("sink: {}", failure.message));
+                failures += 1;
+                extension.database.trouble.failed(Part::Sink, &format!("sink: {}", failure.message));
                 pgrx::log!("presence_ext: the sink failed and will be tried again: {}", failure.message);
-                100_000 << failures
+                LONGEST_PAUSE.min(100_000 << failures.min(16))
             }
         };
         // After a failure events do not wake us: the back-off does.

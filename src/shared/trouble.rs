@@ -1,0 +1,65 @@
+//! What went wrong in a database's workers: the last error, when, and whether it still goes wrong.
+
+use crate::clock;
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::*};
+
+const BYTES: usize = 256;
+const PARTS: usize = 5;
+
+/// Whose attempts these are: each goes well again by itself.
+#[derive(Clone, Copy)]
+pub enum Part {
+    Start = 0,
+    House = 1,
+    Publishing = 2,
+    NotifyQueue = 3,
+    Sink = 4,
+}
+
+#[repr(C)]
+pub struct Trouble {
+    /// timestamptz
+    at: AtomicI64,
+    /// timestamptz: since when all attempts of a part have failed; 0 if the latest went well.
+    since: [AtomicI64; PARTS],
+    length: AtomicU32,
+    text: [AtomicU8; BYTES],
+}
+
+impl Trouble {
+    /// An attempt failed. Returns whether it is the first to fail after one that went well.
+    pub fn failed(&self, part: Part, message: &str) -> bool {
+        let now = clock::wall();
+        let mut length = message.len().min(BYTES);
+        while !message.is_char_boundary(length) {
+            length -= 1;
+        }
+        for (to, from) in self.text.iter().zip(&message.as_bytes()[..length]) {
+            to.store(*from, Relaxed);
+        }
+        self.at.store(now, Release);
+        self.length.store(length as u32, Release);
+        self.since[part as usize].compare_exchange(0, now, AcqRel, Acquire).is_ok()
+    }
+
+    pub fn is_over(&self, part: Part) {
+        self.since[part as usize].store(0, Release);
+    }
+
+    pub fn forget(&self) {
+        self.since.iter().for_each(|since| since.store(0, Release));
+        self.length.store(0, Release);
+    }
+
+    /// The last error and its time. A reader that races with a writer may see a mixture of two.
+    pub fn last(&self) -> Option<(String, i64)> {
+        let length = (self.length.load(Acquire) as usize).min(BYTES);
+        let bytes: Vec<u8> = self.text[..length].iter().map(|byte| byte.load(Relaxed)).collect();
+        (length > 0).then(|| (String::from_utf8_lossy(&bytes).into_owned(), self.at.load(Acquire)))
+    }
+
+    /// Since when something goes wrong that has not gone well again.
+    pub fn since(&self) -> Option<i64> {
+        self.since.iter().map(|since| since.load(Acquire)).filter(|since| *since != 0).min()
+    }
+}
