@@ -2,6 +2,7 @@
 
 use crate::shared::control;
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Microseconds between the Unix and the PostgreSQL epoch (2000-01-01).
@@ -25,6 +26,12 @@ pub fn wall() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+thread_local! {
+    /// A beginning by the wall clock, and the same by the boot clock as it was worked out first: later the wall
+    /// clock may have been set.
+    static BEGAN: Cell<(i64, u64)> = const { Cell::new((i64::MIN, 0)) };
+}
+
 /// By the boot clock, when the statement that is running began (the transaction, where that has one snapshot for
 /// all): a snapshot in use is no older.
 pub fn read_since() -> u64 {
@@ -36,7 +43,13 @@ pub fn read_since() -> u64 {
             pg_sys::GetCurrentStatementStartTimestamp()
         }
     };
-    began.saturating_sub(control().wall_offset.load(Relaxed)).max(0) as u64
+    let (known, since) = BEGAN.get();
+    if known == began {
+        return since;
+    }
+    let since = boot().saturating_sub((wall() - began).max(0) as u64);
+    BEGAN.set((began, since));
+    since
 }
 
 /// The wall clock in microseconds since 1970, from which versions start.
