@@ -167,6 +167,64 @@ mod tests {
         assert_eq!(ring.tail.load(Relaxed), 32);
     }
 
+    /// Ends the other threads, also if this one panics.
+    struct Over<'a>(&'a AtomicU32);
+
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(1, Relaxed);
+        }
+    }
+
+    /// Two writers, who have the ring's lock in turns, and the worker, who has none: what it reads is whole and in order,
+    /// and nobody writes where it still reads.
+    #[test]
+    fn writers_and_reader_race() {
+        const EACH: u64 = 5_000;
+        let ring = ring(512);
+        let base = ring.base as usize;
+        // SAFETY: the same leaked memory as above, in another thread.
+        let again = move || unsafe { Ring::new(ring.head, ring.tail, base as *mut u8, 512) };
+        let content = |writer: u8, number: u64| {
+            // Of all lengths, and each byte says who and what.
+            record(&vec![(number as u8) << 1 | writer; 8 + number as usize % 90])
+        };
+        let (lock, over) = (std::sync::Mutex::new(()), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for writer in 0..2 {
+                let (lock, over) = (&lock, &over);
+                scope.spawn(move || {
+                    let ring = again();
+                    for number in 0..EACH {
+                        let record = content(writer, number);
+                        while !lock.lock().map(|_lock| ring.append(&record)).unwrap() {
+                            if over.load(Relaxed) != 0 {
+                                return;
+                            }
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            let _over = Over(&over);
+            let ring = again();
+            let mut next = [0; 2];
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+            while next != [EACH; 2] {
+                assert!(std::time::Instant::now() < deadline, "stuck at {next:?}");
+                for (position, bytes) in ring.read(ring.tail.load(Acquire), ring.head.load(Acquire)) {
+                    let writer = bytes[RECORD_HEADER] & 1;
+                    assert_eq!(bytes, content(writer, next[writer as usize]), "{next:?}, writer {writer}");
+                    next[writer as usize] += 1;
+                    ring.mark_done(position);
+                }
+                ring.advance();
+                std::thread::yield_now();
+            }
+            assert_eq!(ring.used(), 0);
+        });
+    }
+
     proptest! {
         /// Whatever is appended comes out once, whole and in order, over any number of turns of the ring.
         #[test]
