@@ -59,8 +59,7 @@ fn a_stepped_wall_clock_evicts_nobody_and_keeps_nobody() {
 #[test]
 fn restarts_with_another_wall_clock_keep_everybody() {
     let cluster = Cluster::with_clock(&["presence.restart_grace=5s"]);
-    let mut alice = cluster.user("alice");
-    alice.run("select presence.upsert('lobby', ttl => '1 h')");
+    cluster.user("alice").run("select presence.upsert('lobby', ttl => '1 h')");
     let mut service = cluster.service();
     service.flush();
     let (mut seq, mut version) = numbers(&mut service);
@@ -71,7 +70,7 @@ fn restarts_with_another_wall_clock_keep_everybody() {
         cluster.clock().step_wall(step);
         cluster.start_again();
         cluster.until_worker("app");
-        (alice, service) = (cluster.user("alice"), cluster.service());
+        let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
         assert_eq!(alice.is("select presence.heartbeat('lobby')"), mode == "fast", "{mode}, {step} s");
         let changed =
             alice.number(&format!("select version from presence.upsert('lobby', '{step}', ttl => '1 h')"));
