@@ -2,7 +2,8 @@
 
 use super::{PATIENCE, millis};
 use postgres::fallible_iterator::FallibleIterator;
-use postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use postgres::types::ToSql;
+use postgres::{Client, Config, NoTls, Row, SimpleQueryMessage};
 use serde_json::Value;
 use std::ops::Index;
 use std::path::Path;
@@ -80,6 +81,16 @@ impl Session {
             }
         }
         Ok(rows)
+    }
+
+    /// The rows of a statement that is prepared as drivers do it; its arguments and columns are text.
+    pub fn prepared(&mut self, sql: &str, arguments: &[&str]) -> Vec<Vec<String>> {
+        let arguments: Vec<&(dyn ToSql + Sync)> =
+            arguments.iter().map(|text| text as &(dyn ToSql + Sync)).collect();
+        let rows =
+            self.client.query(sql, &arguments).unwrap_or_else(|error| panic!("{sql}: {}", explain(&error)));
+        let text = |row: &Row, at| row.get::<_, Option<String>>(at).unwrap_or_default();
+        rows.iter().map(|row| (0..row.len()).map(|at| text(row, at)).collect()).collect()
     }
 
     /// The first column of the only row.
