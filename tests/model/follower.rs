@@ -126,6 +126,16 @@ impl Follower {
         if keys != visible {
             return Err(format!("{name} shall see {visible:?} and is shown {keys:?}"));
         }
+        self.agrees(&listed)
+    }
+
+    /// What it has heard is what the database lists.
+    pub fn check_against_list(&mut self) -> Result<(), String> {
+        let listed = self.listed();
+        self.agrees(&listed)
+    }
+
+    fn agrees(&self, listed: &BTreeMap<(String, String, String), Known>) -> Result<(), String> {
         // A change of ttl or session has a version and no event.
         let same = |held: &Known, listed: &Known| {
             held.0 <= listed.0
@@ -137,7 +147,7 @@ impl Follower {
                 .iter()
                 .all(|(key, held)| listed.get(key).is_some_and(|listed| same(held, listed)));
         if !agree {
-            return Err(format!("{name} holds {:?}, but listed is {listed:?}", self.members));
+            return Err(format!("{} holds {:?}, but listed is {listed:?}", self.name, self.members));
         }
         Ok(())
     }

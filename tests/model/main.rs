@@ -4,10 +4,13 @@
 //! A case is a list of steps that are taken one after the other, transactions of several connections interleaved, so
 //! that a failing one shrinks. PRESENCE_CASES says how many cases (default 250 in all), PRESENCE_SEED which ones;
 //! PRESENCE_SOAK=minutes goes on for so long instead.
+//!
+//! The same steps all at once (`concurrent.rs`) have no model of each answer: only what is left at the end must agree.
 
 mod check;
 #[path = "../common/mod.rs"]
 mod common;
+mod concurrent;
 mod follower;
 mod model;
 mod op;
@@ -34,13 +37,25 @@ fn what_happens_is_what_the_model_says_with_conflation() {
     cases(&[], 1);
 }
 
+/// 15 seconds, or PRESENCE_SOAK=minutes.
+#[test]
+fn whatever_happens_at_once_all_agree_in_the_end() {
+    let time = number("PRESENCE_SOAK").map_or(15, |minutes| 60 * minutes);
+    concurrent::run(Duration::from_secs(time), seed());
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|value| value.parse().ok())
+}
+
+fn seed() -> u64 {
+    number("PRESENCE_SEED")
+        .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_micros() as u64)
+}
+
 fn cases(options: &[&str], stream: u64) {
-    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let soak = number("PRESENCE_SOAK").map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
-    let mut seed = number("PRESENCE_SEED").unwrap_or_else(|| {
-        let time = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
-        time.as_micros() as u64
-    });
+    let mut seed = seed();
     let cases = number("PRESENCE_CASES").unwrap_or(250) / 2;
     let world = RefCell::new(World::new(options));
     loop {

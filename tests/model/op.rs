@@ -82,6 +82,29 @@ pub enum Op {
     Settle,
 }
 
+impl Op {
+    /// Without what only a service role may say.
+    pub fn rightful(&self, service: bool) -> Op {
+        let given = |given: &Given| Given { owner: given.owner.filter(|_| service), ..*given };
+        let removal = |removal: &Removal| Removal {
+            reason: removal.reason.filter(|reason| service || *reason == "left"),
+            ..*removal
+        };
+        match self {
+            Op::Upsert(name, it) => Op::Upsert(*name, given(it)),
+            Op::UpsertMany(list) => {
+                Op::UpsertMany(list.iter().map(|(name, it)| (*name, given(it))).collect())
+            }
+            Op::Delete(it) => Op::Delete(removal(it)),
+            Op::DeleteMany(list) => {
+                let one = |it: &Removal| Removal { all_connections: false, ..removal(it) };
+                Op::DeleteMany(list.iter().map(one).collect())
+            }
+            other => other.clone(),
+        }
+    }
+}
+
 /// Which connection does what.
 pub type Step = (usize, Op);
 
@@ -149,7 +172,7 @@ fn removal() -> impl Strategy<Value = Removal> {
         })
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub fn op() -> impl Strategy<Value = Op> {
     let many = prop::collection::vec((name(), prop_oneof![given(), patch()]), 1..4);
     prop_oneof![
         8 => Just(Op::Begin),

@@ -1,22 +1,87 @@
 //! The calls as SQL.
 
-use crate::op::{CONNECTION_IDS, Given, Name, Removal, USERS};
+use crate::op::{CONNECTION_IDS, Given, Name, Op, Removal, USERS};
 use crate::values;
 use serde_json::{Value, json};
 
-pub fn text(value: Option<impl std::fmt::Display>) -> String {
+/// What this user says; empty for what is no single statement.
+pub fn statement(rooms: &[String; 2], user: usize, op: &Op) -> String {
+    match op {
+        Op::Begin => "begin".into(),
+        Op::Commit => "commit".into(),
+        Op::Rollback => "rollback".into(),
+        // A name may be given again: the newest is meant.
+        Op::Savepoint => "savepoint s".into(),
+        Op::RollbackTo => "rollback to s".into(),
+        Op::Release => "release s".into(),
+        Op::Upsert(name, given) => format!("select presence.{}", upsert(rooms, name, given)),
+        Op::Update(name, given) => format!(
+            "select 1 from presence.update({}, patch => {}, status => {}, metadata => {}, audience => {})",
+            key(rooms, name),
+            json_text(given.patch.map(values::patch)),
+            text(given.status.map(values::status)),
+            json_text(given.metadata.map(values::metadata)),
+            tokens(given.audience),
+        ),
+        Op::Heartbeat(name) => format!("select presence.heartbeat({})", key(rooms, name)),
+        Op::HeartbeatMany(names) => {
+            let list = |of: &dyn Fn(&Name) -> String| {
+                format!("array[{}]", names.iter().map(|name| format!("'{}'", of(name))).collect::<Vec<_>>().join(","))
+            };
+            format!(
+                "select * from presence.heartbeat_many({}, {}, {})",
+                list(&|name| rooms[name.room].clone()),
+                list(&|name| USERS[name.member.unwrap_or(user)].into()),
+                list(&|name| CONNECTION_IDS[name.connection].into()),
+            )
+        }
+        Op::Delete(removal) => format!("select presence.{}", delete(rooms, removal)),
+        Op::DeleteAll { connection } => {
+            format!("select presence.delete_all(connection_id => {})", text(connection.map(|c| CONNECTION_IDS[c])))
+        }
+        Op::UpsertMany(list) => {
+            let members: Vec<Value> = list.iter().map(|(name, given)| upsert_json(rooms, name, given)).collect();
+            format!("select presence.upsert_many('{}')", json!(members))
+        }
+        Op::DeleteMany(list) => {
+            let members: Vec<Value> = list.iter().map(|removal| delete_json(rooms, removal)).collect();
+            format!("select presence.delete_many('{}')", json!(members))
+        }
+        Op::Insert(name, given) => format!(
+            "insert into presence.member (room, member_id, connection_id, state, status, metadata, audience, ttl)
+             values ('{}', {}, '{}', {}, {}, {}, {}, {})",
+            rooms[name.room],
+            text(name.member.map(|member| USERS[member])),
+            CONNECTION_IDS[name.connection],
+            json_text(given.state.map(values::state)),
+            text(given.status.map(values::status)),
+            json_text(given.metadata.map(values::metadata)),
+            tokens(given.audience),
+            text(given.ttl.map(|ttl| format!("{} min", values::ttl(ttl)))),
+        ),
+        Op::Change { room, status, audience } => {
+            let audience = audience.map(|_| format!(", audience = {}", tokens(*audience))).unwrap_or_default();
+            let (status, room) = (values::status(*status), &rooms[*room]);
+            format!("update presence.member set status = '{status}'{audience} where room = '{room}' returning 1")
+        }
+        Op::Remove { room } => format!("delete from presence.member where room = '{}' returning 1", rooms[*room]),
+        Op::End { .. } | Op::Pass | Op::Sweep { .. } | Op::Settle => String::new(),
+    }
+}
+
+fn text(value: Option<impl std::fmt::Display>) -> String {
     value.map_or("null".into(), |value| format!("'{value}'"))
 }
 
-pub fn json_text(value: Option<Value>) -> String {
+fn json_text(value: Option<Value>) -> String {
     text(value)
 }
 
-pub fn tokens(audience: Option<usize>) -> String {
+fn tokens(audience: Option<usize>) -> String {
     text(audience.map(|audience| format!("{{{}}}", values::audience(audience).join(","))))
 }
 
-pub fn key(rooms: &[String; 2], name: &Name) -> String {
+fn key(rooms: &[String; 2], name: &Name) -> String {
     let member = text(name.member.map(|member| USERS[member]));
     format!(
         "'{}', member_id => {member}, connection_id => '{}'",
@@ -24,7 +89,7 @@ pub fn key(rooms: &[String; 2], name: &Name) -> String {
     )
 }
 
-pub fn upsert(rooms: &[String; 2], name: &Name, given: &Given) -> String {
+fn upsert(rooms: &[String; 2], name: &Name, given: &Given) -> String {
     format!(
         "upsert({}, state => {}, status => {}, metadata => {}, ttl => {}, audience => {}, session => {}, user_id => {})",
         key(rooms, name),
@@ -38,7 +103,7 @@ pub fn upsert(rooms: &[String; 2], name: &Name, given: &Given) -> String {
     )
 }
 
-pub fn delete(rooms: &[String; 2], removal: &Removal) -> String {
+fn delete(rooms: &[String; 2], removal: &Removal) -> String {
     let name = &removal.name;
     let connection =
         if removal.all_connections { "null".into() } else { text(Some(CONNECTION_IDS[name.connection])) };
@@ -51,7 +116,7 @@ pub fn delete(rooms: &[String; 2], removal: &Removal) -> String {
     )
 }
 
-pub fn upsert_json(rooms: &[String; 2], name: &Name, given: &Given) -> Value {
+fn upsert_json(rooms: &[String; 2], name: &Name, given: &Given) -> Value {
     json!({
         "room": rooms[name.room],
         "member_id": name.member.map(|member| USERS[member]),
@@ -67,7 +132,7 @@ pub fn upsert_json(rooms: &[String; 2], name: &Name, given: &Given) -> Value {
     })
 }
 
-pub fn delete_json(rooms: &[String; 2], removal: &Removal) -> Value {
+fn delete_json(rooms: &[String; 2], removal: &Removal) -> Value {
     json!({
         "room": rooms[removal.name.room],
         "member_id": removal.name.member.map(|member| USERS[member]),

@@ -2,11 +2,9 @@
 
 use crate::common::{Cluster, Session, until};
 use crate::follower::Follower;
-use crate::model::{Answer, Key, Model, Seen, all_connections};
-use crate::op::{CONNECTION_IDS, CONNECTIONS, Given, Name, Op, Removal, SERVICE, Step, USERS};
-use crate::sql::{delete, delete_json, json_text, key, text, tokens, upsert, upsert_json};
-use crate::values;
-use serde_json::{Value, json};
+use crate::model::{Answer, Key, Model, Row, Seen, all_connections};
+use crate::op::{CONNECTION_IDS, CONNECTIONS, Op, SERVICE, Step, USERS};
+use crate::sql;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -21,6 +19,14 @@ const ROLES: &str = "
     grant authenticated to authenticator;
     select presence.grant_access('dana'), presence.grant_access('rita'), presence.grant_access('authenticated')";
 
+/// A server on which much time passes.
+pub fn cluster(options: &[&str]) -> Cluster {
+    let always = ["presence.default_ttl=1h", "presence.history_retention=30d"];
+    let cluster = Cluster::with_clock(&[&always[..], options].concat());
+    cluster.sql("app", ROLES);
+    cluster
+}
+
 pub struct World {
     cluster: Cluster,
     pub connections: Vec<Session>,
@@ -34,27 +40,14 @@ pub struct World {
 
 impl World {
     pub fn new(options: &[&str]) -> World {
-        // Much time passes in a case.
-        let always = ["presence.default_ttl=1h", "presence.history_retention=30d"];
-        let cluster = Cluster::with_clock(&[&always[..], options].concat());
-        cluster.sql("app", ROLES);
-        let team = r#"{"sub": "u1", "app_metadata": {"teams": ["blue"]}}"#;
-        let followers = vec![
-            Follower::login(&cluster, "alice", &["any", "users", "user:alice"]),
-            Follower::login(&cluster, "bob", &["any", "users", "user:bob"]),
-            Follower::login(&cluster, "carol", &["any", "users", "user:carol"]),
-            Follower::login(&cluster, "postgres", &[]),
-            Follower::login(&cluster, "dana", &["any", "users"]),
-            Follower::login(&cluster, "rita", &["any", "users", "role:red"]),
-            Follower::web(&cluster, "teammate", team, &["any", "users", "team:blue"]),
-        ];
+        let cluster = cluster(options);
         let mut connections: Vec<Session> =
             CONNECTIONS.iter().map(|user| cluster.user(USERS[*user])).collect();
         World {
             pids: connections.iter_mut().map(Session::pid).collect(),
             connections,
             watcher: cluster.service(),
-            followers,
+            followers: followers(&cluster),
             cases: 0,
             exact: options.contains(&"presence.notify_delay=0"),
             cluster,
@@ -115,10 +108,6 @@ pub struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn now(&self) -> i64 {
-        self.world.cluster.clock().wall()
-    }
-
     fn step(&mut self, at: usize, op: &Op) -> Check {
         if self.model.has_failed(at)
             && !matches!(op, Op::Commit | Op::Rollback | Op::RollbackTo | Op::End { .. } | Op::Pass)
@@ -130,192 +119,51 @@ impl Case<'_> {
     }
 
     fn act(&mut self, at: usize, op: &Op) -> Check {
-        let open = self.model.is_in_transaction(at);
-        let from = self.now() - 2_000; // the clock that dresses leases may be half a millisecond off
-        let world = &mut *self.world;
-        let rooms = &self.rooms;
-        let service = CONNECTIONS[at] == SERVICE;
-        let seen = |cluster: &Cluster| Seen { from, until: cluster.clock().wall() + 2_000 };
-        let model = &mut self.model;
-        match op {
-            Op::Begin if !open => {
-                world.connections[at].run("begin");
-                model.begin(at);
-            }
-            Op::Commit if open => {
-                world.connections[at].run("commit");
-                model.commit(at, seen(&world.cluster));
-            }
-            Op::Rollback if open => {
-                world.connections[at].run("rollback");
-                model.rollback(at, seen(&world.cluster).until);
-            }
-            Op::Savepoint if open && model.savepoints(at) < 3 => {
-                world.connections[at].run(&format!("savepoint s{}", model.savepoints(at)));
-                model.savepoint(at);
-            }
-            Op::RollbackTo if model.savepoints(at) > 0 => {
-                world.connections[at].run(&format!("rollback to s{}", model.savepoints(at) - 1));
-                model.rollback_to(at);
-            }
-            Op::Release if model.savepoints(at) > 0 => {
-                world.connections[at].run(&format!("release s{}", model.savepoints(at) - 1));
-                model.release(at);
-            }
-            Op::Upsert(name, given) => {
-                let given = rightful(given, service);
-                if model.is_free(at, &[model.key(at, name, given.owner)]) {
-                    let got = ask(
-                        &mut world.connections[at],
-                        &format!("select presence.{}", upsert(rooms, name, &given)),
-                    );
-                    let expected = model.upsert(at, name, &given, seen(&world.cluster));
-                    compare(got.map(|_| ()), expected)?;
-                }
-            }
-            Op::Update(name, given) if model.is_free(at, &[model.key(at, name, None)]) => {
-                let sql = format!(
-                    "select 1 from presence.update({}, patch => {}, status => {}, metadata => {}, audience => {})",
-                    key(rooms, name),
-                    json_text(given.patch.map(values::patch)),
-                    text(given.status.map(values::status)),
-                    json_text(given.metadata.map(values::metadata)),
-                    tokens(given.audience),
-                );
-                let got = ask(&mut world.connections[at], &sql);
-                let expected = model.update(at, name, given, seen(&world.cluster));
-                compare(got.map(|rows| !rows.is_empty()), expected)?;
+        let op = op.rightful(CONNECTIONS[at] == SERVICE);
+        if !self.is_possible(at, &op) {
+            return Ok(());
+        }
+        let Case { world, model, rooms, .. } = self;
+        let World { cluster, connections, watcher, .. } = &mut **world;
+        // The clock that dresses leases may be half a millisecond off.
+        let from = cluster.clock().wall() - 2_000;
+        let sql = sql::statement(rooms, CONNECTIONS[at], &op);
+        let got = if sql.is_empty() { Ok(vec![]) } else { ask(&mut connections[at], &sql) };
+        let seen = Seen { from, until: cluster.clock().wall() + 2_000 };
+        let number = |rows: &Vec<Vec<String>>| rows[0][0].parse().unwrap_or(usize::MAX);
+        match &op {
+            Op::Begin => model.begin(at),
+            Op::Commit => model.commit(at, seen),
+            Op::Rollback => model.rollback(at, seen.until),
+            Op::Savepoint => model.savepoint(at),
+            Op::RollbackTo => model.rollback_to(at),
+            Op::Release => model.release(at),
+            Op::Upsert(name, given) => compare(&got, |_| (), model.upsert(at, name, given, seen))?,
+            Op::Update(name, given) => {
+                compare(&got, |rows| !rows.is_empty(), model.update(at, name, given, seen))?
             }
             Op::Heartbeat(name) => {
-                let place = model.key(at, name, None);
-                if model.is_sure(&[place]) {
-                    let got = ask(
-                        &mut world.connections[at],
-                        &format!("select presence.heartbeat({})", key(rooms, name)),
-                    );
-                    let expected = model.heartbeat(at, &place, seen(&world.cluster));
-                    compare(got.map(|rows| rows[0][0] == "t"), Ok(expected))?;
-                }
+                let key = model.key(at, name, None);
+                compare(&got, |rows| rows[0][0] == "t", Ok(model.heartbeat(at, &key, seen)))?;
             }
             Op::HeartbeatMany(names) => {
-                let keys: Vec<Key> = names.iter().map(|name| model.key(at, name, None)).collect();
-                if model.is_sure(&keys) {
-                    let list = |of: &dyn Fn(&Key) -> String| {
-                        format!(
-                            "array[{}]",
-                            keys.iter().map(|key| format!("'{}'", of(key))).collect::<Vec<_>>().join(",")
-                        )
-                    };
-                    let sql = format!(
-                        "select * from presence.heartbeat_many({}, {}, {})",
-                        list(&|key| rooms[key.0].clone()),
-                        list(&|key| USERS[key.1].into()),
-                        list(&|key| CONNECTION_IDS[key.2].into()),
-                    );
-                    let got = ask(&mut world.connections[at], &sql);
-                    let until = seen(&world.cluster);
-                    let missing = keys.iter().filter(|key| !model.heartbeat(at, key, until));
-                    let missing = missing.map(|key| {
-                        vec![rooms[key.0].clone(), USERS[key.1].to_owned(), CONNECTION_IDS[key.2].to_owned()]
-                    });
-                    compare(got, Ok(missing.collect()))?;
-                }
+                let mut missing: Vec<Key> = names.iter().map(|name| model.key(at, name, None)).collect();
+                missing.retain(|key| !model.heartbeat(at, key, seen));
+                let named =
+                    |key: &Key| vec![rooms[key.0].clone(), USERS[key.1].into(), CONNECTION_IDS[key.2].into()];
+                compare(&got, Vec::clone, Ok(missing.iter().map(named).collect()))?;
             }
-            Op::Delete(removal) => {
-                let removal = rightful_removal(removal, service);
-                if model.is_free(at, &keys_of(model, at, &removal)) {
-                    let got = ask(
-                        &mut world.connections[at],
-                        &format!("select presence.{}", delete(rooms, &removal)),
-                    );
-                    let expected = model.delete(at, &removal, seen(&world.cluster));
-                    compare(got.map(|rows| rows[0][0].parse().unwrap_or(99)), expected)?;
-                }
-            }
+            Op::Delete(removal) => compare(&got, number, model.delete(at, removal, seen))?,
             Op::DeleteAll { connection } => {
-                let who = CONNECTIONS[at];
-                let keys = model.keys_where(|key, row| {
-                    row.owner == who && connection.is_none_or(|connection| connection == key.2)
-                });
-                if model.is_free(at, &keys) {
-                    let sql = format!(
-                        "select presence.delete_all(connection_id => {})",
-                        text(connection.map(|c| CONNECTION_IDS[c]))
-                    );
-                    let got = ask(&mut world.connections[at], &sql);
-                    let expected = model.delete_all(at, *connection, seen(&world.cluster));
-                    compare(got.map(|rows| rows[0][0].parse().unwrap_or(99)), Ok(expected))?;
-                }
+                compare(&got, number, Ok(model.delete_all(at, *connection, seen)))?
             }
-            Op::UpsertMany(list) => {
-                let list: Vec<(Name, Given)> =
-                    list.iter().map(|(name, given)| (*name, rightful(given, service))).collect();
-                let keys: Vec<Key> =
-                    list.iter().map(|(name, given)| model.key(at, name, given.owner)).collect();
-                if model.is_free(at, &keys) {
-                    let members: Vec<Value> =
-                        list.iter().map(|(name, given)| upsert_json(rooms, name, given)).collect();
-                    let got = ask(
-                        &mut world.connections[at],
-                        &format!("select presence.upsert_many('{}')", json!(members)),
-                    );
-                    let expected = model.upsert_many(at, &list, seen(&world.cluster));
-                    compare(got.map(|rows| rows[0][0].parse().unwrap_or(99)), expected)?;
-                }
+            Op::UpsertMany(list) => compare(&got, number, model.upsert_many(at, list, seen))?,
+            Op::DeleteMany(list) => compare(&got, number, model.delete_many(at, list, seen))?,
+            Op::Insert(name, given) => compare(&got, |_| (), model.insert(at, name, given, seen))?,
+            Op::Change { room, status, audience } => {
+                compare(&got, Vec::len, Ok(model.change(at, *room, *status, *audience, seen)))?;
             }
-            Op::DeleteMany(list) => {
-                let one = |removal: &Removal| Removal {
-                    all_connections: false,
-                    ..rightful_removal(removal, service)
-                };
-                let list: Vec<Removal> = list.iter().map(one).collect();
-                let keys: Vec<Key> = list.iter().map(|removal| model.key(at, &removal.name, None)).collect();
-                if model.is_free(at, &keys) {
-                    let members: Vec<Value> =
-                        list.iter().map(|removal| delete_json(rooms, removal)).collect();
-                    let got = ask(
-                        &mut world.connections[at],
-                        &format!("select presence.delete_many('{}')", json!(members)),
-                    );
-                    let expected = model.delete_many(at, &list, seen(&world.cluster));
-                    compare(got.map(|rows| rows[0][0].parse().unwrap_or(99)), expected)?;
-                }
-            }
-            Op::Insert(name, given) if model.is_free(at, &[model.key(at, name, None)]) => {
-                let sql = format!(
-                        "insert into presence.member (room, member_id, connection_id, state, status, metadata, audience, ttl)
-                         values ('{}', {}, '{}', {}, {}, {}, {}, {})",
-                        rooms[name.room],
-                        text(name.member.map(|member| USERS[member])),
-                        CONNECTION_IDS[name.connection],
-                        json_text(given.state.map(values::state)),
-                        text(given.status.map(values::status)),
-                        json_text(given.metadata.map(values::metadata)),
-                        tokens(given.audience),
-                        text(given.ttl.map(|ttl| format!("{} min", values::ttl(ttl)))),
-                    );
-                let got = ask(&mut world.connections[at], &sql);
-                let expected = model.insert(at, name, given, seen(&world.cluster));
-                compare(got.map(|_| ()), expected)?;
-            }
-            Op::Change { room, status, audience } if model.is_free(at, &in_room(model, at, *room)) => {
-                let audience_sql =
-                    audience.map(|_| format!(", audience = {}", tokens(*audience))).unwrap_or_default();
-                let sql = format!(
-                    "update presence.member set status = '{}'{audience_sql} where room = '{}' returning 1",
-                    values::status(*status),
-                    rooms[*room],
-                );
-                let got = ask(&mut world.connections[at], &sql);
-                let expected = model.change(at, *room, *status, *audience, seen(&world.cluster));
-                compare(got.map(|rows| rows.len()), Ok(expected))?;
-            }
-            Op::Remove { room } if model.is_free(at, &in_room(model, at, *room)) => {
-                let sql = format!("delete from presence.member where room = '{}' returning 1", rooms[*room]);
-                let got = ask(&mut world.connections[at], &sql);
-                let expected = model.remove(at, *room, seen(&world.cluster));
-                compare(got.map(|rows| rows.len()), Ok(expected))?;
-            }
+            Op::Remove { room } => compare(&got, Vec::len, Ok(model.remove(at, *room, seen)))?,
             Op::End { kill } => {
                 let pid = world.pids[at];
                 if *kill {
@@ -324,21 +172,69 @@ impl Case<'_> {
                 world.connect(at);
                 let gone = format!("select count(*) = 0 from pg_stat_activity where pid = {pid}");
                 until("the session is over", || world.watcher.is(&gone));
-                model.end(at, seen(&world.cluster).until);
+                model.end(at, world.cluster.clock().wall());
             }
             Op::Pass => {
-                world.cluster.clock().pass(Duration::from_secs(40 * 60));
-                model.pass(seen(&world.cluster).until);
+                cluster.clock().pass(Duration::from_secs(40 * 60));
+                model.pass(cluster.clock().wall());
             }
-            Op::Sweep { rollback } if !model.is_in_transaction(at) => {
+            Op::Sweep { rollback } => {
                 let end = if *rollback { "rollback" } else { "commit" };
-                world.watcher.run(&format!("begin; select presence.sweep(); {end}"));
+                watcher.run(&format!("begin; select presence.sweep(); {end}"));
             }
-            Op::Settle => return self.settle(),
-            _ => {}
+            Op::Settle => self.settle()?,
         }
         Ok(())
     }
+
+    /// It makes sense here, and would not have to wait for another connection.
+    fn is_possible(&self, at: usize, op: &Op) -> bool {
+        let (model, who) = (&self.model, CONNECTIONS[at]);
+        let (open, savepoints) = (model.is_in_transaction(at), model.savepoints(at));
+        let own = |row: &Row| who == SERVICE || row.owner == who;
+        match op {
+            Op::Begin => !open,
+            Op::Commit | Op::Rollback => open,
+            Op::Savepoint => open && savepoints < 3,
+            Op::RollbackTo | Op::Release => savepoints > 0,
+            Op::Heartbeat(name) => model.is_sure(&[model.key(at, name, None)]),
+            Op::HeartbeatMany(names) => names.iter().all(|name| model.is_sure(&[model.key(at, name, None)])),
+            Op::Upsert(name, given) => model.is_free(at, &[model.key(at, name, given.owner)]),
+            Op::Update(name, _) | Op::Insert(name, _) => model.is_free(at, &[model.key(at, name, None)]),
+            Op::UpsertMany(list) => {
+                list.iter().all(|(name, given)| model.is_free(at, &[model.key(at, name, given.owner)]))
+            }
+            Op::Delete(removal) if removal.all_connections => {
+                model.is_free(at, &all_connections(&model.key(at, &removal.name, None)))
+            }
+            Op::Delete(removal) => model.is_free(at, &[model.key(at, &removal.name, None)]),
+            Op::DeleteMany(list) => {
+                list.iter().all(|removal| model.is_free(at, &[model.key(at, &removal.name, None)]))
+            }
+            Op::DeleteAll { connection } => {
+                let is_wanted = |key: &Key| connection.is_none_or(|connection| connection == key.2);
+                model.is_free(at, &model.keys_where(|key, row| row.owner == who && is_wanted(key)))
+            }
+            Op::Change { room, .. } | Op::Remove { room } => {
+                model.is_free(at, &model.keys_where(|key, row| key.0 == *room && own(row)))
+            }
+            Op::End { .. } | Op::Pass | Op::Sweep { .. } | Op::Settle => true,
+        }
+    }
+}
+
+/// Listeners of all kinds: members, a service, a stranger, somebody with a role, somebody with a team.
+pub fn followers(cluster: &Cluster) -> Vec<Follower> {
+    let team = r#"{"sub": "u1", "app_metadata": {"teams": ["blue"]}}"#;
+    vec![
+        Follower::login(cluster, "alice", &["any", "users", "user:alice"]),
+        Follower::login(cluster, "bob", &["any", "users", "user:bob"]),
+        Follower::login(cluster, "carol", &["any", "users", "user:carol"]),
+        Follower::login(cluster, "postgres", &[]),
+        Follower::login(cluster, "dana", &["any", "users"]),
+        Follower::login(cluster, "rita", &["any", "users", "role:red"]),
+        Follower::web(cluster, "teammate", team, &["any", "users", "team:blue"]),
+    ]
 }
 
 /// Rows, or the SQLSTATE.
@@ -346,26 +242,16 @@ fn ask(session: &mut Session, sql: &str) -> Result<Vec<Vec<String>>, String> {
     session.try_rows(sql).map_err(|failure| failure.code)
 }
 
-fn compare<T: PartialEq + std::fmt::Debug>(got: Result<T, String>, expected: Answer<T>) -> Check {
-    let expected = expected.map_err(str::to_owned);
-    if got == expected { Ok(()) } else { Err(format!("answered {got:?}, not {expected:?}")) }
-}
-
-/// Without what only a service role may say.
-fn rightful(given: &Given, service: bool) -> Given {
-    Given { owner: given.owner.filter(|_| service), ..*given }
-}
-
-fn rightful_removal(removal: &Removal, service: bool) -> Removal {
-    Removal { reason: removal.reason.filter(|reason| service || *reason == "left"), ..*removal }
-}
-
-fn keys_of(model: &Model, at: usize, removal: &Removal) -> Vec<Key> {
-    let key = model.key(at, &removal.name, None);
-    if removal.all_connections { all_connections(&key) } else { vec![key] }
-}
-
-fn in_room(model: &Model, at: usize, room: usize) -> Vec<Key> {
-    let who = CONNECTIONS[at];
-    model.keys_where(|key, row| key.0 == room && (who == SERVICE || row.owner == who))
+fn compare<T: PartialEq + std::fmt::Debug>(
+    got: &Result<Vec<Vec<String>>, String>,
+    read: impl FnOnce(&Vec<Vec<String>>) -> T,
+    expected: Answer<T>,
+) -> Check {
+    let (got, expected) = (got.as_ref().map(read), expected);
+    let same = match (&got, &expected) {
+        (Ok(got), Ok(expected)) => got == expected,
+        (Err(got), Err(expected)) => got == expected,
+        _ => false,
+    };
+    if same { Ok(()) } else { Err(format!("answered {got:?}, not {expected:?}")) }
 }

@@ -1,0 +1,118 @@
+//! Random steps of all connections at once, while time passes: in the end the table, the leases, the log and every
+//! listener agree.
+
+use crate::common::{Over, Session, until};
+use crate::op::{self, CONNECTIONS, Op, SERVICE, USERS};
+use crate::{sql, world};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Refused, there already, a deadlock, a lock not had, a timeout while time flew, and the ways in which a step makes no
+/// sense in a transaction.
+const EXPECTED: [&str; 8] = ["42501", "23505", "40P01", "55P03", "57014", "25P02", "25P01", "3B001"];
+
+pub fn run(time: Duration, seed: u64) {
+    println!("PRESENCE_SEED={seed}");
+    let cluster = world::cluster(&["deadlock_timeout=50ms", "lock_timeout=1s"]);
+    let rooms = ["a".to_owned(), "b".to_owned()];
+    let mut followers = world::followers(&cluster);
+    followers.iter_mut().for_each(|follower| follower.start());
+    let (done, changes) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let end = Instant::now() + time;
+    // Their sessions last until all is compared: members may be bound to them.
+    let sessions: Vec<Session> = std::thread::scope(|scope| {
+        let _over = Over::tell(&done);
+        let (cluster, rooms, done, changes) = (&cluster, &rooms, &done, &changes);
+        let threads: Vec<_> = (0..CONNECTIONS.len())
+            .map(|at| {
+                scope.spawn(move || {
+                    let user = CONNECTIONS[at];
+                    let mut random = random(seed, at);
+                    let mut session = cluster.user(USERS[user]);
+                    while !done.load(Relaxed) && Instant::now() < end {
+                        let op = op::op().new_tree(&mut random).expect("an op").current();
+                        match op.rightful(user == SERVICE) {
+                            Op::End { .. } => session = cluster.user(USERS[user]),
+                            Op::Pass => cluster.clock().pass(Duration::from_secs(60)),
+                            Op::Sweep { .. } if user == SERVICE => {
+                                session.try_run("select presence.sweep()").unwrap_or(())
+                            }
+                            op => {
+                                let sql = sql::statement(rooms, user, &op);
+                                match session.try_run(&sql) {
+                                    Ok(()) => changes.fetch_add(1, Relaxed),
+                                    Err(failure) if EXPECTED.contains(&failure.code.as_str()) => 0,
+                                    Err(failure) => panic!("{sql}: {failure:?}"),
+                                };
+                            }
+                        }
+                    }
+                    session.try_run("commit").unwrap_or(());
+                    session
+                })
+            })
+            .collect();
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            followers.iter_mut().for_each(|follower| follower.follow());
+        }
+        threads.into_iter().map(|thread| thread.join().expect("a client")).collect()
+    });
+    assert!(changes.load(Relaxed) > 500, "only {} changes", changes.load(Relaxed));
+
+    let mut service = cluster.service();
+    until("everybody is here or has left", || {
+        service.run("select presence.sweep()");
+        service.is("select (select count(*) from presence.member) = (select count(*) from presence.online)
+                           and members = slots_used from presence.health")
+    });
+    service.flush();
+    for follower in &mut followers {
+        follower.follow();
+        follower.check_against_list().unwrap_or_else(|why| panic!("{why}"));
+    }
+    let nothing = [[""; 0]; 0];
+    let missing = "select * from presence.heartbeat_many((select array_agg(room) from presence.member),
+                   (select array_agg(member_id) from presence.member), (select array_agg(connection_id) from presence.member))";
+    if service.is("select count(*) > 0 from presence.member") {
+        assert_eq!(service.rows(missing), nothing, "listed, and without a lease");
+    }
+    assert_eq!(service.rows(WRONG_HISTORY), nothing, "the log has what cannot have happened");
+    assert_eq!(service.rows(OTHER_THAN_LOGGED), nothing, "the log ends with something else than what is");
+    assert!(service.is("select count(*) = count(distinct seq) from presence.event"));
+    drop(sessions);
+    cluster.assert_sound();
+}
+
+fn random(seed: u64, at: usize) -> TestRunner {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8] = 100 + at as u8;
+    TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
+}
+
+/// Each member enters before it changes or leaves, and leaves once; versions grow.
+const WRONG_HISTORY: &str = "
+    select * from (
+        select seq, version, event, reason, room, member_id, connection_id,
+               lag(event) over stays as before, lag(version) over stays as version_before
+        from presence.event
+        where event in ('enter', 'update', 'leave') and audience[1] is distinct from '-'
+        window stays as (partition by room, member_id, connection_id order by seq)) told
+    where version <= version_before
+       or event = 'enter' and before in ('enter', 'update')
+       or event <> 'enter' and coalesce(before, 'leave') = 'leave'";
+
+/// The last event of each member against the member.
+const OTHER_THAN_LOGGED: &str = "
+    with last as (
+        select distinct on (room, member_id, connection_id) *
+        from presence.event
+        where event in ('enter', 'update', 'leave') and audience[1] is distinct from '-'
+        order by room, member_id, connection_id, seq desc),
+    logged as (
+        select room, member_id, connection_id, user_id, status, state, metadata from last where event <> 'leave'),
+    present as (
+        select room, member_id, connection_id, user_id, status, state, metadata from presence.online)
+    (table logged except table present) union all (table present except table logged)";
