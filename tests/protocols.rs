@@ -194,6 +194,48 @@ fn renewal_and_expiry_agree() {
     cluster.assert_sound();
 }
 
+/// Bob begins to listen (he listens, commits, lists) while alice changes who may see her: wherever in between her commit
+/// becomes visible, and wherever it is published, he ends with what `list` shows him.
+#[test]
+fn an_audience_that_changes_while_somebody_begins_to_listen() {
+    let cluster = Cluster::start();
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    for (old, new, visible) in
+        [("{any}", "{}", 0), ("{}", "{any}", 1), ("{any}", "{user:bob}", 1), ("{users}", "{team:x}", 0)]
+    {
+        // (after which of his steps it is visible, and published)
+        for (committed, published) in
+            [(0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)]
+        {
+            alice.run(&format!("select presence.upsert('lobby', '0', audience => '{old}')"));
+            service.flush();
+            let mut bob = cluster.user("bob");
+            let (mut mirror, mut gap) = (Mirror::default(), None);
+            for step in 0..=3 {
+                match step {
+                    0 => bob.run("begin"),
+                    1 => bob.listen("lobby"),
+                    2 => bob.run("commit"),
+                    _ => mirror.list(&mut bob),
+                }
+                if step == committed {
+                    let change = format!("select presence.upsert('lobby', '1', audience => '{new}')");
+                    gap = Some(Gap::enter(&cluster, &change));
+                }
+                if step == published {
+                    gap.take().expect("what is committed").leave();
+                    service.flush();
+                }
+            }
+            bob.flush();
+            mirror.follow(&mut bob);
+            mirror.assert_true(&mut bob);
+            assert_eq!(mirror.members().len(), visible, "{old} to {new}, at {committed} and {published}");
+        }
+    }
+    cluster.assert_sound();
+}
+
 /// A statement of alice that is committed and visible, but not through with its commit.
 struct Gap {
     stall: Stall,
