@@ -167,7 +167,7 @@ fn torment(cluster: &Cluster, database: &str, calls: usize) -> BTreeMap<String, 
         listener.run("set client_encoding = 'LATIN1'"); // there is no way from there to here
     }
     let mut fuzzers = [
-        Fuzzer::new(cluster, "postgres", database, &["select 1"]),
+        Fuzzer::new(cluster, "postgres", database, &["select 1", "set local session_replication_role = replica"]),
         Fuzzer::new(cluster, "alice", database, &["select 1"]),
         Fuzzer::new(
             cluster,
@@ -269,6 +269,8 @@ fn names_settings_and_errors_are_understood_in_the_encoding_of_the_database() {
     service.run("rollback");
 
     // What the sink has to say, in a language that it chose.
+    let worker = cluster.until_worker("latin1");
+    service.run("alter database latin1 set presence.default_audience = 'team:\u{e0}'");
     service.run(
         "create function public.sink(presence.event[]) returns void language plpgsql as $$
                  begin raise exception 'pas aujourd''hui, d\u{e9}sol\u{e9}'; end $$",
@@ -281,6 +283,8 @@ fn names_settings_and_errors_are_understood_in_the_encoding_of_the_database() {
     assert!(service.is(
         "select failing_since <= last_error_at and last_error_at <= clock_timestamp() from presence.health"
     ));
+
+    assert_eq!(service.number("select presence.worker_pid()"), worker, "it took the new settings");
 
     // No conversion at all: what is no UTF-8 appears as U+FFFD.
     cluster.sql("postgres", "create database ascii encoding 'SQL_ASCII' locale 'C' template template0");
