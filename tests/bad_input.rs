@@ -167,7 +167,12 @@ fn torment(cluster: &Cluster, database: &str, calls: usize) -> BTreeMap<String, 
         listener.run("set client_encoding = 'LATIN1'"); // there is no way from there to here
     }
     let mut fuzzers = [
-        Fuzzer::new(cluster, "postgres", database, &["select 1", "set local session_replication_role = replica"]),
+        Fuzzer::new(
+            cluster,
+            "postgres",
+            database,
+            &["select 1", "set local session_replication_role = replica"],
+        ),
         Fuzzer::new(cluster, "alice", database, &["select 1"]),
         Fuzzer::new(
             cluster,
