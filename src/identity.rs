@@ -11,6 +11,7 @@ use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::rc::Rc;
 
@@ -25,7 +26,6 @@ pub struct Identity {
 }
 
 /// What a pair of roles is, whatever the claims.
-#[derive(Clone)]
 struct Roles {
     session: Oid,
     current: Oid,
@@ -38,7 +38,8 @@ struct Roles {
 }
 
 thread_local! {
-    static ROLES: RefCell<Option<Roles>> = const { RefCell::new(None) };
+    // The latest first. A pooled session takes turns between few roles.
+    static ROLES: RefCell<VecDeque<Rc<Roles>>> = const { RefCell::new(VecDeque::new()) };
     static IDENTITY: RefCell<Option<(Claims, Rc<Identity>)>> = const { RefCell::new(None) };
     static ROLE_TOKENS: RefCell<Option<RoleTokens>> = const { RefCell::new(None) };
     static ROLE_EPOCH: Cell<u64> = const { Cell::new(0) };
@@ -118,19 +119,21 @@ fn teams(claims: &Value) -> Vec<Vec<u8>> {
     list.as_array().map(|list| list.iter().filter_map(name).collect()).unwrap_or_default()
 }
 
-fn roles(extension: &Extension) -> Roles {
+/// How many pairs of roles a session remembers.
+const REMEMBERED: usize = 8;
+
+fn roles(extension: &Extension) -> Rc<Roles> {
     // SAFETY: plain reads of this process's state.
     let (session, current) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::GetUserId()) };
     let epoch = (settings::identity_epoch(), ROLE_EPOCH.get());
-    let known = ROLES.with_borrow(|known| {
-        known.clone().filter(|known| (known.session, known.current, known.epoch) == (session, current, epoch))
-    });
+    let is_it = |known: &&Rc<Roles>| (known.session, known.current, known.epoch) == (session, current, epoch);
+    let known = ROLES.with_borrow(|known| known.iter().find(is_it).cloned());
     if let Some(known) = known {
         return known;
     }
     let name = role_name(current);
     let listed = |list: Vec<Vec<u8>>, name: &[u8]| list.iter().any(|role| role == name);
-    let roles = Roles {
+    let roles = Rc::new(Roles {
         session,
         current,
         epoch,
@@ -143,8 +146,11 @@ fn roles(extension: &Extension) -> Roles {
             || current == extension.owner
             || listed(settings::service_roles(), &name),
         name,
-    };
-    ROLES.set(Some(roles.clone()));
+    });
+    ROLES.with_borrow_mut(|known| {
+        known.push_front(roles.clone());
+        known.truncate(REMEMBERED);
+    });
     roles
 }
 
