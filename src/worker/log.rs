@@ -5,7 +5,7 @@
 
 use crate::clock;
 use crate::error::Result;
-use crate::extension::Extension;
+use crate::extension::{self, Extension};
 use crate::settings;
 use crate::shared::control;
 use crate::spi::{Connection, Statement};
@@ -57,6 +57,8 @@ macro_rules! insert {
 
 static INSERT: [Statement; PARTS] = [insert!("_event_0"), insert!("_event_1"), insert!("_event_2")];
 
+const NAMES: [&CStr; PARTS] = [c"_event_0", c"_event_1", c"_event_2"];
+
 const TRUNCATE: [&CStr; PARTS] = [
     c"lock table presence._event_0 in access exclusive mode nowait; truncate presence._event_0",
     c"lock table presence._event_1 in access exclusive mode nowait; truncate presence._event_1",
@@ -86,7 +88,8 @@ pub fn continue_numbers(extension: &Extension) -> Result<()> {
 }
 
 /// A row of the log.
-pub type Values = [Option<Datum>; 15];
+pub type Values = [Option<Datum>; COLUMNS];
+const COLUMNS: usize = 15;
 
 pub struct Log {
     part: usize,
@@ -109,8 +112,9 @@ impl Log {
         Ok(Log { part: newest.1, since: clock::boot(), is_fresh: newest.0 == 0 })
     }
 
-    pub fn insert(&self, connection: &Connection, row: &Values) -> Result<()> {
-        connection.run(&INSERT[self.part], row, true).map(|_| ())
+    /// The current part, open for a batch of rows.
+    pub fn page(&self) -> Page {
+        Page { part: self.part, open: OpenPart::of(NAMES[self.part]) }
     }
 
     pub fn is_due(&self) -> bool {
@@ -127,5 +131,82 @@ impl Log {
         let lost = rows.get(0, 0).map_or(0, |seq| seq.value() as u64);
         connection.run_text(TRUNCATE[next], true)?;
         Ok((Log { part: next, since: clock::boot(), is_fresh: true }, lost))
+    }
+}
+
+/// Where a batch of rows is written.
+pub struct Page {
+    part: usize,
+    open: Option<OpenPart>,
+}
+
+impl Page {
+    pub fn insert(&self, connection: &Connection, row: &Values) -> Result<()> {
+        match &self.open {
+            Some(open) => {
+                open.insert(row);
+                Ok(())
+            }
+            None => connection.run(&INSERT[self.part], row, true).map(|_| ()),
+        }
+    }
+}
+
+/// A part with its indexes, written past the executor: its set-up for each row costs as much as the row. Closed when
+/// dropped; while an ERROR unwinds, by the abort.
+struct OpenPart {
+    table: pg_sys::Relation,
+    indexes: pg_sys::CatalogIndexState,
+}
+
+impl OpenPart {
+    /// None if there is more to a row than heap and columns: somebody has added a trigger, a check, or an index on
+    /// an expression.
+    fn of(name: &CStr) -> Option<OpenPart> {
+        let oid = extension::relation(name)?;
+        // SAFETY: a table of ours, opened here and closed by `drop`; the arrays are as long as they say.
+        unsafe {
+            let table = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);
+            let open = OpenPart { table, indexes: pg_sys::CatalogOpenIndexes(table) };
+            let is_plain = |index: usize| {
+                let info = *(*open.indexes).ri_IndexRelationInfo.add(index);
+                let relation = *(*open.indexes).ri_IndexRelationDescs.add(index);
+                (*info).ii_Expressions.is_null()
+                    && (*info).ii_Predicate.is_null()
+                    && (*info).ii_ExclusionOps.is_null()
+                    && (*(*relation).rd_index).indimmediate
+            };
+            let facts = &*(*table).rd_rel;
+            let plain = facts.relam == pg_sys::HEAP_TABLE_AM_OID
+                && !facts.relhastriggers
+                && facts.relchecks == 0
+                && facts.relnatts as usize == COLUMNS
+                && (0..(*open.indexes).ri_NumIndices as usize).all(is_plain);
+            plain.then_some(open)
+        }
+    }
+
+    fn insert(&self, row: &Values) {
+        let mut values = row.map(|value| value.unwrap_or(Datum::from(0)));
+        let mut nulls = row.map(|value| value.is_none());
+        // SAFETY: the table is open, and the values are of its columns.
+        unsafe {
+            let tuple =
+                pg_sys::heap_form_tuple((*self.table).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::CatalogTupleInsertWithInfo(self.table, tuple, self.indexes);
+            pg_sys::heap_freetuple(tuple);
+        }
+    }
+}
+
+impl Drop for OpenPart {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened in `of`; the lock stays until the transaction ends.
+            unsafe {
+                pg_sys::CatalogCloseIndexes(self.indexes);
+                pg_sys::table_close(self.table, pg_sys::NoLock as i32);
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::connections::Counted;
 use super::line::{Line, Rendered};
-use super::log::{Log, Values};
+use super::log::{Log, Page, Values};
 use super::rotation::Rotation;
 use crate::authorizer;
 use crate::clock;
@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU32, Ordering::*};
 pub struct Writer<'a> {
     extension: &'a Extension,
     connection: &'a Connection,
-    log: &'a Log,
+    page: Page,
     rotation: &'a mut Rotation,
     written: Written,
     /// No NOTIFY.
@@ -59,14 +59,14 @@ impl<'a> Writer<'a> {
     pub fn new(
         extension: &'a Extension,
         connection: &'a Connection,
-        log: &'a Log,
+        log: &Log,
         rotation: &'a mut Rotation,
         quiet: bool,
     ) -> Result<Writer<'a>> {
         Ok(Writer {
             extension,
             connection,
-            log,
+            page: log.page(),
             rotation,
             written: Written { seq: extension.database.seq.load(Acquire), ..Written::default() },
             quiet,
@@ -304,7 +304,7 @@ impl<'a> Writer<'a> {
             (record.kind != Kind::Room).then(|| Datum::from(record.joined_at)),
             Some(text_array(&line.audience)),
         ];
-        self.log.insert(self.connection, &row)?;
+        self.page.insert(self.connection, &row)?;
         self.tell(record, &line)
     }
 
@@ -381,7 +381,7 @@ impl<'a> Writer<'a> {
         row[2] = Some(varlena(b"resync"));
         row[12] = Some(Datum::from(clock::wall()));
         row[14] = Some(text_array(&[b"any"]));
-        self.log.insert(self.connection, &row)?;
+        self.page.insert(self.connection, &row)?;
         let channel = Channel::new(self.extension, Scope::Database, EVERYBODY);
         if channel.was_handed_out(self.extension) {
             self.notify(&channel.name(self.extension), &payload::resync(self.written.seq))?;
