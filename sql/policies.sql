@@ -61,4 +61,34 @@ begin atomic
     where p.polrelid = relation and p.polcmd in ('r', '*');
 end;
 comment on function presence._policies(regclass) is 'The SELECT policies of a table, as text.';
+
+-- All that takes part in a write of a table, as text: policies, triggers, rules, foreign keys (by their triggers),
+-- checks, columns, and indexes that are more than columns. NULL for a table that is not a heap.
+create function presence._shape(relation regclass) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+begin atomic
+    select concat_ws(' ', c.relrowsecurity, c.relforcerowsecurity, c.relhasrules, c.relnatts, c.relchecks,
+        (select string_agg(i.indexrelid::regclass::text, ' ' order by i.indexrelid::regclass::text)
+         from pg_catalog.pg_index i
+         where i.indrelid = relation
+           and (i.indexprs is not null or i.indpred is not null or i.indisexclusion or not i.indimmediate)),
+        (select string_agg(concat_ws(' ', p.polname, p.polcmd, p.polpermissive, p.polroles,
+                                     pg_catalog.pg_get_expr(p.polqual, p.polrelid),
+                                     pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid)), '; ' order by p.polname)
+         from pg_catalog.pg_policy p where p.polrelid = relation),
+        (select string_agg(concat_ws(' ', t.tgname, t.tgtype, t.tgenabled, t.tgfoid::regprocedure), '; '
+                           order by t.tgname)
+         from pg_catalog.pg_trigger t where t.tgrelid = relation))
+    from pg_catalog.pg_class c join pg_catalog.pg_am a on a.oid = c.relam and a.amname = 'heap'
+    where c.oid = relation;
+end;
+comment on function presence._shape(regclass) is
+    'All that takes part in a write of a table, as text: policies, triggers, rules, constraints; NULL if it is no '
+    'heap.';
 update presence.secret set policies = presence._policies('presence.member');
+
+create table presence._origin (shape text not null);
+alter table presence._origin enable row level security;
+insert into presence._origin select presence._shape('presence.member');
+comment on table presence._origin is 'all that takes part in a write of member, as the extension made it';

@@ -9,6 +9,46 @@ do $$ begin
     end if;
 end $$;
 
+create table presence._origin (shape text not null);
+alter table presence._origin enable row level security;
+
+comment on table presence._origin is 'all that takes part in a write of member, as the extension made it';
+
+create or replace function presence._shape(relation regclass) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+begin atomic
+    select concat_ws(' ', c.relrowsecurity, c.relforcerowsecurity, c.relhasrules, c.relnatts, c.relchecks,
+        (select string_agg(i.indexrelid::regclass::text, ' ' order by i.indexrelid::regclass::text)
+         from pg_catalog.pg_index i
+         where i.indrelid = relation
+           and (i.indexprs is not null or i.indpred is not null or i.indisexclusion or not i.indimmediate)),
+        (select string_agg(concat_ws(' ', p.polname, p.polcmd, p.polpermissive, p.polroles,
+                                     pg_catalog.pg_get_expr(p.polqual, p.polrelid),
+                                     pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid)), '; ' order by p.polname)
+         from pg_catalog.pg_policy p where p.polrelid = relation),
+        (select string_agg(concat_ws(' ', t.tgname, t.tgtype, t.tgenabled, t.tgfoid::regprocedure), '; '
+                           order by t.tgname)
+         from pg_catalog.pg_trigger t where t.tgrelid = relation))
+    from pg_catalog.pg_class c join pg_catalog.pg_am a on a.oid = c.relam and a.amname = 'heap'
+    where c.oid = relation;
+end;
+
+comment on function presence._shape(regclass) is
+    'All that takes part in a write of a table, as text: policies, triggers, rules, constraints; NULL if it is no '
+    'heap.';
+
+-- What 0.1.0 made: unless somebody has added to it, that is what there is.
+insert into presence._origin
+select presence._shape('presence.member')
+from presence.secret s
+where s.policies = presence._policies('presence.member')
+  and (select count(*) from pg_policy p where p.polrelid = 'presence.member'::regclass) = 4
+  and (select count(*) from pg_trigger t where t.tgrelid = 'presence.member'::regclass) = 3
+  and (select count(*) from pg_index i where i.indrelid = 'presence.member'::regclass) = 3
+  and (select not c.relhasrules and c.relchecks = 0 and not c.relforcerowsecurity from pg_class c
+       where c.oid = 'presence.member'::regclass);
+
 comment on function presence._tell_room(text, jsonb, text[]) is 'Make a room event, once this transaction is committed, if metadata is '
     'within presence.max_state_size (54000).';
 
@@ -42,6 +82,13 @@ comment on view presence.health is
 grant usage on schema presence to pg_monitor;
 
 grant select on presence.health to pg_monitor;
+
+grant execute on function presence._health() to pg_monitor;
+
+-- New functions are executable by PUBLIC unless somebody says otherwise.
+revoke all on function
+    presence._shape
+    from public;
 
 grant execute on function presence._health(), presence._trouble() to pg_monitor;
 

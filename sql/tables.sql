@@ -5,7 +5,8 @@
 set local search_path = pg_catalog, pg_temp;
 
 -- Presence is worth nothing after a crash, and a commit that touched only unlogged tables does not wait for the
--- disk. No index on a time, no foreign key: an update that changes no indexed column stays on its page.
+-- disk. No index on a time, no foreign key: an update that changes no indexed column stays on its page. A heap,
+-- whatever default_table_access_method says: verbs and the worker store rows without the executor.
 create unlogged table presence.member (
     room           text        not null,
     member_id      text        not null,
@@ -27,7 +28,7 @@ create unlogged table presence.member (
     session_pid    integer,
     key_hash       uuid        not null,
     primary key (room, member_id, connection_id)
-) with (
+) using heap with (
     fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000,
@@ -67,13 +68,13 @@ create unlogged table presence.event (
     at             timestamptz,
     joined_at      timestamptz,
     audience       text[]
-);
+) using heap;
 comment on table presence.event is
     'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" '
     'marks a line that was made for others than the owner (a leave or enter by a changed audience).';
-create unlogged table presence._event_0 () inherits (presence.event) with (autovacuum_enabled = off);
-create unlogged table presence._event_1 () inherits (presence.event) with (autovacuum_enabled = off);
-create unlogged table presence._event_2 () inherits (presence.event) with (autovacuum_enabled = off);
+create unlogged table presence._event_0 () inherits (presence.event) using heap with (autovacuum_enabled = off);
+create unlogged table presence._event_1 () inherits (presence.event) using heap with (autovacuum_enabled = off);
+create unlogged table presence._event_2 () inherits (presence.event) using heap with (autovacuum_enabled = off);
 create unique index _event_0_seq on presence._event_0 (seq);
 create unique index _event_1_seq on presence._event_1 (seq);
 create unique index _event_2_seq on presence._event_2 (seq);

@@ -19,6 +19,8 @@ pub const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
 #[derive(Clone, Copy)]
 pub struct Extension {
     pub member: pg_sys::Oid,
+    /// The index on key_hash.
+    pub key_index: pg_sys::Oid,
     /// The row type of the view `online`.
     pub online: pg_sys::Oid,
     pub owner: pg_sys::Oid,
@@ -73,7 +75,8 @@ pub fn member_table() -> Option<pg_sys::Oid> {
     relation(c"member")
 }
 
-fn relation(name: &std::ffi::CStr) -> Option<pg_sys::Oid> {
+/// A table or view of ours.
+pub fn relation(name: &std::ffi::CStr) -> Option<pg_sys::Oid> {
     // SAFETY: catalog look-ups inside a transaction; nothing is locked or kept.
     unsafe {
         if pg_sys::get_extension_oid(c"presence_ext".as_ptr(), true) == pg_sys::InvalidOid {
@@ -88,6 +91,7 @@ fn relation(name: &std::ffi::CStr) -> Option<pg_sys::Oid> {
 fn look_up() -> Result<Extension> {
     let member = relation(c"member").ok_or(Error::NotInstalled)?;
     let view = relation(c"online").ok_or(Error::NotInstalled)?;
+    let key_index = relation(c"member_key_hash").ok_or(Error::NotInstalled)?;
     // SAFETY: catalog look-ups of relations that exist.
     let (owner, online) = unsafe {
         let tuple =
@@ -109,7 +113,8 @@ fn look_up() -> Result<Extension> {
     })?;
     // SAFETY: set when the process connected to its database.
     let database = Database::get(unsafe { pg_sys::MyDatabaseId })?;
-    Ok(Extension { member, online, owner, database, database_index: database.index() as u32, secret })
+    let database_index = database.index() as u32;
+    Ok(Extension { member, key_index, online, owner, database, database_index, secret })
 }
 
 /// Forget everything when the table's definition changes: the next call looks again.
@@ -155,10 +160,18 @@ impl Extension {
         self.was_granted(pg_sys::ACL_SELECT as _)
     }
 
-    fn was_granted(&self, right: pg_sys::AclMode) -> bool {
+    /// Whether the current role was granted all that a verb does with a row.
+    pub fn may_do_all(&self) -> bool {
+        self.was_granted(
+            (pg_sys::ACL_SELECT | pg_sys::ACL_INSERT | pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE) as _,
+        )
+    }
+
+    /// All of these rights.
+    fn was_granted(&self, rights: pg_sys::AclMode) -> bool {
+        use pg_sys::AclMaskHow::ACLMASK_ALL;
         // SAFETY: a look-up in the catalog.
-        let answer = unsafe { pg_sys::pg_class_aclcheck(self.member, pg_sys::GetUserId(), right) };
-        answer == pg_sys::AclResult::ACLCHECK_OK
+        unsafe { pg_sys::pg_class_aclmask(self.member, pg_sys::GetUserId(), rights, ACLMASK_ALL) == rights }
     }
 
     /// The owner as a slot knows it.

@@ -20,6 +20,7 @@ use pgrx::direct_function_call;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::rc::Rc;
 
 /// One object of the array: its fields by name.
 struct Element {
@@ -174,7 +175,7 @@ fn located(error: Error, place: usize) -> Error {
     }
 }
 
-fn request(extension: &Extension, identity: &Identity, element: &Element) -> Result<Request> {
+fn request(extension: &Extension, identity: &Rc<Identity>, element: &Element) -> Result<Request> {
     element.known(&UPSERT)?;
     let room = element.text("room")?.ok_or(Error::MissingArgument { argument: "room" })?;
     let given_owner = element.text("user_id")?;
@@ -215,7 +216,7 @@ fn request(extension: &Extension, identity: &Identity, element: &Element) -> Res
         ttl,
         audience: element.tokens("audience")?,
         session,
-        service: identity.service,
+        caller: identity.clone(),
         new_owner: given_owner.as_deref().map(varlena),
         owner,
     })

@@ -170,6 +170,13 @@ impl Rows {
         self.get(row, column).map_or(0, |number| number.value() as u64)
     }
 
+    /// The first row as a tuple, and its descriptor.
+    pub fn first(&self) -> Option<(pg_sys::HeapTuple, pg_sys::TupleDesc)> {
+        // SAFETY: the table lives until the connection is closed, and has as many rows as were counted.
+        (!self.table.is_null() && self.count > 0)
+            .then(|| unsafe { (*(*self.table).vals, (*self.table).tupdesc) })
+    }
+
     pub fn get(&self, row: usize, column: usize) -> Option<Datum> {
         // SAFETY: the table lives until the connection is closed; row and column are checked by it and us.
         unsafe {
@@ -208,6 +215,18 @@ pub fn as_role<T>(role: Oid, body: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: what was before.
     unsafe { pg_sys::SetUserIdAndSecContext(before, context) };
     result
+}
+
+/// See what a statement that begins now would see: in a READ COMMITTED transaction, all that is committed.
+pub fn with_statement_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it.
+    unsafe {
+        pg_sys::CommandCounterIncrement();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let value = body();
+        pg_sys::PopActiveSnapshot();
+        value
+    }
 }
 
 /// See this statement's own rows, and what others have committed while we waited for a lock.

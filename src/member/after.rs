@@ -11,7 +11,6 @@ use crate::event::fold::{Change, What};
 use crate::event::record::{Image, Reason};
 use crate::event::transaction::{self, Pending, is_outdated, issue_version};
 use crate::extension::Extension;
-use crate::identity;
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, Lease, NEVER};
 use crate::room;
@@ -29,7 +28,7 @@ pub fn insert(firing: &Firing) -> Result<()> {
         }
         set_version(&firing.extension, &key, version)?;
     }
-    check_max_per_user(&firing.extension, &row)?;
+    check_max_per_user(&firing.extension, &*firing.identity()?, &row)?;
     room::check_limit(&firing.extension, row.text(Column::Room).unwrap_or_default())?;
     let lease = lease_of(&firing.extension, &row);
     note(
@@ -59,24 +58,27 @@ fn set_version(extension: &Extension, key: &Key, version: u64) -> Result<()> {
 }
 
 pub fn update(firing: &Firing) -> Result<()> {
-    let (old, row) = (firing.first()?, firing.second()?);
-    let key = row.key(&firing.extension);
-    let lease = lease_of(&firing.extension, &row);
+    changed(&firing.extension, &firing.first()?, &firing.second()?);
+    Ok(())
+}
+
+pub fn changed(extension: &Extension, old: &Row, row: &Row) {
+    let key = row.key(extension);
+    let lease = lease_of(extension, row);
     let version = row.number(Column::Version);
     let what = if version == old.number(Column::Version) {
         if let Pending::Present { .. } = transaction::pending(&key) {
             transaction::renew_pending(&key, clock::boot(), false);
-            return Ok(());
+            return;
         }
         What::Renew
-    } else if row.same(&old, &TOLD) {
+    } else if row.same(old, &TOLD) {
         What::Quiet { lease }
     } else {
-        let hidden = !row.same(&old, &SEEN_BY);
+        let hidden = !row.same(old, &SEEN_BY);
         What::Update { lease, old: hidden.then(|| old.image(None)) }
     };
-    note(&firing.extension, &key, what, version, row.time(Column::UpdatedAt), &row, row.image(None));
-    Ok(())
+    note(extension, &key, what, version, row.time(Column::UpdatedAt), row, row.image(None));
 }
 
 pub fn delete(firing: &Firing) -> Result<()> {
@@ -98,9 +100,8 @@ pub fn delete(firing: &Firing) -> Result<()> {
 
 /// Removed by another, or left by oneself.
 fn default_reason(firing: &Firing, old: &Row) -> Result<Reason> {
-    let identity = identity::current(&firing.extension)?;
-    let caller = firing.intent.caller.as_deref().or(identity.user_id.as_deref());
-    let own = caller.is_some() && old.text(Column::UserId) == caller;
+    let caller = firing.identity()?;
+    let own = caller.user_id.is_some() && old.text(Column::UserId) == caller.user_id.as_deref();
     Ok(if own { Reason::Left } else { Reason::Removed })
 }
 

@@ -4,13 +4,15 @@ use super::checks::{
     check_join, check_member_id, check_names, normalize, renew, set_room_defaults, set_session,
 };
 use super::holder::make_way;
+use super::intent::Intent;
 use super::lease::{self, INFINITY};
-use super::row::Column;
+use super::row::{Column, Row};
 use super::trigger::{Firing, SEEN_BY, TOLD};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction::{self, issue_version};
-use crate::identity;
+use crate::extension::Extension;
+use crate::identity::Identity;
 use crate::lease::table::NEVER;
 use crate::room;
 use crate::sqlfn::{uuid, varlena};
@@ -19,7 +21,7 @@ use pgrx::pg_sys::Datum;
 pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
     let extension = &firing.extension;
     let mut row = firing.first()?;
-    let identity = identity::current(extension)?;
+    let identity = firing.identity()?;
     let owner = match row.text(Column::UserId) {
         Some(given) if identity.service => given.to_vec(),
         _ => identity.writer()?.to_vec(),
@@ -58,38 +60,50 @@ pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
 }
 
 pub fn update(firing: &Firing) -> Result<Option<Datum>> {
-    let extension = &firing.extension;
-    let (old, mut row) = (firing.first()?, firing.second()?);
-    if !row.same(&old, &[Column::Room, Column::MemberId, Column::ConnectionId]) {
+    let (old, row) = (firing.first()?, firing.second()?);
+    match change(&firing.extension, &*firing.identity()?, &firing.intent, &old, row)? {
+        Some(row) => firing.proceed(row),
+        None => firing.skip(),
+    }
+}
+
+/// The row as it shall be stored in place of `old`, which the caller has locked; None if that one is gone.
+pub fn change(
+    extension: &Extension,
+    identity: &Identity,
+    intent: &Intent,
+    old: &Row,
+    mut row: Row,
+) -> Result<Option<Row>> {
+    if !row.same(old, &[Column::Room, Column::MemberId, Column::ConnectionId]) {
         return Err(Error::KeyIsFixed);
     }
     let key = old.key(extension);
     transaction::pin(&key);
     if lease::deadline(&key, &old.lease()).is_none() {
-        return firing.skip();
+        return Ok(None);
     }
-    let identity = identity::current(extension)?;
     if !identity.service {
         row.set(Column::UserId, old.get(Column::UserId));
     }
     check_names(&row)?;
-    check_join(&identity, &row)?;
+    check_join(identity, &row)?;
     normalize(&mut row)?;
     for column in [Column::Generation, Column::JoinedAt, Column::KeyHash] {
         row.set(column, old.get(column));
     }
-    set_session(&mut row, Some(&old), &key, &firing.intent)?;
+    set_session(&mut row, Some(old), &key, intent)?;
     let now = renew(&mut row)?;
-    let told = !row.same(&old, &TOLD);
+    let told = !row.same(old, &TOLD);
     let quiet = row.ttl() != old.ttl() || row.number(Column::Session) != old.number(Column::Session);
     let version = if told || quiet {
-        issue_version(&key, !row.same(&old, &SEEN_BY))
+        issue_version(&key, !row.same(old, &SEEN_BY))
     } else {
         old.number(Column::Version)
     };
     row.set(Column::Version, Some(Datum::from(version as i64)));
     row.set(Column::UpdatedAt, if told { Some(Datum::from(now)) } else { old.get(Column::UpdatedAt) });
-    firing.proceed(row)
+    Ok(Some(row))
 }
 
 pub fn delete(firing: &Firing) -> Result<Option<Datum>> {

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction;
 use crate::extension::Extension;
-use crate::identity::{self, Identity};
+use crate::identity::Identity;
 use crate::lease::table::{Key, NEVER};
 use crate::room;
 use crate::settings::{self, MemberIds};
@@ -136,9 +136,9 @@ static OWN_MEMBERS: Statement = Statement {
 
 /// One console shall not fill the slots. Near the limit, those who enter under one user take turns; how near depends
 /// on how much this transaction has done, for others may be doing as much, and nobody counts it before it is committed.
-pub fn check_max_per_user(extension: &Extension, row: &Row) -> Result<()> {
+pub fn check_max_per_user(extension: &Extension, identity: &Identity, row: &Row) -> Result<()> {
     let limit = settings::max_per_user();
-    if limit == 0 || identity::current(extension)?.service {
+    if limit == 0 || identity.service {
         return Ok(());
     }
     let user_id = row.text(Column::UserId).unwrap_or_default();

@@ -11,6 +11,7 @@ use crate::identity::{self, Identity};
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::{Call, text_of, uuid, varlena};
 use pgrx::pg_sys::{self, Datum};
+use std::rc::Rc;
 
 static DELETE_ONE: Statement = Statement {
     sql: c"delete from presence.member where key_hash operator(pg_catalog.=) $1",
@@ -86,9 +87,9 @@ impl Removal {
     }
 
     /// Returns how many left.
-    pub fn run(&self, extension: &Extension, identity: &Identity) -> Result<usize> {
+    pub fn run(&self, extension: &Extension, identity: &Rc<Identity>) -> Result<usize> {
         let last_word = self.last_word.clone();
-        let caller = identity.user_id.clone();
+        let caller = Some(identity.clone());
         let _intent = intent::set(Intent { reason: self.reason, last_word, caller, ..Intent::default() });
         let mut deleted = self.delete(extension)?;
         if !identity.service && (deleted == 0 || self.connection_id.is_none()) {

@@ -1,7 +1,9 @@
 //! What a verb wants of the triggers beyond the row it writes. Direct DML has no such wishes.
 
 use crate::event::record::Reason;
+use crate::identity::Identity;
 use std::cell::RefCell;
+use std::rc::Rc;
 
 #[derive(Clone, Default)]
 pub struct Intent {
@@ -14,7 +16,7 @@ pub struct Intent {
     /// The row's lease has run out and was claimed: its DELETE is the expiry.
     pub expiring: bool,
     /// Who asks, where the statement itself runs with the owner's rights.
-    pub caller: Option<Vec<u8>>,
+    pub caller: Option<Rc<Identity>>,
     /// Only technical columns are written: no check, no event.
     pub technical: bool,
 }

@@ -1,5 +1,6 @@
 //! Members: the verbs that write them, the triggers that every write passes, the leases that keep them.
 
+pub mod access;
 pub mod after;
 pub mod before;
 pub mod checks;

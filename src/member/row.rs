@@ -6,7 +6,8 @@ use crate::event::record::Image;
 use crate::extension::Extension;
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
-use crate::sqlfn::{bytes_of, interval_of, text_of};
+use crate::spi::Rows;
+use crate::sqlfn::{bytes_of, interval_of, text_of, uuid};
 use pgrx::pg_sys::{self, Datum};
 
 /// The columns, in the order of sql/tables.sql.
@@ -36,7 +37,9 @@ pub enum Column {
 
 pub const COLUMNS: usize = 19;
 
+#[derive(Clone)]
 pub struct Row {
+    place: pg_sys::ItemPointerData,
     values: [Datum; COLUMNS],
     nulls: [bool; COLUMNS],
 }
@@ -45,20 +48,98 @@ impl Row {
     /// # Safety
     /// `tuple` is a tuple of the table `relation`.
     pub unsafe fn read(tuple: pg_sys::HeapTuple, relation: pg_sys::Relation) -> Result<Row> {
-        let mut row = Row { values: [Datum::from(0); COLUMNS], nulls: [true; COLUMNS] };
+        // SAFETY: the caller's promise.
+        unsafe { Row::deform(tuple, (*relation).rd_att) }
+    }
+
+    /// The first row of a `select *`, in the current memory context.
+    pub fn of_query(rows: &Rows) -> Result<Option<Row>> {
+        let Some((tuple, descriptor)) = rows.first() else { return Ok(None) };
+        // SAFETY: the tuple is of the descriptor; it is copied, for the rows go before it does.
+        unsafe { Row::deform(pg_sys::heap_copytuple(tuple), descriptor).map(Some) }
+    }
+
+    /// A member's row as a snapshot has it, without the executor and without any policy: for callers that look at
+    /// the owner. In the current memory context.
+    pub fn find(extension: &Extension, key: &Key, snapshot: pg_sys::Snapshot) -> Result<Option<Row>> {
+        // SAFETY: an index scan of our own table, ended and closed below; the lock on the table stays until the
+        // transaction ends, as that of a SELECT does.
+        unsafe {
+            let table = pg_sys::table_open(extension.member, pg_sys::AccessShareLock as i32);
+            let mut by_hash = pg_sys::ScanKeyData::default();
+            pg_sys::ScanKeyInit(
+                &mut by_hash,
+                Column::KeyHash as i16 + 1,
+                pg_sys::BTEqualStrategyNumber as u16,
+                pg_sys::Oid::from(pg_sys::F_UUID_EQ),
+                uuid(key.hash),
+            );
+            let scan =
+                pg_sys::systable_beginscan(table, extension.key_index, true, snapshot, 1, &mut by_hash);
+            let tuple = pg_sys::systable_getnext(scan);
+            let row = if tuple.is_null() {
+                Ok(None)
+            } else {
+                Row::deform(pg_sys::heap_copytuple(tuple), (*table).rd_att).map(Some)
+            };
+            pg_sys::systable_endscan(scan);
+            pg_sys::table_close(table, pg_sys::NoLock as i32);
+            row
+        }
+    }
+
+    /// # Safety
+    /// `tuple` is of `descriptor`, which has the columns of the table.
+    unsafe fn deform(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc) -> Result<Row> {
         // SAFETY: the caller's promise; there is room for all columns.
         unsafe {
-            if (*(*relation).rd_att).natts as usize != COLUMNS {
+            let place = (*tuple).t_self;
+            let mut row = Row { place, values: [Datum::from(0); COLUMNS], nulls: [true; COLUMNS] };
+            if (*descriptor).natts as usize != COLUMNS {
                 return Err(Error::TooManyColumns);
             }
-            pg_sys::heap_deform_tuple(
-                tuple,
-                (*relation).rd_att,
-                row.values.as_mut_ptr(),
-                row.nulls.as_mut_ptr(),
-            );
+            pg_sys::heap_deform_tuple(tuple, descriptor, row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
+            Ok(row)
         }
-        Ok(row)
+    }
+
+    /// Lock the row that `find` found, as an UPDATE does, waiting for whoever has it. False if it was changed since.
+    ///
+    /// # Safety
+    /// `table` is the table it was found in, open and locked for writing.
+    pub unsafe fn lock(&self, table: pg_sys::Relation) -> bool {
+        let mut tuple = pg_sys::HeapTupleData { t_self: self.place, ..Default::default() };
+        let (mut buffer, mut failure) = (0, pg_sys::TM_FailureData::default());
+        // SAFETY: the caller's promise; the buffer that it pins is released.
+        unsafe {
+            let result = pg_sys::heap_lock_tuple(
+                table,
+                &mut tuple,
+                pg_sys::GetCurrentCommandId(true),
+                pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+                pg_sys::LockWaitPolicy::LockWaitBlock,
+                false,
+                &mut buffer,
+                &mut failure,
+            );
+            pg_sys::ReleaseBuffer(buffer);
+            result == pg_sys::TM_Result::TM_Ok
+        }
+    }
+
+    /// Store this in place of `old`, which is locked.
+    ///
+    /// # Safety
+    /// `table` is the table that both are of, open and locked for writing.
+    pub unsafe fn replace(&mut self, table: pg_sys::Relation, old: &Row) {
+        let mut place = old.place;
+        // SAFETY: the caller's promise. What extensions use for tables of their own: it updates the heap, and the
+        // indexes unless the new row stays on its page.
+        unsafe {
+            let tuple = self.form(table);
+            pg_sys::CatalogTupleUpdate(table, &mut place, tuple);
+            pg_sys::CommandCounterIncrement();
+        }
     }
 
     /// A new tuple of the table, in the current memory context.

@@ -6,8 +6,10 @@ use super::row::{Column, Row};
 use super::{after, before};
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
+use crate::identity::{self, Identity};
 use crate::sqlfn::Call;
 use pgrx::pg_sys::{self, Datum};
+use std::rc::Rc;
 
 /// What listeners hear of.
 pub const TOLD: [Column; 5] =
@@ -36,6 +38,11 @@ impl Firing<'_> {
             why: "This function is a trigger of presence.member.".into(),
         })?;
         Ok(Firing { data, extension: extension::current()?, intent: intent::current() })
+    }
+
+    /// Who writes: the caller of a verb, whatever the rights it writes with; else the current role.
+    pub fn identity(&self) -> Result<Rc<Identity>> {
+        self.intent.caller.clone().map_or_else(|| identity::current(&self.extension), Ok)
     }
 
     fn operation(&self) -> Operation {

@@ -1,6 +1,9 @@
 //! `presence.update`: change what is there by JSON merge patch. A late update makes no ghost: absent is no row.
 
+use super::access::Access;
 use super::holder::refuse_anothers;
+use super::intent::Intent;
+use super::row::Row;
 use super::upsert::online_row;
 use super::validate;
 use crate::error::{Error, Result};
@@ -14,10 +17,17 @@ static CHANGE: Statement = Statement {
     sql: c"update presence.member m set state = case when $2 is null then m.state \
                                                      else presence._merge_patch(m.state, $2) end, \
            status = coalesce($3, m.status), metadata = coalesce($4, m.metadata), \
-           audience = coalesce($5, m.audience) where key_hash operator(pg_catalog.=) $1 \
-           returning room, member_id, connection_id, user_id, status, state, metadata, audience, version, \
-                     joined_at, updated_at, last_seen_at, expires_at, ttl, session_pid",
-    arguments: &[pg_sys::UUIDOID, pg_sys::JSONBOID, pg_sys::TEXTOID, pg_sys::JSONBOID, pg_sys::TEXTARRAYOID],
+           audience = coalesce($5, m.audience) \
+           where key_hash operator(pg_catalog.=) $1 and ($6 is null or user_id operator(pg_catalog.=) $6) \
+           returning *",
+    arguments: &[
+        pg_sys::UUIDOID,
+        pg_sys::JSONBOID,
+        pg_sys::TEXTOID,
+        pg_sys::JSONBOID,
+        pg_sys::TEXTARRAYOID,
+        pg_sys::TEXTOID,
+    ],
 };
 
 /// SQL `presence.update(room, patch, member_id, connection_id, status, metadata, audience)`.
@@ -37,10 +47,11 @@ fn update(call: &Call) -> Result<Option<Datum>> {
     }
     let key = extension.key(room, member_id, connection_id);
     let connection = Connection::open()?;
-    let values = [Some(uuid(key.hash)), call.datum(1), call.datum(4), call.datum(5), call.datum(6)];
-    let changed = connection.run(&CHANGE, &values, true)?;
-    let row =
-        if changed.count > 0 { Some(online_row(&connection, &changed, extension.online)?) } else { None };
+    let access = Access::new(&extension, &identity)?;
+    let hash = Some(uuid(key.hash));
+    let values = [hash, call.datum(1), call.datum(4), call.datum(5), call.datum(6), access.only_of()];
+    let changed = access.write(&connection, &CHANGE, &values, Intent::default())?;
+    let row = Row::of_query(&changed)?.map(|row| online_row(&connection, &row, &extension)).transpose()?;
     drop(changed);
     drop(connection);
     if row.is_none() {

@@ -1,7 +1,9 @@
 //! `presence.upsert`: enter, or change what is there, or (with what is there already) only renew.
 
+use super::access::Access;
 use super::checks::{EMPTY_OBJECT, check_member_id};
-use super::intent::{self, Intent};
+use super::intent::Intent;
+use super::row::{Column, Row};
 use super::{lease, session, validate};
 use crate::authorizer::{self, Action};
 use crate::clock;
@@ -10,18 +12,18 @@ use crate::event::fold::{Change, What};
 use crate::event::transaction::{self, Pending};
 use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
-use crate::lease::rule::RowLease;
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, NEVER};
-use crate::spi::{Connection, Rows, Statement};
+use crate::spi::{Connection, Statement};
 use crate::sqlfn::{Call, bytes_of, interval_of, text_of, texts_of, uuid, varlena};
 use pgrx::pg_sys::{self, Datum};
+use std::rc::Rc;
 
 /// A verb's arguments after the names were checked and defaults filled in.
 pub struct Request {
     pub extension: Extension,
     pub key: Key,
-    pub service: bool,
+    pub caller: Rc<Identity>,
     /// Whose member it becomes on enter.
     pub owner: Vec<u8>,
     /// Set: whose it becomes in any case. A service role that names nobody leaves the owner as it is.
@@ -41,52 +43,37 @@ pub struct Request {
 
 /// What came of a request: the row as written, or as found and only renewed.
 pub enum Written {
-    Row(Rows),
-    Renewed(Rows),
+    Row(Row),
+    Renewed(Row),
 }
 
-/// The columns of `online` as their owner gets them, then what the lease needs.
-macro_rules! returning {
-    ($($sql:literal),*) => {
-        concat!(
-            $($sql,)*
-            " room, member_id, connection_id, user_id, status, state, metadata, audience, version, joined_at, \
-             updated_at, last_seen_at, expires_at, ttl, session_pid"
-        )
-    };
-}
-
-const fn c(sql: &'static str) -> &'static std::ffi::CStr {
-    match std::ffi::CStr::from_bytes_with_nul(sql.as_bytes()) {
-        Ok(sql) => sql,
-        Err(_) => c"",
-    }
-}
-
-/// Columns of the SELECT: one of `online`, and those that follow.
-const VERSION: usize = 8;
-const GENERATION: usize = 15;
-const DEADLINE: usize = 16;
-const SESSION: usize = 17;
-const ONLINE_COLUMNS: usize = 15;
-
-static FIND: Statement = Statement {
-    sql: c(concat!(
-        returning!("select"),
-        ", generation, deadline, session from presence.member where key_hash operator(pg_catalog.=) $1\0"
-    )),
-    arguments: &[pg_sys::UUIDOID],
-};
+/// Where a row has the columns of `online`.
+const ONLINE: [Column; 15] = [
+    Column::Room,
+    Column::MemberId,
+    Column::ConnectionId,
+    Column::UserId,
+    Column::Status,
+    Column::State,
+    Column::Metadata,
+    Column::Audience,
+    Column::Version,
+    Column::JoinedAt,
+    Column::UpdatedAt,
+    Column::LastSeenAt,
+    Column::ExpiresAt,
+    Column::Ttl,
+    Column::SessionPid,
+];
+const LAST_SEEN_AT: usize = 11;
+const EXPIRES_AT: usize = 12;
 
 static CHANGE: Statement = Statement {
-    sql: c(concat!(
-        returning!(
-            "update presence.member m set state = coalesce($2, m.state), status = coalesce($3, m.status), ",
-            "metadata = coalesce($4, m.metadata), ttl = case when $7 then $5 else coalesce($5, m.ttl) end, ",
-            "audience = coalesce($6, m.audience), user_id = coalesce($8, m.user_id) where key_hash operator(pg_catalog.=) $1 returning"
-        ),
-        "\0"
-    )),
+    sql: c"update presence.member m set state = coalesce($2, m.state), status = coalesce($3, m.status), \
+           metadata = coalesce($4, m.metadata), ttl = case when $7 then $5 else coalesce($5, m.ttl) end, \
+           audience = coalesce($6, m.audience), user_id = coalesce($8, m.user_id) \
+           where key_hash operator(pg_catalog.=) $1 and ($9 is null or user_id operator(pg_catalog.=) $9) \
+           returning *",
     arguments: &[
         pg_sys::UUIDOID,
         pg_sys::JSONBOID,
@@ -96,19 +83,15 @@ static CHANGE: Statement = Statement {
         pg_sys::TEXTARRAYOID,
         pg_sys::BOOLOID,
         pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
     ],
 };
 
 static ENTER: Statement = Statement {
-    sql: c(concat!(
-        returning!(
-            "insert into presence.member as m ",
-            "(room, member_id, connection_id, state, status, metadata, ttl, audience, user_id) ",
-            "values ($1, $2, $3, $4, $5, $6, $7, $8, $9) ",
-            "on conflict (room, member_id, connection_id) do nothing returning"
-        ),
-        "\0"
-    )),
+    sql: c"insert into presence.member as m \
+           (room, member_id, connection_id, state, status, metadata, ttl, audience, user_id) \
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+           on conflict (room, member_id, connection_id) do nothing returning *",
     arguments: &[
         pg_sys::TEXTOID,
         pg_sys::TEXTOID,
@@ -154,7 +137,7 @@ fn upsert(call: &Call) -> Result<Option<Datum>> {
         audience: call.datum(7),
         session: call.bool(8),
         new_owner: call.datum(9),
-        service: identity.service,
+        caller: identity,
         owner,
     };
     request.run().map(Some)
@@ -180,32 +163,35 @@ impl Request {
         let connection = Connection::open()?;
         let written = self.write(&connection)?;
         match &written {
-            Written::Row(row) => online_row(&connection, row, self.extension.online),
+            Written::Row(row) => online_row(&connection, row, &self.extension),
             Written::Renewed(row) => self.renewed(&connection, row),
         }
     }
 
     /// Enter, change or renew.
     pub fn write(&self, connection: &Connection) -> Result<Written> {
+        let access = Access::new(&self.extension, &self.caller)?;
         // The member may expire, enter or leave between our statements; each turn starts from what is there.
         for turn in 0..100 {
             // The first look is at what the caller's statement sees; after that somebody was quicker, so look anew.
-            let found = connection.run(&FIND, &[Some(uuid(self.key.hash))], turn > 0)?;
-            if self.is_live(&found) {
+            let found = access.find(connection, &self.key, turn > 0)?;
+            if let Some(found) = found.filter(|row| self.is_live(row)) {
                 self.refuse_anothers(&found)?;
-                let state = self.new_state(found.get(0, 5));
+                let state = self.new_state(found.get(Column::State));
                 let identical = self.is_identical(&found, state)?;
                 crate::injection::stall("renewing");
                 if identical && self.renew(&found) {
                     return Ok(Written::Renewed(found));
                 }
-                let changed = self.change(connection, state)?;
-                if changed.count > 0 {
+                let wanted = self.wanted(&found, state);
+                if let Some(changed) = access.change(&found, wanted, &self.intent())? {
+                    return Ok(Written::Row(changed));
+                }
+                if let Some(changed) = self.change(connection, &access, state)? {
                     return Ok(Written::Row(changed));
                 }
             }
-            let entered = self.enter(connection, self.new_state(None))?;
-            if entered.count > 0 {
+            if let Some(entered) = self.enter(connection, &access, self.new_state(None))? {
                 return Ok(Written::Row(entered));
             }
         }
@@ -223,59 +209,49 @@ impl Request {
         Some(unsafe { crate::jsonb::merge_patch(held, patch) })
     }
 
-    fn refuse_anothers(&self, found: &Rows) -> Result<()> {
-        // SAFETY: a text.
-        let own = found.get(0, 3).is_some_and(|held| unsafe { text_of(held) } == self.owner);
-        if own || self.service { Ok(()) } else { Err(Error::OwnedByAnother) }
+    fn refuse_anothers(&self, found: &Row) -> Result<()> {
+        let own = found.text(Column::UserId) == Some(&self.owner);
+        if own || self.caller.service { Ok(()) } else { Err(Error::OwnedByAnother) }
     }
 
-    fn is_live(&self, found: &Rows) -> bool {
-        found.count > 0 && lease::deadline(&self.key, &row_lease(found)).is_some()
+    fn is_live(&self, found: &Row) -> bool {
+        lease::deadline(&self.key, &found.lease()).is_some()
     }
 
     /// Whether the call would leave everything as it is.
-    fn is_identical(&self, found: &Rows, state: Option<Datum>) -> Result<bool> {
-        let same = |given: Option<Datum>, column: usize| match (given, found.get(0, column)) {
-            (None, _) => true,
-            // SAFETY: the arguments and columns are jsonb.
-            (Some(given), Some(held)) => unsafe { bytes_of(given) == bytes_of(held) },
-            (Some(_), None) => false,
+    fn is_identical(&self, found: &Row, state: Option<Datum>) -> Result<bool> {
+        let same = |given: Option<Datum>, column| match given {
+            // SAFETY: callers name jsonb arguments.
+            Some(given) => found.varlena(column) == Some(unsafe { bytes_of(given) }),
+            None => true,
         };
-        // SAFETY: texts and intervals, as the columns are.
-        let (same_owner, same_status, same_ttl) = unsafe {
-            (
-                self.new_owner
-                    .is_none_or(|given| found.get(0, 3).is_some_and(|held| text_of(held) == text_of(given))),
-                self.status.is_none_or(|given| {
-                    found.get(0, 4).map_or(&b""[..], |held| text_of(held)) == text_of(given)
-                }),
-                self.ttl.is_none_or(|given| {
-                    found.get(0, 13).is_some_and(|held| interval_of(held) == interval_of(given))
-                }),
-            )
+        // SAFETY: a text, a text and an interval.
+        let (owner, status, ttl) = unsafe {
+            let text = |given: Option<Datum>| given.map(|given| text_of(given));
+            (text(self.new_owner), text(self.status), self.ttl.map(|ttl| interval_of(ttl)))
         };
         let same_session = match self.session {
             None => true,
-            Some(false) => found.get(0, SESSION).is_none(),
+            Some(false) => found.get(Column::Session).is_none(),
             Some(true) => {
                 let mine = crate::shared::my_process()
                     .map_or(0, |process| process.session.load(std::sync::atomic::Ordering::Relaxed));
                 mine != 0
-                    && row_lease(found).session == mine
-                    && (self.ttl.is_some() == found.get(0, 13).is_some())
+                    && found.number(Column::Session) == mine
+                    && (self.ttl.is_some() == found.get(Column::Ttl).is_some())
             }
         };
-        Ok(same_owner
-            && same_status
-            && same_ttl
+        Ok(owner.is_none_or(|owner| found.text(Column::UserId) == Some(owner))
+            && status.is_none_or(|status| found.text(Column::Status).unwrap_or_default() == status)
+            && ttl.is_none_or(|ttl| found.ttl() == Some(ttl))
             && same_session
-            && same(state, 5)
-            && same(self.metadata, 6)
+            && same(state, Column::State)
+            && same(self.metadata, Column::Metadata)
             && self.same_audience(found)?)
     }
 
-    fn same_audience(&self, found: &Rows) -> Result<bool> {
-        let (Some(given), Some(held)) = (self.audience, found.get(0, 7)) else {
+    fn same_audience(&self, found: &Row) -> Result<bool> {
+        let (Some(given), Some(held)) = (self.audience, found.get(Column::Audience)) else {
             return Ok(self.audience.is_none());
         };
         // SAFETY: text arrays and a text.
@@ -288,7 +264,7 @@ impl Request {
     }
 
     /// Renew at commit without touching the row, if nobody else is changing it.
-    fn renew(&self, found: &Rows) -> bool {
+    fn renew(&self, found: &Row) -> bool {
         if !self.extension.may_write() {
             return false;
         }
@@ -300,7 +276,7 @@ impl Request {
             Pending::Gone => return false,
             Pending::Untouched => {}
         }
-        let version = row_lease(found).version;
+        let version = found.number(Column::Version);
         let unchanged = leases().unchanged(&self.key, version, clock::boot());
         if unchanged {
             let (what, image) = (What::Renew, Default::default());
@@ -321,8 +297,27 @@ impl Request {
         unchanged
     }
 
-    fn change(&self, connection: &Connection, state: Option<Datum>) -> Result<Rows> {
-        let _intent = intent::set(Intent { session: self.session, ..Intent::default() });
+    /// What CHANGE says, for a row that was found.
+    fn wanted(&self, found: &Row, state: Option<Datum>) -> Row {
+        let mut row = found.clone();
+        let given = [
+            (Column::State, state),
+            (Column::Status, self.status),
+            (Column::Metadata, self.metadata),
+            (Column::Ttl, self.ttl),
+            (Column::Audience, self.audience),
+            (Column::UserId, self.new_owner),
+        ];
+        for (column, value) in given.into_iter().filter(|(_, value)| value.is_some()) {
+            row.set(column, value);
+        }
+        if self.session == Some(true) {
+            row.set(Column::Ttl, self.ttl);
+        }
+        row
+    }
+
+    fn change(&self, connection: &Connection, access: &Access, state: Option<Datum>) -> Result<Option<Row>> {
         let values = [
             Some(uuid(self.key.hash)),
             state,
@@ -332,12 +327,12 @@ impl Request {
             self.audience,
             self.session.map(Datum::from),
             self.new_owner,
+            access.only_of(),
         ];
-        connection.run(&CHANGE, &values, true)
+        Row::of_query(&access.write(connection, &CHANGE, &values, self.intent())?)
     }
 
-    fn enter(&self, connection: &Connection, state: Option<Datum>) -> Result<Rows> {
-        let _intent = intent::set(Intent { session: self.session, ..Intent::default() });
+    fn enter(&self, connection: &Connection, access: &Access, state: Option<Datum>) -> Result<Option<Row>> {
         let values = [
             Some(self.room),
             Some(self.member_id),
@@ -349,36 +344,35 @@ impl Request {
             self.audience,
             Some(varlena(&self.owner)),
         ];
-        connection.run(&ENTER, &values, true)
+        Row::of_query(&access.write(connection, &ENTER, &values, self.intent())?)
+    }
+
+    fn intent(&self) -> Intent {
+        Intent { session: self.session, ..Intent::default() }
     }
 
     /// The row as it will be once the renewal is committed.
-    fn renewed(&self, connection: &Connection, found: &Rows) -> Result<Datum> {
+    fn renewed(&self, connection: &Connection, found: &Row) -> Result<Datum> {
         let now = clock::boot();
-        // SAFETY: an interval.
-        let ttl = found.get(0, 13).map(|ttl| unsafe { interval_of(ttl) } as u64);
-        let mut values: [Option<Datum>; ONLINE_COLUMNS] = std::array::from_fn(|column| found.get(0, column));
-        values[11] = Some(Datum::from(clock::wall_of(now)));
-        values[12] = Some(Datum::from(lease::expires_at(ttl.map_or(NEVER, |ttl| now + ttl))));
+        let mut values = ONLINE.map(|column| found.get(column));
+        values[LAST_SEEN_AT] = Some(Datum::from(clock::wall_of(now)));
+        values[EXPIRES_AT] =
+            Some(Datum::from(lease::expires_at(found.ttl().map_or(NEVER, |ttl| now + ttl as u64))));
         connection.in_caller(|| composite(&values, self.extension.online))
     }
 }
 
-fn row_lease(found: &Rows) -> RowLease {
-    lease::found(found, 0, [VERSION, GENERATION, DEADLINE, SESSION])
+/// A row as its owner gets it: a value of the row type of `online`, in the memory of the caller.
+pub fn online_row(connection: &Connection, row: &Row, extension: &Extension) -> Result<Datum> {
+    let values = ONLINE.map(|column| row.get(column));
+    connection.in_caller(|| composite(&values, extension.online))
 }
 
-/// The first row of a query as a value of the row type of `online`, in the memory of the caller.
-pub fn online_row(connection: &Connection, rows: &Rows, row_type: pg_sys::Oid) -> Result<Datum> {
-    let values: [Option<Datum>; ONLINE_COLUMNS] = std::array::from_fn(|column| rows.get(0, column));
-    connection.in_caller(|| composite(&values, row_type))
-}
-
-fn composite(values: &[Option<Datum>; ONLINE_COLUMNS], row_type: pg_sys::Oid) -> Result<Datum> {
+fn composite(values: &[Option<Datum>; ONLINE.len()], row_type: pg_sys::Oid) -> Result<Datum> {
     // SAFETY: the row type's descriptor is a counted reference, released below; the values are of its types.
     unsafe {
         let descriptor = pg_sys::lookup_rowtype_tupdesc(row_type, -1);
-        if ((*descriptor).natts as usize) < ONLINE_COLUMNS {
+        if ((*descriptor).natts as usize) < ONLINE.len() {
             return Err(Error::TooManyColumns);
         }
         let columns = (*descriptor).natts as usize;
