@@ -5,7 +5,10 @@
 PG_CONFIG ?=
 export PG_CONFIG
 
-.PHONY: help demo test lint install package bench clean
+# make soak MINUTES=30
+MINUTES ?= 30
+
+.PHONY: help demo test memcheck soak lint install package bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +18,12 @@ demo: ## build, start a private PostgreSQL, and watch three users come and go
 
 test: ## everything: lint, unit, in-server, SQL, isolation and client tests
 	@scripts/test
+
+memcheck: ## the shared-memory core under valgrind and a model checker
+	@scripts/memcheck
+
+soak: ## MINUTES of random steps and of load with kills: nothing may grow
+	@scripts/soak $(MINUTES)
 
 lint: ## formatting and clippy
 	@scripts/deps
