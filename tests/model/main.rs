@@ -66,6 +66,7 @@ fn cases(options: &[&str], stream: u64) {
         let config = Config {
             cases: cases as u32,
             max_shrink_iters: 2_000,
+            max_shrink_time: 60_000,
             failure_persistence: None,
             ..Config::default()
         };

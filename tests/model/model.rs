@@ -277,20 +277,14 @@ impl Model {
         let Some(row) = self.members.get(&key) else { return };
         let over = row.is_over(now);
         let disconnected = row.session.is_some_and(|session| self.ended.contains(&session));
-        let held = self
-            .transactions
-            .iter()
-            .flatten()
-            .any(|open| open.pending.get(&key).is_some_and(|pending| pending.written || pending.locked));
+        // Whatever it touched it may have locked, if it was only to find it unchanged.
+        let held = self.transactions.iter().flatten().any(|open| open.touched.contains(&key));
         if !over && !disconnected {
             return;
         }
         if held {
             self.unsure.insert(key);
             return;
-        }
-        if self.transactions.iter().flatten().any(|open| open.touched.contains(&key)) {
-            self.unsure.insert(key);
         }
         let reasons: &[&str] = match (over, row.session.is_some()) {
             (true, true) => &["expired", "disconnected"],

@@ -21,7 +21,7 @@ const ROLES: &str = "
 
 /// A server on which much time passes.
 pub fn cluster(options: &[&str]) -> Cluster {
-    let always = ["presence.default_ttl=1h", "presence.history_retention=30d"];
+    let always = ["presence.default_ttl=1h", "presence.history_retention=30d", "lock_timeout=5s"];
     let cluster = Cluster::with_clock(&[&always[..], options].concat());
     cluster.sql("app", ROLES);
     cluster
