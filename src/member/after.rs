@@ -87,7 +87,7 @@ pub fn delete(firing: &Firing) -> Result<()> {
     let version = issue_version(&key, false);
     let (reason, at) = if firing.intent.expiring {
         let session = old.number(Column::Session);
-        let over = session != 0 && !session::is_live(&firing.extension, session);
+        let over = session != 0 && !session::is_live(firing.extension.database_index, session);
         let at = if over { clock::wall() } else { expired_at(&key, &old) };
         (if over { Reason::Disconnected } else { Reason::Expired }, at)
     } else {

@@ -34,7 +34,16 @@ pub fn found(rows: &Rows, row: usize, columns: [usize; 4]) -> RowLease {
 
 /// The deadline that counts for a row, by the boot clock; None if the member is gone.
 pub fn deadline(key: &Key, row: &RowLease) -> Option<u64> {
-    rule::deadline(slot(key, row).as_ref(), row, &start(), clock::boot())
+    counting(key, slot(key, row).as_ref(), row, clock::boot())
+}
+
+/// As the rule says; but without a slot nobody could tell a row that its session is over. (A copy of a database and
+/// pg_upgrade bring rows of sessions that this server never had.)
+pub fn counting(key: &Key, slot: Option<&Lease>, row: &RowLease, now: u64) -> Option<u64> {
+    if slot.is_none() && row.session != 0 && !session::is_live(key.database, row.session) {
+        return None;
+    }
+    rule::deadline(slot, row, &start(), now)
 }
 
 /// The slot; for a row of our own making what it will be, with the heartbeats since.
@@ -51,21 +60,18 @@ pub fn expires_at(deadline: u64) -> i64 {
 
 /// Expire a row whose lease has run out, or whose session is over: true exactly if it is the caller's to delete.
 /// The caller has the row locked.
-pub fn claim(extension: &Extension, key: &Key, row: &RowLease, now: u64) -> bool {
+pub fn claim(key: &Key, row: &RowLease, now: u64) -> bool {
     match leases().read(key) {
-        None => {
-            let over = row.session != 0 && !session::is_live(extension, row.session);
-            over || rule::deadline(None, row, &start(), now).is_none()
-        }
+        None => counting(key, None, row, now).is_none(),
         // The row's commit has not reached the slot yet; it will, and then we look again.
         Some(slot) if slot.version < row.version => false,
         Some(slot) if slot.generation != row.generation => false,
-        Some(slot) => leases().claim(key, row.generation, now, session_over(extension, &slot)),
+        Some(slot) => leases().claim(key, row.generation, now, session_over(key, &slot)),
     }
 }
 
-fn session_over(extension: &Extension, slot: &Lease) -> bool {
-    slot.session != 0 && !session::is_live(extension, slot.session)
+fn session_over(key: &Key, slot: &Lease) -> bool {
+    slot.session != 0 && !session::is_live(key.database, slot.session)
 }
 
 /// (key_hash, version, generation, deadline, session)
@@ -94,7 +100,7 @@ fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let Some((key, row)) = row_lease(call, &extension) else { return Ok(None) };
     let slot = slot(&key, &row);
-    let Some(deadline) = rule::deadline(slot.as_ref(), &row, &start(), clock::boot()) else {
+    let Some(deadline) = counting(&key, slot.as_ref(), &row, clock::boot()) else {
         return Ok(None);
     };
     let ttl = call.interval(5).map_or(0, |ttl| ttl as u64);
@@ -114,8 +120,7 @@ fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
 /// SQL `presence._claim(key_hash, version, generation, deadline, session)`, for the sweeper.
 fn sql_claim(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    let claimed =
-        row_lease(call, &extension).is_some_and(|(key, row)| claim(&extension, &key, &row, clock::boot()));
+    let claimed = row_lease(call, &extension).is_some_and(|(key, row)| claim(&key, &row, clock::boot()));
     Ok(Some(Datum::from(claimed)))
 }
 

@@ -71,19 +71,18 @@ unsafe extern "C-unwind" fn end(_code: i32, _argument: pg_sys::Datum) {
 
 /// Whether a session that members of this database are bound to is still there. (A copy of a database has members
 /// bound to sessions of the original.)
-pub fn is_live(extension: &Extension, session: u64) -> bool {
-    in_database(extension).any(|process| process.session.load(Acquire) == session)
+pub fn is_live(database_index: u32, session: u64) -> bool {
+    in_database(database_index).any(|process| process.session.load(Acquire) == session)
 }
 
 /// The sessions of this database that are there and have members.
 pub fn live(extension: &Extension) -> HashSet<u64> {
-    in_database(extension)
+    in_database(extension.database_index)
         .map(|process| process.session.load(Acquire))
         .filter(|session| *session != 0)
         .collect()
 }
 
-fn in_database(extension: &Extension) -> impl Iterator<Item = &'static Process> {
-    let database = extension.database_index;
+fn in_database(database: u32) -> impl Iterator<Item = &'static Process> {
     processes().iter().filter(move |process| process.database.load(Acquire) == database)
 }

@@ -71,10 +71,11 @@ const NEWEST: [&CStr; PARTS] = [
     c"select seq from presence._event_2 order by seq desc limit 1",
 ];
 
-const NEWEST_VERSION: &CStr = c"select pg_catalog.max(version) from presence.member";
+const NEWEST_VERSION: &CStr = c"select greatest((select pg_catalog.max(version) from presence.member),
+                                                (select pg_catalog.max(version) from presence.room))";
 
-/// Go on after what is there already: a copy of a database (CREATE DATABASE ... TEMPLATE) has a log and members that
-/// this server's memory knows nothing of.
+/// Go on after what is there already: a copy of a database (CREATE DATABASE ... TEMPLATE), or what pg_upgrade brought,
+/// has a log, members and rooms that this server's memory knows nothing of.
 pub fn continue_numbers(extension: &Extension) -> Result<()> {
     let connection = Connection::open()?;
     let number = |sql| -> Result<u64> {

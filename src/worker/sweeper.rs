@@ -5,7 +5,6 @@
 use crate::clock;
 use crate::error::Result;
 use crate::extension::Extension;
-use crate::lease::rule;
 use crate::lease::shared::leases;
 use crate::lease::table::{CLAIMED, Key, Lease, TOMBSTONE};
 use crate::member::intent::{self, Intent};
@@ -151,7 +150,8 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
             continue;
         };
         let lease = member::lease::found(&rows, row, [3, 4, 5, 6]);
-        let deadline = rule::deadline(None, &lease, &member::lease::start(), now).unwrap_or(CLAIMED);
+        let key = extension.key_of(hash);
+        let deadline = member::lease::counting(&key, None, &lease, now).unwrap_or(CLAIMED);
         let slot = Lease {
             deadline,
             last_seen: if deadline == CLAIMED { now } else { deadline.saturating_sub(ttl) },
@@ -163,7 +163,7 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
             changed_at: now,
             pins: 0,
         };
-        if leases().apply_present(&extension.key_of(hash), &slot) == crate::lease::table::Applied::Full {
+        if leases().apply_present(&key, &slot) == crate::lease::table::Applied::Full {
             return Ok(false);
         }
     }
