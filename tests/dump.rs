@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Cluster, lines, shell, try_shell, until};
+use common::{Cluster, GRANTS, lines, shell, try_shell, until};
 
 /// An application that uses presence wherever SQL lets it, in the database `app`.
 const APPLICATION: &str = "
@@ -45,16 +45,6 @@ const SETTINGS: &str = "
 const ROOMS: &str = "
     select room, metadata, audience, count_audience, ttl, max_members, keep_history, created_at, updated_at
     from presence.room order by room";
-/// What the owner of anything of ours granted to others.
-const GRANTS: &str = "
-    select name, grantee::regrole, string_agg(privilege_type, ' ' order by privilege_type)
-    from (select oid::regclass::text as name, relacl as acl, relowner as owner from pg_class
-          where relnamespace = 'presence'::regnamespace
-          union all
-          select oid::regprocedure::text, proacl, proowner from pg_proc
-          where pronamespace = 'presence'::regnamespace) o, aclexplode(acl)
-    where grantee <> owner group by 1, 2 order by 1, 2";
-
 fn application() -> Cluster {
     let cluster = Cluster::start();
     cluster.sql("app", APPLICATION);

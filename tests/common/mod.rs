@@ -39,6 +39,16 @@ pub fn attempt(mut condition: impl FnMut() -> bool) -> bool {
     false
 }
 
+/// What the owner of anything of ours granted to others.
+pub const GRANTS: &str = "
+    select name, grantee::regrole, string_agg(privilege_type, ' ' order by privilege_type)
+    from (select oid::regclass::text as name, relacl as acl, relowner as owner from pg_class
+          where relnamespace = 'presence'::regnamespace
+          union all
+          select oid::regprocedure::text, proacl, proowner from pg_proc
+          where pronamespace = 'presence'::regnamespace) o, aclexplode(acl)
+    where grantee <> owner group by 1, 2 order by 1, 2";
+
 /// Says that it is over when it is dropped, also by a panic: threads that wait for it end.
 pub struct Over<'a>(&'a AtomicBool);
 
