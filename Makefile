@@ -8,16 +8,19 @@ export PG_CONFIG
 # make soak MINUTES=30
 MINUTES ?= 30
 
-.PHONY: help demo test memcheck soak lint install package bench clean
+.PHONY: help demo test test-all memcheck soak lint install package bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## build, start a private PostgreSQL, and watch three users come and go
 	@scripts/demo
 
 test: ## everything: lint, unit, in-server, SQL, isolation and client tests
 	@scripts/test
+
+test-all: ## the same on PostgreSQL 15, 17 (with assertions) and 18, and pg_upgrade; builds 17 and 18 once
+	@scripts/test-all
 
 memcheck: ## the shared-memory core under valgrind and a model checker
 	@scripts/memcheck
