@@ -62,7 +62,8 @@ fn while_the_notify_queue_is_full_the_log_is_written_and_resync_follows() {
 
     let stall = cluster.stall();
     if limited {
-        idle.run("listen noise; begin");
+        idle.run("listen noise"); // committed before the transaction that stays open
+        idle.run("begin");
         idle.run("select 1");
         let mut noise = cluster.service();
         until("the queue is full", || noise.try_run("select pg_notify('noise', repeat('x', 7900))").is_err());

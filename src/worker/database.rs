@@ -261,7 +261,7 @@ impl Worker {
                             failure.message
                         );
                     }
-                    return Ok(());
+                    return house::make_room_in_notify_queue();
                 }
                 Outcome::Stale => {
                     self.is_stale = true;

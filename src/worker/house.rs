@@ -145,3 +145,12 @@ pub fn somebody_waits_for_the_database() -> Result<bool, Failure> {
         Ok(false)
     })
 }
+
+/// Room in the NOTIFY queue that listeners have given back. PostgreSQL takes it back when somebody sends, which a full
+/// queue refuses, and when somebody asks how full it is.
+pub fn make_room_in_notify_queue() -> std::result::Result<(), Failure> {
+    transaction(c"looking at the NOTIFY queue", || {
+        Connection::open()?.run_text(c"select pg_catalog.pg_notification_queue_usage()", false)?;
+        Ok(())
+    })
+}
