@@ -318,6 +318,10 @@ impl Model {
 
     /// The connection is gone, and another one in its place.
     pub fn end(&mut self, at: usize, now: i64) {
+        // What its own open transaction had pinned is left to the sweeper: soon, not at once.
+        if let Some(open) = &self.transactions[at] {
+            self.unsure.extend(open.touched.iter().copied());
+        }
         self.rollback(at, now);
         self.ended.insert(self.sessions[at]);
         self.sessions[at] = self.fresh();
