@@ -38,6 +38,10 @@ comment on function presence._shape(regclass) is
     'All that takes part in a write of a table, as text: policies, triggers, rules, constraints; NULL if it is no '
     'heap.';
 
+comment on function presence._full_occupancy(text) is
+    'The numbers of a room: of all members, if its count_audience lets the caller have them; else of those whom the '
+    'built-in policies show the caller. No row where there are other policies.';
+
 -- What 0.1.0 made: unless somebody has added to it, that is what there is.
 insert into presence._origin
 select presence._shape('presence.member')

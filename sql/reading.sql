@@ -60,9 +60,11 @@ comment on function presence.get(text, text, text) is
 create function presence._full_occupancy(room text, out members bigint, out users bigint) returns setof record
     language c stable parallel restricted rows 1 as 'MODULE_PATHNAME', 'presence_full_occupancy';
 comment on function presence._full_occupancy(text) is
-    'The numbers of all members of a room, if its count_audience lets the caller have them; no row otherwise.';
+    'The numbers of a room: of all members, if its count_audience lets the caller have them; else of those whom the '
+    'built-in policies show the caller. No row where there are other policies.';
 
--- By user first: users are counted by hash, which a count(distinct) would sort.
+-- Where there are policies of somebody else's SQL counts, by user first: users are counted by hash, which a
+-- count(distinct) would sort.
 create function presence.occupancy(room text default null) returns table (members bigint, users bigint)
     language sql stable parallel restricted rows 1
 begin atomic

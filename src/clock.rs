@@ -68,3 +68,17 @@ pub fn wall_of(boot_time: u64) -> i64 {
     }
     boot_time as i64 + offset
 }
+
+/// The same for rows of one statement, `now` on the boot clock: asks the wall clock at most once a millisecond.
+pub fn wall_of_at(boot_time: u64, now: u64) -> i64 {
+    if now.abs_diff(ASKED.get()) < 1_000 {
+        return boot_time as i64 + control().wall_offset.load(Relaxed);
+    }
+    ASKED.set(now);
+    wall_of(boot_time)
+}
+
+thread_local! {
+    /// When `wall_of_at` asked the wall clock last.
+    static ASKED: Cell<u64> = const { Cell::new(0) };
+}

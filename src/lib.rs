@@ -16,6 +16,7 @@ mod jsonb;
 mod lease;
 mod listen;
 mod member;
+mod occupancy;
 mod operate;
 mod policy;
 mod read;

@@ -183,42 +183,6 @@ fn delete_room(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(removed as i32)))
 }
 
-static MAY_COUNT: Statement = Statement {
-    sql: c"select count_audience operator(pg_catalog.&&) $2 from presence.room where room operator(pg_catalog.=) $1",
-    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTARRAYOID],
-};
-
-static COUNT: Statement = Statement {
-    sql: c"select coalesce(pg_catalog.sum(u.members), 0)::bigint, pg_catalog.count(*) from ( \
-               select pg_catalog.count(*) as members from presence.member \
-               where room operator(pg_catalog.=) $1 and presence._is_alive(key_hash, version, generation, deadline, session) \
-               group by user_id) u",
-    arguments: &[pg_sys::TEXTOID],
-};
-
-/// SQL `presence._full_occupancy(room)`: the numbers of all members, if the room's count_audience lets the caller
-/// have them; no row otherwise.
-fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
-    let Some(room) = call.text(0) else { return call.rows([]) };
-    validate::name("room", room)?;
-    let identity = identity::current(&extension)?;
-    let tokens = identity.tokens(&identity.rooms(&extension)?)?;
-    let allowed = authorizer::allows(room, Action::Read);
-    let numbers = spi::as_role(extension.owner, || {
-        let connection = Connection::open()?;
-        let values = [Some(varlena(room)), Some(text_array(&tokens))];
-        let may =
-            connection.run(&MAY_COUNT, &values, false)?.get(0, 0).is_some_and(|may| may.value() as u8 != 0);
-        if !may || !allowed {
-            return Ok(None);
-        }
-        let rows = connection.run(&COUNT, &[Some(varlena(room))], false)?;
-        Ok(Some(vec![rows.get(0, 0), rows.get(0, 1)]))
-    })?;
-    call.rows(numbers)
-}
-
 static KEEPS_HISTORY: Statement = Statement {
     sql: c"select keep_history from presence.room where room operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID],
@@ -243,5 +207,4 @@ crate::sql_function!(presence_check_ttl, pg_finfo_presence_check_ttl, sql_check_
 crate::sql_function!(presence_next_version, pg_finfo_presence_next_version, sql_next_version);
 crate::sql_function!(presence_tell_room, pg_finfo_presence_tell_room, sql_tell_room);
 crate::sql_function!(presence_delete_room, pg_finfo_presence_delete_room, delete_room);
-crate::sql_function!(presence_full_occupancy, pg_finfo_presence_full_occupancy, sql_full_occupancy);
 crate::sql_function!(presence_keeps_history, pg_finfo_presence_keeps_history, sql_keeps_history);

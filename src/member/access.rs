@@ -12,7 +12,7 @@
 
 use super::intent::{self, Intent};
 use super::row::Row;
-use super::{after, before};
+use super::{after, before, scan};
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::identity::Identity;
@@ -51,7 +51,7 @@ impl Access {
             return Row::of_query(&connection.run(&FIND, &[Some(uuid(key.hash))], anew)?);
         }
         // SAFETY: a snapshot is active while a function runs.
-        let find = || Row::find(&self.extension, key, unsafe { pg_sys::GetActiveSnapshot() });
+        let find = || scan::by_key(&self.extension, key, unsafe { pg_sys::GetActiveSnapshot() });
         if anew { with_statement_snapshot(find) } else { find() }
     }
 

@@ -4,7 +4,7 @@ use super::session;
 use crate::clock;
 use crate::error::Result;
 use crate::event::transaction;
-use crate::extension::{self, Extension};
+use crate::extension;
 use crate::lease::rule::{self, RowLease, Start};
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, Lease, NEVER};
@@ -13,6 +13,7 @@ use crate::shared::control;
 use crate::spi::Rows;
 use crate::sqlfn::Call;
 use pgrx::pg_sys::Datum;
+use std::cell::Cell;
 use std::sync::atomic::Ordering::*;
 
 /// timestamptz 'infinity'
@@ -47,7 +48,7 @@ pub fn counting(key: &Key, slot: Option<&Lease>, row: &RowLease, now: u64) -> Op
 }
 
 /// The slot; for a row of our own making what it will be, with the heartbeats since.
-fn slot(key: &Key, row: &RowLease) -> Option<Lease> {
+pub fn slot(key: &Key, row: &RowLease) -> Option<Lease> {
     transaction::pending_lease(key)
         .filter(|lease| lease.version == row.version)
         .or_else(|| leases().read(key))
@@ -74,53 +75,110 @@ fn session_over(key: &Key, slot: &Lease) -> bool {
     slot.session != 0 && !session::is_live(key.database, slot.session)
 }
 
-/// (key_hash, version, generation, deadline, session)
-fn row_lease(call: &Call, extension: &Extension) -> Option<(Key, RowLease)> {
-    let key = extension.key_of(call.hash(0)?);
-    let row = RowLease {
-        read_since: clock::read_since(),
-        version: call.bigint(1)? as u64,
-        generation: call.bigint(2)? as u64,
-        deadline: call.bigint(3)? as u64,
-        ttl: 0,
-        session: call.bigint(4).unwrap_or(0) as u64,
-    };
-    Some((key, row))
+/// (key_hash, version, generation, deadline, session): what a row says of its lease.
+#[derive(Clone, Copy, PartialEq)]
+struct Asked {
+    hash: u128,
+    version: u64,
+    generation: u64,
+    deadline: u64,
+    session: u64,
+}
+
+impl Asked {
+    fn of(call: &Call) -> Option<Asked> {
+        Some(Asked {
+            hash: call.hash(0)?,
+            version: call.bigint(1)? as u64,
+            generation: call.bigint(2)? as u64,
+            deadline: call.bigint(3)? as u64,
+            session: call.bigint(4).unwrap_or(0) as u64,
+        })
+    }
+
+    fn row(&self) -> RowLease {
+        let Asked { version, generation, deadline, session, .. } = *self;
+        RowLease { read_since: clock::read_since(), version, generation, deadline, ttl: 0, session }
+    }
+}
+
+/// What was found out of a row.
+#[derive(Clone, Copy)]
+struct Looked {
+    asked: Asked,
+    slot: Option<Lease>,
+    deadline: u64,
+    at: u64,
+}
+
+/// The view `online` asks whether a row is alive, then for two columns.
+#[derive(Clone, Copy, PartialEq)]
+enum Question {
+    LastSeenAt,
+    ExpiresAt,
+}
+
+thread_local! {
+    /// Of the row that `_is_alive` let pass last, and which questions it has answered since.
+    static LOOKED: Cell<(Option<Looked>, Option<Question>)> = const { Cell::new((None, None)) };
+}
+
+/// Whether a row's member is here, by the clock.
+fn look(asked: &Asked) -> Result<Option<Looked>> {
+    let key = extension::current()?.key_of(asked.hash);
+    let row = asked.row();
+    let (slot, at) = (slot(&key, &row), clock::boot());
+    let deadline = counting(&key, slot.as_ref(), &row, at);
+    Ok(deadline.map(|deadline| Looked { asked: *asked, slot, deadline, at }))
+}
+
+/// The columns of a row show what let it pass, and need not look again: once each, so that the answer is of now.
+fn looked(asked: &Asked, question: Question) -> Result<Option<Looked>> {
+    let (known, answered) = LOOKED.take();
+    match known.filter(|looked| looked.asked == *asked && answered != Some(question)) {
+        // The second question is the last.
+        Some(looked) => {
+            LOOKED.set((answered.is_none().then_some(looked), Some(question)));
+            Ok(Some(looked))
+        }
+        None => look(asked),
+    }
+}
+
+/// SQL `presence._is_alive(key_hash, version, generation, deadline, session)`.
+fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
+    let looked = Asked::of(call).map_or(Ok(None), |asked| look(&asked))?;
+    LOOKED.set((looked, None));
+    Ok(Some(Datum::from(looked.is_some())))
 }
 
 /// SQL `presence._expires_at(key_hash, version, generation, deadline, session)`: NULL is gone.
 fn sql_expires_at(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
-    let deadline = row_lease(call, &extension).and_then(|(key, row)| deadline(&key, &row));
-    Ok(deadline.map(|deadline| Datum::from(expires_at(deadline))))
+    let Some(asked) = Asked::of(call) else { return Ok(None) };
+    Ok(looked(&asked, Question::ExpiresAt)?.map(|Looked { deadline, at, .. }| {
+        let time = if deadline == NEVER { INFINITY } else { clock::wall_of_at(deadline, at) };
+        Datum::from(time)
+    }))
 }
 
 /// SQL `presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)`.
 fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
-    let Some((key, row)) = row_lease(call, &extension) else { return Ok(None) };
-    let slot = slot(&key, &row);
-    let Some(deadline) = counting(&key, slot.as_ref(), &row, clock::boot()) else {
+    let Some(asked) = Asked::of(call) else { return Ok(None) };
+    let Some(Looked { slot, deadline, at, .. }) = looked(&asked, Question::LastSeenAt)? else {
         return Ok(None);
     };
     let ttl = call.interval(5).map_or(0, |ttl| ttl as u64);
     // The grace after a restart may be longer than the ttl: still nobody was seen in the future.
     let last_seen =
-        rule::last_seen(slot.as_ref(), deadline, ttl).map(|seen| clock::wall_of(seen.min(clock::boot())));
+        rule::last_seen(slot.as_ref(), deadline, ttl).map(|seen| clock::wall_of_at(seen.min(at), at));
     Ok(last_seen.or(call.bigint(6)).map(Datum::from))
-}
-
-/// SQL `presence._is_alive(key_hash, version, generation, deadline, session)`.
-fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
-    let alive = row_lease(call, &extension).is_some_and(|(key, row)| deadline(&key, &row).is_some());
-    Ok(Some(Datum::from(alive)))
 }
 
 /// SQL `presence._claim(key_hash, version, generation, deadline, session)`, for the sweeper.
 fn sql_claim(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    let claimed = row_lease(call, &extension).is_some_and(|(key, row)| claim(&key, &row, clock::boot()));
+    let claimed = Asked::of(call)
+        .is_some_and(|asked| claim(&extension.key_of(asked.hash), &asked.row(), clock::boot()));
     Ok(Some(Datum::from(claimed)))
 }
 

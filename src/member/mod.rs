@@ -10,6 +10,7 @@ pub mod holder;
 pub mod intent;
 pub mod lease;
 pub mod row;
+pub mod scan;
 pub mod session;
 pub mod trigger;
 pub mod update;

@@ -7,7 +7,7 @@ use crate::extension::Extension;
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
 use crate::spi::Rows;
-use crate::sqlfn::{bytes_of, interval_of, text_of, uuid};
+use crate::sqlfn::{bytes_of, interval_of, text_of};
 use pgrx::pg_sys::{self, Datum};
 
 /// The columns, in the order of sql/tables.sql.
@@ -59,38 +59,9 @@ impl Row {
         unsafe { Row::deform(pg_sys::heap_copytuple(tuple), descriptor).map(Some) }
     }
 
-    /// A member's row as a snapshot has it, without the executor and without any policy: for callers that look at
-    /// the owner. In the current memory context.
-    pub fn find(extension: &Extension, key: &Key, snapshot: pg_sys::Snapshot) -> Result<Option<Row>> {
-        // SAFETY: an index scan of our own table, ended and closed below; the lock on the table stays until the
-        // transaction ends, as that of a SELECT does.
-        unsafe {
-            let table = pg_sys::table_open(extension.member, pg_sys::AccessShareLock as i32);
-            let mut by_hash = pg_sys::ScanKeyData::default();
-            pg_sys::ScanKeyInit(
-                &mut by_hash,
-                Column::KeyHash as i16 + 1,
-                pg_sys::BTEqualStrategyNumber as u16,
-                pg_sys::Oid::from(pg_sys::F_UUID_EQ),
-                uuid(key.hash),
-            );
-            let scan =
-                pg_sys::systable_beginscan(table, extension.key_index, true, snapshot, 1, &mut by_hash);
-            let tuple = pg_sys::systable_getnext(scan);
-            let row = if tuple.is_null() {
-                Ok(None)
-            } else {
-                Row::deform(pg_sys::heap_copytuple(tuple), (*table).rd_att).map(Some)
-            };
-            pg_sys::systable_endscan(scan);
-            pg_sys::table_close(table, pg_sys::NoLock as i32);
-            row
-        }
-    }
-
     /// # Safety
     /// `tuple` is of `descriptor`, which has the columns of the table.
-    unsafe fn deform(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc) -> Result<Row> {
+    pub unsafe fn deform(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc) -> Result<Row> {
         // SAFETY: the caller's promise; there is room for all columns.
         unsafe {
             let place = (*tuple).t_self;
@@ -103,7 +74,7 @@ impl Row {
         }
     }
 
-    /// Lock the row that `find` found, as an UPDATE does, waiting for whoever has it. False if it was changed since.
+    /// Lock the row that a scan found, as an UPDATE does, waiting for whoever has it. False if it was changed since.
     ///
     /// # Safety
     /// `table` is the table it was found in, open and locked for writing.
@@ -188,8 +159,13 @@ impl Row {
     }
 
     pub fn lease(&self) -> RowLease {
+        self.lease_read(clock::read_since())
+    }
+
+    /// The same for many rows of one statement.
+    pub fn lease_read(&self, read_since: u64) -> RowLease {
         RowLease {
-            read_since: clock::read_since(),
+            read_since,
             version: self.number(Column::Version),
             generation: self.number(Column::Generation),
             deadline: self.number(Column::Deadline),
