@@ -72,24 +72,24 @@ pub fn current() -> Result<Extension> {
 
 /// The table `member` of this database, if the extension is installed.
 pub fn member_table() -> Option<pg_sys::Oid> {
-    relation(c"member")
+    // SAFETY: a catalog look-up inside a transaction.
+    let installed =
+        unsafe { pg_sys::get_extension_oid(c"presence_ext".as_ptr(), true) } != pg_sys::InvalidOid;
+    if installed { relation(c"member") } else { None }
 }
 
-/// A table or view of ours.
+/// A table, index or view of the extension, where that is installed.
 pub fn relation(name: &std::ffi::CStr) -> Option<pg_sys::Oid> {
     // SAFETY: catalog look-ups inside a transaction; nothing is locked or kept.
-    unsafe {
-        if pg_sys::get_extension_oid(c"presence_ext".as_ptr(), true) == pg_sys::InvalidOid {
-            return None;
-        }
+    let found = unsafe {
         let schema = pg_sys::get_namespace_oid(c"presence".as_ptr(), true);
-        let found = pg_sys::get_relname_relid(name.as_ptr(), schema);
-        (found != pg_sys::InvalidOid).then_some(found)
-    }
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    };
+    (found != pg_sys::InvalidOid).then_some(found)
 }
 
 fn look_up() -> Result<Extension> {
-    let member = relation(c"member").ok_or(Error::NotInstalled)?;
+    let member = member_table().ok_or(Error::NotInstalled)?;
     let view = relation(c"online").ok_or(Error::NotInstalled)?;
     let key_index = relation(c"member_key_hash").ok_or(Error::NotInstalled)?;
     // SAFETY: catalog look-ups of relations that exist.

@@ -340,7 +340,12 @@ fn commit() {
         prepared.database.append_events(&prepared.records, prepared.count);
     }
     finish();
-    shared::wake(&prepared.database.worker.process);
+    // A renewal moves a deadline away: the worker has nothing to do sooner.
+    let wanted =
+        prepared.count > 0 || prepared.leases.iter().any(|(_, change)| !matches!(change, LeaseChange::Renew));
+    if wanted {
+        shared::wake(&prepared.database.worker.process);
+    }
     launcher::want(prepared.database);
 }
 

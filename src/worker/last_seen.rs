@@ -13,7 +13,8 @@ use crate::sqlfn::{text_of, varlena};
 use crate::subtransaction::Failure;
 use crate::{clock, sqlfn};
 use pgrx::pg_sys::{self, Datum};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Bound::*;
 
 /// A batch is written when it is this large or this old.
 const BATCH: usize = 1_000;
@@ -32,7 +33,9 @@ struct Seen {
 
 #[derive(Default)]
 pub struct LastSeen {
-    noted: HashMap<Vec<u8>, Seen>,
+    noted: BTreeMap<Vec<u8>, Seen>,
+    /// Whom the last batch ended with: the next one goes on from there.
+    reached: Vec<u8>,
     forgotten: Vec<Vec<u8>>,
     written: u64,
     cleaned: u64,
@@ -134,14 +137,11 @@ impl LastSeen {
             return Ok(());
         }
         self.written = now;
-        let mut users: Vec<&Vec<u8>> = self.noted.keys().collect();
-        users.sort();
-        users.truncate(BATCH);
-        let users: Vec<Vec<u8>> = users.into_iter().cloned().collect();
+        let batch = self.next_batch();
         transaction(c"writing when users were seen", || {
             spi::as_role(extension.owner, || {
                 let connection = Connection::open()?;
-                for (user_id, seen) in users.iter().filter_map(|user_id| self.noted.get_key_value(user_id)) {
+                for (user_id, seen) in batch.iter().filter_map(|user_id| self.noted.get_key_value(user_id)) {
                     let values = [
                         Some(varlena(user_id)),
                         Some(Datum::from(seen.at)),
@@ -153,10 +153,21 @@ impl LastSeen {
                 Ok(())
             })
         })?;
-        for user_id in &users {
+        for user_id in &batch {
             self.noted.remove(user_id);
         }
+        self.reached = batch.into_iter().next_back().unwrap_or_default();
         Ok(())
+    }
+
+    /// In the order in which everybody would lock the rows, from where the last batch ended.
+    fn next_batch(&self) -> Vec<Vec<u8>> {
+        let after = self.noted.range::<Vec<u8>, _>((Excluded(&self.reached), Unbounded));
+        let mut batch: Vec<Vec<u8>> = after.take(BATCH).map(|(user_id, _)| user_id.clone()).collect();
+        if batch.is_empty() {
+            batch = self.noted.keys().take(BATCH).cloned().collect();
+        }
+        batch
     }
 
     /// `presence.forget`: also what was written between its own DELETE and the last events of the user.
