@@ -194,6 +194,28 @@ fn renewal_and_expiry_agree() {
     cluster.assert_sound();
 }
 
+/// Protocol 3: meanwhile nobody sees the member. Who looked then hears that it is back, though all that was changed is
+/// its ttl; and its owner, who was in no room then, listens again.
+#[test]
+fn a_member_that_comes_back_with_a_late_commit_is_heard() {
+    let cluster = Cluster::with_clock(&[]);
+    let (mut alice, mut bob) = (cluster.user("alice"), cluster.user("bob"));
+    alice.run("select presence.upsert('lobby', ttl => '60 s', audience => '{any}')");
+    alice.flush();
+    alice.run("begin; select presence.upsert('lobby', ttl => '120 s')");
+    cluster.clock().pass(millis(70_000));
+    let mut listener = cluster.user("alice");
+    for session in [&mut bob, &mut listener] {
+        session.run("select presence.listen()");
+        assert_eq!(session.number("select count(*) from presence.list('lobby')"), 0);
+    }
+    alice.run("commit");
+    assert_eq!(lines(&bob.hear()), ["update alice"]);
+    listener.hear_until("relisten", |event| event.kind() == "relisten");
+    assert_eq!(bob.number("select count(*) from presence.list('lobby')"), 1);
+    cluster.assert_sound();
+}
+
 /// Bob begins to listen (he listens, commits, lists) while alice changes who may see her: wherever in between her commit
 /// becomes visible, and wherever it is published, he ends with what `list` shows him.
 #[test]

@@ -31,7 +31,7 @@ pub enum What {
         lease: Lease,
         old: Option<Image>,
     },
-    /// Something that no event tells: ttl, session.
+    /// Something that no event tells (unless the member comes back with it): ttl, session.
     Quiet {
         lease: Lease,
     },
@@ -116,24 +116,26 @@ impl<'a> Net<'a> {
         }
     }
 
-    fn records(&self, xid: u32, out: &mut Vec<Record>) {
+    fn records(&self, xid: u32, ran_out: impl Fn(&Lease) -> bool, out: &mut Vec<Record>) {
         if let Some(Leave { change, reason, image }) = &self.left {
             let mut leave = record(change, Kind::Leave, *reason, image, None, xid, change.version);
             leave.hidden_version = self.gone_version.unwrap_or(change.version);
             out.push(leave);
         }
         let Some(last) = self.last else { return };
-        let generation = match &last.what {
-            What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => lease.generation,
+        let lease = match &last.what {
+            What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => lease,
             What::Told(kind) => {
                 return out.push(record(last, *kind, Reason::None, &last.image, None, xid, 0));
             }
             What::Renew | What::Leave { .. } => return,
         };
+        let (generation, back) = (lease.generation, !self.entered && ran_out(lease));
         if self.entered {
             out.push(record(last, Kind::Enter, Reason::None, &last.image, None, xid, generation));
-        } else if self.told {
-            out.push(record(last, Kind::Update, Reason::None, &last.image, self.old, xid, generation));
+        } else if self.told || back {
+            let update = record(last, Kind::Update, Reason::None, &last.image, self.old, xid, generation);
+            out.push(Record { back, ..update });
         }
     }
 }
@@ -159,13 +161,19 @@ fn record(
         at: change.at,
         joined_at: change.joined_at,
         seen_at: change.seen_at,
+        back: false,
         image: image.clone(),
         old: old.map(|(image, _)| image.clone()),
     }
 }
 
-/// Fold a transaction's changes: what happens to leases, and the records of its events.
-pub fn fold(changes: &[Change], xid: u32) -> (Vec<(Key, LeaseChange)>, Vec<Record>) {
+/// Fold a transaction's changes: what happens to leases, and the records of its events. `ran_out`: whether the lease of a
+/// member that is changed is over for everybody else; the change was in time and brings it back.
+pub fn fold(
+    changes: &[Change],
+    xid: u32,
+    ran_out: impl Fn(&Key, &Lease) -> bool,
+) -> (Vec<(Key, LeaseChange)>, Vec<Record>) {
     let mut order: Vec<(Key, Net)> = Vec::with_capacity(changes.len());
     let mut places: HashMap<u128, usize> = HashMap::with_capacity(changes.len());
     for change in changes {
@@ -178,8 +186,8 @@ pub fn fold(changes: &[Change], xid: u32) -> (Vec<(Key, LeaseChange)>, Vec<Recor
     let leases =
         order.iter().filter_map(|(key, net)| net.lease_change().map(|change| (*key, change))).collect();
     let mut records = Vec::new();
-    for (_, net) in &order {
-        net.records(xid, &mut records);
+    for (key, net) in &order {
+        net.records(xid, |lease| ran_out(key, lease), &mut records);
     }
     (leases, records)
 }
@@ -233,14 +241,18 @@ mod tests {
         change(version, What::Leave { reason: Reason::Left })
     }
 
+    fn in_time(_: &Key, _: &Lease) -> bool {
+        false
+    }
+
     fn kinds(changes: &[Change]) -> Vec<(Kind, u64)> {
-        fold(changes, 1).1.iter().map(|record| (record.kind, record.version)).collect()
+        fold(changes, 1, in_time).1.iter().map(|record| (record.kind, record.version)).collect()
     }
 
     #[test]
     fn enter_and_leave_is_nothing() {
         assert_eq!(kinds(&[enter(1), update(2, None), leave(3)]), []);
-        assert_eq!(fold(&[enter(1), leave(2)], 1).0, []);
+        assert_eq!(fold(&[enter(1), leave(2)], 1, in_time).0, []);
     }
 
     #[test]
@@ -251,7 +263,7 @@ mod tests {
     #[test]
     fn updates_are_one_and_keep_the_first_old_audience() {
         let changes = [update(2, Some(image("a"))), update(4, Some(image("b")))];
-        let (_, records) = fold(&changes, 1);
+        let (_, records) = fold(&changes, 1, in_time);
         assert_eq!(records.len(), 1);
         assert_eq!((records[0].version, records[0].hidden_version), (4, 1));
         assert_eq!(records[0].old, Some(image("a")));
@@ -259,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_leave_shows_what_the_old_audience_saw() {
-        let (_, records) = fold(&[update(2, Some(image("seen"))), leave(3)], 1);
+        let (_, records) = fold(&[update(2, Some(image("seen"))), leave(3)], 1, in_time);
         assert_eq!((records.len(), records[0].kind), (1, Kind::Leave));
         assert_eq!(records[0].image, image("seen"));
     }
@@ -268,11 +280,24 @@ mod tests {
     fn quiet_changes_and_renewals_tell_nobody() {
         let quiet = change(2, What::Quiet { lease: lease(2) });
         assert_eq!(
-            fold(std::slice::from_ref(&quiet), 1),
+            fold(std::slice::from_ref(&quiet), 1, in_time),
             (vec![(quiet.key, LeaseChange::Present(lease(2)))], vec![])
         );
         let renew = change(2, What::Renew);
-        assert_eq!(fold(std::slice::from_ref(&renew), 1), (vec![(renew.key, LeaseChange::Renew)], vec![]));
+        assert_eq!(
+            fold(std::slice::from_ref(&renew), 1, in_time),
+            (vec![(renew.key, LeaseChange::Renew)], vec![])
+        );
+    }
+
+    #[test]
+    fn any_change_tells_of_a_member_that_comes_back() {
+        for what in [What::Quiet { lease: lease(2) }, What::Update { lease: lease(2), old: None }] {
+            let (_, records) = fold(&[change(2, what)], 1, |_, _| true);
+            assert_eq!((records.len(), records[0].kind, records[0].back), (1, Kind::Update, true));
+        }
+        let (_, records) = fold(&[enter(2), update(3, None)], 1, |_, _| true);
+        assert_eq!((records[0].kind, records[0].back), (Kind::Enter, false));
     }
 
     proptest! {

@@ -132,6 +132,8 @@ pub struct Record {
     pub joined_at: i64,
     /// When the member was last seen: before `at` if it expired.
     pub seen_at: i64,
+    /// Of an update: nobody saw the member before, for its lease ran out while the change was on its way.
+    pub back: bool,
     pub image: Image,
     /// Of a changed audience: the member as the old audience saw it last.
     pub old: Option<Image>,
@@ -156,7 +158,7 @@ impl Record {
         let old = self.old.as_ref().map_or(&[][..], |old| &old.0);
         into.extend((self.image.0.len() as u32).to_le_bytes());
         into.extend((old.len() as u32).to_le_bytes());
-        into.extend([self.kind as u8, self.reason as u8, 0, 0, 0, 0, 0, 0]);
+        into.extend([self.kind as u8, self.reason as u8, self.back as u8, 0, 0, 0, 0, 0]);
         into.extend(&self.image.0);
         into.extend(old);
         into.resize(start + (into.len() - start).next_multiple_of(8), 0);
@@ -192,6 +194,7 @@ impl Record {
                 _ => return None,
             },
             reason: Reason::from_byte(*bytes.get(at + 81)?),
+            back: *bytes.get(at + 82)? != 0,
             hash: u128::from_le_bytes(bytes.get(at + 8..at + 24)?.try_into().ok()?),
             version: read_u64(bytes, at + 24)?,
             hidden_version: read_u64(bytes, at + 32)?,
@@ -229,11 +232,12 @@ pub mod strategies {
         pub fn record()(
             kind in prop::sample::select(vec![Kind::Enter, Kind::Update, Kind::Leave, Kind::Room, Kind::Rotate, Kind::Forget]),
             reason in 0..=5u8, xid in any::<u32>(), relation in any::<u32>(), hash in any::<u128>(),
-            versions in any::<[u64; 3]>(), times in any::<[i64; 3]>(), image in image(), old in option::of(image()),
+            versions in any::<[u64; 3]>(), times in any::<[i64; 3]>(), back in any::<bool>(),
+            image in image(), old in option::of(image()),
         ) -> Record {
             let ([version, hidden_version, generation], [at, joined_at, seen_at]) = (versions, times);
             let reason = Reason::from_byte(reason);
-            Record { kind, reason, xid, relation, hash, version, hidden_version, generation, at, joined_at, seen_at, image, old }
+            Record { kind, reason, xid, relation, hash, version, hidden_version, generation, at, joined_at, seen_at, back, image, old }
         }
     }
 }

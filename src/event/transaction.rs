@@ -18,7 +18,7 @@ use super::record::{Field, Image, Kind};
 use crate::error::Error;
 use crate::extension::Extension;
 use crate::lease::shared::leases;
-use crate::lease::table::{Applied, Key, Lease};
+use crate::lease::table::{Applied, Key, Lease, alive};
 use crate::shared::{self, Database, VERSION_CELLS, control};
 use crate::worker::launcher;
 use crate::{clock, settings};
@@ -298,7 +298,13 @@ fn prepare() {
     // SAFETY: plain read; 0 if the transaction wrote nothing (renewals only, or a wish to rotate).
     let xid = u32::from(unsafe { pg_sys::GetTopTransactionIdIfAny() });
     BUFFER.with_borrow_mut(|buffer| {
-        let (leases, records) = fold(&buffer.changes, xid);
+        let now = clock::boot();
+        let ran_out = |key: &Key, lease: &Lease| {
+            leases()
+                .read(key)
+                .is_some_and(|slot| slot.generation == lease.generation && !alive(slot.deadline, now))
+        };
+        let (leases, records) = fold(&buffer.changes, xid, ran_out);
         let count = records.len() as u64;
         let mut bytes = Vec::new();
         if !buffer.too_many {

@@ -67,10 +67,12 @@ pub fn conflate(records: Vec<Record>) -> Vec<Record> {
             && let Some(place) = previous
             && kept[place].as_ref().is_some_and(|earlier| earlier.kind == Kind::Update)
             && let Some(earlier) = kept[place].take()
-            && earlier.old.is_some()
         {
-            record.old = earlier.old;
-            record.hidden_version = earlier.hidden_version;
+            record.back |= earlier.back;
+            if earlier.old.is_some() {
+                record.old = earlier.old;
+                record.hidden_version = earlier.hidden_version;
+            }
         }
         kept.push(Some(record));
     }

@@ -119,6 +119,11 @@ impl<'a> Writer<'a> {
             Kind::Update => {
                 self.update(record, counted, audience, owner)?;
                 self.given_away(record, counted, owner)?;
+                if record.back {
+                    // Who looked meanwhile was not in the room.
+                    let room = record.image.get(Field::Room).unwrap_or_default();
+                    self.relisten(owner, room)?;
+                }
             }
             Kind::Room => self.room(record, audience)?,
             Kind::Enter | Kind::Leave => {
