@@ -115,6 +115,25 @@ fn the_end_of_a_session_takes_only_what_is_still_bound_to_it() {
     cluster.assert_sound();
 }
 
+/// Nobody sees it from then on, though the sweeper cannot come yet: what the session was changing itself is no reason
+/// to keep the member.
+#[test]
+fn a_member_that_its_session_was_just_changing_is_gone_with_it() {
+    let cluster = Cluster::start();
+    let mut service = cluster.service();
+    for change in ["select presence.upsert('lobby', '2')", "select presence.delete('lobby')"] {
+        let mut alice = enter(&cluster, "alice");
+        alice.run(&format!("begin; {change}"));
+        let (pid, frozen) = (alice.pid(), cluster.freeze_worker());
+        service.run(&format!("select pg_terminate_backend({pid})"));
+        let over = format!("select count(*) = 0 from pg_stat_activity where pid = {pid}");
+        until("the session is over", || service.is(&over));
+        assert_eq!(service.number("select count(*) from presence.list('lobby')"), 0, "after {change}");
+        drop(frozen);
+    }
+    cluster.assert_sound();
+}
+
 #[test]
 fn shared_sessions_cannot_bind_members() {
     let cluster = Cluster::with(&["presence.trusted_login_roles=carol"]);

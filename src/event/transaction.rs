@@ -355,11 +355,18 @@ fn commit() {
     launcher::want(prepared.database);
 }
 
-fn finish() {
+/// Nothing that this transaction is changing will be committed, or all of it is.
+pub fn unpin() {
     BUFFER.with_borrow_mut(|buffer| {
         if !buffer.pins.is_empty() {
             buffer.pins.drain().for_each(|index| leases().unpin(index));
         }
+    });
+}
+
+fn finish() {
+    unpin();
+    BUFFER.with_borrow_mut(|buffer| {
         buffer.changes.clear();
         buffer.extension = None;
         buffer.latest.clear();

@@ -5,6 +5,7 @@
 //! that cannot clean up was killed the hard way: then the whole server starts over, with empty tables.
 
 use crate::error::{Error, Result};
+use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::identity::Identity;
 use crate::lease::shared::leases;
@@ -63,6 +64,8 @@ unsafe extern "C-unwind" fn end(_code: i32, _argument: pg_sys::Datum) {
     let (Some(process), Some(database)) = (my_process(), bound.database) else { return };
     process.session.store(0, SeqCst);
     database.ended_sessions.fetch_add(1, SeqCst);
+    // A transaction that was open will never commit: what it pinned is pinned by others or by nobody.
+    transaction::unpin();
     for key in &bound.members {
         leases().end_session(key, bound.session);
     }
