@@ -138,6 +138,13 @@ fn leases_without_a_slot_are_slower_and_right() {
     assert!(!bob.is("select presence.heartbeat('lobby', 'alice')"), "another's");
     assert_eq!(bob.fails("select presence.upsert('lobby', member_id => 'alice')").code, "42501");
     assert_eq!(lines(&service.hear()), [""; 0]);
+    // Of one's own name, and another's.
+    service.run("select presence.upsert('lobby', member_id => 'bob', user_id => 'u')");
+    for call in ["upsert('lobby')", "update('lobby', '{}')", "delete('lobby')"] {
+        assert_eq!(bob.fails(&format!("select presence.{call}")).code, "42501", "{call}");
+    }
+    service.run("select presence.delete('lobby', 'bob')");
+    assert_eq!(lines(&service.hear()), ["enter bob", "leave bob removed"]);
     alice.run("select presence.update('lobby', '{\"n\": 2}')");
     assert_eq!(lines(&service.hear()), ["update alice"]);
 

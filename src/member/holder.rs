@@ -2,6 +2,7 @@
 
 use super::checks::check_member_id;
 use super::intent::{self, Intent};
+use super::lease;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction;
@@ -54,7 +55,8 @@ static EXPIRE: Statement = Statement {
 };
 
 static OWNER: Statement = Statement {
-    sql: c"select user_id from presence.member where key_hash operator(pg_catalog.=) $1",
+    sql: c"select user_id, version, generation, deadline, session from presence.member \
+           where key_hash operator(pg_catalog.=) $1",
     arguments: &[pg_sys::UUIDOID],
 };
 
@@ -78,18 +80,24 @@ pub fn refuse_anothers(
         return Ok(());
     }
     check_member_id(identity, member_id)?;
-    let there = leases().read(key).is_some_and(|slot| alive(slot.deadline, clock::boot()));
+    let there = match leases().read(key) {
+        Some(slot) => alive(slot.deadline, clock::boot()),
+        None => may_be_slotless(extension),
+    };
     if there && owner_of(extension, key)?.is_some_and(|owner| !identity.is(&owner)) {
         return Err(Error::OwnedByAnother);
     }
     Ok(())
 }
 
-/// Who owns the member, whether the caller may see it or not.
+/// Who owns the member that is here, whether the caller may see it or not.
 fn owner_of(extension: &Extension, key: &Key) -> Result<Option<Vec<u8>>> {
     spi::as_role(extension.owner, || {
         let connection = Connection::open()?;
         let rows = connection.run(&OWNER, &[Some(uuid(key.hash))], false)?;
+        if rows.count == 0 || lease::deadline(key, &lease::found(&rows, 0, [1, 2, 3, 4])).is_none() {
+            return Ok(None);
+        }
         // SAFETY: a text.
         Ok(rows.get(0, 0).map(|owner| unsafe { text_of(owner) }.to_vec()))
     })
