@@ -121,6 +121,8 @@ pub struct Model {
     pub ended: BTreeSet<u32>,
     /// Members about which nothing is sure until all is settled: their time came while a transaction held them.
     pub unsure: BTreeSet<Key>,
+    /// Members whose time has come, and which the sweeper may not have deleted yet.
+    pub stale: BTreeSet<Key>,
     pub next: u32,
 }
 
@@ -134,6 +136,7 @@ impl Model {
             sessions: (0..CONNECTIONS.len() as u32).collect(),
             ended: BTreeSet::new(),
             unsure: BTreeSet::new(),
+            stale: BTreeSet::new(),
             next: 100,
         }
     }
@@ -162,6 +165,11 @@ impl Model {
                     other == at || open.as_ref().is_none_or(|open| !open.pending.contains_key(key))
                 })
         })
+    }
+
+    /// Whether the sweeper has deleted all whose time has come, but for those that somebody holds.
+    pub fn is_swept(&self, key: &Key) -> bool {
+        !self.unsure.contains(key) && !self.stale.contains(key)
     }
 
     pub fn is_sure(&self, keys: &[Key]) -> bool {
@@ -261,12 +269,15 @@ impl Model {
         let events = self.events.entry(key).or_default();
         events.extend(pending.left);
         let Some(mut row) = pending.row else { return };
+        let held = held.filter(|held| held.stay == row.stay);
+        // Nobody saw it any more: whatever was changed, it comes back.
+        let back = held.as_ref().is_some_and(|held| held.is_over(seen.until));
         if pending.entered {
             events.push(Event::of("enter", &row));
-        } else if pending.told {
+        } else if pending.told || back {
             events.push(Event::of("update", &row));
         }
-        if let Some(held) = held.filter(|held| held.stay == row.stay) {
+        if let Some(held) = held {
             row.renew(held.seen);
         }
         self.members.insert(key, row);
@@ -294,6 +305,7 @@ impl Model {
         let event = Event::leave(row, reasons);
         self.events.entry(key).or_default().push(event);
         self.members.remove(&key);
+        self.stale.insert(key);
         for open in self.transactions.iter_mut().flatten() {
             open.pending.remove(&key);
             open.saved.iter_mut().for_each(|saved| {
@@ -318,10 +330,6 @@ impl Model {
 
     /// The connection is gone, and another one in its place.
     pub fn end(&mut self, at: usize, now: i64) {
-        // What its own open transaction had pinned is left to the sweeper: soon, not at once.
-        if let Some(open) = &self.transactions[at] {
-            self.unsure.extend(open.touched.iter().copied());
-        }
         self.rollback(at, now);
         self.ended.insert(self.sessions[at]);
         self.sessions[at] = self.fresh();
@@ -335,6 +343,17 @@ impl Model {
         let held: BTreeSet<Key> =
             self.transactions.iter().flatten().flat_map(|open| open.touched.iter().copied()).collect();
         self.unsure.retain(|key| held.contains(key));
+        self.stale.retain(|key| held.contains(key));
+    }
+
+    /// A statement that looks for members to change them locks those that ran out and are not swept yet, though it does
+    /// nothing to them; the sweeper leaves them until its transaction ends.
+    pub fn may_have_locked(&mut self, at: usize, keys: &[Key]) {
+        let Some(open) = &mut self.transactions[at] else { return };
+        for key in keys.iter().filter(|key| self.stale.contains(key) && !open.pending.contains_key(key)) {
+            open.touched.insert(*key);
+            self.unsure.insert(*key);
+        }
     }
 
     pub fn fresh(&mut self) -> u32 {

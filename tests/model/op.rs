@@ -131,12 +131,19 @@ fn rarely<T: Clone + std::fmt::Debug + 'static>(
     prop_oneof![4 => Just(None), 1 => value.prop_map(Some)]
 }
 
+/// As often as not.
+fn sometimes<T: Clone + std::fmt::Debug + 'static>(
+    value: impl Strategy<Value = T> + 'static,
+) -> impl Strategy<Value = Option<T>> {
+    prop_oneof![Just(None), value.prop_map(Some)]
+}
+
 fn given() -> impl Strategy<Value = Given> {
     (
         maybe(4),
         maybe(3),
         rarely(0..2usize),
-        rarely(0..8usize),
+        sometimes(0..8usize),
         rarely(0..2usize),
         rarely(any::<bool>()),
         rarely(0..USERS.len()),
@@ -190,7 +197,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         4 => many.prop_map(Op::UpsertMany),
         3 => prop::collection::vec(removal(), 1..4).prop_map(Op::DeleteMany),
         4 => (name(), given()).prop_map(|(name, given)| Op::Insert(name, given)),
-        4 => (0..ROOMS, 0..3usize, rarely(0..8usize))
+        4 => (0..ROOMS, 0..3usize, sometimes(0..8usize))
             .prop_map(|(room, status, audience)| Op::Change { room, status, audience }),
         2 => (0..ROOMS).prop_map(|room| Op::Remove { room }),
         3 => any::<bool>().prop_map(|kill| Op::End { kill }),

@@ -184,7 +184,27 @@ impl Case<'_> {
             }
             Op::Settle => self.settle()?,
         }
+        self.note_locks(at, &op);
         Ok(())
+    }
+
+    /// Members that a transaction has looked for in vain, and may have locked.
+    fn note_locks(&mut self, at: usize, op: &Op) {
+        let model = &mut self.model;
+        if !model.is_in_transaction(at) || model.has_failed(at) {
+            return;
+        }
+        let keys: Vec<Key> = match op {
+            Op::Update(name, _) => vec![model.key(at, name, None)],
+            Op::Delete(removal) => all_connections(&model.key(at, &removal.name, None)),
+            Op::DeleteMany(list) => list.iter().map(|removal| model.key(at, &removal.name, None)).collect(),
+            Op::DeleteAll { .. } => model.stale.iter().copied().collect(),
+            Op::Change { room, .. } | Op::Remove { room } => {
+                model.stale.iter().filter(|key| key.0 == *room).copied().collect()
+            }
+            _ => vec![],
+        };
+        model.may_have_locked(at, &keys);
     }
 
     /// It makes sense here, and would not have to wait for another connection.
@@ -213,10 +233,12 @@ impl Case<'_> {
             }
             Op::DeleteAll { connection } => {
                 let is_wanted = |key: &Key| connection.is_none_or(|connection| connection == key.2);
-                model.is_free(at, &model.keys_where(|key, row| row.owner == who && is_wanted(key)))
+                model.unsure.is_empty()
+                    && model.is_free(at, &model.keys_where(|key, row| row.owner == who && is_wanted(key)))
             }
             Op::Change { room, .. } | Op::Remove { room } => {
-                model.is_free(at, &model.keys_where(|key, row| key.0 == *room && own(row)))
+                !model.unsure.iter().any(|key| key.0 == *room)
+                    && model.is_free(at, &model.keys_where(|key, row| key.0 == *room && own(row)))
             }
             Op::End { .. } | Op::Pass | Op::Sweep { .. } | Op::Settle => true,
         }
