@@ -1,7 +1,8 @@
 //! Random steps of all connections at once, while time passes: in the end the table, the leases, the log and every
 //! listener agree.
 
-use crate::common::{Over, Session, until};
+use crate::common::{Over, Session, attempt};
+use crate::follower::Follower;
 use crate::op::{self, CONNECTIONS, Op, SERVICE, USERS};
 use crate::{sql, world};
 use proptest::strategy::{Strategy, ValueTree};
@@ -17,7 +18,8 @@ pub fn run(time: Duration, seed: u64) {
     println!("PRESENCE_SEED={seed}");
     let cluster = world::cluster(&["deadlock_timeout=50ms", "lock_timeout=1s"]);
     let rooms = ["a".to_owned(), "b".to_owned()];
-    let mut followers = world::followers(&cluster);
+    let mut followers: Vec<Follower> =
+        world::followers(&cluster).into_iter().map(Follower::patient).collect();
     followers.iter_mut().for_each(|follower| follower.start());
     let (done, changes) = (AtomicBool::new(false), AtomicUsize::new(0));
     let end = Instant::now() + time;
@@ -62,11 +64,12 @@ pub fn run(time: Duration, seed: u64) {
     assert!(changes.load(Relaxed) > 500, "only {} changes", changes.load(Relaxed));
 
     let mut service = cluster.service();
-    until("everybody is here or has left", || {
+    let rest = attempt(|| {
         service.run("select presence.sweep()");
         service.is("select (select count(*) from presence.member) = (select count(*) from presence.online)
                            and members = slots_used from presence.health")
     });
+    assert!(rest, "neither here nor gone: {:?}", service.rows(NEITHER));
     service.flush();
     for follower in &mut followers {
         follower.follow();
@@ -91,6 +94,13 @@ fn random(seed: u64, at: usize) -> TestRunner {
     bytes[8] = 100 + at as u8;
     TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
 }
+
+/// Members that are not listed, what holds them and what the leases say.
+const NEITHER: &str = "
+    select to_jsonb(m), (select members || ' of ' || slots_used from presence.health),
+           (select jsonb_agg(to_jsonb(a)) from pg_stat_activity a where a.xact_start is not null)
+    from (select 1) one left join presence.member m on not exists (select from presence.online o
+        where (o.room, o.member_id, o.connection_id) = (m.room, m.member_id, m.connection_id))";
 
 /// Each member enters before it changes or leaves, and leaves once; versions grow.
 const WRONG_HISTORY: &str = "

@@ -43,6 +43,12 @@ impl Follower {
         Follower { name, prelude: Some(prelude), ..Follower::login(cluster, "authenticator", tokens) }
     }
 
+    /// No statement of it runs out of time: where time flies it would seem to take minutes.
+    pub fn patient(mut self) -> Follower {
+        self.session.run("set statement_timeout = 0; set lock_timeout = 0");
+        self
+    }
+
     /// Forget all of it, and start as a client does.
     pub fn start(&mut self) {
         self.session.heard();
