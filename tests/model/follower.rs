@@ -43,7 +43,7 @@ impl Follower {
         Follower { name, prelude: Some(prelude), ..Follower::login(cluster, "authenticator", tokens) }
     }
 
-    /// No statement of it runs out of time: where time flies it would seem to take minutes.
+    /// Where time flies, no statement of it fails for having taken long.
     pub fn patient(mut self) -> Follower {
         self.session.run("set statement_timeout = 0; set lock_timeout = 0");
         self
