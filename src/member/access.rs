@@ -12,6 +12,7 @@
 
 use super::intent::{self, Intent};
 use super::row::Row;
+use super::trigger::is_replica;
 use super::{after, before, scan};
 use crate::error::Result;
 use crate::extension::Extension;
@@ -102,8 +103,8 @@ impl Access {
 fn is_untouched(extension: &Extension) -> Result<bool> {
     // SAFETY: a look-up in shared memory, and a lock until the transaction ends.
     unsafe {
-        // On a standby SQL says best that unlogged tables cannot be read.
-        if pg_sys::RecoveryInProgress() {
+        // On a standby SQL says best that unlogged tables cannot be read; in replica role triggers do less.
+        if pg_sys::RecoveryInProgress() || is_replica() {
             return Ok(false);
         }
         pg_sys::LockRelationOid(extension.member, pg_sys::RowExclusiveLock as i32);
