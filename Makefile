@@ -41,8 +41,9 @@ package: ## a directory tree and a .deb, under target/
 	@scripts/package
 
 bench: ## this extension, the hand-made rival and the floor, in one table
-	@if [ -x benches/run ]; then $(MAKE) --no-print-directory install && benches/run; \
-	else echo "benches/run is not there yet"; fi
+	@scripts/deps redis-server redis-tools
+	@scripts/install release
+	@benches/run
 
 clean: ## remove everything that was built
 	cargo clean
