@@ -227,7 +227,7 @@ rollback;
 select * from presence.occupancy('gone');
 select presence.delete_room('gone'), presence.delete_room('gone');
 select test.flushed() is not null as published \gset
-select event, member_id, reason, connections from test.log(:before) where event = 'leave' order by 2;
+select event, member_id, reason, connections from test.log(:before) where event = 'leave' and room = 'gone' order by 2;
 select count(*) from presence.get_room('gone');
 select (presence.upsert('gone', user_id => 'u1')).ttl as default_again;
 select presence.delete_room('gone') as without_settings;
