@@ -131,14 +131,17 @@ fn a_heartbeat_counts_at_once_and_costs_nothing() {
         std::thread::sleep(millis(1_200));
         bytes == service.value(wal)
     });
-    let insert = service.value("select pg_current_wal_insert_lsn()");
-    let xid = service.value("select pg_snapshot_xmax(pg_current_snapshot())");
-    for _ in 0..500 {
-        alice.run("select presence.heartbeat('lobby')");
-        alice.run(same);
-    }
-    assert_eq!(service.value("select pg_current_wal_insert_lsn()"), insert);
-    assert_eq!(service.value("select pg_snapshot_xmax(pg_current_snapshot())"), xid);
+    // The server may prune a page of its catalogs just then: some round must write nothing at all.
+    let mut costs_nothing = || {
+        let position = "select pg_current_wal_insert_lsn(), pg_snapshot_xmax(pg_current_snapshot())";
+        let before = service.rows(position);
+        for _ in 0..500 {
+            alice.run("select presence.heartbeat('lobby')");
+            alice.run(same);
+        }
+        service.rows(position) == before
+    };
+    assert!((0..5).any(|_| costs_nothing()), "WAL or transaction ids");
     let locks = "select string_agg(distinct locktype || ' ' || mode, ', ') from pg_locks where pid = pg_backend_pid()";
     assert_eq!(
         alice.value(&format!("begin; select presence.heartbeat('lobby'); {locks}")),
