@@ -4,7 +4,7 @@ revoke all on all functions in schema presence from public;
 -- Monitoring needs no superuser. pg_monitor itself is granted to nobody.
 grant usage on schema presence to pg_monitor;
 grant select on presence.health to pg_monitor;
-grant execute on function presence._health(), presence._trouble() to pg_monitor;
+grant execute on function presence._health(), presence._trouble(), presence._fast_writes() to pg_monitor;
 
 create function presence.grant_access(role regrole, write boolean default true) returns void
     language plpgsql volatile
@@ -25,8 +25,8 @@ begin
     for function_name in
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
-          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_trouble', '_policies',
-                                '_has_slot', '_tell_room')
+          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_trouble',
+                                '_fast_writes', '_has_slot', '_tell_room')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;

@@ -33,12 +33,20 @@ create function presence._member_after() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_member_after';
 comment on function presence._member_after() is 'Notes what was written, for leases and events at commit.';
 
-create trigger presence_before before insert or update or delete on presence.member
-    for each row execute function presence._member_before();
-create trigger presence_after after insert or update or delete on presence.member
-    for each row execute function presence._member_after();
-create trigger presence_truncate before truncate on presence.member
-    for each statement execute function presence._member_before();
-alter table presence.member enable always trigger presence_before;
-alter table presence.member enable always trigger presence_after;
-alter table presence.member enable always trigger presence_truncate;
+do $$
+declare
+    relation text;
+begin
+    foreach relation in array array['presence.member', '_presence.member_twin'] loop
+        execute format('create trigger presence_before before insert or update or delete on %s
+                            for each row execute function presence._member_before()', relation);
+        execute format('create trigger presence_after after insert or update or delete on %s
+                            for each row execute function presence._member_after()', relation);
+        execute format('create trigger presence_truncate before truncate on %s
+                            for each statement execute function presence._member_before()', relation);
+        execute format('alter table %s enable always trigger presence_before', relation);
+        execute format('alter table %s enable always trigger presence_after', relation);
+        execute format('alter table %s enable always trigger presence_truncate', relation);
+    end loop;
+end
+$$;

@@ -30,6 +30,11 @@ create function presence._trouble(out last_error_at timestamptz, out failing_sin
     language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_trouble';
 comment on function presence._trouble() is 'When the last error of presence.health was, and since when one persists.';
 
+create function presence._fast_writes() returns bigint
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_fast_writes';
+comment on function presence._fast_writes() is
+    'How many members verbs have written without the policies, since the server started.';
+
 create view presence.health as
 select h.library_version,
        (select e.extversion from pg_catalog.pg_extension e where e.extname operator(pg_catalog.=) 'presence_ext')
@@ -38,12 +43,14 @@ select h.library_version,
        (select count(*) from presence.member) as members,
        h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
        h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
-       h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since
+       h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since,
+       presence._fast_writes() as fast_writes
 from presence._health() h cross join presence._trouble() t;
 comment on view presence.health is
     'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
     'and there are, the event buffer, counters since the server started, the last error of the worker or the sink '
-    'and its time, since when something has gone wrong at each attempt (NULL: all is well). '
+    'and its time, since when something has gone wrong at each attempt (NULL: all is well), and how many members '
+    'verbs have written past the executor or the policies (presence.fast_path). '
     'Members of pg_monitor may read it.';
 
 create function presence._announce() returns void

@@ -8,3 +8,124 @@ do $$ begin
             using errcode = 'object_not_in_prerequisite_state', hint = 'Restart the server, then update again.';
     end if;
 end $$;
+
+-- What is nobody's business but the extension's. Only the owner may look in.
+create schema _presence;
+comment on schema _presence is 'internals of presence_ext; for the extension only';
+
+-- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
+-- somebody has added to it.
+create unlogged table _presence.member_twin (
+    room           text        not null,
+    member_id      text        not null,
+    connection_id  text        not null,
+    user_id        text        not null,
+    status         text,
+    state          jsonb       not null,
+    metadata       jsonb       not null,
+    audience       text[]      not null,
+    version        bigint      not null,
+    generation     bigint      not null,
+    joined_at      timestamptz not null,
+    updated_at     timestamptz not null,
+    last_seen_at   timestamptz not null,
+    expires_at     timestamptz not null,
+    ttl            interval,
+    deadline       bigint      not null,
+    session        bigint,
+    session_pid    integer,
+    key_hash       uuid        not null,
+    primary key (room, member_id, connection_id)
+) using heap;
+create index member_twin_user_id_idx on _presence.member_twin (user_id);
+create index member_twin_key_hash_idx on _presence.member_twin (key_hash);
+alter table _presence.member_twin enable row level security;
+comment on table _presence.member_twin is
+    'How the extension made presence.member: verbs go past the executor only while the two are alike.';
+
+create trigger presence_before before insert or update or delete on _presence.member_twin
+    for each row execute function presence._member_before();
+create trigger presence_after after insert or update or delete on _presence.member_twin
+    for each row execute function presence._member_after();
+create trigger presence_truncate before truncate on _presence.member_twin
+    for each statement execute function presence._member_before();
+alter table _presence.member_twin enable always trigger presence_before;
+alter table _presence.member_twin enable always trigger presence_after;
+alter table _presence.member_twin enable always trigger presence_truncate;
+
+create policy member_read on _presence.member_twin for select using (
+    user_id operator(pg_catalog.=) (select presence.user_id())
+    or (select presence.is_service())
+    or (audience operator(pg_catalog.&&) (select presence.tokens()) and presence._may(room, 'read'))
+);
+create policy member_enter on _presence.member_twin for insert with check (
+    user_id operator(pg_catalog.=) (select presence.user_id())
+    or (select presence.is_service())
+);
+create policy member_change on _presence.member_twin for update using (
+    user_id operator(pg_catalog.=) (select presence.user_id())
+    or (select presence.is_service())
+);
+create policy member_leave on _presence.member_twin for delete using (
+    user_id operator(pg_catalog.=) (select presence.user_id())
+    or (select presence.is_service())
+    or presence._may(room, 'manage')
+);
+
+-- They compared as text.
+alter table presence.secret drop column policies;
+drop table presence._origin;
+drop function presence._shape(regclass);
+drop function presence._policies(regclass);
+
+create function presence._fast_writes() returns bigint
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_fast_writes';
+comment on function presence._fast_writes() is
+    'How many members verbs have written without the policies, since the server started.';
+
+create or replace view presence.health as
+select h.library_version,
+       (select e.extversion from pg_catalog.pg_extension e where e.extname operator(pg_catalog.=) 'presence_ext')
+           as extension_version,
+       h.worker_pid, h.worker_state,
+       (select count(*) from presence.member) as members,
+       h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
+       h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
+       h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since,
+       presence._fast_writes() as fast_writes
+from presence._health() h cross join presence._trouble() t;
+comment on view presence.health is
+    'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
+    'and there are, the event buffer, counters since the server started, the last error of the worker or the sink '
+    'and its time, since when something has gone wrong at each attempt (NULL: all is well), and how many members '
+    'verbs have written past the executor or the policies (presence.fast_path). '
+    'Members of pg_monitor may read it.';
+revoke all on function presence._fast_writes() from public;
+grant execute on function presence._fast_writes() to pg_monitor;
+
+create or replace function presence.grant_access(role regrole, write boolean default true) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    function_name regprocedure;
+begin
+    if not exists (select from pg_roles r where r.oid = role) then
+        raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
+    end if;
+    execute format('grant usage on schema presence to %s', role);
+    execute format('grant select on presence.member, presence.event, presence.room, presence._last_seen, '
+                   'presence.online, presence.last_seen to %s', role);
+    if write then
+        execute format('grant insert, update, delete on presence.member, presence.room to %s', role);
+    end if;
+    for function_name in
+        select p.oid::regprocedure from pg_proc p
+        where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
+          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_trouble',
+                                '_fast_writes', '_has_slot', '_tell_room')
+    loop
+        execute format('grant execute on function %s to %s', function_name, role);
+    end loop;
+end
+$$;

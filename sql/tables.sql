@@ -38,6 +38,17 @@ create unlogged table presence.member (
 create index member_user_id on presence.member (user_id);
 create index member_key_hash on presence.member (key_hash);
 
+-- What is nobody's business but the extension's. Only the owner may look in.
+create schema _presence;
+comment on schema _presence is 'internals of presence_ext; for the extension only';
+
+-- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
+-- somebody has added to it.
+create unlogged table _presence.member_twin (like presence.member including indexes) using heap;
+alter table _presence.member_twin enable row level security;
+comment on table _presence.member_twin is
+    'How the extension made presence.member: verbs go past the executor only while the two are alike.';
+
 comment on table presence.member is
     'Members as they are stored: one row for each room, member_id and connection_id. The leases of most are in '
     'shared memory, so read the view presence.online to know who is here. INSERT, UPDATE and DELETE obey the same '
@@ -84,9 +95,8 @@ create index _event_2_room on presence._event_2 (room, seq);
 
 -- The key of all keyed hashes: of members in shared memory, of channel names. Nobody but the owner reads it, and a
 -- dump does not have it: a restored database has its own.
-create table presence.secret (key bytea not null, policies text);
+create table presence.secret (key bytea not null);
 insert into presence.secret (key)
 select pg_catalog.decode(
     pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', ''), 'hex');
 comment on table presence.secret is 'the key of all keyed hashes; for the extension only';
-comment on column presence.secret.policies is 'the SELECT policies of member as the extension made them';

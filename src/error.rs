@@ -57,6 +57,10 @@ pub enum Error {
     /// `act_as` speaks for others: that takes a login that may.
     NotTrusted,
     OwnedByAnother,
+    /// The caller may write it, and something that was added to the table does not let it happen.
+    Refused,
+    /// Others changed it at each try, or since a snapshot that must not see that.
+    ConcurrentUpdate,
     NotAuthorized {
         action: &'static str,
     },
@@ -102,11 +106,13 @@ impl Error {
             | Error::ServiceOnly { .. }
             | Error::NotTrusted
             | Error::OwnedByAnother
+            | Error::Refused
             | Error::NotAuthorized { .. }
             | Error::AuthorizerFailed { .. } => ERRCODE_INSUFFICIENT_PRIVILEGE,
             Error::NoPreparedTransactions | Error::NoTruncate | Error::NoSessionFeatures { .. } => {
                 ERRCODE_FEATURE_NOT_SUPPORTED
             }
+            Error::ConcurrentUpdate => ERRCODE_T_R_SERIALIZATION_FAILURE,
             Error::ReadOnlyWithoutSlot => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Error::TooManyColumns | Error::Spi { .. } => ERRCODE_INTERNAL_ERROR,
         }
@@ -133,6 +139,8 @@ impl Error {
             Error::ServiceOnly { what } => format!("only a service role may {what}"),
             Error::NotTrusted => "only trusted logins and superusers may act as another user".into(),
             Error::OwnedByAnother => "the member belongs to another user".into(),
+            Error::Refused => "the change of the member was refused".into(),
+            Error::ConcurrentUpdate => "could not serialize access due to concurrent update".into(),
             Error::NotAuthorized { action } => format!("not authorized to {action} this room"),
             Error::AuthorizerFailed { .. } => "the authorizer of presence gave no answer".into(),
             Error::NoPreparedTransactions => "cannot prepare a transaction that has changed presence".into(),
@@ -182,6 +190,10 @@ impl Error {
             Error::OwnedByAnother => {
                 "A key belongs to the user who entered with it, until they leave.".into()
             }
+            Error::Refused => {
+                "A policy or a trigger that was added to presence.member did not let it happen.".into()
+            }
+            Error::ConcurrentUpdate => "Another transaction has changed the member.".into(),
             Error::NotAuthorized { .. } => "Service roles may; others as presence.authorizer says.".into(),
             Error::NoPreparedTransactions => {
                 "Leases and events are applied by the session that commits.".into()
@@ -240,6 +252,8 @@ impl Error {
             Error::NotTrusted => "Connect with a role that the application's server alone logs in with, listed in \
                  presence.trusted_login_roles. Service roles may name a user_id instead, where they write."
                 .into(),
+            Error::Refused => "Ask whoever administers the database.".into(),
+            Error::ConcurrentUpdate => "Try the transaction again.".into(),
             Error::OwnedByAnother => "Choose another member_id or connection_id.".into(),
             Error::NotAuthorized { .. } => "Ask whoever manages the room.".into(),
             Error::NoPreparedTransactions => "Use COMMIT.".into(),

@@ -10,6 +10,7 @@ use pgrx::{pg_guard, pg_sys};
 use siphasher::sip::SipHasher13;
 use siphasher::sip128::{Hasher128, SipHasher13 as SipHasher13Wide};
 use std::cell::Cell;
+use std::ffi::CStr;
 use std::hash::Hasher;
 use std::sync::atomic::Ordering::*;
 
@@ -32,12 +33,6 @@ pub struct Extension {
 thread_local! {
     static CURRENT: Cell<Option<Extension>> = const { Cell::new(None) };
     static WATCHING: Cell<bool> = const { Cell::new(false) };
-    static EPOCH: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Grows whenever the table's definition changed.
-pub fn epoch() -> u64 {
-    EPOCH.get()
 }
 
 static SECRET: Statement = Statement { sql: c"select key from presence.secret", arguments: &[] };
@@ -79,10 +74,19 @@ pub fn member_table() -> Option<pg_sys::Oid> {
 }
 
 /// A table, index or view of the extension, where that is installed.
-pub fn relation(name: &std::ffi::CStr) -> Option<pg_sys::Oid> {
+pub fn relation(name: &CStr) -> Option<pg_sys::Oid> {
+    relation_in(c"presence", name)
+}
+
+/// One of those that are nobody's business. Not in the SQL of versions before 0.3.0.
+pub fn internal_relation(name: &CStr) -> Option<pg_sys::Oid> {
+    relation_in(c"_presence", name)
+}
+
+fn relation_in(schema: &CStr, name: &CStr) -> Option<pg_sys::Oid> {
     // SAFETY: catalog look-ups inside a transaction; nothing is locked or kept.
     let found = unsafe {
-        let schema = pg_sys::get_namespace_oid(c"presence".as_ptr(), true);
+        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
         pg_sys::get_relname_relid(name.as_ptr(), schema)
     };
     (found != pg_sys::InvalidOid).then_some(found)
@@ -130,7 +134,6 @@ fn watch() {
 unsafe extern "C-unwind" fn forget(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
     if relation == pg_sys::InvalidOid || CURRENT.get().is_some_and(|current| current.member == relation) {
         CURRENT.set(None);
-        EPOCH.set(EPOCH.get() + 1);
     }
 }
 

@@ -11,7 +11,8 @@ use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
 use crate::jsonb::{self, Value};
 use crate::member::delete::{self, Removal};
-use crate::member::upsert::{self, Request};
+use crate::member::request::Request;
+use crate::member::upsert;
 use crate::member::{session, validate};
 use crate::room;
 use crate::spi::{self, Connection, Statement};
@@ -204,6 +205,7 @@ fn request(extension: &Extension, identity: &Rc<Identity>, element: &Element) ->
         return Err(element.wrong("it has both state and patch."));
     }
     Ok(Request {
+        verb: c"presence.upsert_many()",
         key: extension.key(&room, &member_id, &connection_id),
         extension: *extension,
         room: varlena(&room),
@@ -218,7 +220,7 @@ fn request(extension: &Extension, identity: &Rc<Identity>, element: &Element) ->
         session,
         caller: identity.clone(),
         new_owner: given_owner.as_deref().map(varlena),
-        owner,
+        owner: Some(owner),
     })
 }
 

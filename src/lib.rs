@@ -18,6 +18,7 @@ mod listen;
 mod member;
 mod occupancy;
 mod operate;
+mod ownership;
 mod policy;
 mod read;
 mod room;
@@ -26,6 +27,7 @@ mod shared;
 mod spi;
 mod sqlfn;
 mod subtransaction;
+mod twin;
 mod worker;
 
 #[cfg(any(test, feature = "pg_test"))]

@@ -115,6 +115,13 @@ fn trouble(call: &Call) -> Result<Option<Datum>> {
     call.rows([vec![trouble.last().map(|(_, at)| Datum::from(at)), trouble.since().map(Datum::from)]])
 }
 
+/// SQL `presence._fast_writes()`.
+fn fast_writes(_call: &Call) -> Result<Option<Datum>> {
+    let written = extension::current()?.database.counters.fast_writes.load(Relaxed);
+    Ok(Some(Datum::from(written as i64)))
+}
+
+crate::sql_function!(presence_fast_writes, pg_finfo_presence_fast_writes, fast_writes);
 crate::sql_function!(presence_seq, pg_finfo_presence_seq, seq);
 crate::sql_function!(presence_worker_pid, pg_finfo_presence_worker_pid, worker_pid);
 crate::sql_function!(presence_wait_for_flush, pg_finfo_presence_wait_for_flush, wait_for_flush);

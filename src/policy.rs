@@ -2,67 +2,105 @@
 //!
 //! As soon as its SELECT policies are not the built-in ones, events cannot be routed by audience alone:
 //! notifications become doorbells, and the log shows ordinary roles nothing until it gets policies of its own.
-//! While nothing at all was added, verbs know by themselves what the policies would say (`member::access`).
+//! While nothing at all was added, verbs know by themselves what the policies would say (`member::store`).
 
 use crate::error::Result;
 use crate::extension::{self, Extension};
-use crate::spi::{self, Connection, Rows, Statement};
+use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::Call;
-use pgrx::pg_sys::Datum;
+use crate::twin::{self, Likeness};
+use pgrx::pg_guard;
+use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::Cell;
 
-static COMPARE: Statement = Statement {
-    sql: c"select s.policies operator(pg_catalog.=) presence._policies('presence.member'::pg_catalog.regclass), \
-                  pg_catalog.to_regproc('presence._shape') is not null \
-           from presence.secret s",
-    arguments: &[],
-};
-
-/// Not in the SQL of version 0.1.0.
-static COMPARE_SHAPE: Statement = Statement {
-    sql: c"select o.shape operator(pg_catalog.=) presence._shape('presence.member'::pg_catalog.regclass) \
-           from presence._origin o",
-    arguments: &[],
-};
-
-#[derive(Clone, Copy)]
-struct Answers {
-    is_builtin: bool,
-    is_untouched: bool,
-}
-
 thread_local! {
-    /// The answers, for as long as nothing changed the table's definition.
-    static KNOWN: Cell<Option<(u64, Answers)>> = const { Cell::new(None) };
+    /// The answer, for as long as neither table's definition changed.
+    static KNOWN: Cell<Option<(u64, Oid, Likeness)>> = const { Cell::new(None) };
+    static EPOCH: Cell<u64> = const { Cell::new(0) };
+    /// The tables of the latest answer: a change of theirs makes a new epoch.
+    static WATCHED: Cell<Option<[Oid; 2]>> = const { Cell::new(None) };
+    static WATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether the SELECT policies are those that the extension made.
 pub fn is_builtin(extension: &Extension) -> Result<bool> {
-    answers(extension).map(|answers| answers.is_builtin)
+    Ok(!has_hooks() && likeness(extension, pg_sys::AccessShareLock)?.of_reading)
 }
 
-/// Whether nobody has added anything that takes part in a write: no policy, trigger, rule or foreign key.
-pub fn is_untouched(extension: &Extension) -> Result<bool> {
-    answers(extension).map(|answers| answers.is_builtin && answers.is_untouched)
+/// Whether a write, and the SELECT before it, would meet nothing but what the extension made. From here on the table
+/// is locked as by an UPDATE, so it stays so until the transaction ends.
+pub fn is_as_made(extension: &Extension) -> Result<bool> {
+    Ok(!has_hooks() && likeness(extension, pg_sys::RowExclusiveLock)?.of_writing)
 }
 
-fn answers(extension: &Extension) -> Result<Answers> {
-    let epoch = extension::epoch();
-    if let Some((at, answers)) = KNOWN.get()
-        && at == epoch
-    {
-        return Ok(answers);
+/// Other libraries may check rights, or add policies, in the executor and the planner.
+fn has_hooks() -> bool {
+    // SAFETY: plain reads of pointers that libraries set when they are loaded.
+    unsafe {
+        let (rights, permissive, restrictive) = (
+            pg_sys::ExecutorCheckPerms_hook,
+            pg_sys::row_security_policy_hook_permissive,
+            pg_sys::row_security_policy_hook_restrictive,
+        );
+        rights.is_some() || permissive.is_some() || restrictive.is_some()
     }
-    let answers = spi::as_role(extension.owner, || {
-        let connection = Connection::open()?;
-        let is_true =
-            |rows: &Rows, column| rows.get(0, column).is_some_and(|answer| answer.value() as u8 != 0);
-        let rows = connection.run(&COMPARE, &[], false)?;
-        let is_untouched = is_true(&rows, 1) && is_true(&connection.run(&COMPARE_SHAPE, &[], false)?, 0);
-        Ok(Answers { is_builtin: is_true(&rows, 0), is_untouched })
-    })?;
-    KNOWN.set(Some((epoch, answers)));
-    Ok(answers)
+}
+
+/// The lock comes first: with it come the invalidations of everything that was committed before. Then the epoch, then
+/// the look: what is invalidated meanwhile is looked at again.
+fn likeness(extension: &Extension, lock: u32) -> Result<Likeness> {
+    watch();
+    // SAFETY: a table that exists, or existed when its oid was looked up; the lock stays until the transaction ends.
+    unsafe { pg_sys::LockRelationOid(extension.member, lock as i32) };
+    let epoch = EPOCH.get();
+    if let Some((at, member, likeness)) = KNOWN.get()
+        && at == epoch
+        && member == extension.member
+    {
+        return Ok(likeness);
+    }
+    let likeness = match extension::internal_relation(c"member_twin") {
+        Some(twin) => {
+            WATCHED.set(Some([extension.member, twin]));
+            twin::compare(extension.member, twin)
+        }
+        None => Likeness { of_reading: has_policies_of_old(extension)?, of_writing: false },
+    };
+    KNOWN.set(Some((epoch, extension.member, likeness)));
+    Ok(likeness)
+}
+
+fn watch() {
+    if WATCHING.replace(true) {
+        return;
+    }
+    // SAFETY: registered once a process; the callback only counts.
+    unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(forget), Datum::from(0)) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn forget(_argument: Datum, relation: Oid) {
+    let is_watched = WATCHED.get().is_none_or(|watched| watched.contains(&relation));
+    if relation == pg_sys::InvalidOid || is_watched {
+        EPOCH.set(EPOCH.get() + 1);
+    }
+}
+
+/// Before 0.3.0 there is no twin, but the text of the policies.
+static COMPARE_TEXT: Statement = Statement {
+    sql: c"select s.policies operator(pg_catalog.=) presence._policies('presence.member'::pg_catalog.regclass) \
+           from presence.secret s",
+    arguments: &[],
+};
+
+fn has_policies_of_old(extension: &Extension) -> Result<bool> {
+    spi::with_catalog_snapshot(|| {
+        spi::as_role(extension.owner, || {
+            let connection = Connection::open()?;
+            let rows = connection.run(&COMPARE_TEXT, &[], false)?;
+            Ok(rows.get(0, 0).is_some_and(|answer| answer.value() as u8 != 0))
+        })
+    })
 }
 
 /// SQL `presence._has_builtin_policies()`.

@@ -6,8 +6,8 @@ use crate::event::record::{Kind, Reason};
 use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::identity;
-use crate::member::intent::{self, Intent};
-use crate::member::validate;
+use crate::member::intent::Intent;
+use crate::member::{delete, validate};
 use crate::settings;
 use crate::shared::next_version;
 use crate::spi::{self, Connection, Statement, with_new_snapshot};
@@ -43,10 +43,8 @@ static DROP_ROOM: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-static REMOVE_MEMBERS: Statement = Statement {
-    sql: c"with found as materialized (select key_hash from presence.member where room operator(pg_catalog.=) $1 \
-                                       order by key_hash for update) \
-           delete from presence.member m using found where m.key_hash operator(pg_catalog.=) found.key_hash",
+static MEMBERS_OF: Statement = Statement {
+    sql: c"select key_hash from presence.member where room operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID],
 };
 
@@ -175,10 +173,10 @@ fn delete_room(call: &Call) -> Result<Option<Datum>> {
     validate::name("room", room)?;
     require_manage(room)?;
     let removed = spi::as_role(extension.owner, || {
-        let _intent = intent::set(Intent { reason: Some(Reason::Removed), ..Intent::default() });
         let connection = Connection::open()?;
         connection.run(&DROP_ROOM, &[Some(varlena(room))], true)?;
-        Ok(connection.run(&REMOVE_MEMBERS, &[Some(varlena(room))], true)?.count)
+        let members = delete::members(&connection, &MEMBERS_OF, &[Some(varlena(room))])?;
+        delete::leave(&connection, members, Intent { reason: Some(Reason::Removed), ..Intent::default() })
     })?;
     Ok(Some(Datum::from(removed as i32)))
 }

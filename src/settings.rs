@@ -54,6 +54,7 @@ static SINK: Text = GucSetting::<Option<CString>>::new(Some(c""));
 static MEMBER_IDS: GucSetting<MemberIds> = GucSetting::<MemberIds>::new(MemberIds::Own);
 static NOTIFY_PAYLOAD: GucSetting<NotifyPayload> = GucSetting::<NotifyPayload>::new(NotifyPayload::Full);
 static SESSION_FEATURES: GucSetting<bool> = GucSetting::<bool>::new(true);
+static FAST_PATH: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 thread_local! {
     /// Grows when a setting changes that decides who somebody is: what identity remembers is then stale.
@@ -219,6 +220,15 @@ pub fn define() {
         GucFlags::empty(),
     );
 
+    GucRegistry::define_bool_guc(
+        c"presence.fast_path",
+        c"Let verbs go past the executor where it could do nothing else; off is for tests, and for finding faults.",
+        c"",
+        &FAST_PATH,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
+
     #[cfg(feature = "injection")]
     crate::injection::define();
 
@@ -346,6 +356,10 @@ pub fn member_ids() -> MemberIds {
 
 pub fn notify_payload() -> NotifyPayload {
     NOTIFY_PAYLOAD.get()
+}
+
+pub fn fast_path() -> bool {
+    FAST_PATH.get()
 }
 
 pub fn session_features() -> bool {

@@ -240,3 +240,14 @@ pub fn with_new_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
         value
     }
 }
+
+/// See the catalog as it is now, whatever snapshot the caller reads with.
+pub fn with_catalog_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it.
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetCatalogSnapshot(pg_sys::InvalidOid));
+        let value = body();
+        pg_sys::PopActiveSnapshot();
+        value
+    }
+}

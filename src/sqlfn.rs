@@ -253,6 +253,12 @@ pub fn array(values: &[Datum], element: Oid) -> Datum {
     }
 }
 
+/// A new array of hashes.
+pub fn uuids(hashes: &[u128]) -> Datum {
+    let values: Vec<Datum> = hashes.iter().map(|hash| uuid(*hash)).collect();
+    array(&values, pg_sys::UUIDOID)
+}
+
 pub fn text_array<T: AsRef<[u8]>>(texts: &[T]) -> Datum {
     let values: Vec<Datum> = texts.iter().map(|text| varlena(text.as_ref())).collect();
     array(&values, pg_sys::TEXTOID)

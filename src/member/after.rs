@@ -19,7 +19,7 @@ use crate::sqlfn::uuid;
 use pgrx::pg_sys::{self, Datum};
 
 pub fn insert(firing: &Firing) -> Result<()> {
-    let mut row = firing.first()?;
+    let mut row = firing.first.clone();
     let key = row.key(&firing.extension);
     if is_outdated(&key, row.number(Column::Version)) {
         let version = issue_version(&key, false);
@@ -50,7 +50,7 @@ static SET_VERSION: Statement = Statement {
 
 fn set_version(extension: &Extension, key: &Key, version: u64) -> Result<()> {
     spi::as_role(extension.owner, || {
-        let _intent = intent::set(Intent { technical: true, ..Intent::default() });
+        let _intent = intent::set(vec![key.hash], Intent { system_columns_only: true, ..Intent::default() });
         let values = [Some(uuid(key.hash)), Some(Datum::from(version as i64))];
         Connection::open()?.run(&SET_VERSION, &values, true)?;
         Ok(())
@@ -58,7 +58,7 @@ fn set_version(extension: &Extension, key: &Key, version: u64) -> Result<()> {
 }
 
 pub fn update(firing: &Firing) -> Result<()> {
-    changed(&firing.extension, &firing.first()?, &firing.second()?);
+    changed(&firing.extension, &firing.first, &firing.second()?);
     Ok(())
 }
 
@@ -82,19 +82,19 @@ pub fn changed(extension: &Extension, old: &Row, row: &Row) {
 }
 
 pub fn delete(firing: &Firing) -> Result<()> {
-    let old = firing.first()?;
+    let old = &firing.first;
     let key = old.key(&firing.extension);
     let version = issue_version(&key, false);
     let (reason, at) = if firing.intent.expiring {
         let session = old.number(Column::Session);
         let over = session != 0 && !session::is_live(firing.extension.database_index, session);
-        let at = if over { clock::wall() } else { expired_at(&key, &old) };
+        let at = if over { clock::wall() } else { expired_at(&key, old) };
         (if over { Reason::Disconnected } else { Reason::Expired }, at)
     } else {
-        (firing.intent.reason.map_or_else(|| default_reason(firing, &old), Ok)?, clock::wall())
+        (firing.intent.reason.map_or_else(|| default_reason(firing, old), Ok)?, clock::wall())
     };
     let image = old.image(firing.intent.last_word.as_deref());
-    note(&firing.extension, &key, What::Leave { reason }, version, at, &old, image);
+    note(&firing.extension, &key, What::Leave { reason }, version, at, old, image);
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use pgrx::pg_sys::Datum;
 
 pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
     let extension = &firing.extension;
-    let mut row = firing.first()?;
+    let mut row = firing.first.clone();
     let identity = firing.identity()?;
     let owner = match row.text(Column::UserId) {
         Some(given) if identity.service => given.to_vec(),
@@ -41,7 +41,7 @@ pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
 
     // Before the key: whoever waits for the one must not hold the other.
     room::lock_limited(extension, row.get(Column::Room).into_iter())?;
-    let key = row.key(extension);
+    let key = row.make_key(extension);
     make_way(extension, &identity, &key, &owner)?;
     transaction::pin(&key);
 
@@ -60,8 +60,7 @@ pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
 }
 
 pub fn update(firing: &Firing) -> Result<Option<Datum>> {
-    let (old, row) = (firing.first()?, firing.second()?);
-    match change(&firing.extension, &*firing.identity()?, &firing.intent, &old, row)? {
+    match change(&firing.extension, &*firing.identity()?, &firing.intent, &firing.first, firing.second()?)? {
         Some(row) => firing.proceed(row),
         None => firing.skip(),
     }
@@ -107,7 +106,7 @@ pub fn change(
 }
 
 pub fn delete(firing: &Firing) -> Result<Option<Datum>> {
-    let old = firing.first()?;
+    let old = &firing.first;
     let key = old.key(&firing.extension);
     transaction::pin(&key);
     // One whose lease has run out is not the caller's to delete: it leaves as expired, once.
@@ -120,7 +119,7 @@ pub fn delete(firing: &Firing) -> Result<Option<Datum>> {
 /// A row that another server has made: its values stay; only what belongs to this server is made here.
 pub fn replicated(firing: &Firing) -> Result<Option<Datum>> {
     let mut row = firing.newest()?;
-    let key = row.key(&firing.extension);
+    let key = row.make_key(&firing.extension);
     transaction::pin(&key);
     row.set(Column::KeyHash, Some(uuid(key.hash)));
     row.set(Column::Session, None);

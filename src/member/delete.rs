@@ -1,6 +1,5 @@
 //! `presence.delete` and `presence.delete_all`: leave.
 
-use super::holder::refuse_anothers;
 use super::intent::{self, Intent};
 use super::validate;
 use crate::authorizer::{self, Action};
@@ -8,36 +7,67 @@ use crate::error::{Error, Result};
 use crate::event::record::Reason;
 use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
+use crate::lease::table::Key;
+use crate::ownership;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{Call, text_of, uuid, varlena};
+use crate::sqlfn::{Call, hash_of, text_of, uuid, uuids, varlena};
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
+
+static CONNECTIONS: Statement = Statement {
+    sql: c"select key_hash from presence.member \
+           where room operator(pg_catalog.=) $1 and member_id operator(pg_catalog.=) $2",
+    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
+};
+
+static CONNECTION_IDS: Statement = Statement {
+    sql: c"select connection_id from presence.member \
+           where room operator(pg_catalog.=) $1 and member_id operator(pg_catalog.=) $2",
+    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
+};
+
+static OF_USER: Statement = Statement {
+    sql: c"select key_hash from presence.member \
+           where user_id operator(pg_catalog.=) $1 and ($2 is null or connection_id operator(pg_catalog.=) $2)",
+    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
+};
 
 static DELETE_ONE: Statement = Statement {
     sql: c"delete from presence.member where key_hash operator(pg_catalog.=) $1",
     arguments: &[pg_sys::UUIDOID],
 };
 
-static DELETE_CONNECTIONS: Statement = Statement {
-    sql: c"with found as materialized (select key_hash from presence.member where room operator(pg_catalog.=) $1 and member_id operator(pg_catalog.=) $2 \
-                                       order by key_hash for update) \
-           delete from presence.member m using found where m.key_hash operator(pg_catalog.=) found.key_hash",
-    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
-};
-
-static CONNECTIONS: Statement = Statement {
-    sql: c"select connection_id from presence.member \
-           where room operator(pg_catalog.=) $1 and member_id operator(pg_catalog.=) $2",
-    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
-};
-
-static DELETE_ALL: Statement = Statement {
+/// In the order in which everybody locks.
+static DELETE: Statement = Statement {
     sql: c"with found as materialized (select key_hash from presence.member \
-                                       where user_id operator(pg_catalog.=) $1 and ($2 is null or connection_id = $2) \
-                                       order by key_hash for update) \
+                                       where key_hash operator(pg_catalog.=) any ($1) order by key_hash for update) \
            delete from presence.member m using found where m.key_hash operator(pg_catalog.=) found.key_hash",
-    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
+    arguments: &[pg_sys::UUIDARRAYOID],
 };
+
+/// The keys of the members that a query for `key_hash` finds.
+pub fn members(
+    connection: &Connection,
+    query: &'static Statement,
+    values: &[Option<Datum>],
+) -> Result<Vec<u128>> {
+    let rows = connection.run(query, values, true)?;
+    // SAFETY: uuids.
+    Ok((0..rows.count).filter_map(|row| rows.get(row, 0)).map(|hash| unsafe { hash_of(hash) }).collect())
+}
+
+/// These members leave, as far as the current role may delete them. Returns how many did.
+pub fn leave(connection: &Connection, members: Vec<u128>, intent: Intent) -> Result<usize> {
+    // SAFETY: a C string; raises in a READ ONLY transaction, also where there is nobody to delete.
+    unsafe { pg_sys::PreventCommandIfReadOnly(c"DELETE".as_ptr()) };
+    let (statement, value) = match members.as_slice() {
+        [] => return Ok(0),
+        [one] => (&DELETE_ONE, uuid(*one)),
+        many => (&DELETE, uuids(many)),
+    };
+    let _intent = intent::set(members, intent);
+    Ok(connection.run(statement, &[Some(value)], true)?.count)
+}
 
 /// SQL `presence.delete(room, member_id, connection_id, state, reason)`.
 fn delete(call: &Call) -> Result<Option<Datum>> {
@@ -82,37 +112,47 @@ impl Removal {
         Ok(Removal { room, member_id, connection_id, last_word, reason })
     }
 
-    fn connection_id_or_empty(&self) -> Vec<u8> {
-        self.connection_id.clone().unwrap_or_default()
+    fn key(&self, extension: &Extension, connection_id: &[u8]) -> Key {
+        extension.key(&self.room, &self.member_id, connection_id)
+    }
+
+    /// The members that are meant, and that the current role may see.
+    fn members(&self, extension: &Extension, connection: &Connection) -> Result<Vec<u128>> {
+        match &self.connection_id {
+            Some(connection_id) => Ok(vec![self.key(extension, connection_id).hash]),
+            None => {
+                let values = [Some(varlena(&self.room)), Some(varlena(&self.member_id))];
+                members(connection, &CONNECTIONS, &values)
+            }
+        }
     }
 
     /// Returns how many left.
     pub fn run(&self, extension: &Extension, identity: &Rc<Identity>) -> Result<usize> {
-        let last_word = self.last_word.clone();
-        let caller = Some(identity.clone());
-        let _intent = intent::set(Intent { reason: self.reason, last_word, caller, ..Intent::default() });
-        let mut deleted = self.delete(extension)?;
-        if !identity.service && (deleted == 0 || self.connection_id.is_none()) {
-            // Who manages the room removes members of others, and such as they may not see.
-            if authorizer::allows(&self.room, Action::Manage) {
-                deleted += spi::as_role(extension.owner, || self.delete(extension))?;
-            } else if deleted == 0 {
-                let key = extension.key(&self.room, &self.member_id, &self.connection_id_or_empty());
-                refuse_anothers(extension, identity, &self.member_id, &key)?;
-            }
+        let deleted = self.delete(extension, identity)?;
+        if identity.service || (deleted > 0 && self.connection_id.is_some()) {
+            return Ok(deleted);
+        }
+        // Who manages the room removes members of others, and such as they may not see.
+        if authorizer::allows(&self.room, Action::Manage) {
+            return Ok(deleted + spi::as_role(extension.owner, || self.delete(extension, identity))?);
+        }
+        if deleted == 0 {
+            let key = self.key(extension, self.connection_id.as_deref().unwrap_or_default());
+            ownership::require_none_of_anothers(extension, identity, &self.member_id, &key)?;
         }
         Ok(deleted)
     }
 
     /// Where all connections shall leave: one removal for each that is here, so that many can be locked in order.
     pub fn expand(self, extension: &Extension) -> Result<Vec<(u128, Removal)>> {
-        let key = |connection_id: &[u8]| extension.key(&self.room, &self.member_id, connection_id).hash;
+        let key = |connection_id: &[u8]| self.key(extension, connection_id).hash;
         if let Some(connection_id) = &self.connection_id {
             return Ok(vec![(key(connection_id), self)]);
         }
         let connection = Connection::open()?;
         let values = [Some(varlena(&self.room)), Some(varlena(&self.member_id))];
-        let rows = connection.run(&CONNECTIONS, &values, false)?;
+        let rows = connection.run(&CONNECTION_IDS, &values, true)?;
         let one = |row| {
             // SAFETY: a text.
             let connection_id = unsafe { text_of(rows.get(row, 0)?) }.to_vec();
@@ -128,19 +168,12 @@ impl Removal {
         Ok((0..rows.count).filter_map(one).collect())
     }
 
-    fn delete(&self, extension: &Extension) -> Result<usize> {
+    fn delete(&self, extension: &Extension, caller: &Rc<Identity>) -> Result<usize> {
         let connection = Connection::open()?;
-        let rows = match &self.connection_id {
-            Some(connection_id) => {
-                let key = extension.key(&self.room, &self.member_id, connection_id);
-                connection.run(&DELETE_ONE, &[Some(uuid(key.hash))], true)?
-            }
-            None => {
-                let values = [Some(varlena(&self.room)), Some(varlena(&self.member_id))];
-                connection.run(&DELETE_CONNECTIONS, &values, true)?
-            }
-        };
-        Ok(rows.count)
+        let members = self.members(extension, &connection)?;
+        let (reason, last_word) = (self.reason, self.last_word.clone());
+        let intent = Intent { reason, last_word, caller: Some(caller.clone()), ..Intent::default() };
+        leave(&connection, members, intent)
     }
 }
 
@@ -170,10 +203,9 @@ fn delete_all(call: &Call) -> Result<Option<Datum>> {
 
 /// Every member of a user, or those of one connection, leave.
 pub fn everything_of(user_id: &[u8], connection_id: Option<&[u8]>) -> Result<usize> {
-    let _intent = intent::set(Intent { reason: Some(Reason::Left), ..Intent::default() });
-    let values = [Some(varlena(user_id)), connection_id.map(varlena)];
     let connection = Connection::open()?;
-    Ok(connection.run(&DELETE_ALL, &values, true)?.count)
+    let members = members(&connection, &OF_USER, &[Some(varlena(user_id)), connection_id.map(varlena)])?;
+    leave(&connection, members, Intent { reason: Some(Reason::Left), ..Intent::default() })
 }
 
 crate::sql_function!(presence_delete, pg_finfo_presence_delete, delete);

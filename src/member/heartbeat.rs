@@ -1,7 +1,7 @@
 //! `presence.heartbeat`: proof of life. One compare-and-swap in shared memory; no table, no transaction id.
 
 use super::intent::{self, Intent};
-use super::{holder, lease, validate};
+use super::{lease, validate};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction::{self, Pending};
@@ -10,6 +10,7 @@ use crate::identity::{self, Identity};
 use crate::lease::rule::RowLease;
 use crate::lease::shared::leases;
 use crate::lease::table::{Applied, Beat, Key, Lease, NEVER};
+use crate::ownership;
 use crate::spi::{self, Connection, Rows, Statement};
 use crate::sqlfn::{self, Call, uuid};
 use pgrx::pg_sys::{self, Datum};
@@ -18,7 +19,7 @@ use std::sync::atomic::Ordering::*;
 /// How many members ahead of the one that is renewed a slot is asked for.
 const AHEAD: usize = 12;
 
-/// Who renews: a user their own members, a service role anybody's.
+/// Who renews, and whose members.
 struct Beater<'a> {
     extension: &'a Extension,
     identity: &'a Identity,
@@ -27,8 +28,7 @@ struct Beater<'a> {
 
 impl<'a> Beater<'a> {
     fn new(extension: &'a Extension, identity: &'a Identity) -> Result<Beater<'a>> {
-        let owner = if identity.service { None } else { Some(extension.owner_hash(identity.writer()?)) };
-        Ok(Beater { extension, identity, owner })
+        Ok(Beater { extension, identity, owner: ownership::slots_of(extension, identity)? })
     }
 
     fn beat(&self, key: Key, now: u64) -> Result<bool> {
@@ -44,7 +44,7 @@ impl<'a> Beater<'a> {
         }
         match leases().heartbeat(&key, self.owner, now) {
             Beat::Renewed => Ok(true),
-            Beat::NoSlot if holder::may_be_slotless(self.extension) => self.beat_row(&key),
+            Beat::NoSlot if ownership::may_be_slotless(self.extension) => self.beat_row(&key),
             _ => Ok(false),
         }
     }
@@ -59,7 +59,7 @@ impl<'a> Beater<'a> {
                 connection.run(if read_only { &FIND } else { &LOCK }, &[Some(uuid(key.hash))], !read_only)?;
             let own = found.get(0, 0).is_some_and(|owner| {
                 // SAFETY: a text.
-                self.owner.is_none() || self.identity.is(unsafe { sqlfn::text_of(owner) })
+                ownership::may_write(self.identity, unsafe { sqlfn::text_of(owner) })
             });
             let row = lease::found(&found, 0, [2, 3, 4, 5]);
             if found.count == 0 || !own || lease::deadline(key, &row).is_none() {
@@ -70,7 +70,8 @@ impl<'a> Beater<'a> {
             }
             let lease = self.renewed(&found, &row);
             if leases().apply_present(key, &lease) == Applied::Full {
-                let _intent = intent::set(Intent { technical: true, ..Intent::default() });
+                let _intent =
+                    intent::set(vec![key.hash], Intent { system_columns_only: true, ..Intent::default() });
                 let wall = clock::wall_of(lease.last_seen);
                 let values = [
                     Some(uuid(key.hash)),

@@ -1,7 +1,11 @@
-//! What a verb wants of the triggers beyond the row it writes. Direct DML has no such wishes.
+//! What a verb wants of the triggers beyond the rows it writes. Direct DML has no such wishes.
+//!
+//! An intent belongs to the rows it is about, and to the verb's own statement: what a trigger of somebody else's writes
+//! meanwhile, to other rows or to these, is that trigger's own, and its caller is whom it runs as.
 
 use crate::event::record::Reason;
 use crate::identity::Identity;
+use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -17,27 +21,50 @@ pub struct Intent {
     pub expiring: bool,
     /// Who asks, where the statement itself runs with the owner's rights.
     pub caller: Option<Rc<Identity>>,
-    /// Only technical columns are written: no check, no event.
-    pub technical: bool,
+    /// Only system columns are written: no check, no event.
+    pub system_columns_only: bool,
+}
+
+/// A statement that is running, and what is wanted of its rows.
+struct Running {
+    /// Keyed hashes of the members, sorted.
+    members: Vec<u128>,
+    /// How deep in triggers the statement's own triggers are.
+    depth: i32,
+    intent: Rc<Intent>,
 }
 
 thread_local! {
-    static INTENT: RefCell<Intent> = RefCell::new(Intent::default());
+    static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
 }
 
-pub fn current() -> Intent {
-    INTENT.with_borrow(Clone::clone)
+/// What is wanted of this row by the statement whose trigger is running.
+pub fn of(member: u128) -> Rc<Intent> {
+    let depth = trigger_depth();
+    RUNNING.with_borrow(|running| match running {
+        Some(running) if running.depth == depth && running.members.binary_search(&member).is_ok() => {
+            running.intent.clone()
+        }
+        _ => Rc::default(),
+    })
 }
 
-/// While the guard lives the triggers know the intent.
-pub struct Guard(Intent);
+/// While the guard lives, the triggers of the statement that runs now know the intent.
+pub struct Guard(Option<Running>);
 
-pub fn set(intent: Intent) -> Guard {
-    Guard(INTENT.replace(intent))
+pub fn set(mut members: Vec<u128>, intent: Intent) -> Guard {
+    members.sort_unstable();
+    let running = Running { members, depth: trigger_depth() + 1, intent: Rc::new(intent) };
+    Guard(RUNNING.replace(Some(running)))
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        INTENT.set(std::mem::take(&mut self.0));
+        RUNNING.set(self.0.take());
     }
+}
+
+fn trigger_depth() -> i32 {
+    // SAFETY: pg_trigger_depth() takes nothing, looks at nothing but this process's state, and returns an integer.
+    unsafe { pgrx::direct_function_call::<i32>(pg_sys::pg_trigger_depth, &[]) }.unwrap_or(0)
 }

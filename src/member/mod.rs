@@ -1,6 +1,5 @@
 //! Members: the verbs that write them, the triggers that every write passes, the leases that keep them.
 
-pub mod access;
 pub mod after;
 pub mod before;
 pub mod checks;
@@ -9,9 +8,11 @@ pub mod heartbeat;
 pub mod holder;
 pub mod intent;
 pub mod lease;
+pub mod request;
 pub mod row;
 pub mod scan;
 pub mod session;
+pub mod store;
 pub mod trigger;
 pub mod update;
 pub mod upsert;

@@ -7,8 +7,9 @@ use crate::extension::Extension;
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
 use crate::spi::Rows;
-use crate::sqlfn::{bytes_of, interval_of, text_of};
-use pgrx::pg_sys::{self, Datum};
+use crate::sqlfn::{bytes_of, hash_of, interval_of, text_of};
+use crate::twin::attribute;
+use pgrx::pg_sys::{self, Datum, Oid};
 
 /// The columns, in the order of sql/tables.sql.
 #[derive(Clone, Copy)]
@@ -37,91 +38,136 @@ pub enum Column {
 
 pub const COLUMNS: usize = 19;
 
+/// Their types.
+const TYPES: [Oid; COLUMNS] = [
+    pg_sys::TEXTOID,
+    pg_sys::TEXTOID,
+    pg_sys::TEXTOID,
+    pg_sys::TEXTOID,
+    pg_sys::TEXTOID,
+    pg_sys::JSONBOID,
+    pg_sys::JSONBOID,
+    pg_sys::TEXTARRAYOID,
+    pg_sys::INT8OID,
+    pg_sys::INT8OID,
+    pg_sys::TIMESTAMPTZOID,
+    pg_sys::TIMESTAMPTZOID,
+    pg_sys::TIMESTAMPTZOID,
+    pg_sys::TIMESTAMPTZOID,
+    pg_sys::INTERVALOID,
+    pg_sys::INT8OID,
+    pg_sys::INT8OID,
+    pg_sys::INT4OID,
+    pg_sys::UUIDOID,
+];
+
+/// A descriptor that was found to have our columns. Others may stand behind them.
+#[derive(Clone, Copy)]
+pub struct Layout(pg_sys::TupleDesc);
+
+impl Layout {
+    /// # Safety
+    /// A descriptor, which lives as long as rows are read with it.
+    pub unsafe fn of(descriptor: pg_sys::TupleDesc) -> Result<Layout> {
+        // SAFETY: the caller's promise; no more attributes are looked at than there are.
+        let is_ours = unsafe {
+            (*descriptor).natts as usize >= COLUMNS
+                && TYPES.iter().enumerate().all(|(at, of_type)| {
+                    let column = &*attribute(descriptor, at as i32);
+                    column.atttypid == *of_type && !column.attisdropped
+                })
+        };
+        if is_ours { Ok(Layout(descriptor)) } else { Err(Error::TooManyColumns) }
+    }
+
+    fn width(&self) -> usize {
+        // SAFETY: the descriptor of `of`.
+        unsafe { (*self.0).natts as usize }
+    }
+}
+
 #[derive(Clone)]
 pub struct Row {
-    place: pg_sys::ItemPointerData,
+    /// What it was read from: has what others keep in columns of their own.
+    tuple: pg_sys::HeapTuple,
     values: [Datum; COLUMNS],
     nulls: [bool; COLUMNS],
 }
 
 impl Row {
+    /// A row that is still to be stored, by SQL alone.
+    pub fn empty() -> Row {
+        Row { tuple: std::ptr::null_mut(), values: [Datum::from(0); COLUMNS], nulls: [true; COLUMNS] }
+    }
+
     /// # Safety
     /// `tuple` is a tuple of the table `relation`.
     pub unsafe fn read(tuple: pg_sys::HeapTuple, relation: pg_sys::Relation) -> Result<Row> {
         // SAFETY: the caller's promise.
-        unsafe { Row::deform(tuple, (*relation).rd_att) }
+        unsafe { Ok(Row::deform(tuple, Layout::of((*relation).rd_att)?)) }
     }
 
-    /// The first row of a `select *`, in the current memory context.
+    /// The first row of a query for all columns, in the current memory context.
     pub fn of_query(rows: &Rows) -> Result<Option<Row>> {
         let Some((tuple, descriptor)) = rows.first() else { return Ok(None) };
         // SAFETY: the tuple is of the descriptor; it is copied, for the rows go before it does.
-        unsafe { Row::deform(pg_sys::heap_copytuple(tuple), descriptor).map(Some) }
+        unsafe { Ok(Some(Row::deform(pg_sys::heap_copytuple(tuple), Layout::of(descriptor)?))) }
     }
 
     /// # Safety
-    /// `tuple` is of `descriptor`, which has the columns of the table.
-    pub unsafe fn deform(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc) -> Result<Row> {
+    /// `tuple` has this layout, and lives as long as the row.
+    pub unsafe fn deform(tuple: pg_sys::HeapTuple, layout: Layout) -> Row {
+        let mut row = Row { tuple, ..Row::empty() };
+        let Layout(descriptor) = layout;
         // SAFETY: the caller's promise; there is room for all columns.
         unsafe {
-            let place = (*tuple).t_self;
-            let mut row = Row { place, values: [Datum::from(0); COLUMNS], nulls: [true; COLUMNS] };
-            if (*descriptor).natts as usize != COLUMNS {
-                return Err(Error::TooManyColumns);
+            if layout.width() == COLUMNS {
+                pg_sys::heap_deform_tuple(tuple, descriptor, row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
+            } else {
+                let mut values = vec![Datum::from(0); layout.width()];
+                let mut nulls = vec![true; layout.width()];
+                pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+                row.values.copy_from_slice(&values[..COLUMNS]);
+                row.nulls.copy_from_slice(&nulls[..COLUMNS]);
             }
-            pg_sys::heap_deform_tuple(tuple, descriptor, row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
-            Ok(row)
         }
+        row
     }
 
-    /// Lock the row that a scan found, as an UPDATE does, waiting for whoever has it. False if it was changed since.
-    ///
-    /// # Safety
-    /// `table` is the table it was found in, open and locked for writing.
-    pub unsafe fn lock(&self, table: pg_sys::Relation) -> bool {
-        let mut tuple = pg_sys::HeapTupleData { t_self: self.place, ..Default::default() };
-        let (mut buffer, mut failure) = (0, pg_sys::TM_FailureData::default());
-        // SAFETY: the caller's promise; the buffer that it pins is released.
-        unsafe {
-            let result = pg_sys::heap_lock_tuple(
-                table,
-                &mut tuple,
-                pg_sys::GetCurrentCommandId(true),
-                pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
-                pg_sys::LockWaitPolicy::LockWaitBlock,
-                false,
-                &mut buffer,
-                &mut failure,
-            );
-            pg_sys::ReleaseBuffer(buffer);
-            result == pg_sys::TM_Result::TM_Ok
-        }
-    }
-
-    /// Store this in place of `old`, which is locked.
-    ///
-    /// # Safety
-    /// `table` is the table that both are of, open and locked for writing.
-    pub unsafe fn replace(&mut self, table: pg_sys::Relation, old: &Row) {
-        let mut place = old.place;
-        // SAFETY: the caller's promise. What extensions use for tables of their own: it updates the heap, and the
-        // indexes unless the new row stays on its page.
-        unsafe {
-            let tuple = self.form(table);
-            pg_sys::CatalogTupleUpdate(table, &mut place, tuple);
-            pg_sys::CommandCounterIncrement();
-        }
-    }
-
-    /// A new tuple of the table, in the current memory context.
+    /// A new tuple of the table, in the current memory context, with the columns of others as they were read.
     ///
     /// # Safety
     /// `relation` is the table the row was read from.
     pub unsafe fn form(&mut self, relation: pg_sys::Relation) -> pg_sys::HeapTuple {
         // SAFETY: the caller's promise; values and nulls have a place for each column.
         unsafe {
-            pg_sys::heap_form_tuple((*relation).rd_att, self.values.as_mut_ptr(), self.nulls.as_mut_ptr())
+            let descriptor = (*relation).rd_att;
+            let width = (*descriptor).natts as usize;
+            if width == COLUMNS {
+                return pg_sys::heap_form_tuple(
+                    descriptor,
+                    self.values.as_mut_ptr(),
+                    self.nulls.as_mut_ptr(),
+                );
+            }
+            let (mut values, mut nulls) = (self.values.to_vec(), self.nulls.to_vec());
+            values.resize(width, Datum::from(0));
+            nulls.resize(width, true);
+            let mut ours: Vec<bool> = (0..width).map(|at| at < COLUMNS).collect();
+            pg_sys::heap_modify_tuple(
+                self.tuple,
+                descriptor,
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+                ours.as_mut_ptr(),
+            )
         }
+    }
+
+    /// Where a stored row lies.
+    pub fn place(&self) -> pg_sys::ItemPointerData {
+        // SAFETY: the tuple lives as long as the row; null is a row that is not stored.
+        unsafe { self.tuple.as_ref() }.map_or_else(Default::default, |tuple| tuple.t_self)
     }
 
     pub fn get(&self, column: Column) -> Option<Datum> {
@@ -174,7 +220,17 @@ impl Row {
         }
     }
 
+    /// The key of a row that is stored.
     pub fn key(&self, extension: &Extension) -> Key {
+        // SAFETY: the column is a uuid.
+        match self.get(Column::KeyHash).map(|hash| unsafe { hash_of(hash) }) {
+            Some(hash) => extension.key_of(hash),
+            None => self.make_key(extension),
+        }
+    }
+
+    /// The key that the names make.
+    pub fn make_key(&self, extension: &Extension) -> Key {
         let text = |column| self.text(column).unwrap_or_default();
         extension.key(text(Column::Room), text(Column::MemberId), text(Column::ConnectionId))
     }

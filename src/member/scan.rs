@@ -1,7 +1,7 @@
 //! Rows of `presence.member` by an index, without the executor and without any policy: for callers that know whose rows
 //! they may look at.
 
-use super::row::{Column, Row};
+use super::row::{Column, Layout, Row};
 use crate::error::Result;
 use crate::extension::{self, Extension};
 use crate::lease::table::Key;
@@ -12,9 +12,9 @@ use pgrx::pg_sys::{self, Datum, Oid};
 pub fn by_key(extension: &Extension, key: &Key, snapshot: pg_sys::Snapshot) -> Result<Option<Row>> {
     let mut found = None;
     let condition = (Column::KeyHash, pg_sys::F_UUID_EQ, uuid(key.hash));
-    scan(extension, extension.key_index, condition, snapshot, |tuple, descriptor| {
+    scan(extension, extension.key_index, condition, snapshot, |tuple, layout| {
         // SAFETY: a tuple of the table; copied, because the scan's own goes with it.
-        found = Some(unsafe { Row::deform(pg_sys::heap_copytuple(tuple), descriptor)? });
+        found = Some(unsafe { Row::deform(pg_sys::heap_copytuple(tuple), layout) });
         Ok(false)
     })?;
     Ok(found)
@@ -26,16 +26,10 @@ pub fn of_room(extension: &Extension, room: &[u8], mut body: impl FnMut(&Row) ->
     let Some(index) = extension::relation(c"member_pkey") else { return Ok(false) };
     // SAFETY: a snapshot is active while a function runs.
     let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
-    scan(
-        extension,
-        index,
-        (Column::Room, pg_sys::F_TEXTEQ, varlena(room)),
-        snapshot,
-        |tuple, descriptor| {
-            // SAFETY: a tuple of the table, which the scan keeps until the next one.
-            body(&unsafe { Row::deform(tuple, descriptor)? }).map(|()| true)
-        },
-    )?;
+    scan(extension, index, (Column::Room, pg_sys::F_TEXTEQ, varlena(room)), snapshot, |tuple, layout| {
+        // SAFETY: a tuple of the table, which the scan keeps until the next one.
+        body(&unsafe { Row::deform(tuple, layout) }).map(|()| true)
+    })?;
     Ok(true)
 }
 
@@ -45,13 +39,13 @@ fn scan(
     index: Oid,
     (column, equality, value): (Column, u32, Datum),
     snapshot: pg_sys::Snapshot,
-    mut body: impl FnMut(pg_sys::HeapTuple, pg_sys::TupleDesc) -> Result<bool>,
+    mut body: impl FnMut(pg_sys::HeapTuple, Layout) -> Result<bool>,
 ) -> Result<()> {
     // SAFETY: an index scan of our own table, ended and closed below, also after an error of the body; the lock on the
     // table stays until the transaction ends, as that of a SELECT does.
     unsafe {
         let table = pg_sys::table_open(extension.member, pg_sys::AccessShareLock as i32);
-        let descriptor = (*table).rd_att;
+        let layout = Layout::of((*table).rd_att)?;
         let mut condition = pg_sys::ScanKeyData::default();
         pg_sys::ScanKeyEntryInitialize(
             &mut condition,
@@ -71,7 +65,7 @@ fn scan(
             if tuple.is_null() {
                 break;
             }
-            result = body(tuple, descriptor);
+            result = body(tuple, layout);
         }
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(table, pg_sys::NoLock as i32);

@@ -18,46 +18,52 @@ pub const TOLD: [Column; 5] =
 /// What decides who sees a member: with a change of these somebody may lose sight of it.
 pub const SEEN_BY: [Column; 2] = [Column::Audience, Column::UserId];
 
+/// One row that a statement writes.
 pub struct Firing<'a> {
     data: &'a pg_sys::TriggerData,
     pub extension: Extension,
-    pub intent: Intent,
+    pub intent: Rc<Intent>,
+    operation: Operation,
+    /// The row before an UPDATE or DELETE, or the row of an INSERT.
+    pub first: Row,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Operation {
     Insert,
     Update,
     Delete,
-    Truncate,
+}
+
+/// The trigger's call, and which table it is for; None is the statement that truncates.
+fn firing<'a>(call: &'a Call) -> Result<Option<Firing<'a>>> {
+    let not_ours = |why: &str| Error::InvalidArgument { argument: "call", why: why.into() };
+    let data = call.trigger().ok_or_else(|| not_ours("This function is a trigger of presence.member."))?;
+    let extension = extension::current()?;
+    // SAFETY: a trigger's relation is open. Rows of another table must not be read as if they were members.
+    let relation = unsafe { (*data.tg_relation).rd_id };
+    if relation != extension.member {
+        return Err(not_ours("This function is a trigger of presence.member, and of no other table."));
+    }
+    let operation = match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+        pg_sys::TRIGGER_EVENT_INSERT => Operation::Insert,
+        pg_sys::TRIGGER_EVENT_UPDATE => Operation::Update,
+        pg_sys::TRIGGER_EVENT_DELETE => Operation::Delete,
+        _ => return Ok(None),
+    };
+    if data.tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 {
+        return Err(not_ours("It is a trigger for each row."));
+    }
+    // SAFETY: the tuple of this trigger's relation.
+    let first = unsafe { Row::read(data.tg_trigtuple, data.tg_relation)? };
+    let intent = intent::of(first.key(&extension).hash);
+    Ok(Some(Firing { data, extension, intent, operation, first }))
 }
 
 impl Firing<'_> {
-    fn of(call: &Call) -> Result<Firing<'_>> {
-        let data = call.trigger().ok_or(Error::InvalidArgument {
-            argument: "call",
-            why: "This function is a trigger of presence.member.".into(),
-        })?;
-        Ok(Firing { data, extension: extension::current()?, intent: intent::current() })
-    }
-
     /// Who writes: the caller of a verb, whatever the rights it writes with; else the current role.
     pub fn identity(&self) -> Result<Rc<Identity>> {
         self.intent.caller.clone().map_or_else(|| identity::current(&self.extension), Ok)
-    }
-
-    fn operation(&self) -> Operation {
-        match self.data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
-            pg_sys::TRIGGER_EVENT_INSERT => Operation::Insert,
-            pg_sys::TRIGGER_EVENT_UPDATE => Operation::Update,
-            pg_sys::TRIGGER_EVENT_DELETE => Operation::Delete,
-            _ => Operation::Truncate,
-        }
-    }
-
-    /// The row before an UPDATE or DELETE, or the row of an INSERT.
-    pub fn first(&self) -> Result<Row> {
-        // SAFETY: the tuple of this trigger's relation.
-        unsafe { Row::read(self.data.tg_trigtuple, self.data.tg_relation) }
     }
 
     /// The row after an UPDATE.
@@ -68,9 +74,9 @@ impl Firing<'_> {
 
     /// The row as it would be stored.
     pub fn newest(&self) -> Result<Row> {
-        match self.operation() {
+        match self.operation {
             Operation::Update => self.second(),
-            _ => self.first(),
+            _ => Ok(self.first.clone()),
         }
     }
 
@@ -82,7 +88,7 @@ impl Firing<'_> {
 
     /// Carry on with the row as it is.
     pub fn proceed_unchanged(&self) -> Result<Option<Datum>> {
-        let tuple = match self.operation() {
+        let tuple = match self.operation {
             Operation::Update => self.data.tg_newtuple,
             _ => self.data.tg_trigtuple,
         };
@@ -97,18 +103,16 @@ impl Firing<'_> {
 
 /// BEFORE INSERT, UPDATE, DELETE (each row) and TRUNCATE.
 fn fire_before(call: &Call) -> Result<Option<Datum>> {
-    let firing = Firing::of(call)?;
-    if firing.intent.technical {
+    let Some(firing) = firing(call)? else { return Err(Error::NoTruncate) };
+    if firing.intent.system_columns_only {
         return firing.proceed_unchanged();
     }
-    let replicated = is_replica();
-    match firing.operation() {
-        Operation::Insert | Operation::Update if replicated => before::replicated(&firing),
-        Operation::Delete if replicated => firing.proceed_unchanged(),
+    match firing.operation {
+        Operation::Delete if is_replica() => firing.proceed_unchanged(),
+        _ if is_replica() => before::replicated(&firing),
         Operation::Insert => before::insert(&firing),
         Operation::Update => before::update(&firing),
         Operation::Delete => before::delete(&firing),
-        Operation::Truncate => Err(Error::NoTruncate),
     }
 }
 
@@ -120,13 +124,13 @@ pub fn is_replica() -> bool {
 
 /// AFTER INSERT, UPDATE, DELETE, each row.
 fn fire_after(call: &Call) -> Result<Option<Datum>> {
-    let firing = Firing::of(call)?;
-    if !firing.intent.technical {
-        match firing.operation() {
+    if let Some(firing) = firing(call)?
+        && !firing.intent.system_columns_only
+    {
+        match firing.operation {
             Operation::Insert => after::insert(&firing)?,
             Operation::Update => after::update(&firing)?,
             Operation::Delete => after::delete(&firing)?,
-            Operation::Truncate => {}
         }
     }
     Ok(Some(Datum::from(0)))

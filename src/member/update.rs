@@ -1,34 +1,12 @@
 //! `presence.update`: change what is there by JSON merge patch. A late update makes no ghost: absent is no row.
 
-use super::access::Access;
-use super::holder::refuse_anothers;
-use super::intent::Intent;
-use super::row::Row;
-use super::upsert::online_row;
-use super::validate;
+use super::request::Request;
+use super::{upsert, validate};
 use crate::error::{Error, Result};
 use crate::extension;
 use crate::identity;
-use crate::spi::{Connection, Statement};
-use crate::sqlfn::{Call, uuid};
-use pgrx::pg_sys::{self, Datum};
-
-static CHANGE: Statement = Statement {
-    sql: c"update presence.member m set state = case when $2 is null then m.state \
-                                                     else presence._merge_patch(m.state, $2) end, \
-           status = coalesce($3, m.status), metadata = coalesce($4, m.metadata), \
-           audience = coalesce($5, m.audience) \
-           where key_hash operator(pg_catalog.=) $1 and ($6 is null or user_id operator(pg_catalog.=) $6) \
-           returning *",
-    arguments: &[
-        pg_sys::UUIDOID,
-        pg_sys::JSONBOID,
-        pg_sys::TEXTOID,
-        pg_sys::JSONBOID,
-        pg_sys::TEXTARRAYOID,
-        pg_sys::TEXTOID,
-    ],
-};
+use crate::sqlfn::{Call, varlena};
+use pgrx::pg_sys::Datum;
 
 /// SQL `presence.update(room, patch, member_id, connection_id, status, metadata, audience)`.
 fn update(call: &Call) -> Result<Option<Datum>> {
@@ -41,23 +19,30 @@ fn update(call: &Call) -> Result<Option<Datum>> {
     };
     let connection_id = call.text(3).unwrap_or_default();
     validate::key(room, member_id, connection_id)?;
+    let patch = call.datum(1);
     // SAFETY: declared jsonb in SQL.
-    if call.datum(1).is_some_and(|patch| !unsafe { crate::jsonb::is_object(patch) }) {
+    if patch.is_some_and(|patch| !unsafe { crate::jsonb::is_object(patch) }) {
         return Err(Error::InvalidPatch);
     }
-    let key = extension.key(room, member_id, connection_id);
-    let connection = Connection::open()?;
-    let access = Access::new(&extension, &identity)?;
-    let hash = Some(uuid(key.hash));
-    let values = [hash, call.datum(1), call.datum(4), call.datum(5), call.datum(6), access.only_of()];
-    let changed = access.write(&connection, &CHANGE, &values, Intent::default())?;
-    let row = Row::of_query(&changed)?.map(|row| online_row(&connection, &row, &extension)).transpose()?;
-    drop(changed);
-    drop(connection);
-    if row.is_none() {
-        refuse_anothers(&extension, &identity, member_id, &key)?;
-    }
-    call.at_most_one_row(row)
+    let request = Request {
+        verb: c"presence.update()",
+        key: extension.key(room, member_id, connection_id),
+        extension,
+        room: varlena(room),
+        member_id: varlena(member_id),
+        connection_id: varlena(connection_id),
+        state: None,
+        patch,
+        status: call.datum(4),
+        metadata: call.datum(5),
+        ttl: None,
+        audience: call.datum(6),
+        session: None,
+        new_owner: None,
+        owner: None,
+        caller: identity.clone(),
+    };
+    call.at_most_one_row(upsert::run(&request)?)
 }
 
 /// SQL `presence._merge_patch(target jsonb, patch jsonb)`.

@@ -76,6 +76,8 @@ pub struct Counters {
     pub dropped: AtomicU64,
     pub notifications: AtomicU64,
     pub heartbeats: AtomicU64,
+    /// Members that verbs have written without the policies (`member::store`).
+    pub fast_writes: AtomicU64,
     pub expired: AtomicU64,
     pub resyncs: AtomicU64,
     /// timestamptz

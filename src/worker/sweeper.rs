@@ -10,7 +10,7 @@ use crate::lease::table::{CLAIMED, Key, Lease, TOMBSTONE};
 use crate::member::intent::{self, Intent};
 use crate::member::{self, session};
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{array, hash_of, uuid};
+use crate::sqlfn::{hash_of, uuids};
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::*;
@@ -55,17 +55,12 @@ pub fn delete(extension: &Extension, keys: &[u128], bytes: u64) -> Result<usize>
         return Ok(0);
     }
     spi::as_role(extension.owner, || {
-        let _intent = intent::set(Intent { expiring: true, ..Intent::default() });
+        let _intent = intent::set(keys.to_vec(), Intent { expiring: true, ..Intent::default() });
         let values = [Some(uuids(keys)), Some(Datum::from(bytes as i64))];
         let deleted = Connection::open()?.run(&DELETE, &values, true)?.count;
         crate::injection::stall("claimed");
         Ok(deleted)
     })
-}
-
-fn uuids(keys: &[u128]) -> Datum {
-    let values: Vec<Datum> = keys.iter().map(|key| uuid(*key)).collect();
-    array(&values, pg_sys::UUIDOID)
 }
 
 /// What is due for deletion now, in batches in key order.

@@ -1,0 +1,252 @@
+//! What a verb asks for, and how that is done: find the row, decide what it shall be, store it. One way for `upsert`,
+//! `update` and their kin; how a row is found and stored is `store`'s affair.
+
+use super::checks::{EMPTY_OBJECT, check_join, check_member_id};
+use super::intent::Intent;
+use super::row::{Column, Row};
+use super::store::Store;
+use super::{lease, validate};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::event::fold::{Change, What};
+use crate::event::transaction::{self, Pending};
+use crate::extension::Extension;
+use crate::identity::Identity;
+use crate::lease::shared::leases;
+use crate::lease::table::Key;
+use crate::ownership;
+use crate::spi::Connection;
+use crate::sqlfn::{bytes_of, interval_of, text_of, texts_of, varlena};
+use pgrx::pg_sys::{self, Datum};
+use std::rc::Rc;
+
+/// A verb's arguments after the names were checked and defaults filled in. None keeps what the member has.
+pub struct Request {
+    /// For messages: the SQL function.
+    pub verb: &'static std::ffi::CStr,
+    pub extension: Extension,
+    pub key: Key,
+    pub caller: Rc<Identity>,
+    /// Whose member it becomes on enter. None: nobody enters; only who is here is changed.
+    pub owner: Option<Vec<u8>>,
+    /// Set: whose it becomes in any case. A service role that names nobody leaves the owner as it is.
+    pub new_owner: Option<Datum>,
+    pub room: Datum,
+    pub member_id: Datum,
+    pub connection_id: Datum,
+    pub state: Option<Datum>,
+    /// Instead of a state: a JSON merge patch on what is there.
+    pub patch: Option<Datum>,
+    pub status: Option<Datum>,
+    pub metadata: Option<Datum>,
+    pub ttl: Option<Datum>,
+    pub audience: Option<Datum>,
+    pub session: Option<bool>,
+}
+
+/// What came of a request.
+pub enum Written {
+    /// The row as it was written.
+    Row(Row),
+    /// As it was found, and only renewed.
+    Renewed(Row),
+    /// Nobody is here whom it could change.
+    Absent,
+}
+
+/// The first try, and three more where somebody was quicker each time.
+const TRIES: usize = 4;
+
+impl Request {
+    /// Find, decide, store. The member may expire, enter or leave between our statements; each try starts from what is
+    /// there.
+    pub fn write(&self, connection: &Connection) -> Result<Written> {
+        let store = Store::open(&self.extension, &self.caller, connection)?;
+        let mut last_found = None;
+        for turn in 0..TRIES {
+            let found = store.find(&self.key, turn > 0)?.filter(|row| self.is_live(row));
+            last_found = found.as_ref().map(|row| row.number(Column::Version));
+            let written = match found {
+                Some(found) => self.change(&store, &found)?,
+                None if self.owner.is_none() => return self.absent(),
+                None => self.enter(&store)?,
+            };
+            if let Some(written) = written {
+                return Ok(written);
+            }
+        }
+        if self.owner.is_none() { self.absent() } else { Err(self.why_not(&store, last_found)?) }
+    }
+
+    /// Change the row that was found, or only renew it. None: it is not there any more, or may not be changed.
+    fn change(&self, store: &Store, found: &Row) -> Result<Option<Written>> {
+        self.require_ownership(found)?;
+        check_join(&self.caller, found)?;
+        let identical = self.is_identical(found)?;
+        crate::injection::stall("renewing");
+        if identical && self.renew(found) {
+            return Ok(Some(Written::Renewed(found.clone())));
+        }
+        // SAFETY: a C string; raises in a READ ONLY transaction.
+        unsafe { pg_sys::PreventCommandIfReadOnly(self.verb.as_ptr()) };
+        let Some(held) = store.lock(found)?.filter(|row| self.is_live(row)) else { return Ok(None) };
+        self.require_ownership(&held)?;
+        Ok(store.change(&held, self.wanted(&held), self.intent())?.map(Written::Row))
+    }
+
+    fn enter(&self, store: &Store) -> Result<Option<Written>> {
+        let mut row = Row::empty();
+        row.set(Column::Room, Some(self.room));
+        row.set(Column::MemberId, Some(self.member_id));
+        row.set(Column::ConnectionId, Some(self.connection_id));
+        row.set(Column::UserId, self.owner.as_deref().map(varlena));
+        Ok(store.enter(&self.key, &self.wanted(&row), self.intent())?.map(Written::Row))
+    }
+
+    fn require_ownership(&self, row: &Row) -> Result<()> {
+        // SAFETY: a text.
+        let member_id = unsafe { text_of(self.member_id) };
+        // Another's name is refused as such, whether that other is here or not.
+        if !ownership::may_write(&self.caller, row.text(Column::UserId).unwrap_or_default()) {
+            check_member_id(&self.caller, member_id)?;
+            return Err(Error::OwnedByAnother);
+        }
+        Ok(())
+    }
+
+    /// Nobody is here, or it is another's.
+    fn absent(&self) -> Result<Written> {
+        // SAFETY: a text.
+        let member_id = unsafe { text_of(self.member_id) };
+        ownership::require_none_of_anothers(&self.extension, &self.caller, member_id, &self.key)?;
+        Ok(Written::Absent)
+    }
+
+    /// Why none of the tries came to anything; the last one found this version.
+    fn why_not(&self, store: &Store, found: Option<u64>) -> Result<Error> {
+        Ok(match ownership::holder(&self.extension, &self.key)? {
+            Some(holder) if !ownership::may_write(&self.caller, &holder.owner) => Error::OwnedByAnother,
+            // It is the caller's and nobody else changes it, and still it cannot be changed, or not even be seen.
+            Some(holder) if !store.is_fast() && found.is_none_or(|found| found == holder.version) => {
+                Error::Refused
+            }
+            _ => Error::ConcurrentUpdate,
+        })
+    }
+
+    /// The row as the request wants it, made of the one that is there; on enter, of one that has nothing but its names.
+    fn wanted(&self, held: &Row) -> Row {
+        let mut row = held.clone();
+        let given = [
+            (Column::State, self.new_state(held)),
+            (Column::Status, self.status),
+            (Column::Metadata, self.metadata),
+            (Column::Ttl, self.ttl),
+            (Column::Audience, self.audience),
+            (Column::UserId, self.new_owner),
+        ];
+        for (column, value) in given.into_iter().filter(|(_, value)| value.is_some()) {
+            row.set(column, value);
+        }
+        // A session needs no ttl, but for one that is given.
+        if self.session == Some(true) {
+            row.set(Column::Ttl, self.ttl);
+        }
+        row
+    }
+
+    /// The state as given, or as the patch makes it of the one that is there.
+    fn new_state(&self, held: &Row) -> Option<Datum> {
+        let Some(patch) = self.patch else { return self.state };
+        let held = held.get(Column::State).unwrap_or_else(|| varlena(&EMPTY_OBJECT));
+        // SAFETY: both are jsonb, and the patch was checked to be an object.
+        Some(unsafe { crate::jsonb::merge_patch(held, patch) })
+    }
+
+    fn is_live(&self, found: &Row) -> bool {
+        lease::deadline(&self.key, &found.lease()).is_some()
+    }
+
+    fn intent(&self) -> Intent {
+        Intent { session: self.session, ..Intent::default() }
+    }
+
+    /// Whether the call would leave everything as it is.
+    fn is_identical(&self, found: &Row) -> Result<bool> {
+        let same = |given: Option<Datum>, column| match given {
+            // SAFETY: callers name jsonb arguments.
+            Some(given) => found.varlena(column) == Some(unsafe { bytes_of(given) }),
+            None => true,
+        };
+        // SAFETY: a text, a text and an interval.
+        let (owner, status, ttl) = unsafe {
+            let text = |given: Option<Datum>| given.map(|given| text_of(given));
+            (text(self.new_owner), text(self.status), self.ttl.map(|ttl| interval_of(ttl)))
+        };
+        let same_session = match self.session {
+            None => true,
+            Some(false) => found.get(Column::Session).is_none(),
+            Some(true) => {
+                let mine = crate::shared::my_process()
+                    .map_or(0, |process| process.session.load(std::sync::atomic::Ordering::Relaxed));
+                mine != 0
+                    && found.number(Column::Session) == mine
+                    && (self.ttl.is_some() == found.get(Column::Ttl).is_some())
+            }
+        };
+        Ok(owner.is_none_or(|owner| found.text(Column::UserId) == Some(owner))
+            && status.is_none_or(|status| found.text(Column::Status).unwrap_or_default() == status)
+            && ttl.is_none_or(|ttl| found.ttl() == Some(ttl))
+            && same_session
+            && same(self.new_state(found), Column::State)
+            && same(self.metadata, Column::Metadata)
+            && self.same_audience(found)?)
+    }
+
+    fn same_audience(&self, found: &Row) -> Result<bool> {
+        let (Some(given), Some(held)) = (self.audience, found.get(Column::Audience)) else {
+            return Ok(self.audience.is_none());
+        };
+        // SAFETY: text arrays and a text.
+        unsafe {
+            let given = texts_of(given).map_err(|why| Error::InvalidAudience { why: why.into() })?;
+            let given = validate::audience(&given, text_of(self.room))?;
+            let held = texts_of(held).map_err(|why| Error::InvalidAudience { why: why.into() })?;
+            Ok(given == held)
+        }
+    }
+
+    /// Renew at commit without touching the row, if nobody else is changing it.
+    fn renew(&self, found: &Row) -> bool {
+        if !self.extension.may_write() {
+            return false;
+        }
+        match transaction::pending(&self.key) {
+            Pending::Present { .. } => {
+                transaction::renew_pending(&self.key, clock::boot(), false);
+                return true;
+            }
+            Pending::Gone => return false,
+            Pending::Untouched => {}
+        }
+        let version = found.number(Column::Version);
+        let unchanged = leases().unchanged(&self.key, version, clock::boot());
+        if unchanged {
+            let (what, image) = (What::Renew, Default::default());
+            transaction::push(
+                &self.extension,
+                Change {
+                    key: self.key,
+                    what,
+                    version,
+                    at: 0,
+                    joined_at: 0,
+                    seen_at: 0,
+                    image,
+                    previous: None,
+                },
+            );
+        }
+        unchanged
+    }
+}

@@ -1,0 +1,288 @@
+//! How a verb finds its row and stores it: as SQL under the caller's rights, or by the same steps without the executor.
+//!
+//! A verb touches one row and knows whose it must be. Setting up an UPDATE under four policies with sub-selects costs
+//! more than the update itself. So where the executor could not do anything else, the row is found by the index, locked,
+//! passed through what our triggers call, and stored in the heap. What the executor would have looked at, and what
+//! stands for it here:
+//!
+//! | the executor and what is before it | here |
+//! |---|---|
+//! | locks the table, takes in what was committed | the same lock, before anything is looked at (`policy::is_as_made`) |
+//! | policies, triggers, rules, constraints, NOT NULL, generated columns, children, indexes | exactly ours, by the relation cache (`twin`), else SQL |
+//! | other libraries' hooks for rights and policies | none are there, else SQL |
+//! | rights on table and columns | all rights on the whole table, looked up each time, else SQL |
+//! | policies of ours | `ownership`: they say the same |
+//! | an authorizer, which our policies call | none is set, else SQL |
+//! | `row_security = off`, which refuses | it is on, else SQL |
+//! | READ ONLY, recovery | SQL, which refuses |
+//! | replica role, in which triggers do less | SQL |
+//! | REPEATABLE READ and SERIALIZABLE | the lock fails with 40001; heap and index report conflicts by themselves |
+//! | waiting for who has changed the row, and going on with what they made of it | `lock`, by the table's access method |
+//!
+//! `presence.fast_path = off` takes SQL always; the tests run both ways and compare. `presence.health` counts what went
+//! the fast way.
+
+use super::intent::{self, Intent};
+use super::row::{Column, Layout, Row};
+use super::trigger::is_replica;
+use super::{after, before, scan};
+use crate::error::{Error, Result};
+use crate::event::transaction::{self, Pending};
+use crate::extension::Extension;
+use crate::identity::Identity;
+use crate::lease::table::Key;
+use crate::spi::{self, Connection, Statement, with_statement_snapshot};
+use crate::sqlfn::uuid;
+use crate::{authorizer, policy, settings};
+use pgrx::pg_sys::{self, Datum};
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+
+pub struct Store<'a> {
+    extension: &'a Extension,
+    caller: &'a Rc<Identity>,
+    connection: &'a Connection,
+    fast: bool,
+}
+
+/// All columns that the extension knows, in their order.
+macro_rules! columns {
+    () => {
+        "room, member_id, connection_id, user_id, status, state, metadata, audience, version, generation, joined_at, \
+         updated_at, last_seen_at, expires_at, ttl, deadline, session, session_pid, key_hash"
+    };
+}
+
+macro_rules! statement {
+    ($arguments:expr, $($part:expr),+) => {
+        Statement {
+            sql: match std::ffi::CStr::from_bytes_with_nul(concat!($($part),+, "\0").as_bytes()) {
+                Ok(sql) => sql,
+                Err(_) => c"",
+            },
+            arguments: &$arguments,
+        }
+    };
+}
+
+static FIND: Statement = statement!(
+    [pg_sys::UUIDOID],
+    "select ",
+    columns!(),
+    " from presence.member where key_hash operator(pg_catalog.=) $1"
+);
+
+static LOCK: Statement = statement!(
+    [pg_sys::UUIDOID],
+    "select ",
+    columns!(),
+    " from presence.member where key_hash operator(pg_catalog.=) $1 for no key update"
+);
+
+/// Everything that a writer may choose. The rest is made by the triggers.
+static CHANGE: Statement = statement!(
+    [
+        pg_sys::UUIDOID,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::JSONBOID,
+        pg_sys::JSONBOID,
+        pg_sys::TEXTARRAYOID,
+        pg_sys::INTERVALOID
+    ],
+    "update presence.member set user_id = $2, status = $3, state = $4, metadata = $5, audience = $6, ttl = $7 \
+     where key_hash operator(pg_catalog.=) $1 returning ",
+    columns!()
+);
+
+static ENTER: Statement = statement!(
+    [
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::JSONBOID,
+        pg_sys::JSONBOID,
+        pg_sys::TEXTARRAYOID,
+        pg_sys::INTERVALOID
+    ],
+    "insert into presence.member (room, member_id, connection_id, user_id, status, state, metadata, audience, ttl) \
+     values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (room, member_id, connection_id) do nothing returning ",
+    columns!()
+);
+
+impl<'a> Store<'a> {
+    /// For somebody who has a name to write under, or acts for all.
+    pub fn open(
+        extension: &'a Extension,
+        caller: &'a Rc<Identity>,
+        connection: &'a Connection,
+    ) -> Result<Store<'a>> {
+        if !caller.service {
+            caller.writer()?;
+        }
+        Ok(Store { extension, caller, connection, fast: is_fast(extension)? })
+    }
+
+    pub fn is_fast(&self) -> bool {
+        self.fast
+    }
+
+    /// The member's row, as the caller's statement sees it, or (`anew`, and where this statement has changed it) as one
+    /// that begins now would. It may be another's: compare the owner.
+    pub fn find(&self, key: &Key, anew: bool) -> Result<Option<Row>> {
+        let anew = anew || !matches!(transaction::pending(key), Pending::Untouched);
+        if !self.fast {
+            return Row::of_query(&self.connection.run(&FIND, &[Some(uuid(key.hash))], anew)?);
+        }
+        // SAFETY: a snapshot is active while a function runs.
+        let find = || scan::by_key(self.extension, key, unsafe { pg_sys::GetActiveSnapshot() });
+        if anew { with_statement_snapshot(find) } else { find() }
+    }
+
+    /// Lock the row that was found, waiting for whoever is changing it, and read what it is now. None if it is gone, or
+    /// if a policy keeps the caller from changing it.
+    pub fn lock(&self, found: &Row) -> Result<Option<Row>> {
+        if self.fast {
+            return with_table(self.extension, |table| lock_newest(table, found));
+        }
+        let key = found.key(self.extension);
+        Row::of_query(&self.connection.run(&LOCK, &[Some(uuid(key.hash))], true)?)
+    }
+
+    /// Store `row` in place of `held`, which was locked. Returns the row as it is then, or None if something (a lease
+    /// that has run out, a trigger) did not let it happen.
+    pub fn change(&self, held: &Row, row: Row, intent: Intent) -> Result<Option<Row>> {
+        let key = held.key(self.extension);
+        if self.fast {
+            let changed = with_table(self.extension, |table| {
+                let changed = before::change(self.extension, self.caller, &intent, held, row)?;
+                Ok(changed.map(|mut row| {
+                    // SAFETY: the row was read from this table, which is open and locked for writing.
+                    unsafe { replace(table, held, &mut row) };
+                    row
+                }))
+            })?;
+            if let Some(row) = &changed {
+                after::changed(self.extension, held, row);
+                self.extension.database.counters.fast_writes.fetch_add(1, Relaxed);
+            }
+            return Ok(changed);
+        }
+        let mut values = vec![Some(uuid(key.hash))];
+        values.extend(CHOSEN.map(|column| row.get(column)));
+        self.write(&key, &CHANGE, &values, intent)
+    }
+
+    /// Store a new row. None if somebody has its key.
+    pub fn enter(&self, key: &Key, row: &Row, intent: Intent) -> Result<Option<Row>> {
+        let mut values = NAMES.map(|column| row.get(column)).to_vec();
+        values.extend(CHOSEN.map(|column| row.get(column)));
+        self.write(key, &ENTER, &values, intent)
+    }
+
+    /// With the owner's rights where the caller's could say nothing else: that spares the policies.
+    fn write(
+        &self,
+        key: &Key,
+        statement: &'static Statement,
+        values: &[Option<Datum>],
+        intent: Intent,
+    ) -> Result<Option<Row>> {
+        let caller = Some(self.caller.clone());
+        let _intent = intent::set(vec![key.hash], Intent { caller, ..intent });
+        let run = || Row::of_query(&self.connection.run(statement, values, true)?);
+        if !self.fast {
+            return run();
+        }
+        let written = spi::as_role(self.extension.owner, run)?;
+        if written.is_some() {
+            self.extension.database.counters.fast_writes.fetch_add(1, Relaxed);
+        }
+        Ok(written)
+    }
+}
+
+const NAMES: [Column; 3] = [Column::Room, Column::MemberId, Column::ConnectionId];
+/// In the order of the statements.
+const CHOSEN: [Column; 6] =
+    [Column::UserId, Column::Status, Column::State, Column::Metadata, Column::Audience, Column::Ttl];
+
+/// Whether SQL could do nothing else than we do: the table above.
+fn is_fast(extension: &Extension) -> Result<bool> {
+    // SAFETY: look-ups in shared memory and plain reads of this process's state.
+    let may_be = unsafe {
+        !pg_sys::RecoveryInProgress() && !pg_sys::XactReadOnly && pg_sys::row_security && !is_replica()
+    };
+    Ok(may_be
+        && settings::fast_path()
+        && !authorizer::is_set()
+        && policy::is_as_made(extension)?
+        && extension.may_do_all())
+}
+
+/// Do something with the table `member`, open and locked for writing.
+fn with_table<T>(extension: &Extension, body: impl FnOnce(pg_sys::Relation) -> Result<T>) -> Result<T> {
+    // SAFETY: our own table; closed here, or by the abort that an error leads to. The lock stays.
+    unsafe {
+        let table = pg_sys::table_open(extension.member, pg_sys::RowExclusiveLock as i32);
+        let value = body(table)?;
+        pg_sys::table_close(table, pg_sys::NoLock as i32);
+        Ok(value)
+    }
+}
+
+/// As an UPDATE does: wait for who has the row, follow it to its newest version (in a READ COMMITTED transaction; in
+/// others that is 40001), lock and read that.
+fn lock_newest(table: pg_sys::Relation, found: &Row) -> Result<Option<Row>> {
+    let mut place = found.place();
+    let mut failure = pg_sys::TM_FailureData::default();
+    // SAFETY: the table is open and locked; the slot is of its kind, and dropped after the tuple was copied.
+    unsafe {
+        let flags = if pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 {
+            0
+        } else {
+            pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION
+        };
+        let slot = pg_sys::MakeSingleTupleTableSlot((*table).rd_att, pg_sys::table_slot_callbacks(table));
+        let result = pg_sys::table_tuple_lock(
+            table,
+            &mut place,
+            pg_sys::GetActiveSnapshot(),
+            slot,
+            pg_sys::GetCurrentCommandId(true),
+            pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+            pg_sys::LockWaitPolicy::LockWaitBlock,
+            flags as u8,
+            &mut failure,
+        );
+        let held = match result {
+            pg_sys::TM_Result::TM_Ok => {
+                let tuple = pg_sys::ExecCopySlotHeapTuple(slot);
+                Some(Row::deform(tuple, Layout::of((*table).rd_att)?))
+            }
+            pg_sys::TM_Result::TM_Updated | pg_sys::TM_Result::TM_Deleted if flags == 0 => {
+                return Err(Error::ConcurrentUpdate);
+            }
+            _ => None,
+        };
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+        Ok(held)
+    }
+}
+
+/// Store the row in place of `old`, which this transaction has locked.
+///
+/// # Safety
+/// `table` is the table that both were read from, open and locked for writing.
+unsafe fn replace(table: pg_sys::Relation, old: &Row, row: &mut Row) {
+    let mut place = old.place();
+    // SAFETY: the caller's promise. What extensions use for tables of their own: it updates the heap, and the indexes
+    // unless the new row stays on its page.
+    unsafe {
+        let tuple = row.form(table);
+        pg_sys::CatalogTupleUpdate(table, &mut place, tuple);
+        pg_sys::CommandCounterIncrement();
+    }
+}

@@ -1,0 +1,232 @@
+//! Whether the table `member` is still as the extension made it, by what the relation cache says of it and of its empty
+//! twin, `_presence.member_twin`, which has the same columns, indexes, triggers and policies and is touched by nobody.
+//!
+//! The relation cache is what the executor itself goes by: under a lock on the table it is never older than the last
+//! committed definition, whatever snapshot the caller reads with. Trees are compared with `equal()`, never as text.
+
+use pgrx::pg_sys::{self, Oid};
+use std::ffi::{CStr, c_char};
+
+/// How `member` compares with its twin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Likeness {
+    /// The policies that decide what a SELECT shows.
+    pub of_reading: bool,
+    /// All that takes part in a write: columns, constraints, indexes, triggers, rules, children, all policies.
+    pub of_writing: bool,
+}
+
+/// Compare them. The caller has locked `member`.
+pub fn compare(member: Oid, twin: Oid) -> Likeness {
+    let (member, twin) = (Table::open(member), Table::open(twin));
+    let of_reading = member.class().relrowsecurity == twin.class().relrowsecurity
+        && same_policies(&member, &twin, |command| matches!(command, b'r' | b'*'));
+    let of_writing = of_reading
+        && same_class(&member, &twin)
+        && same_columns(&member, &twin)
+        && same_triggers(&member, &twin)
+        && same_indexes(&member, &twin)
+        && same_policies(&member, &twin, |_| true);
+    Likeness { of_reading, of_writing }
+}
+
+/// A relation that is open; closed when dropped, or by the abort while an ERROR unwinds. The lock stays.
+struct Table(pg_sys::Relation);
+
+impl Table {
+    fn open(relation: Oid) -> Table {
+        // SAFETY: opens a relation that exists, or raises.
+        Table(unsafe { pg_sys::relation_open(relation, pg_sys::AccessShareLock as i32) })
+    }
+
+    fn relation(&self) -> &pg_sys::RelationData {
+        // SAFETY: open, so the entry of the relation cache stays.
+        unsafe { &*self.0 }
+    }
+
+    fn class(&self) -> &pg_sys::FormData_pg_class {
+        // SAFETY: a part of the open entry.
+        unsafe { &*self.relation().rd_rel }
+    }
+
+    fn columns(&self) -> Vec<&pg_sys::FormData_pg_attribute> {
+        // SAFETY: a descriptor has as many attributes as it says.
+        unsafe {
+            (0..(*self.relation().rd_att).natts).map(|at| &*attribute(self.relation().rd_att, at)).collect()
+        }
+    }
+
+    fn triggers(&self) -> &[pg_sys::Trigger] {
+        // SAFETY: null, or as many triggers as it says.
+        unsafe {
+            match self.relation().trigdesc.as_ref() {
+                Some(list) if list.numtriggers > 0 => {
+                    std::slice::from_raw_parts(list.triggers, list.numtriggers as usize)
+                }
+                _ => &[],
+            }
+        }
+    }
+
+    fn policies(&self) -> Vec<&pg_sys::RowSecurityPolicy> {
+        // SAFETY: null, or a list of policies that lives as long as the open entry.
+        unsafe {
+            let Some(security) = self.relation().rd_rsdesc.as_ref() else { return Vec::new() };
+            let count = list_length(security.policies);
+            (0..count).map(|at| &*(pg_sys::list_nth(security.policies, at) as *const _)).collect()
+        }
+    }
+
+    fn indexes(&self) -> Vec<Table> {
+        // SAFETY: a list of oids, copied for us; the indexes are locked when opened.
+        unsafe {
+            let list = pg_sys::RelationGetIndexList(self.0);
+            (0..list_length(list)).map(|at| Table::open(pg_sys::list_nth_oid(list, at))).collect()
+        }
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened in `open`.
+            unsafe { pg_sys::relation_close(self.0, pg_sys::NoLock as i32) };
+        }
+    }
+}
+
+/// One attribute of a descriptor.
+///
+/// # Safety
+/// The descriptor has more than `at` attributes.
+pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, at: i32) -> *const pg_sys::FormData_pg_attribute {
+    // SAFETY: the caller's promise.
+    #[cfg(feature = "pg18")]
+    unsafe {
+        pg_sys::TupleDescAttr(descriptor, at)
+    }
+    // SAFETY: the caller's promise.
+    #[cfg(not(feature = "pg18"))]
+    unsafe {
+        (*descriptor).attrs.as_ptr().add(at as usize)
+    }
+}
+
+/// # Safety
+/// A list, or null, which is the empty one.
+unsafe fn list_length(list: *mut pg_sys::List) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { list.as_ref().map_or(0, |list| list.length) }
+}
+
+fn same_class(member: &Table, twin: &Table) -> bool {
+    let facts = |table: &Table| {
+        let class = table.class();
+        (
+            (class.relkind, class.relam, class.relpersistence, class.relreplident),
+            (class.relrowsecurity, class.relforcerowsecurity, class.relispartition),
+            (class.relhassubclass, table.relation().rd_rules.is_null()),
+        )
+    };
+    facts(member) == facts(twin)
+}
+
+/// Ours, and behind them none but such as were dropped again. What a default says is nobody's concern: verbs leave no
+/// column out.
+fn same_columns(member: &Table, twin: &Table) -> bool {
+    let facts = |column: &pg_sys::FormData_pg_attribute| {
+        (
+            column.attname.data,
+            (column.atttypid, column.atttypmod, column.attcollation),
+            (column.attnotnull, column.attisdropped, column.attidentity, column.attgenerated),
+        )
+    };
+    let checks = |table: &Table| {
+        // SAFETY: null, or the constraints of the open relation.
+        unsafe {
+            (*table.relation().rd_att)
+                .constr
+                .as_ref()
+                .map_or((0, false), |constraints| (constraints.num_check, constraints.has_generated_stored))
+        }
+    };
+    let (ours, all) = (twin.columns(), member.columns());
+    all.len() >= ours.len()
+        && all.iter().zip(&ours).all(|(column, twin)| facts(column) == facts(twin))
+        && all[ours.len()..].iter().all(|column| column.attisdropped)
+        && checks(member) == checks(twin)
+}
+
+/// Foreign keys are triggers, too.
+fn same_triggers(member: &Table, twin: &Table) -> bool {
+    let facts = |trigger: &pg_sys::Trigger| {
+        (
+            (trigger.tgfoid, trigger.tgtype, trigger.tgenabled, trigger.tgisinternal),
+            (trigger.tgdeferrable, trigger.tginitdeferred, trigger.tgnargs, trigger.tgnattr),
+            [trigger.tgqual, trigger.tgoldtable, trigger.tgnewtable].map(|text| text.is_null()),
+        )
+    };
+    let (ours, all) = (twin.triggers(), member.triggers());
+    all.len() == ours.len() && all.iter().zip(ours).all(|(trigger, twin)| facts(trigger) == facts(twin))
+}
+
+/// By what they index, whatever they are called.
+fn same_indexes(member: &Table, twin: &Table) -> bool {
+    fn facts(index: &Table) -> (Vec<i16>, Vec<u32>, [bool; 8], u32) {
+        // SAFETY: an open index: it has as many keys, and operator classes, as it says.
+        unsafe {
+            let entry = &*index.relation().rd_index;
+            let keys = entry.indnkeyatts as usize;
+            let columns = entry.indkey.values.as_slice(entry.indnatts as usize).to_vec();
+            let families = std::slice::from_raw_parts(index.relation().rd_opfamily, keys);
+            let families = families.iter().map(|family| u32::from(*family)).collect();
+            let is_plain = pg_sys::RelationGetIndexExpressions(index.0).is_null()
+                && pg_sys::RelationGetIndexPredicate(index.0).is_null();
+            let flags = [
+                entry.indisunique,
+                entry.indisprimary,
+                entry.indisexclusion,
+                entry.indimmediate,
+                entry.indisvalid,
+                entry.indisready,
+                entry.indislive,
+                is_plain,
+            ];
+            (columns, families, flags, u32::from(index.class().relam))
+        }
+    }
+    let sorted = |table: &Table| {
+        let mut found: Vec<_> = table.indexes().iter().map(facts).collect();
+        found.sort();
+        found
+    };
+    sorted(member) == sorted(twin)
+}
+
+fn same_policies(member: &Table, twin: &Table, counts: impl Fn(u8) -> bool) -> bool {
+    let of = |table| -> Vec<_> {
+        let policies: Vec<&pg_sys::RowSecurityPolicy> = Table::policies(table);
+        policies.into_iter().filter(|policy| counts(policy.polcmd as u8)).collect()
+    };
+    let (ours, all) = (of(twin), of(member));
+    // SAFETY: names, arrays and trees of open relations.
+    let same = |policy: &pg_sys::RowSecurityPolicy, twin: &pg_sys::RowSecurityPolicy| unsafe {
+        let bytes = |roles: *mut pg_sys::ArrayType| {
+            std::slice::from_raw_parts(roles.cast::<u8>(), pgrx::varsize_any(roles.cast()))
+        };
+        (policy.polcmd, policy.permissive) == (twin.polcmd, twin.permissive)
+            && same_name(policy.policy_name, twin.policy_name)
+            && bytes(policy.roles) == bytes(twin.roles)
+            && pg_sys::equal(policy.qual.cast(), twin.qual.cast())
+            && pg_sys::equal(policy.with_check_qual.cast(), twin.with_check_qual.cast())
+    };
+    all.len() == ours.len() && all.iter().zip(&ours).all(|(policy, twin)| same(policy, twin))
+}
+
+/// # Safety
+/// Both are zero-terminated, or null.
+unsafe fn same_name(one: *const c_char, other: *const c_char) -> bool {
+    // SAFETY: the caller's promise.
+    let name = |text: *const c_char| (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) });
+    name(one) == name(other)
+}
