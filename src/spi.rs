@@ -251,3 +251,10 @@ pub fn with_catalog_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
         value
     }
 }
+
+/// Take in what others have committed of the catalog, as the parser does before it looks at a table. A kept plan does
+/// so only with a lock that the transaction has not got yet.
+pub fn accept_invalidations() {
+    // SAFETY: inside a transaction.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+}

@@ -51,6 +51,7 @@ pub fn members(
     query: &'static Statement,
     values: &[Option<Datum>],
 ) -> Result<Vec<u128>> {
+    spi::accept_invalidations();
     let rows = connection.run(query, values, true)?;
     // SAFETY: uuids.
     Ok((0..rows.count).filter_map(|row| rows.get(row, 0)).map(|hash| unsafe { hash_of(hash) }).collect())
@@ -60,6 +61,7 @@ pub fn members(
 pub fn leave(connection: &Connection, members: Vec<u128>, intent: Intent) -> Result<usize> {
     // SAFETY: a C string; raises in a READ ONLY transaction, also where there is nobody to delete.
     unsafe { pg_sys::PreventCommandIfReadOnly(c"DELETE".as_ptr()) };
+    spi::accept_invalidations();
     let (statement, value) = match members.as_slice() {
         [] => return Ok(0),
         [one] => (&DELETE_ONE, uuid(*one)),

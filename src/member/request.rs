@@ -84,7 +84,7 @@ impl Request {
         check_join(&self.caller, found)?;
         let identical = self.is_identical(found)?;
         crate::injection::stall("renewing");
-        if identical && self.renew(found) {
+        if identical && store.may_change() && self.renew(found) {
             return Ok(Some(Written::Renewed(found.clone())));
         }
         // SAFETY: a C string; raises in a READ ONLY transaction.
@@ -218,9 +218,6 @@ impl Request {
 
     /// Renew at commit without touching the row, if nobody else is changing it.
     fn renew(&self, found: &Row) -> bool {
-        if !self.extension.may_write() {
-            return false;
-        }
         match transaction::pending(&self.key) {
             Pending::Present { .. } => {
                 transaction::renew_pending(&self.key, clock::boot(), false);

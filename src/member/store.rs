@@ -122,7 +122,21 @@ impl<'a> Store<'a> {
         if !caller.service {
             caller.writer()?;
         }
+        spi::accept_invalidations();
         Ok(Store { extension, caller, connection, fast: is_fast(extension)? })
+    }
+
+    /// Whether the caller has the rights that `change` needs, on the table or on its columns.
+    pub fn may_change(&self) -> bool {
+        let may = |column: Column| {
+            // SAFETY: a look-up in the catalog.
+            unsafe {
+                let (user, right) = (pg_sys::GetUserId(), pg_sys::ACL_UPDATE as pg_sys::AclMode);
+                pg_sys::pg_attribute_aclcheck(self.extension.member, column as i16 + 1, user, right)
+                    == pg_sys::AclResult::ACLCHECK_OK
+            }
+        };
+        self.fast || self.extension.may_write() || CHOSEN.into_iter().all(may)
     }
 
     pub fn is_fast(&self) -> bool {

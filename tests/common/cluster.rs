@@ -70,8 +70,17 @@ impl Cluster {
         let name = format!("presence.{}.{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
         let dir = std::env::temp_dir().join(name);
         let cluster = Cluster { dir, clock, pg_config: pg_config.map(Path::to_path_buf) };
-        cluster.script("start", &options.iter().flat_map(|option| ["-o", option]).collect::<Vec<_>>());
+        let fast_path = way().map(|way| format!("presence.fast_path={way}"));
+        let options = fast_path.as_deref().into_iter().chain(options.iter().copied());
+        cluster.script("start", &options.flat_map(|option| ["-o", option]).collect::<Vec<_>>());
         cluster
+    }
+
+    /// Whether verbs went the way that they were told: past the executor or through it.
+    pub fn assert_way(&self) {
+        let mut service = self.service();
+        let is_on = service.is("select current_setting('presence.fast_path')::boolean");
+        assert_eq!(service.is("select fast_writes > 0 from presence.health"), is_on);
     }
 
     pub fn restart(&self) {
@@ -178,6 +187,11 @@ impl Drop for Cluster {
         }
         let _ = self.command("remove").output();
     }
+}
+
+/// PRESENCE_FAST_PATH=off: everything by SQL.
+fn way() -> Option<String> {
+    std::env::var("PRESENCE_FAST_PATH").ok()
 }
 
 fn root() -> &'static Path {

@@ -95,6 +95,7 @@ impl World {
 
     pub fn assert_sound(&self) {
         self.cluster.assert_sound();
+        self.cluster.assert_way();
     }
 }
 
