@@ -8,7 +8,7 @@ use crate::extension;
 use crate::identity;
 use crate::settings;
 use crate::spi::Connection;
-use crate::sqlfn::{self, Call, varlena};
+use crate::sqlfn::{Call, varlena};
 use crate::subtransaction::attempt;
 use pgrx::pg_sys::{self, Datum};
 use std::cell::RefCell;
@@ -132,9 +132,7 @@ fn ask(name: &[u8], room: &[u8], action: Action) -> Result<Option<bool>> {
 fn quoted(name: &[u8]) -> Result<Vec<u8>> {
     let connection = Connection::open()?;
     let rows = connection.run(&QUOTE, &[Some(varlena(name))], false)?;
-    // SAFETY: a text.
-    let found = rows.get(0, 0).map(|found| unsafe { sqlfn::text_of(found) }.to_vec());
-    found.ok_or(Error::AuthorizerFailed {
+    rows.text(0, 0).map(<[u8]>::to_vec).ok_or(Error::AuthorizerFailed {
         why: "presence.authorizer does not name a schema and a function in it.".into(),
     })
 }

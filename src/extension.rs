@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::lease::table::Key;
 use crate::shared::Database;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{decode, text_of};
+use crate::sqlfn::decode;
 use pgrx::{pg_guard, pg_sys};
 use siphasher::sip::SipHasher13;
 use siphasher::sip128::{Hasher128, SipHasher13 as SipHasher13Wide};
@@ -46,9 +46,7 @@ static VERSION: Statement = Statement {
 pub fn sql_version() -> Result<String> {
     let connection = Connection::open()?;
     let rows = connection.run(&VERSION, &[], false)?;
-    let version = rows.get(0, 0).ok_or(Error::NotInstalled)?;
-    // SAFETY: a text.
-    Ok(decode(unsafe { text_of(version) }))
+    rows.text(0, 0).map(decode).ok_or(Error::NotInstalled)
 }
 
 /// The extension of this database.
@@ -110,10 +108,7 @@ fn look_up() -> Result<Extension> {
     let secret = spi::as_role(owner, || {
         let connection = Connection::open()?;
         let rows = connection.run(&SECRET, &[], false)?;
-        let datum = rows.get(0, 0).ok_or(Error::NotInstalled)?;
-        // SAFETY: a bytea.
-        let bytes = unsafe { text_of(datum) };
-        <[u8; 32]>::try_from(bytes).map_err(|_| Error::NotInstalled)
+        rows.text(0, 0).and_then(|key| key.try_into().ok()).ok_or(Error::NotInstalled)
     })?;
     // SAFETY: set when the process connected to its database.
     let database = Database::get(unsafe { pg_sys::MyDatabaseId })?;

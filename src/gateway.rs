@@ -253,7 +253,7 @@ fn removal(identity: &Identity, element: &Element) -> Result<Removal> {
     };
     let last_word = element.json("state");
     // SAFETY: a jsonb.
-    let last_word = last_word.map(|state| unsafe { crate::sqlfn::bytes_of(state) }.to_vec());
+    let last_word = last_word.map(|state| unsafe { crate::sqlfn::bytes_of(state) });
     let reason = delete::reason(identity, element.text("reason")?.as_deref())?;
     Removal::new(room, member_id, connection_id, last_word, reason)
 }

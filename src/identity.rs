@@ -6,7 +6,7 @@ use crate::extension::{self, Extension};
 use crate::member::lease;
 use crate::settings;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{self, Call, encode, text_of};
+use crate::sqlfn::{self, Call, encode};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid};
 use serde_json::Value;
@@ -218,9 +218,9 @@ impl Identity {
             let rows = connection.run(&ROOMS, &[Some(sqlfn::varlena(user_id))], false)?;
             let mut rooms: Vec<Vec<u8>> = Vec::new();
             for row in 0..rows.count {
-                let (Some(room), Some(hash)) = (rows.get(row, 0), rows.get(row, 1)) else { continue };
-                // SAFETY: a text and a uuid.
-                let (room, hash) = unsafe { (text_of(room), sqlfn::hash_of(hash)) };
+                let (Some(room), Some(hash)) = (rows.text(row, 0), rows.get(row, 1)) else { continue };
+                // SAFETY: a uuid.
+                let hash = unsafe { sqlfn::hash_of(hash) };
                 let lease = lease::found(&rows, row, [2, 3, 4, 5]);
                 let alive = lease::deadline(&extension.key_of(hash), &lease).is_some();
                 if alive && !rooms.iter().any(|known| known == room) {
@@ -259,11 +259,7 @@ fn role_tokens(role: Oid) -> Result<Vec<Vec<u8>>> {
     } else {
         let connection = Connection::open()?;
         let rows = connection.run(&ROLE_NAMES, &[], false)?;
-        // SAFETY: texts.
-        (0..rows.count)
-            .filter_map(|row| rows.get(row, 0))
-            .map(|name| unsafe { text_of(name) }.to_vec())
-            .collect()
+        (0..rows.count).filter_map(|row| rows.text(row, 0)).map(<[u8]>::to_vec).collect()
     };
     let tokens: Vec<Vec<u8>> = names.iter().map(|name| [b"role:", name.as_slice()].concat()).collect();
     ROLE_TOKENS.set(Some((role, epoch, tokens.clone())));
@@ -298,9 +294,7 @@ fn act_as(call: &Call) -> Result<Option<Datum>> {
     }
     let user_id = call.text(0).ok_or(Error::MissingArgument { argument: "user_id" })?;
     crate::member::validate::name("user_id", user_id)?;
-    // SAFETY: declared text[] in SQL.
-    let teams = call.datum(1).map(|teams| unsafe { sqlfn::texts_of(teams) }).transpose();
-    let teams = teams.map_err(|why| Error::InvalidArgument { argument: "teams", why: why.into() })?;
+    let teams = call.texts(1).map_err(|why| Error::InvalidArgument { argument: "teams", why: why.into() })?;
     let mut claims = serde_json::json!({ "sub": sqlfn::decode(user_id) });
     let mut at = &mut claims;
     let path = settings::teams_claim();

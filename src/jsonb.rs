@@ -1,6 +1,6 @@
 //! jsonb without a detour over text: RFC 7396 merge patch, and JSON text for payloads.
 
-use crate::sqlfn::{bytes_of, decode};
+use crate::sqlfn::decode;
 use pgrx::pg_sys::{self, Datum};
 use std::ffi::CStr;
 
@@ -12,9 +12,11 @@ const OBJECT: u32 = 0x2000_0000;
 /// # Safety
 /// `jsonb` is a jsonb datum.
 pub unsafe fn is_object(jsonb: Datum) -> bool {
-    // SAFETY: the caller's promise: the bytes start with the container's header.
-    let bytes = unsafe { bytes_of(jsonb) };
-    bytes.first_chunk::<4>().is_some_and(|header| u32::from_ne_bytes(*header) & OBJECT != 0)
+    // SAFETY: the caller's promise.
+    unsafe {
+        let jsonb = pg_sys::pg_detoast_datum(jsonb.cast_mut_ptr()) as *mut pg_sys::Jsonb;
+        (*jsonb).root.header & OBJECT != 0
+    }
 }
 
 /// JSON text, in UTF-8, of the bytes of a jsonb behind its header.

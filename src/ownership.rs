@@ -10,7 +10,7 @@ use crate::lease::table::{Key, alive};
 use crate::member::checks::check_member_id;
 use crate::member::lease;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{text_of, uuid};
+use crate::sqlfn::uuid;
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
 
@@ -78,8 +78,7 @@ pub fn holder(extension: &Extension, key: &Key) -> Result<Option<Holder>> {
         if rows.count == 0 || lease::deadline(key, &lease::found(&rows, 0, [1, 2, 3, 4])).is_none() {
             return Ok(None);
         }
-        // SAFETY: a text.
-        let owner = rows.get(0, 0).map(|owner| unsafe { text_of(owner) }.to_vec());
+        let owner = rows.text(0, 0).map(<[u8]>::to_vec);
         Ok(owner.map(|owner| Holder { owner, version: rows.number(0, 1) }))
     })
 }

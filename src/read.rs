@@ -22,15 +22,14 @@ fn room(call: &Call) -> Result<Option<Datum>> {
 
 /// SQL `presence._after(after, parts)`: the key after which a page starts, with that many parts.
 fn after(call: &Call) -> Result<Option<Datum>> {
-    let (Some(given), Some(parts)) = (call.datum(0), call.int(1)) else { return Ok(None) };
     let wrong = |why: String| Error::InvalidArgument { argument: "after", why };
-    // SAFETY: declared text[] in SQL.
-    let key = unsafe { sqlfn::texts_of(given) }.map_err(|why| wrong(why.into()))?;
+    let key = call.texts(0).map_err(|why| wrong(why.into()))?;
+    let (Some(key), Some(parts)) = (key, call.int(1)) else { return Ok(None) };
     if key.len() != parts as usize {
         return Err(wrong(format!("The key of a member has {parts} parts here, not {}.", key.len())));
     }
     // Made anew: its first element is number 1, whatever it was in the caller's array.
-    Ok(Some(sqlfn::text_array(&key)))
+    Ok(Some(sqlfn::text_array(key.iter())))
 }
 
 /// SQL `presence._log_floor()`: the log has every event after this seq.

@@ -11,7 +11,7 @@ use crate::member::{delete, validate};
 use crate::settings;
 use crate::shared::next_version;
 use crate::spi::{self, Connection, Statement, with_new_snapshot};
-use crate::sqlfn::{self, Call, interval_of, text_array, texts_of, varlena};
+use crate::sqlfn::{Call, bytes_of, interval_of, text_array, varlena};
 use pgrx::pg_sys::{self, Datum};
 
 /// What a room's row says about those who enter.
@@ -53,14 +53,11 @@ pub fn defaults(extension: &Extension, room: &[u8]) -> Result<Defaults> {
     spi::as_role(extension.owner, || {
         let connection = Connection::open()?;
         let rows = connection.run(&DEFAULTS, &[Some(varlena(room))], false)?;
-        // SAFETY: an interval and a text[].
-        unsafe {
-            let audience = rows.get(0, 1).map(|audience| texts_of(audience)).transpose().unwrap_or_default();
-            Ok(Defaults {
-                ttl: rows.get(0, 0).map(|ttl| interval_of(ttl) as u64),
-                audience: audience.map(|tokens| tokens.iter().map(|token| token.to_vec()).collect()),
-            })
-        }
+        Ok(Defaults {
+            // SAFETY: an interval.
+            ttl: rows.get(0, 0).map(|ttl| unsafe { interval_of(ttl) } as u64),
+            audience: rows.texts(0, 1).map(|tokens| tokens.iter().map(<[u8]>::to_vec).collect()),
+        })
     })
 }
 
@@ -73,18 +70,14 @@ static LIMITED: Statement = Statement {
 /// in one order.
 pub fn lock_limited(extension: &Extension, rooms: impl Iterator<Item = Datum>) -> Result<()> {
     // SAFETY: texts.
-    let mut names: Vec<Vec<u8>> = rooms.map(|room| unsafe { sqlfn::text_of(room) }.to_vec()).collect();
+    let mut names: Vec<Vec<u8>> = rooms.map(|room| unsafe { bytes_of(room) }).collect();
     names.sort();
     names.dedup();
     spi::as_role(extension.owner, || {
         let connection = Connection::open()?;
         let rows = connection.run(&LIMITED, &[Some(text_array(&names))], false)?;
         let lock = |room| extension.hash(6, &[room]) as i64;
-        // SAFETY: texts.
-        let mut locks: Vec<i64> = (0..rows.count)
-            .filter_map(|row| rows.get(row, 0))
-            .map(|room| lock(unsafe { sqlfn::text_of(room) }))
-            .collect();
+        let mut locks: Vec<i64> = (0..rows.count).filter_map(|row| rows.text(row, 0)).map(lock).collect();
         locks.sort_unstable();
         locks.iter().try_for_each(|lock| connection.lock(*lock))
     })
@@ -123,18 +116,17 @@ fn sql_require_manage(call: &Call) -> Result<Option<Datum>> {
 
 /// SQL `presence._audience(tokens, room)`.
 fn sql_audience(call: &Call) -> Result<Option<Datum>> {
-    let (Some(tokens), Some(room)) = (call.datum(0), call.text(1)) else { return Ok(None) };
-    // SAFETY: declared text[] in SQL.
-    let tokens = unsafe { texts_of(tokens) }.map_err(|why| Error::InvalidAudience { why: why.into() })?;
-    Ok(Some(text_array(&validate::audience(&tokens, room)?)))
+    let Some(room) = call.text(1) else { return Ok(None) };
+    let tokens = call.texts(0).map_err(|why| Error::InvalidAudience { why: why.into() })?;
+    let Some(tokens) = tokens else { return Ok(None) };
+    Ok(Some(text_array(&validate::audience(tokens.iter(), room)?)))
 }
 
 /// SQL `presence._default_audience(room)`.
 fn sql_default_audience(call: &Call) -> Result<Option<Datum>> {
     let Some(room) = call.text(0) else { return Ok(None) };
     let default = settings::default_audience();
-    let tokens: Vec<&[u8]> = default.iter().map(Vec::as_slice).collect();
-    Ok(Some(text_array(&validate::audience(&tokens, room)?)))
+    Ok(Some(text_array(&validate::audience(&default, room)?)))
 }
 
 /// SQL `presence._check_ttl(ttl)`.
@@ -156,10 +148,9 @@ fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
     validate::name("room", room)?;
     require_manage(room)?;
-    let audience = call.datum(2).ok_or(Error::MissingArgument { argument: "audience" })?;
-    // SAFETY: declared text[] in SQL.
-    let audience = unsafe { texts_of(audience) }.map_err(|why| Error::InvalidAudience { why: why.into() })?;
-    validate::audience(&audience, room)?;
+    let audience = call.texts(2).map_err(|why| Error::InvalidAudience { why: why.into() })?;
+    let audience = audience.ok_or(Error::MissingArgument { argument: "audience" })?;
+    validate::audience(audience.iter(), room)?;
     validate::state_size(call.varlena(1).map_or(0, <[u8]>::len))?;
     let fields = [Some(room), None, None, None, None, None, call.varlena(1), call.varlena(2)];
     transaction::tell(&extension, Kind::Room, fields);

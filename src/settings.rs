@@ -279,7 +279,6 @@ unsafe extern "C-unwind" fn check_audience(
     // SAFETY: the new value, a zero-terminated string; the server frees the detail, which is valid until then.
     unsafe {
         let tokens = split(CStr::from_ptr(*value).to_bytes());
-        let tokens: Vec<&[u8]> = tokens.iter().map(Vec::as_slice).collect();
         let Err(error) = validate::audience(&tokens, b"room") else { return true };
         if let Ok(detail) = CString::new(error.detail()) {
             pg_sys::GUC_check_errdetail_string =

@@ -1,13 +1,17 @@
 //! Queries from inside the server: kept plans, one for each statement and role.
 //!
 //! A plan under row-level security belongs to the role it was made for; a plan kept over a change of role is
-//! planned anew each time. So each role gets its own.
+//! planned anew each time. So each role gets its own. A pooled session may be a role for each user, so only those
+//! that were used last are kept.
 
 use crate::error::{Error, Result};
+use crate::sqlfn::{Texts, bytes_in, text_in, texts_of};
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::CStr;
+use std::marker::PhantomData;
+use std::rc::Rc;
 
 /// A statement of ours. Its address is its name.
 pub struct Statement {
@@ -15,24 +19,58 @@ pub struct Statement {
     pub arguments: &'static [Oid],
 }
 
+/// How many plans a session keeps; each takes some 20 to 70 kB.
+const KEPT_PLANS: usize = 128;
+
 thread_local! {
-    static PLANS: RefCell<HashMap<(usize, Oid), Plan>> = RefCell::new(HashMap::new());
+    static PLANS: RefCell<Plans> = RefCell::default();
 }
 
-#[derive(Clone, Copy)]
+/// A plan that outlives the transaction. Whoever runs it holds it.
 struct Plan(pg_sys::SPIPlanPtr);
+
+#[derive(Default)]
+struct Plans {
+    /// By statement and role, with the turn in which each was used last.
+    kept: HashMap<(usize, Oid), (Rc<Plan>, u64)>,
+    turn: u64,
+    /// No longer kept, but running when they had to go: a statement may call us again.
+    leaving: Vec<Rc<Plan>>,
+}
+
+impl Plans {
+    fn find(&mut self, key: (usize, Oid)) -> Option<Rc<Plan>> {
+        self.turn += 1;
+        let (plan, used) = self.kept.get_mut(&key)?;
+        *used = self.turn;
+        Some(plan.clone())
+    }
+
+    /// Returns those that are to be freed.
+    fn keep(&mut self, key: (usize, Oid), plan: Rc<Plan>) -> Vec<Rc<Plan>> {
+        if self.kept.len() >= KEPT_PLANS {
+            let oldest = self.kept.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
+            self.leaving.extend(oldest.and_then(|oldest| self.kept.remove(&oldest)).map(|(plan, _)| plan));
+        }
+        // While an ERROR unwinds nothing is freed, only let go of: so this is the place, and not a `drop`.
+        let (running, over) = self.leaving.drain(..).partition(|plan| Rc::strong_count(plan) > 1);
+        self.leaving = running;
+        self.kept.insert(key, (plan, self.turn));
+        over
+    }
+}
 
 static ADVISORY_LOCK: Statement =
     Statement { sql: c"select pg_catalog.pg_advisory_xact_lock($1)", arguments: &[pg_sys::INT8OID] };
 
-/// A connection to SPI; results live until it is dropped.
+/// A connection to SPI; what a statement returns borrows from it.
 pub struct Connection {
     caller: pg_sys::MemoryContext,
 }
 
 impl Connection {
     pub fn open() -> Result<Connection> {
-        // SAFETY: plain call; the memory context is the caller's, to which `Rows::copy_*` copies.
+        // SAFETY: plain call; the memory context is the caller's, for `in_caller`.
         unsafe {
             let caller = pg_sys::CurrentMemoryContext;
             match pg_sys::SPI_connect() {
@@ -43,15 +81,19 @@ impl Connection {
     }
 
     /// Run a statement as the current role. `write` false keeps it free of a transaction id.
-    pub fn run(&self, statement: &'static Statement, values: &[Option<Datum>], write: bool) -> Result<Rows> {
+    pub fn run(
+        &self,
+        statement: &'static Statement,
+        values: &[Option<Datum>],
+        write: bool,
+    ) -> Result<Rows<'_>> {
         let plan = plan(statement)?;
         let mut datums: Vec<Datum> = values.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
         let nulls: Vec<u8> = values.iter().map(|value| if value.is_some() { b' ' } else { b'n' }).collect();
-        // SAFETY: as many values as the statement has arguments; a kept plan.
-        let code = unsafe {
+        // SAFETY: as many values as the statement has arguments; a kept plan, which nobody frees while we hold it.
+        self.rows(|| unsafe {
             pg_sys::SPI_execute_plan(plan.0, datums.as_mut_ptr(), nulls.as_ptr().cast(), !write, 0)
-        };
-        Rows::of(code)
+        })
     }
 
     /// Wait for an advisory lock, and hold it until the transaction ends.
@@ -60,17 +102,17 @@ impl Connection {
     }
 
     /// Run SQL that is made up on the spot, and not kept.
-    pub fn run_text(&self, sql: &CStr, write: bool) -> Result<Rows> {
+    pub fn run_text(&self, sql: &CStr, write: bool) -> Result<Rows<'_>> {
         // SAFETY: a C string.
-        Rows::of(unsafe { pg_sys::SPI_execute(sql.as_ptr(), !write, 0) })
+        self.rows(|| unsafe { pg_sys::SPI_execute(sql.as_ptr(), !write, 0) })
     }
 
     /// Run SQL that is made up on the spot, with arguments of these types.
-    pub fn run_once(&self, sql: &CStr, arguments: &[(Oid, Datum)]) -> Result<Rows> {
+    pub fn run_once(&self, sql: &CStr, arguments: &[(Oid, Datum)]) -> Result<Rows<'_>> {
         let mut types: Vec<Oid> = arguments.iter().map(|(of_type, _)| *of_type).collect();
         let mut values: Vec<Datum> = arguments.iter().map(|(_, value)| *value).collect();
         // SAFETY: as many types as values, none of them NULL.
-        let code = unsafe {
+        self.rows(|| unsafe {
             pg_sys::SPI_execute_with_args(
                 sql.as_ptr(),
                 arguments.len() as i32,
@@ -80,12 +122,21 @@ impl Connection {
                 false,
                 0,
             )
-        };
-        Rows::of(code)
+        })
+    }
+
+    fn rows(&self, execute: impl FnOnce() -> i32) -> Result<Rows<'_>> {
+        let code = in_current_memory(execute);
+        if code < 0 {
+            return Err(Error::Spi { code });
+        }
+        // SAFETY: globals that the execution just set.
+        let (table, count) = unsafe { (pg_sys::SPI_tuptable, pg_sys::SPI_processed as usize) };
+        Ok(Rows { table, count, connection: PhantomData })
     }
 
     /// Do something whose memory is freed afterwards: for loops.
-    pub fn scratch<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn scratch(&self, body: impl FnOnce() -> Result<()>) -> Result<()> {
         // SAFETY: a context of its own below the current one; an error unwinds to an abort, which deletes both.
         unsafe {
             let parent = pg_sys::CurrentMemoryContext;
@@ -97,10 +148,10 @@ impl Connection {
                 pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
             );
             pg_sys::MemoryContextSwitchTo(scratch);
-            let value = body();
+            let result = body();
             pg_sys::MemoryContextSwitchTo(parent);
             pg_sys::MemoryContextDelete(scratch);
-            value
+            result
         }
     }
 
@@ -125,46 +176,50 @@ impl Drop for Connection {
     }
 }
 
-fn plan(statement: &'static Statement) -> Result<Plan> {
+/// SPI leaves the connection's own memory current, whatever was: a loop in `scratch` would fill that.
+fn in_current_memory<T>(body: impl FnOnce() -> T) -> T {
+    // SAFETY: what is current lives longer than this call.
+    let current = unsafe { pg_sys::CurrentMemoryContext };
+    let value = body();
+    // SAFETY: what was current before.
+    unsafe { pg_sys::MemoryContextSwitchTo(current) };
+    value
+}
+
+fn plan(statement: &'static Statement) -> Result<Rc<Plan>> {
     // SAFETY: plain read of this process's state.
     let key = (std::ptr::from_ref(statement) as usize, unsafe { pg_sys::GetUserId() });
-    if let Some(found) = PLANS.with_borrow(|plans| plans.get(&key).copied()) {
+    if let Some(found) = PLANS.with_borrow_mut(|plans| plans.find(key)) {
         return Ok(found);
     }
-    // SAFETY: a C string and as many argument types as we say; a kept plan lives as long as the process.
-    let plan = unsafe {
-        let arguments = statement.arguments;
-        let plan = pg_sys::SPI_prepare(
-            statement.sql.as_ptr(),
-            arguments.len() as i32,
-            arguments.as_ptr().cast_mut(),
-        );
-        if plan.is_null() {
-            return Err(Error::Spi { code: pg_sys::SPI_result });
-        }
-        pg_sys::SPI_keepplan(plan);
-        Plan(plan)
-    };
-    PLANS.with_borrow_mut(|plans| plans.insert(key, plan));
+    let arguments = statement.arguments;
+    // SAFETY: a C string and as many argument types as we say.
+    let plan = in_current_memory(|| unsafe {
+        pg_sys::SPI_prepare(statement.sql.as_ptr(), arguments.len() as i32, arguments.as_ptr().cast_mut())
+    });
+    if plan.is_null() {
+        // SAFETY: a global that says why.
+        return Err(Error::Spi { code: unsafe { pg_sys::SPI_result } });
+    }
+    // SAFETY: a new plan; from here on it lives until it is freed.
+    unsafe { pg_sys::SPI_keepplan(plan) };
+    let plan = Rc::new(Plan(plan));
+    for over in PLANS.with_borrow_mut(|plans| plans.keep(key, plan.clone())) {
+        // SAFETY: nobody else has it: it is neither kept nor running.
+        unsafe { pg_sys::SPI_freeplan(over.0) };
+    }
     Ok(plan)
 }
 
 /// The rows of one query, freed when dropped.
-pub struct Rows {
+pub struct Rows<'c> {
     table: *mut pg_sys::SPITupleTable,
     /// Rows returned or affected.
     pub count: usize,
+    connection: PhantomData<&'c Connection>,
 }
 
-impl Rows {
-    fn of(code: i32) -> Result<Rows> {
-        if code < 0 {
-            return Err(Error::Spi { code });
-        }
-        // SAFETY: globals that the execution just set.
-        unsafe { Ok(Rows { table: pg_sys::SPI_tuptable, count: pg_sys::SPI_processed as usize }) }
-    }
-
+impl Rows<'_> {
     /// A bigint column; NULL is 0.
     pub fn number(&self, row: usize, column: usize) -> u64 {
         self.get(row, column).map_or(0, |number| number.value() as u64)
@@ -172,13 +227,13 @@ impl Rows {
 
     /// The first row as a tuple, and its descriptor.
     pub fn first(&self) -> Option<(pg_sys::HeapTuple, pg_sys::TupleDesc)> {
-        // SAFETY: the table lives until the connection is closed, and has as many rows as were counted.
+        // SAFETY: the table lives as long as we do, and has as many rows as were counted.
         (!self.table.is_null() && self.count > 0)
             .then(|| unsafe { (*(*self.table).vals, (*self.table).tupdesc) })
     }
 
     pub fn get(&self, row: usize, column: usize) -> Option<Datum> {
-        // SAFETY: the table lives until the connection is closed; row and column are checked by it and us.
+        // SAFETY: the table lives as long as we do; row and column are checked by it and us.
         unsafe {
             if self.table.is_null() || row >= self.count {
                 return None;
@@ -189,9 +244,39 @@ impl Rows {
             (!null).then_some(datum)
         }
     }
+
+    /// Of a text or bytea column.
+    pub fn text(&self, row: usize, column: usize) -> Option<&[u8]> {
+        let datum = self.get_of(row, column, &[pg_sys::TEXTOID, pg_sys::BYTEAOID])?;
+        // SAFETY: a varlena; it and what it is unpacked to are freed with the rows.
+        Some(unsafe { text_in(self, (*self.table).tuptabcxt, datum) })
+    }
+
+    /// The bytes of a text array, without their header.
+    pub fn array(&self, row: usize, column: usize) -> Option<&[u8]> {
+        let datum = self.get_of(row, column, &[pg_sys::TEXTARRAYOID])?;
+        // SAFETY: as above.
+        Some(unsafe { bytes_in(self, (*self.table).tuptabcxt, datum) })
+    }
+
+    /// The elements of a text array that is one of ours: without NULLs, in one dimension.
+    pub fn texts(&self, row: usize, column: usize) -> Option<Texts> {
+        let datum = self.get_of(row, column, &[pg_sys::TEXTARRAYOID])?;
+        // SAFETY: a text array.
+        unsafe { texts_of(datum) }.ok()
+    }
+
+    /// A column of one of these types; of any other there is nothing.
+    fn get_of(&self, row: usize, column: usize, types: &[Oid]) -> Option<Datum> {
+        let datum = self.get(row, column)?;
+        // SAFETY: there is such a column.
+        let found = unsafe { pg_sys::SPI_gettypeid((*self.table).tupdesc, column as i32 + 1) };
+        debug_assert!(types.contains(&found), "a column of type {found}");
+        types.contains(&found).then_some(datum)
+    }
 }
 
-impl Drop for Rows {
+impl Drop for Rows<'_> {
     fn drop(&mut self) {
         // A loop of queries on one connection would keep all results otherwise. While an ERROR unwinds, the abort
         // frees them.
@@ -241,9 +326,10 @@ pub fn with_new_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
-/// See the catalog as it is now, whatever snapshot the caller reads with.
+/// See the catalog as it is now, whatever snapshot the caller's statement has; also in parallel plans, where no other
+/// new snapshot may be taken.
 pub fn with_catalog_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it.
+    // SAFETY: pushed (which copies it) and popped in pairs; an error unwinds to an abort, which pops it.
     unsafe {
         pg_sys::PushActiveSnapshot(pg_sys::GetCatalogSnapshot(pg_sys::InvalidOid));
         let value = body();

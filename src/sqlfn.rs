@@ -30,14 +30,24 @@ macro_rules! sql_function {
 }
 
 /// One call of a function.
-pub struct Call(pg_sys::FunctionCallInfo);
+pub struct Call {
+    info: pg_sys::FunctionCallInfo,
+    /// What was current when it was called, and lives until it returns: for what arguments are unpacked to.
+    memory: pg_sys::MemoryContext,
+}
 
 /// Run the body; None is SQL NULL.
 ///
 /// # Safety
 /// `call` is what PostgreSQL passed to a function of call convention 1.
 pub unsafe fn enter(call: pg_sys::FunctionCallInfo, body: fn(&Call) -> Result<Option<Datum>>) -> Datum {
-    let result = if crate::shared::is_available() { body(&Call(call)) } else { Err(Error::NotPreloaded) };
+    // SAFETY: plain read of this process's state.
+    let memory = unsafe { pg_sys::CurrentMemoryContext };
+    let result = if crate::shared::is_available() {
+        body(&Call { info: call, memory })
+    } else {
+        Err(Error::NotPreloaded)
+    };
     match result {
         Ok(Some(datum)) => datum,
         Ok(None) => {
@@ -54,22 +64,28 @@ impl Call {
     pub fn datum(&self, index: usize) -> Option<Datum> {
         // SAFETY: the SQL definitions declare as many arguments as the bodies read.
         unsafe {
-            debug_assert!(index < (*self.0).nargs as usize);
-            let arguments = (*self.0).args.as_slice((*self.0).nargs as usize);
+            debug_assert!(index < (*self.info).nargs as usize);
+            let arguments = (*self.info).args.as_slice((*self.info).nargs as usize);
             let argument = arguments.get(index)?;
             (!argument.isnull).then_some(argument.value)
         }
     }
 
     pub fn text(&self, index: usize) -> Option<&[u8]> {
-        // SAFETY: declared text in SQL.
-        self.datum(index).map(|datum| unsafe { text_of(datum) })
+        // SAFETY: declared text in SQL; arguments and memory live as long as the call.
+        self.datum(index).map(|datum| unsafe { text_in(self, self.memory, datum) })
+    }
+
+    /// The elements of a one-dimensional text array; Err tells what else it is.
+    pub fn texts(&self, index: usize) -> std::result::Result<Option<Texts>, &'static str> {
+        // SAFETY: declared text[] in SQL.
+        self.datum(index).map(|datum| unsafe { texts_of(datum) }).transpose()
     }
 
     /// The bytes of a jsonb or an array, without their header.
     pub fn varlena(&self, index: usize) -> Option<&[u8]> {
-        // SAFETY: declared as a varlena type in SQL.
-        self.datum(index).map(|datum| unsafe { bytes_of(datum) })
+        // SAFETY: declared as a varlena type in SQL; arguments and memory live as long as the call.
+        self.datum(index).map(|datum| unsafe { bytes_in(self, self.memory, datum) })
     }
 
     pub fn int(&self, index: usize) -> Option<i32> {
@@ -99,7 +115,7 @@ impl Call {
     pub fn trigger(&self) -> Option<&pg_sys::TriggerData> {
         // SAFETY: the context of a call is null or a node, whose tag says what it is.
         unsafe {
-            let context = (*self.0).context;
+            let context = (*self.info).context;
             let is_trigger = !context.is_null() && (*context).type_ == pg_sys::NodeTag::T_TriggerData;
             is_trigger.then(|| &*(context as *const pg_sys::TriggerData))
         }
@@ -109,7 +125,7 @@ impl Call {
     pub fn at_most_one_row(&self, row: Option<Datum>) -> Result<Option<Datum>> {
         // SAFETY: resultinfo of a set-returning function is a ReturnSetInfo.
         unsafe {
-            let info = (*self.0).resultinfo as *mut pg_sys::ReturnSetInfo;
+            let info = (*self.info).resultinfo as *mut pg_sys::ReturnSetInfo;
             if !info.is_null() && (*info).type_ == pg_sys::NodeTag::T_ReturnSetInfo {
                 (*info).isDone = match row {
                     Some(_) => pg_sys::ExprDoneCond::ExprSingleResult,
@@ -125,8 +141,8 @@ impl Call {
         // SAFETY: InitMaterializedSRF prepares the call's ReturnSetInfo or raises; the tuplestore and descriptor
         // it makes are valid until the call returns.
         unsafe {
-            materialize(self.0);
-            let info = (*self.0).resultinfo as *mut pg_sys::ReturnSetInfo;
+            materialize(self.info);
+            let info = (*self.info).resultinfo as *mut pg_sys::ReturnSetInfo;
             let columns = (*(*info).setDesc).natts as usize;
             for row in rows {
                 if row.len() != columns {
@@ -169,25 +185,65 @@ unsafe fn scalar_flag(call: pg_sys::FunctionCallInfo) -> u32 {
     }
 }
 
+/// The bytes of a text, or of another varlena, without header. They belong to what holds the value.
+///
 /// # Safety
-/// `datum` is a text or another varlena whose bytes are wanted without header.
-pub unsafe fn text_of<'a>(datum: Datum) -> &'a [u8] {
-    // SAFETY: the caller's promise. Detoasting allocates in the current context, which outlives the call.
+/// `datum` is a varlena. It, and what is allocated in `memory`, lives as long as the holder.
+pub unsafe fn text_in<H>(_holder: &H, memory: pg_sys::MemoryContext, datum: Datum) -> &[u8] {
+    // SAFETY: the caller's promise. Where it is packed, it is unpacked into `memory`.
     unsafe {
-        let packed = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
-        std::slice::from_raw_parts(pgrx::vardata_any(packed) as *const u8, pgrx::varsize_any_exhdr(packed))
+        let before = pg_sys::MemoryContextSwitchTo(memory);
+        let plain = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+        pg_sys::MemoryContextSwitchTo(before);
+        content(plain)
     }
 }
 
 /// The same with a full header, so that the bytes are aligned (jsonb, arrays).
 ///
 /// # Safety
-/// `datum` is a varlena.
-pub unsafe fn bytes_of<'a>(datum: Datum) -> &'a [u8] {
+/// As above.
+pub unsafe fn bytes_in<H>(_holder: &H, memory: pg_sys::MemoryContext, datum: Datum) -> &[u8] {
     // SAFETY: as above.
     unsafe {
-        let whole = pg_sys::pg_detoast_datum(datum.cast_mut_ptr());
-        std::slice::from_raw_parts(pgrx::vardata_any(whole) as *const u8, pgrx::varsize_any_exhdr(whole))
+        let before = pg_sys::MemoryContextSwitchTo(memory);
+        let plain = pg_sys::pg_detoast_datum(datum.cast_mut_ptr());
+        pg_sys::MemoryContextSwitchTo(before);
+        content(plain)
+    }
+}
+
+/// A copy of the bytes of a varlena without header, for where nobody holds it.
+///
+/// # Safety
+/// `datum` is a text or another varlena.
+pub unsafe fn bytes_of(datum: Datum) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // SAFETY: the caller's promise.
+    unsafe { append(&mut bytes, datum) };
+    bytes
+}
+
+/// # Safety
+/// As above.
+unsafe fn append(bytes: &mut Vec<u8>, datum: Datum) {
+    // SAFETY: the caller's promise; what it was unpacked to is ours.
+    unsafe {
+        let given = datum.cast_mut_ptr();
+        let plain = pg_sys::pg_detoast_datum_packed(given);
+        bytes.extend_from_slice(content(plain));
+        if plain != given {
+            pg_sys::pfree(plain.cast());
+        }
+    }
+}
+
+/// # Safety
+/// `varlena` is one in plain memory, which lives as long as the result is used.
+unsafe fn content<'a>(varlena: *const pg_sys::varlena) -> &'a [u8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        std::slice::from_raw_parts(pgrx::vardata_any(varlena) as *const u8, pgrx::varsize_any_exhdr(varlena))
     }
 }
 
@@ -259,19 +315,60 @@ pub fn uuids(hashes: &[u128]) -> Datum {
     array(&values, pg_sys::UUIDOID)
 }
 
-pub fn text_array<T: AsRef<[u8]>>(texts: &[T]) -> Datum {
-    let values: Vec<Datum> = texts.iter().map(|text| varlena(text.as_ref())).collect();
+pub fn text_array<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> Datum {
+    let values: Vec<Datum> = texts.into_iter().map(|text| varlena(text.as_ref())).collect();
     array(&values, pg_sys::TEXTOID)
+}
+
+/// The elements of a text array: a copy of them.
+#[derive(Default, PartialEq, Eq)]
+pub struct Texts {
+    /// One after the other.
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.len()).map(|at| &self[at])
+    }
+}
+
+impl std::ops::Index<usize> for Texts {
+    type Output = [u8];
+
+    fn index(&self, at: usize) -> &[u8] {
+        let start = if at == 0 { 0 } else { self.ends[at - 1] };
+        &self.bytes[start..self.ends[at]]
+    }
 }
 
 /// The elements of a one-dimensional text array; Err tells what else it is.
 ///
 /// # Safety
 /// `datum` is a text[].
-pub unsafe fn texts_of<'a>(datum: Datum) -> std::result::Result<Vec<&'a [u8]>, &'static str> {
-    // SAFETY: the caller's promise; deconstruct_array allocates in the current context.
+pub unsafe fn texts_of(datum: Datum) -> std::result::Result<Texts, &'static str> {
+    // SAFETY: the caller's promise; what is allocated for it is freed.
     unsafe {
-        let array = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()) as *mut pg_sys::ArrayType;
+        let given = datum.cast_mut_ptr();
+        let plain = pg_sys::pg_detoast_datum(given);
+        let texts = elements(plain as *mut pg_sys::ArrayType);
+        if plain != given {
+            pg_sys::pfree(plain.cast());
+        }
+        texts
+    }
+}
+
+/// # Safety
+/// `array` is a text[] in plain memory.
+unsafe fn elements(array: *mut pg_sys::ArrayType) -> std::result::Result<Texts, &'static str> {
+    // SAFETY: the caller's promise; what is allocated for the elements is freed.
+    unsafe {
         if (*array).ndim > 1 {
             return Err("The array has more than one dimension.");
         }
@@ -286,9 +383,17 @@ pub unsafe fn texts_of<'a>(datum: Datum) -> std::result::Result<Vec<&'a [u8]>, &
             &mut nulls,
             &mut count,
         );
-        (0..count as usize)
-            .map(|at| if *nulls.add(at) { Err("An element is null.") } else { Ok(text_of(*values.add(at))) })
-            .collect()
+        let mut texts = Texts::default();
+        for at in 0..count as usize {
+            if *nulls.add(at) {
+                return Err("An element is null.");
+            }
+            append(&mut texts.bytes, *values.add(at));
+            texts.ends.push(texts.bytes.len());
+        }
+        pg_sys::pfree(values.cast());
+        pg_sys::pfree(nulls.cast());
+        Ok(texts)
     }
 }
 

@@ -78,15 +78,15 @@ pub fn normalize(row: &mut Row) -> Result<()> {
 
     let room = row.text(Column::Room).unwrap_or_default();
     let default = settings::default_audience();
-    let tokens = match row.get(Column::Audience) {
+    let audience = match row.get(Column::Audience) {
         Some(given) => {
             // SAFETY: the column is text[].
             let tokens = unsafe { texts_of(given) };
-            tokens.map_err(|why| Error::InvalidAudience { why: why.into() })?
+            let tokens = tokens.map_err(|why| Error::InvalidAudience { why: why.into() })?;
+            validate::audience(tokens.iter(), room)?
         }
-        None => default.iter().map(Vec::as_slice).collect(),
+        None => validate::audience(&default, room)?,
     };
-    let audience = validate::audience(&tokens, room)?;
     row.set(Column::Audience, Some(sqlfn::text_array(&audience)));
     Ok(())
 }

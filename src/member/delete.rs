@@ -10,7 +10,7 @@ use crate::identity::{self, Identity};
 use crate::lease::table::Key;
 use crate::ownership;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{Call, hash_of, text_of, uuid, uuids, varlena};
+use crate::sqlfn::{Call, hash_of, uuid, uuids, varlena};
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 
@@ -156,8 +156,7 @@ impl Removal {
         let values = [Some(varlena(&self.room)), Some(varlena(&self.member_id))];
         let rows = connection.run(&CONNECTION_IDS, &values, true)?;
         let one = |row| {
-            // SAFETY: a text.
-            let connection_id = unsafe { text_of(rows.get(row, 0)?) }.to_vec();
+            let connection_id = rows.text(row, 0)?.to_vec();
             let removal = Removal {
                 room: self.room.clone(),
                 member_id: self.member_id.clone(),

@@ -57,10 +57,7 @@ impl<'a> Beater<'a> {
             let read_only = unsafe { pg_sys::XactReadOnly };
             let found =
                 connection.run(if read_only { &FIND } else { &LOCK }, &[Some(uuid(key.hash))], !read_only)?;
-            let own = found.get(0, 0).is_some_and(|owner| {
-                // SAFETY: a text.
-                ownership::may_write(self.identity, unsafe { sqlfn::text_of(owner) })
-            });
+            let own = found.text(0, 0).is_some_and(|owner| ownership::may_write(self.identity, owner));
             let row = lease::found(&found, 0, [2, 3, 4, 5]);
             if found.count == 0 || !own || lease::deadline(key, &row).is_none() {
                 return Ok(false);
@@ -87,11 +84,9 @@ impl<'a> Beater<'a> {
 
     fn renewed(&self, found: &Rows, row: &RowLease) -> Lease {
         let now = clock::boot();
-        // SAFETY: the columns are a text and an interval.
-        let (owner, ttl) = unsafe {
-            let owner = found.get(0, 0).map_or(&b""[..], |owner| sqlfn::text_of(owner));
-            (self.extension.owner_hash(owner), found.get(0, 1).map(|ttl| sqlfn::interval_of(ttl) as u64))
-        };
+        let owner = self.extension.owner_hash(found.text(0, 0).unwrap_or_default());
+        // SAFETY: an interval.
+        let ttl = found.get(0, 1).map(|ttl| unsafe { sqlfn::interval_of(ttl) } as u64);
         Lease {
             deadline: ttl.map_or(NEVER, |ttl| now + ttl),
             last_seen: now,
@@ -145,11 +140,7 @@ fn heartbeat_many(call: &Call) -> Result<Option<Datum>> {
     let identity = identity::current(&extension)?;
     let beater = Beater::new(&extension, &identity)?;
     let list = |index, argument| {
-        // SAFETY: declared text[] in SQL.
-        call.datum(index)
-            .map(|array| unsafe { sqlfn::texts_of(array) })
-            .transpose()
-            .map_err(|why| Error::InvalidArgument { argument, why: why.into() })
+        call.texts(index).map_err(|why| Error::InvalidArgument { argument, why: why.into() })
     };
     let rooms = list(0, "rooms")?.ok_or(Error::MissingArgument { argument: "rooms" })?;
     let member_ids = list(1, "member_ids")?;
@@ -162,8 +153,8 @@ fn heartbeat_many(call: &Call) -> Result<Option<Datum>> {
     }
     let own = if member_ids.is_none() { identity.writer()? } else { b"" };
     let member = |at: usize| {
-        let member_id = member_ids.as_ref().map_or(own, |list| list[at]);
-        [rooms[at], member_id, connection_ids.as_ref().map_or(&b""[..], |list| list[at])]
+        let member_id = member_ids.as_ref().map_or(own, |list| &list[at]);
+        [&rooms[at], member_id, connection_ids.as_ref().map_or(&b""[..], |list| &list[at])]
     };
     // Slots are all over the memory: ask for them before they are needed.
     let mut keys = Vec::with_capacity(rooms.len());

@@ -16,7 +16,7 @@ use crate::lease::shared::leases;
 use crate::lease::table::Key;
 use crate::ownership;
 use crate::spi::Connection;
-use crate::sqlfn::{bytes_of, interval_of, text_of, texts_of, varlena};
+use crate::sqlfn::{bytes_of, interval_of, texts_of, varlena};
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 
@@ -105,10 +105,10 @@ impl Request {
 
     fn require_ownership(&self, row: &Row) -> Result<()> {
         // SAFETY: a text.
-        let member_id = unsafe { text_of(self.member_id) };
+        let member_id = unsafe { bytes_of(self.member_id) };
         // Another's name is refused as such, whether that other is here or not.
         if !ownership::may_write(&self.caller, row.text(Column::UserId).unwrap_or_default()) {
-            check_member_id(&self.caller, member_id)?;
+            check_member_id(&self.caller, &member_id)?;
             return Err(Error::OwnedByAnother);
         }
         Ok(())
@@ -117,8 +117,8 @@ impl Request {
     /// Nobody is here, or it is another's.
     fn absent(&self) -> Result<Written> {
         // SAFETY: a text.
-        let member_id = unsafe { text_of(self.member_id) };
-        ownership::require_none_of_anothers(&self.extension, &self.caller, member_id, &self.key)?;
+        let member_id = unsafe { bytes_of(self.member_id) };
+        ownership::require_none_of_anothers(&self.extension, &self.caller, &member_id, &self.key)?;
         Ok(Written::Absent)
     }
 
@@ -175,12 +175,12 @@ impl Request {
     fn is_identical(&self, found: &Row) -> Result<bool> {
         let same = |given: Option<Datum>, column| match given {
             // SAFETY: callers name jsonb arguments.
-            Some(given) => found.varlena(column) == Some(unsafe { bytes_of(given) }),
+            Some(given) => found.varlena(column) == Some(&unsafe { bytes_of(given) }[..]),
             None => true,
         };
         // SAFETY: a text, a text and an interval.
         let (owner, status, ttl) = unsafe {
-            let text = |given: Option<Datum>| given.map(|given| text_of(given));
+            let text = |given: Option<Datum>| given.map(|given| bytes_of(given));
             (text(self.new_owner), text(self.status), self.ttl.map(|ttl| interval_of(ttl)))
         };
         let same_session = match self.session {
@@ -194,7 +194,7 @@ impl Request {
                     && (self.ttl.is_some() == found.get(Column::Ttl).is_some())
             }
         };
-        Ok(owner.is_none_or(|owner| found.text(Column::UserId) == Some(owner))
+        Ok(owner.is_none_or(|owner| found.text(Column::UserId) == Some(&owner[..]))
             && status.is_none_or(|status| found.text(Column::Status).unwrap_or_default() == status)
             && ttl.is_none_or(|ttl| found.ttl() == Some(ttl))
             && same_session
@@ -210,9 +210,9 @@ impl Request {
         // SAFETY: text arrays and a text.
         unsafe {
             let given = texts_of(given).map_err(|why| Error::InvalidAudience { why: why.into() })?;
-            let given = validate::audience(&given, text_of(self.room))?;
+            let given = validate::audience(given.iter(), &bytes_of(self.room))?;
             let held = texts_of(held).map_err(|why| Error::InvalidAudience { why: why.into() })?;
-            Ok(given == held)
+            Ok(given.iter().map(Vec::as_slice).eq(held.iter()))
         }
     }
 

@@ -7,7 +7,7 @@ use crate::extension::Extension;
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
 use crate::spi::Rows;
-use crate::sqlfn::{bytes_of, hash_of, interval_of, text_of};
+use crate::sqlfn::{bytes_in, hash_of, interval_of, text_in};
 use crate::twin::attribute;
 use pgrx::pg_sys::{self, Datum, Oid};
 
@@ -90,6 +90,8 @@ impl Layout {
 pub struct Row {
     /// What it was read from: has what others keep in columns of their own.
     tuple: pg_sys::HeapTuple,
+    /// Where it was read, and what its values are unpacked to: it lives as long.
+    memory: pg_sys::MemoryContext,
     values: [Datum; COLUMNS],
     nulls: [bool; COLUMNS],
 }
@@ -97,7 +99,10 @@ pub struct Row {
 impl Row {
     /// A row that is still to be stored, by SQL alone.
     pub fn empty() -> Row {
-        Row { tuple: std::ptr::null_mut(), values: [Datum::from(0); COLUMNS], nulls: [true; COLUMNS] }
+        // SAFETY: plain read of this process's state.
+        let memory = unsafe { pg_sys::CurrentMemoryContext };
+        let tuple = std::ptr::null_mut();
+        Row { tuple, memory, values: [Datum::from(0); COLUMNS], nulls: [true; COLUMNS] }
     }
 
     /// # Safety
@@ -182,13 +187,13 @@ impl Row {
     /// For text columns.
     pub fn text(&self, column: Column) -> Option<&[u8]> {
         // SAFETY: the callers name text columns.
-        self.get(column).map(|datum| unsafe { text_of(datum) })
+        self.get(column).map(|datum| unsafe { text_in(self, self.memory, datum) })
     }
 
     /// For jsonb and array columns: the bytes behind the header.
     pub fn varlena(&self, column: Column) -> Option<&[u8]> {
         // SAFETY: the callers name jsonb or array columns.
-        self.get(column).map(|datum| unsafe { bytes_of(datum) })
+        self.get(column).map(|datum| unsafe { bytes_in(self, self.memory, datum) })
     }
 
     pub fn number(&self, column: Column) -> u64 {

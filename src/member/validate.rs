@@ -67,8 +67,8 @@ pub fn state_size(size: usize) -> Result<()> {
 }
 
 /// The tokens in order and once each, `room` written out; so equal audiences are equal bytes.
-pub fn audience(tokens: &[&[u8]], room: &[u8]) -> Result<Vec<Vec<u8>>> {
-    let mut list = tokens.iter().map(|given| token(given, room)).collect::<Result<Vec<_>>>()?;
+pub fn audience<T: AsRef<[u8]>>(tokens: impl IntoIterator<Item = T>, room: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let mut list = tokens.into_iter().map(|given| token(given.as_ref(), room)).collect::<Result<Vec<_>>>()?;
     list.sort();
     list.dedup();
     if list.len() > MAX_TOKENS {

@@ -6,8 +6,6 @@
 use crate::error::Result;
 use crate::event::record::{Field, Image, Kind, Record};
 use crate::spi::{Connection, Statement};
-use crate::sqlfn::{bytes_of, text_of};
-use pgrx::pg_sys::Datum;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
@@ -38,13 +36,8 @@ impl Connections {
         let connection = Connection::open()?;
         let rows = connection.run(&ALL, &[], false)?;
         for row in 0..rows.count {
-            let bytes = |column| {
-                rows.get(row, column).map(|datum: Datum| {
-                    // SAFETY: the third column is an array, the others are texts.
-                    unsafe { if column == 2 { bytes_of(datum) } else { text_of(datum) } }
-                })
-            };
-            let (group, user) = connections.keys(bytes(0), bytes(1), bytes(2), bytes(3));
+            let (room, member_id) = (rows.text(row, 0), rows.text(row, 1));
+            let (group, user) = connections.keys(room, member_id, rows.array(row, 2), rows.text(row, 3));
             connections.add(group, 1);
             connections.add(user, 1);
         }

@@ -4,7 +4,6 @@ use super::process::transaction;
 use crate::error::Error;
 use crate::extension::{self, Extension};
 use crate::spi::{Connection, Statement};
-use crate::sqlfn::text_of;
 use crate::subtransaction::Failure;
 use pgrx::pg_sys;
 use std::cell::RefCell;
@@ -67,8 +66,7 @@ pub fn read_database_settings() -> Result<bool, Failure> {
     let found = transaction(c"reading settings", || {
         let connection = Connection::open()?;
         let rows = connection.run(&DATABASE_SETTINGS, &[], false)?;
-        // SAFETY: texts.
-        let text = |row| rows.get(row, 0).map(|text| unsafe { text_of(text) }.to_vec());
+        let text = |row| rows.text(row, 0).map(<[u8]>::to_vec);
         Ok((0..rows.count).filter_map(text).collect::<Vec<Vec<u8>>>())
     })?;
     let before = APPLIED.replace(Some(found.clone()));

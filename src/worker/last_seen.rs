@@ -5,13 +5,13 @@
 //! time, so that a crash forgets no more than that.
 
 use super::process::transaction;
+use crate::clock;
 use crate::event::record::{Field, Kind, Record};
 use crate::extension::Extension;
 use crate::settings;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{text_of, varlena};
+use crate::sqlfn::varlena;
 use crate::subtransaction::Failure;
-use crate::{clock, sqlfn};
 use pgrx::pg_sys::{self, Datum};
 use std::collections::BTreeMap;
 use std::ops::Bound::*;
@@ -197,15 +197,13 @@ impl LastSeen {
                 let connection = Connection::open()?;
                 let rows = connection.run(&STALE, &[Some(varlena(round))], false)?;
                 for row in 0..rows.count {
-                    // SAFETY: texts and a text[].
-                    let (user_id, room, audience) = unsafe {
-                        let text = |column| rows.get(row, column).map(|text| text_of(text).to_vec());
-                        (text(0), text(1), rows.get(row, 2).map(|array| sqlfn::bytes_of(array).to_vec()))
-                    };
                     let time = |column| rows.get(row, column).map(|time: Datum| time.value() as i64);
-                    let (Some(user_id), Some(room), Some(audience)) = (user_id, room, audience) else {
+                    let (Some(user_id), Some(room), Some(audience)) =
+                        (rows.text(row, 0), rows.text(row, 1), rows.array(row, 2))
+                    else {
                         continue;
                     };
+                    let (user_id, room, audience) = (user_id.to_vec(), room.to_vec(), audience.to_vec());
                     last = user_id.clone();
                     if let Some(at) = time(3)
                         && time(4).is_none_or(|written| written + TEN_MINUTES < at)

@@ -12,7 +12,7 @@ use crate::settings;
 use crate::shared::Database;
 use crate::shared::trouble::Part;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{text_of, varlena};
+use crate::sqlfn::varlena;
 use crate::subtransaction::Failure;
 use pgrx::pg_sys::Datum;
 use pgrx::{pg_guard, pg_sys};
@@ -218,12 +218,11 @@ fn feed(extension: &Extension) -> std::result::Result<bool, Failure> {
 fn find_function(name: &[u8]) -> Result<(pg_sys::Oid, Vec<u8>)> {
     let connection = Connection::open()?;
     let rows = connection.run(&FUNCTION, &[Some(varlena(name))], false)?;
-    let (Some(owner), Some(function)) = (rows.get(0, 0), rows.get(0, 1)) else {
+    let (Some(owner), Some(function)) = (rows.get(0, 0), rows.text(0, 1)) else {
         let why = format!("There is no function {}(presence.event[]).", printable(name));
         return Err(Error::InvalidArgument { argument: "presence.sink", why });
     };
-    // SAFETY: a text.
-    Ok((pg_sys::Oid::from(owner.value() as u32), unsafe { text_of(function) }.to_vec()))
+    Ok((pg_sys::Oid::from(owner.value() as u32), function.to_vec()))
 }
 
 /// Call it as its owner, deferred triggers included: nothing of theirs may run as us at commit.

@@ -134,11 +134,11 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
     let rows = connection.run(&ADOPTABLE, &[], true)?;
     let now = clock::boot();
     for row in 0..rows.count {
-        // SAFETY: a uuid, a text and an interval.
-        let (Some(hash), owner, ttl) = (unsafe {
+        let owner = rows.text(row, 1).map_or(0, |owner| extension.owner_hash(owner));
+        // SAFETY: a uuid and an interval.
+        let (Some(hash), ttl) = (unsafe {
             (
                 rows.get(row, 0).map(|hash| hash_of(hash)),
-                rows.get(row, 1).map_or(0, |owner| extension.owner_hash(crate::sqlfn::text_of(owner))),
                 rows.get(row, 2).map_or(0, |ttl| crate::sqlfn::interval_of(ttl) as u64),
             )
         }) else {

@@ -385,7 +385,7 @@ impl<'a> Writer<'a> {
         row[0] = Some(Datum::from(self.written.seq as i64));
         row[2] = Some(varlena(b"resync"));
         row[12] = Some(Datum::from(clock::wall()));
-        row[14] = Some(text_array(&[b"any"]));
+        row[14] = Some(text_array([b"any"]));
         self.page.insert(self.connection, &row)?;
         let channel = Channel::new(self.extension, Scope::Database, EVERYBODY);
         if channel.was_handed_out(self.extension) {
@@ -405,7 +405,7 @@ fn audience_of(image: &Image) -> Result<Vec<Vec<u8>>> {
     // SAFETY: the bytes of a text[] behind its header, put behind a header again.
     let tokens = unsafe { texts_of(varlena(bytes)) };
     let tokens = tokens.map_err(|why| Error::InvalidAudience { why: why.into() })?;
-    Ok(tokens.into_iter().map(<[u8]>::to_vec).collect())
+    Ok(tokens.iter().map(<[u8]>::to_vec).collect())
 }
 
 unsafe extern "C-unwind" {
