@@ -1,6 +1,7 @@
 //! The extension as installed in this database: its tables, its owner, its secrets. Looked up once, and again
 //! after anything changed the table `member` (DROP and CREATE EXTENSION above all).
 
+use crate::cached::Cached;
 use crate::error::{Error, Result};
 use crate::lease::table::Key;
 use crate::shared::Database;
@@ -27,12 +28,21 @@ pub struct Extension {
     pub owner: pg_sys::Oid,
     pub database: &'static Database,
     pub database_index: u32,
+    /// That of the catalog, when it was looked up.
+    pub epoch: u64,
     secret: [u8; 32],
 }
 
 thread_local! {
-    static CURRENT: Cell<Option<Extension>> = const { Cell::new(None) };
-    static WATCHING: Cell<bool> = const { Cell::new(false) };
+    static CURRENT: Cached<(), u64, Extension> = const { Cached::new(1) };
+    /// The table `member` and the view `online`.
+    static WATCHED: Cell<Option<[pg_sys::Oid; 2]>> = const { Cell::new(None) };
+    static CATALOG_EPOCH: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Grows whenever the table's definition changed.
+pub fn catalog_epoch() -> u64 {
+    CATALOG_EPOCH.get()
 }
 
 static SECRET: Statement = Statement { sql: c"select key from presence.secret", arguments: &[] };
@@ -51,16 +61,14 @@ pub fn sql_version() -> Result<String> {
 
 /// The extension of this database.
 pub fn current() -> Result<Extension> {
-    if let Some(extension) = CURRENT.get()
-        && extension.database.relation.load(Relaxed) == u32::from(extension.member)
-    {
+    let known = || CURRENT.with(|current| current.get((), catalog_epoch(), |()| look_up()));
+    let extension = known()?;
+    if extension.database.relation.load(Relaxed) == u32::from(extension.member) {
         return Ok(extension);
     }
-    watch();
-    let extension = look_up()?;
-    extension.database.adopt_relation(extension.member);
-    CURRENT.set(Some(extension));
-    Ok(extension)
+    // Somebody else works with another table already: what we know is over, though nobody has told us yet.
+    CATALOG_EPOCH.set(catalog_epoch() + 1);
+    known()
 }
 
 /// The table `member` of this database, if the extension is installed.
@@ -91,8 +99,10 @@ fn relation_in(schema: &CStr, name: &CStr) -> Option<pg_sys::Oid> {
 }
 
 fn look_up() -> Result<Extension> {
+    let epoch = catalog_epoch();
     let member = member_table().ok_or(Error::NotInstalled)?;
     let view = relation(c"online").ok_or(Error::NotInstalled)?;
+    watch(member, view);
     let key_index = relation(c"member_key_hash").ok_or(Error::NotInstalled)?;
     // SAFETY: catalog look-ups of relations that exist.
     let (owner, online) = unsafe {
@@ -112,23 +122,23 @@ fn look_up() -> Result<Extension> {
     })?;
     // SAFETY: set when the process connected to its database.
     let database = Database::get(unsafe { pg_sys::MyDatabaseId })?;
+    database.adopt_relation(member);
     let database_index = database.index() as u32;
-    Ok(Extension { member, key_index, online, owner, database, database_index, secret })
+    Ok(Extension { member, key_index, online, owner, database, database_index, epoch, secret })
 }
 
-/// Forget everything when the table's definition changes: the next call looks again.
-fn watch() {
-    if WATCHING.replace(true) {
-        return;
+/// When these change, the next call looks again. Called before anything is read of them.
+fn watch(member: pg_sys::Oid, view: pg_sys::Oid) {
+    if WATCHED.replace(Some([member, view])).is_none() {
+        // SAFETY: registered once a process; the callback only counts.
+        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0)) };
     }
-    // SAFETY: registered once a process; the callback only clears a cell.
-    unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0)) };
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn forget(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
-    if relation == pg_sys::InvalidOid || CURRENT.get().is_some_and(|current| current.member == relation) {
-        CURRENT.set(None);
+    if relation == pg_sys::InvalidOid || WATCHED.get().is_some_and(|watched| watched.contains(&relation)) {
+        CATALOG_EPOCH.set(catalog_epoch() + 1);
     }
 }
 

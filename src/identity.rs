@@ -1,6 +1,7 @@
 //! Who is asking (`user_id`), what they are to others (`tokens`), and whether they act for all (`is_service`).
 //! The rules are those of docs/visibility.md; what a role is, is remembered until roles or settings change.
 
+use crate::cached::Cached;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::member::lease;
@@ -10,8 +11,7 @@ use crate::sqlfn::{self, Call, encode};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid};
 use serde_json::Value;
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::rc::Rc;
 
@@ -29,7 +29,7 @@ pub struct Identity {
 struct Roles {
     session: Oid,
     current: Oid,
-    epoch: (u64, u64),
+    epoch: Epoch,
     trusted_login: bool,
     superuser_login: bool,
     anonymous: bool,
@@ -37,49 +37,44 @@ struct Roles {
     name: Vec<u8>,
 }
 
+/// How many roles a session remembers: a pooled one takes turns between few.
+const REMEMBERED: usize = 8;
+
+/// Roles and settings by which one is somebody, and the extension, whose owner is a service.
+type Epoch = [u64; 3];
+
 thread_local! {
-    // The latest first. A pooled session takes turns between few roles.
-    static ROLES: RefCell<VecDeque<Rc<Roles>>> = const { RefCell::new(VecDeque::new()) };
-    static IDENTITY: RefCell<Option<(Claims, Rc<Identity>)>> = const { RefCell::new(None) };
-    static ROLE_TOKENS: RefCell<Option<RoleTokens>> = const { RefCell::new(None) };
+    static ROLES: Cached<(Oid, Oid), Epoch, Rc<Roles>> = const { Cached::new(REMEMBERED) };
+    static IDENTITY: Cached<Claims, Epoch, Rc<Identity>> = const { Cached::new(1) };
+    static ROLE_TOKENS: Cached<Oid, u64, Rc<Vec<Vec<u8>>>> = const { Cached::new(REMEMBERED) };
     static ROLE_EPOCH: Cell<u64> = const { Cell::new(0) };
     static WATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The tokens of a role, and when they were looked up.
-type RoleTokens = (Oid, u64, Vec<Vec<u8>>);
+/// Grows whenever a role or a membership changed.
+fn role_epoch() -> u64 {
+    ROLE_EPOCH.get()
+}
 
 /// What an identity was made from: equal claims of equal roles are the same identity.
 #[derive(PartialEq)]
 struct Claims {
     session: Oid,
     current: Oid,
-    epoch: (u64, u64),
     claims: Vec<u8>,
     sub: Vec<u8>,
 }
 
 pub fn current(extension: &Extension) -> Result<Rc<Identity>> {
-    watch();
-    let roles = roles(extension);
+    let roles = roles(extension)?;
     let believes = roles.trusted_login || roles.superuser_login;
     let (claims, sub) = if believes {
         (setting(c"request.jwt.claims"), setting(c"request.jwt.claim.sub"))
     } else {
         (Vec::new(), Vec::new())
     };
-    let made_from =
-        Claims { session: roles.session, current: roles.current, epoch: roles.epoch, claims, sub };
-    let known = IDENTITY.with_borrow(|known| match known {
-        Some((from, identity)) if *from == made_from => Some(identity.clone()),
-        _ => None,
-    });
-    if let Some(identity) = known {
-        return Ok(identity);
-    }
-    let identity = Rc::new(identify(&roles, &made_from));
-    IDENTITY.set(Some((made_from, identity.clone())));
-    Ok(identity)
+    let from = Claims { session: roles.session, current: roles.current, claims, sub };
+    IDENTITY.with(|known| known.get(from, roles.epoch, |from| Ok(Rc::new(identify(&roles, from)))))
 }
 
 fn identify(roles: &Roles, from: &Claims) -> Identity {
@@ -119,21 +114,19 @@ fn teams(claims: &Value) -> Vec<Vec<u8>> {
     list.as_array().map(|list| list.iter().filter_map(name).collect()).unwrap_or_default()
 }
 
-/// How many pairs of roles a session remembers.
-const REMEMBERED: usize = 8;
-
-fn roles(extension: &Extension) -> Rc<Roles> {
+fn roles(extension: &Extension) -> Result<Rc<Roles>> {
+    watch();
     // SAFETY: plain reads of this process's state.
     let (session, current) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::GetUserId()) };
-    let epoch = (settings::identity_epoch(), ROLE_EPOCH.get());
-    let is_it = |known: &&Rc<Roles>| (known.session, known.current, known.epoch) == (session, current, epoch);
-    let known = ROLES.with_borrow(|known| known.iter().find(is_it).cloned());
-    if let Some(known) = known {
-        return known;
-    }
+    let epoch = [settings::identity_epoch(), role_epoch(), extension.epoch];
+    let look_up = |_: &(Oid, Oid)| Ok(Rc::new(look_up_roles(extension, session, current, epoch)));
+    ROLES.with(|known| known.get((session, current), epoch, look_up))
+}
+
+fn look_up_roles(extension: &Extension, session: Oid, current: Oid, epoch: Epoch) -> Roles {
     let name = role_name(current);
     let listed = |list: Vec<Vec<u8>>, name: &[u8]| list.iter().any(|role| role == name);
-    let roles = Rc::new(Roles {
+    Roles {
         session,
         current,
         epoch,
@@ -146,12 +139,7 @@ fn roles(extension: &Extension) -> Rc<Roles> {
             || current == extension.owner
             || listed(settings::service_roles(), &name),
         name,
-    });
-    ROLES.with_borrow_mut(|known| {
-        known.push_front(roles.clone());
-        known.truncate(REMEMBERED);
-    });
-    roles
+    }
 }
 
 fn role_name(role: Oid) -> Vec<u8> {
@@ -170,12 +158,13 @@ fn setting(name: &CStr) -> Vec<u8> {
     }
 }
 
-/// Roles and memberships may change under us.
+/// Roles and memberships may change under us; that in pg_database_owner with the database.
 fn watch() {
+    use pg_sys::SysCacheIdentifier::{AUTHMEMROLEMEM, AUTHOID, DATABASEOID};
     if WATCHING.replace(true) {
         return;
     }
-    for cache in [pg_sys::SysCacheIdentifier::AUTHOID, pg_sys::SysCacheIdentifier::AUTHMEMROLEMEM] {
+    for cache in [AUTHOID, AUTHMEMROLEMEM, DATABASEOID] {
         // SAFETY: registered once a process; the callback only counts.
         unsafe { pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(forget_roles), Datum::from(0)) };
     }
@@ -183,7 +172,7 @@ fn watch() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn forget_roles(_argument: Datum, _cache: i32, _hash: u32) {
-    ROLE_EPOCH.set(ROLE_EPOCH.get() + 1);
+    ROLE_EPOCH.set(role_epoch() + 1);
 }
 
 impl Identity {
@@ -204,7 +193,7 @@ impl Identity {
             tokens.push([b"user:", user_id.as_slice()].concat());
         }
         tokens.extend(self.teams.iter().map(|team| [b"team:", team.as_slice()].concat()));
-        tokens.extend(role_tokens(self.role)?);
+        tokens.extend(role_tokens(self.role)?.iter().cloned());
         tokens.extend(rooms.iter().map(|room| [b"room:", room.as_slice()].concat()));
         Ok(tokens)
     }
@@ -239,31 +228,25 @@ static ROOMS: Statement = Statement {
 
 static ROLE_NAMES: Statement = Statement {
     sql:
-        c"select rolname::pg_catalog.text from pg_catalog.pg_roles where pg_catalog.pg_has_role(oid, 'usage')",
-    arguments: &[],
+        c"select rolname::pg_catalog.text from pg_catalog.pg_roles where pg_catalog.pg_has_role($1, oid, 'usage')",
+    arguments: &[pg_sys::OIDOID],
 };
 
 /// `role:` tokens: the role itself and what it inherits. A superuser sees everything anyway, so only its own.
-fn role_tokens(role: Oid) -> Result<Vec<Vec<u8>>> {
-    let epoch = ROLE_EPOCH.get();
-    let known = ROLE_TOKENS.with_borrow(|known| match known {
-        Some((of, at, tokens)) if (*of, *at) == (role, epoch) => Some(tokens.clone()),
-        _ => None,
-    });
-    if let Some(tokens) = known {
-        return Ok(tokens);
-    }
+fn role_tokens(role: Oid) -> Result<Rc<Vec<Vec<u8>>>> {
+    ROLE_TOKENS.with(|known| known.get(role, role_epoch(), |role| look_up_role_tokens(*role).map(Rc::new)))
+}
+
+fn look_up_role_tokens(role: Oid) -> Result<Vec<Vec<u8>>> {
     // SAFETY: a look-up by role.
     let names = if unsafe { pg_sys::superuser_arg(role) } {
         vec![role_name(role)]
     } else {
         let connection = Connection::open()?;
-        let rows = connection.run(&ROLE_NAMES, &[], false)?;
+        let rows = connection.run(&ROLE_NAMES, &[Some(Datum::from(role))], false)?;
         (0..rows.count).filter_map(|row| rows.text(row, 0)).map(<[u8]>::to_vec).collect()
     };
-    let tokens: Vec<Vec<u8>> = names.iter().map(|name| [b"role:", name.as_slice()].concat()).collect();
-    ROLE_TOKENS.set(Some((role, epoch, tokens.clone())));
-    Ok(tokens)
+    Ok(names.iter().map(|name| [b"role:", name.as_slice()].concat()).collect())
 }
 
 /// SQL `presence.user_id()`.
@@ -288,7 +271,7 @@ fn tokens(_call: &Call) -> Result<Option<Datum>> {
 /// SQL `presence.act_as(user_id, teams)`: the claims of that user, until the transaction ends.
 fn act_as(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    let roles = roles(&extension);
+    let roles = roles(&extension)?;
     if !roles.trusted_login && !roles.superuser_login {
         return Err(Error::NotTrusted);
     }

@@ -5,6 +5,7 @@
 //! log and NOTIFY. docs/internals.md walks through it.
 
 mod authorizer;
+mod cached;
 mod clock;
 mod error;
 mod event;

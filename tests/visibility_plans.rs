@@ -193,3 +193,23 @@ fn a_statement_asks_for_tokens_once() {
         assert!(called <= most, "{sql}: tokens() was called {called} times");
     }
 }
+
+/// What a session remembers of roles is looked up where the plan of the caller's statement is parallel, too.
+#[test]
+fn a_parallel_plan_may_be_the_first_to_ask_who_one_is() {
+    let (cluster, mut alice) = prepare();
+    let parallel =
+        "set parallel_setup_cost = 0; set parallel_tuple_cost = 0; set min_parallel_table_scan_size = 0";
+    let query =
+        "select array_to_string(presence.tokens(), ',') || count(*) from profile where name is not null";
+    alice.run(parallel);
+    let plan = Plan::of(&mut alice, query);
+    assert!(nodes(&plan.0).iter().any(|node| node["Node Type"] == "Gather"), "{}", plan.0);
+    // A change of roles makes everybody look again.
+    cluster.sql("app", "create role crew; grant crew to alice");
+    assert!(alice.value(query).contains("role:crew"));
+    let mut fresh = cluster.user("alice");
+    fresh.run(parallel);
+    assert!(fresh.value(query).contains("role:crew"));
+    cluster.assert_sound();
+}
