@@ -4,6 +4,7 @@
 //! arguments as PostgreSQL has them, because names may be in any encoding and jsonb should pass through untouched.
 
 use crate::error::{Error, Result};
+use pgrx::PgMemoryContexts;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::CStr;
 
@@ -59,6 +60,24 @@ pub unsafe fn enter(call: pg_sys::FunctionCallInfo, body: fn(&Call) -> Result<Op
     }
 }
 
+/// A query that is running, told from others by its memory. (PL/pgSQL computes what is no query in memory of the
+/// transaction's.)
+#[derive(Clone, Copy, PartialEq)]
+pub struct Query {
+    memory: pg_sys::MemoryContext,
+    started: i64,
+}
+
+struct AtEnd<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        if let Some(body) = self.0.take() {
+            body();
+        }
+    }
+}
+
 impl Call {
     /// An argument as PostgreSQL passed it; None is NULL.
     pub fn datum(&self, index: usize) -> Option<Datum> {
@@ -109,6 +128,30 @@ impl Call {
     pub fn interval(&self, index: usize) -> Option<i128> {
         // SAFETY: declared interval in SQL.
         self.datum(index).map(|datum| unsafe { interval_of(datum) })
+    }
+
+    /// The query that this call is part of.
+    pub fn query(&self) -> Query {
+        // SAFETY: the executor's description of the function, which it made in the memory of the query.
+        unsafe {
+            Query {
+                memory: (*(*self.info).flinfo).fn_mcxt,
+                started: pg_sys::GetCurrentStatementStartTimestamp(),
+            }
+        }
+    }
+
+    /// Do something when the query ends, however it does: once, wherever the query calls the function.
+    pub fn when_query_ends(&self, body: impl FnOnce() + 'static) {
+        // SAFETY: as above; `fn_extra` is ours, and null until then.
+        unsafe {
+            let function = (*self.info).flinfo;
+            if (*function).fn_extra.is_null() {
+                let end = AtEnd(Some(body));
+                let kept = PgMemoryContexts::For((*function).fn_mcxt).leak_and_drop_on_delete(end);
+                (*function).fn_extra = kept.cast();
+            }
+        }
     }
 
     /// For triggers.

@@ -147,3 +147,41 @@ fn one_leave_however_many_race_for_it() {
     until("all slots are free", || service.is("select slots_used = 0 from presence.health"));
     cluster.assert_sound();
 }
+
+/// The functions behind `online` share one look at a row: within a query, and no longer.
+#[test]
+fn a_query_is_not_answered_with_what_an_earlier_one_saw() {
+    let cluster = Cluster::start();
+    let mut alice = cluster.service();
+    alice.run("select presence.upsert('lobby', ttl => '1 hour')");
+    // `count(*)` asks whether the row is alive, and for nothing else.
+    let look = "select count(*) from presence.online";
+    let seen =
+        "select presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)
+                from presence.member";
+    let expires = "select presence._expires_at(key_hash, version, generation, deadline, session)
+                   from presence.member";
+    for ask in [seen, expires] {
+        let before = alice.value(ask);
+        for client in [
+            format!("{look}; select pg_sleep(0.02); select presence.heartbeat('lobby'); {ask}"),
+            format!(
+                "begin; {look}; select pg_sleep(0.02); select presence.heartbeat('lobby'); commit; {look}; {ask}"
+            ),
+        ] {
+            assert_ne!(alice.value(&client), before, "{client}");
+        }
+        // In one statement of the client's, whose time and command number are the same throughout.
+        alice.run(&format!(
+            "create or replace function public.ask() returns boolean language plpgsql as $$
+             declare before timestamptz; after timestamptz; here bigint; begin
+                 before := ({ask}); {into};
+                 perform pg_sleep(0.02), presence.heartbeat('lobby');
+                 after := ({ask});
+                 return after > before; end $$",
+            into = look.replace("count(*)", "count(*) into here"),
+        ));
+        assert!(alice.is("select public.ask()"), "{ask}");
+    }
+    cluster.assert_sound();
+}

@@ -11,7 +11,7 @@ use crate::lease::table::{Key, Lease, NEVER};
 use crate::settings;
 use crate::shared::control;
 use crate::spi::Rows;
-use crate::sqlfn::Call;
+use crate::sqlfn::{Call, Query};
 use pgrx::pg_sys::Datum;
 use std::cell::Cell;
 use std::sync::atomic::Ordering::*;
@@ -119,8 +119,8 @@ enum Question {
 }
 
 thread_local! {
-    /// Of the row that `_is_alive` let pass last, and which questions it has answered since.
-    static LOOKED: Cell<(Option<Looked>, Option<Question>)> = const { Cell::new((None, None)) };
+    /// Of the row that `_is_alive` let pass last, and which questions it has answered since; until its query ends.
+    static LOOKED: Cell<Option<(Query, Looked, Option<Question>)>> = const { Cell::new(None) };
 }
 
 /// Whether a row's member is here, by the clock.
@@ -133,29 +133,37 @@ fn look(asked: &Asked) -> Result<Option<Looked>> {
 }
 
 /// The columns of a row show what let it pass, and need not look again: once each, so that the answer is of now.
-fn looked(asked: &Asked, question: Question) -> Result<Option<Looked>> {
-    let (known, answered) = LOOKED.take();
-    match known.filter(|looked| looked.asked == *asked && answered != Some(question)) {
-        // The second question is the last.
-        Some(looked) => {
-            LOOKED.set((answered.is_none().then_some(looked), Some(question)));
+fn looked(call: &Call, question: Question) -> Result<Option<Looked>> {
+    let Some(asked) = Asked::of(call) else { return Ok(None) };
+    let query = call.query();
+    match LOOKED.take() {
+        Some((of, looked, answered))
+            if of == query && looked.asked == asked && answered != Some(question) =>
+        {
+            // The second question is the last.
+            LOOKED.set(answered.is_none().then_some((query, looked, Some(question))));
             Ok(Some(looked))
         }
-        None => look(asked),
+        _ => look(&asked),
     }
 }
 
 /// SQL `presence._is_alive(key_hash, version, generation, deadline, session)`.
 fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
     let looked = Asked::of(call).map_or(Ok(None), |asked| look(&asked))?;
-    LOOKED.set((looked, None));
+    let query = call.query();
+    LOOKED.set(looked.map(|looked| (query, looked, None)));
+    call.when_query_ends(move || {
+        if LOOKED.get().is_some_and(|(of, ..)| of == query) {
+            LOOKED.set(None);
+        }
+    });
     Ok(Some(Datum::from(looked.is_some())))
 }
 
 /// SQL `presence._expires_at(key_hash, version, generation, deadline, session)`: NULL is gone.
 fn sql_expires_at(call: &Call) -> Result<Option<Datum>> {
-    let Some(asked) = Asked::of(call) else { return Ok(None) };
-    Ok(looked(&asked, Question::ExpiresAt)?.map(|Looked { deadline, at, .. }| {
+    Ok(looked(call, Question::ExpiresAt)?.map(|Looked { deadline, at, .. }| {
         let time = if deadline == NEVER { INFINITY } else { clock::wall_of_at(deadline, at) };
         Datum::from(time)
     }))
@@ -163,8 +171,7 @@ fn sql_expires_at(call: &Call) -> Result<Option<Datum>> {
 
 /// SQL `presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)`.
 fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
-    let Some(asked) = Asked::of(call) else { return Ok(None) };
-    let Some(Looked { slot, deadline, at, .. }) = looked(&asked, Question::LastSeenAt)? else {
+    let Some(Looked { slot, deadline, at, .. }) = looked(call, Question::LastSeenAt)? else {
         return Ok(None);
     };
     let ttl = call.interval(5).map_or(0, |ttl| ttl as u64);
