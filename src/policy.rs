@@ -4,6 +4,7 @@
 //! notifications become doorbells, and the log shows ordinary roles nothing until it gets policies of its own.
 //! While nothing at all was added, verbs know by themselves what the policies would say (`member::store`).
 
+use crate::cached::Cached;
 use crate::error::Result;
 use crate::extension::{self, Extension};
 use crate::spi::{self, Connection, Statement};
@@ -14,8 +15,8 @@ use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::Cell;
 
 thread_local! {
-    /// The answer, for as long as neither table's definition changed.
-    static KNOWN: Cell<Option<(u64, Oid, Likeness)>> = const { Cell::new(None) };
+    /// For as long as neither table's definition changed.
+    static KNOWN: Cached<Oid, u64, Likeness> = const { Cached::new(1) };
     static EPOCH: Cell<u64> = const { Cell::new(0) };
     /// The tables of the latest answer: a change of theirs makes a new epoch.
     static WATCHED: Cell<Option<[Oid; 2]>> = const { Cell::new(None) };
@@ -46,28 +47,22 @@ fn has_hooks() -> bool {
     }
 }
 
-/// The lock comes first: with it come the invalidations of everything that was committed before. Then the epoch, then
-/// the look: what is invalidated meanwhile is looked at again.
+/// The lock comes first: with it come the invalidations of everything that was committed before.
 fn likeness(extension: &Extension, lock: u32) -> Result<Likeness> {
     watch();
     // SAFETY: a table that exists, or existed when its oid was looked up; the lock stays until the transaction ends.
     unsafe { pg_sys::LockRelationOid(extension.member, lock as i32) };
-    let epoch = EPOCH.get();
-    if let Some((at, member, likeness)) = KNOWN.get()
-        && at == epoch
-        && member == extension.member
-    {
-        return Ok(likeness);
-    }
-    let likeness = match extension::internal_relation(c"member_twin") {
-        Some(twin) => {
-            WATCHED.set(Some([extension.member, twin]));
-            twin::compare(extension.member, twin)
-        }
-        None => Likeness { of_reading: has_policies_of_old(extension)?, of_writing: false },
-    };
-    KNOWN.set(Some((epoch, extension.member, likeness)));
-    Ok(likeness)
+    KNOWN.with(|known| {
+        known.get(extension.member, EPOCH.get(), |_| {
+            Ok(match extension::internal_relation(c"member_twin") {
+                Some(twin) => {
+                    WATCHED.set(Some([extension.member, twin]));
+                    twin::compare(extension.member, twin)
+                }
+                None => Likeness { of_reading: has_policies_of_old(extension)?, of_writing: false },
+            })
+        })
+    })
 }
 
 fn watch() {
@@ -94,12 +89,10 @@ static COMPARE_TEXT: Statement = Statement {
 };
 
 fn has_policies_of_old(extension: &Extension) -> Result<bool> {
-    spi::with_catalog_snapshot(|| {
-        spi::as_role(extension.owner, || {
-            let connection = Connection::open()?;
-            let rows = connection.run(&COMPARE_TEXT, &[], false)?;
-            Ok(rows.get(0, 0).is_some_and(|answer| answer.value() as u8 != 0))
-        })
+    spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&COMPARE_TEXT, &[], false)?;
+        Ok(rows.get(0, 0).is_some_and(|answer| answer.value() as u8 != 0))
     })
 }
 
