@@ -562,6 +562,7 @@ fn sqlstate(code: &str) -> &'static str {
         "ERRCODE_INSUFFICIENT_PRIVILEGE" => "42501",
         "ERRCODE_FEATURE_NOT_SUPPORTED" => "0A000",
         "ERRCODE_READ_ONLY_SQL_TRANSACTION" => "25006",
+        "ERRCODE_T_R_SERIALIZATION_FAILURE" => "40001",
         "ERRCODE_INTERNAL_ERROR" => "XX000",
         other => panic!("{other}: say here which SQLSTATE that is"),
     }
