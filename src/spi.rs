@@ -20,7 +20,7 @@ pub struct Statement {
 }
 
 /// How many plans a session keeps; each takes some 20 to 70 kB.
-const KEPT_PLANS: usize = 128;
+const KEPT_PLANS: usize = 64;
 
 thread_local! {
     static PLANS: RefCell<Plans> = RefCell::default();
