@@ -29,6 +29,7 @@ mod spi;
 mod sqlfn;
 mod subtransaction;
 mod twin;
+mod visibility;
 mod worker;
 
 #[cfg(any(test, feature = "pg_test"))]

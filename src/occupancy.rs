@@ -4,16 +4,15 @@ use crate::authorizer::{self, Action};
 use crate::clock;
 use crate::error::Result;
 use crate::extension::{self, Extension};
-use crate::identity::{self, Identity};
+use crate::identity;
 use crate::lease::rule::RowLease;
 use crate::lease::shared::leases;
 use crate::lease::table::Key;
-use crate::member::row::{Column, Row};
+use crate::member::row::Column;
 use crate::member::{lease, scan, validate};
-use crate::policy;
-use crate::settings;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{Call, hash_of, text_array, texts_of, varlena};
+use crate::sqlfn::{Call, hash_of, text_array, varlena};
+use crate::visibility::{self, Visibility};
 use pgrx::pg_sys::{self, Datum};
 
 static MAY_COUNT: Statement = Statement {
@@ -33,23 +32,13 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     let all = may_read && may_count(&extension, room, &tokens)?;
     // SAFETY: a look-up in shared memory. On a standby SQL says best that unlogged tables cannot be read.
     let standby = unsafe { pg_sys::RecoveryInProgress() };
-    if standby || !(all || may_scan(&extension)?) {
+    if standby || !(all || visibility::is_by_built_in_policies(&extension)?) {
         return call.rows([]);
     }
-    let sight = if all || identity.service {
-        Sight::All
-    } else {
-        Sight::Some { caller: &identity, tokens: if may_read { &tokens } else { &[] }, last: None }
-    };
-    let numbers = count(&extension, room, sight)?;
+    let visibility =
+        if all { Visibility::all() } else { Visibility::of(&identity, if may_read { &tokens } else { &[] }) };
+    let numbers = count(&extension, room, visibility)?;
     call.rows(numbers.map(|[members, users]| vec![Some(Datum::from(members)), Some(Datum::from(users))]))
-}
-
-/// Whether SQL would show the caller what the built-in policies say, and no less.
-fn may_scan(extension: &Extension) -> Result<bool> {
-    // SAFETY: a plain setting; where it is off, SQL refuses.
-    let row_security = unsafe { pg_sys::row_security };
-    Ok(settings::fast_path() && row_security && extension.may_read() && policy::is_builtin(extension)?)
 }
 
 fn may_count(extension: &Extension, room: &[u8], tokens: &[Vec<u8>]) -> Result<bool> {
@@ -58,42 +47,6 @@ fn may_count(extension: &Extension, room: &[u8], tokens: &[Vec<u8>]) -> Result<b
         let values = [Some(varlena(room)), Some(text_array(tokens))];
         Ok(connection.run(&MAY_COUNT, &values, false)?.get(0, 0).is_some_and(|may| may.value() as u8 != 0))
     })
-}
-
-/// Whom the caller may see.
-enum Sight<'a> {
-    All,
-    /// One's own, and those shared with one of the tokens.
-    Some {
-        caller: &'a Identity,
-        tokens: &'a [Vec<u8>],
-        last: Option<(Vec<u8>, bool)>,
-    },
-}
-
-impl Sight<'_> {
-    fn sees(&mut self, row: &Row) -> bool {
-        let Sight::Some { caller, tokens, last } = self else { return true };
-        if row.text(Column::UserId).is_some_and(|owner| caller.is(owner)) {
-            return true;
-        }
-        // Most members of a room have the same audience.
-        let audience = row.varlena(Column::Audience).unwrap_or_default();
-        match last {
-            Some((known, answer)) if known == audience => *answer,
-            _ => {
-                let shared = row.get(Column::Audience).is_some_and(|audience| shares(audience, tokens));
-                *last = Some((audience.to_vec(), shared));
-                shared
-            }
-        }
-    }
-}
-
-fn shares(audience: Datum, tokens: &[Vec<u8>]) -> bool {
-    // SAFETY: the column is text[].
-    let audience = unsafe { texts_of(audience) }.unwrap_or_default();
-    audience.iter().any(|given| tokens.iter().any(|token| token == given))
 }
 
 /// A row that the caller may see, whose lease is still to be looked up.
@@ -108,12 +61,12 @@ struct Candidate {
 const TOGETHER: usize = 32;
 
 /// Members and users. None where SQL must count.
-fn count(extension: &Extension, room: &[u8], mut sight: Sight) -> Result<Option<[i64; 2]>> {
+fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Result<Option<[i64; 2]>> {
     let read_since = clock::read_since();
     let mut candidates = Vec::with_capacity(TOGETHER);
     let mut users = Vec::new();
     let scanned = scan::of_room(extension, room, |row| {
-        if sight.sees(row) {
+        if visibility.shows(row) {
             let Some(hash) = row.get(Column::KeyHash) else { return Ok(()) };
             // SAFETY: a uuid.
             let key = extension.key_of(unsafe { hash_of(hash) });

@@ -1,0 +1,61 @@
+//! Who may see whose members, for those who look at rows without the policies. One rule: one's own, what is shared with
+//! one of one's tokens, service roles everything. The policies of `presence.member` say the same in SQL
+//! (sql/policies.sql).
+
+use crate::error::Result;
+use crate::extension::Extension;
+use crate::identity::Identity;
+use crate::member::row::{Column, Row};
+use crate::sqlfn::texts_of;
+use crate::{ownership, policy, settings};
+use pgrx::pg_sys::{self, Datum};
+
+/// Whether SQL would show the caller what the built-in policies say, and no less.
+pub fn is_by_built_in_policies(extension: &Extension) -> Result<bool> {
+    // SAFETY: a plain setting; where it is off, SQL refuses.
+    let row_security = unsafe { pg_sys::row_security };
+    Ok(settings::fast_path() && row_security && extension.may_read() && policy::is_builtin(extension)?)
+}
+
+/// Whom somebody may see.
+pub struct Visibility<'a> {
+    /// None: everybody.
+    caller: Option<&'a Identity>,
+    tokens: &'a [Vec<u8>],
+    /// Most members of a room have the same audience: the last one, and what came of it.
+    last: Option<(Vec<u8>, bool)>,
+}
+
+impl<'a> Visibility<'a> {
+    pub fn all() -> Visibility<'a> {
+        Visibility { caller: None, tokens: &[], last: None }
+    }
+
+    /// `tokens`: those that count, which are none where the authorizer says no.
+    pub fn of(caller: &'a Identity, tokens: &'a [Vec<u8>]) -> Visibility<'a> {
+        Visibility { caller: Some(caller), tokens, last: None }
+    }
+
+    pub fn shows(&mut self, row: &Row) -> bool {
+        let Some(caller) = self.caller else { return true };
+        // Whoever may write a member may see it.
+        if ownership::may_write(caller, row.text(Column::UserId).unwrap_or_default()) {
+            return true;
+        }
+        let audience = row.varlena(Column::Audience).unwrap_or_default();
+        match &self.last {
+            Some((known, answer)) if known == audience => *answer,
+            _ => {
+                let shared = row.get(Column::Audience).is_some_and(|audience| shares(audience, self.tokens));
+                self.last = Some((audience.to_vec(), shared));
+                shared
+            }
+        }
+    }
+}
+
+fn shares(audience: Datum, tokens: &[Vec<u8>]) -> bool {
+    // SAFETY: the column is text[].
+    let audience = unsafe { texts_of(audience) }.unwrap_or_default();
+    audience.iter().any(|given| tokens.iter().any(|token| token == given))
+}
