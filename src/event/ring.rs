@@ -34,8 +34,10 @@ impl Ring {
         Ring { head, tail, base, size }
     }
 
+    /// The tail first: who has not got the ring's lock may find both moved, and so the ring fuller than it is.
     pub fn used(&self) -> u64 {
-        self.head.load(Acquire) - self.tail.load(Acquire)
+        let tail = self.tail.load(Acquire);
+        (self.head.load(Acquire) - tail).min(self.size)
     }
 
     pub fn free(&self) -> u64 {
