@@ -129,3 +129,22 @@ begin
     end loop;
 end
 $$;
+
+create function presence._same_json(jsonb, jsonb) returns boolean
+    language c immutable strict parallel safe as 'MODULE_PATHNAME', 'presence_same_json';
+comment on function presence._same_json(jsonb, jsonb) is
+    'Whether both have the same bytes. For jsonb = a number is equal to the same with a thousand zeros behind.';
+revoke all on function presence._same_json(jsonb, jsonb) from public;
+
+create or replace function presence._room_after() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not presence._same_json(new.metadata, case tg_op when 'INSERT' then '{}' else old.metadata end) then
+        perform presence._tell_room(new.room, new.metadata,
+                                    coalesce(new.audience, presence._default_audience(new.room)));
+    end if;
+    return null;
+end
+$$;

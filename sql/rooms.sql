@@ -33,6 +33,10 @@ comment on function presence._check_ttl(interval) is 'The ttl, if it is 1 s to 3
 create function presence._next_version() returns bigint
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_next_version';
 comment on function presence._next_version() is 'A new version.';
+create function presence._same_json(jsonb, jsonb) returns boolean
+    language c immutable strict parallel safe as 'MODULE_PATHNAME', 'presence_same_json';
+comment on function presence._same_json(jsonb, jsonb) is
+    'Whether both have the same bytes. For jsonb = a number is equal to the same with a thousand zeros behind.';
 create function presence._require_manage(room text) returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_require_manage';
 comment on function presence._require_manage(text) is 'An error (42501) unless the caller may manage the room.';
@@ -78,7 +82,7 @@ create function presence._room_after() returns trigger
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if tg_op = 'INSERT' and new.metadata <> '{}' or tg_op = 'UPDATE' and new.metadata <> old.metadata then
+    if not presence._same_json(new.metadata, case tg_op when 'INSERT' then '{}' else old.metadata end) then
         perform presence._tell_room(new.room, new.metadata,
                                     coalesce(new.audience, presence._default_audience(new.room)));
     end if;

@@ -79,6 +79,8 @@ pub enum Error {
         what: &'static str,
         limit: i32,
     },
+    /// So many transactions enter limited rooms at once that this one has to take turns.
+    TooManySeats,
     TooManyColumns,
     Spi {
         code: i32,
@@ -100,7 +102,9 @@ impl Error {
             | Error::InvalidTimeout
             | Error::InvalidArgument { .. }
             | Error::KeyIsFixed => ERRCODE_INVALID_PARAMETER_VALUE,
-            Error::StateTooLarge { .. } | Error::TooManyMembers { .. } => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Error::StateTooLarge { .. } | Error::TooManyMembers { .. } | Error::TooManySeats => {
+                ERRCODE_PROGRAM_LIMIT_EXCEEDED
+            }
             Error::NoIdentity
             | Error::NotYourName { .. }
             | Error::ServiceOnly { .. }
@@ -148,6 +152,7 @@ impl Error {
             Error::NoSessionFeatures { what, .. } => format!("{what} is not available to this session"),
             Error::ReadOnlyWithoutSlot => "cannot renew this lease in a read-only transaction".into(),
             Error::TooManyMembers { what, .. } => format!("the {what} has too many members"),
+            Error::TooManySeats => "too many members are entering at once".into(),
             Error::TooManyColumns => "table presence.member is not as expected".into(),
             Error::Spi { .. } => "a query of presence_ext failed".into(),
         }
@@ -165,7 +170,7 @@ impl Error {
             Error::InvalidMaxRows { limit } => format!("max_rows is between 1 and {limit}."),
             Error::InvalidTimeout => "A timeout is not negative and at most 1 day.".into(),
             Error::StateTooLarge { size, limit } => {
-                format!("They take {size} bytes; presence.max_state_size is {limit} bytes.")
+                format!("Their JSON text takes {size} bytes; presence.max_state_size is {limit} bytes.")
             }
             Error::NotYourName { member_id } => {
                 format!("Your member_id is \"{member_id}\", and presence.member_ids is \"own\".")
@@ -174,6 +179,11 @@ impl Error {
             Error::AuthorizerFailed { why } => why.clone(),
             Error::ReadOnlyWithoutSlot => "All lease slots are taken, so this lease lives in a table.".into(),
             Error::TooManyMembers { limit, .. } => format!("The limit is {limit}."),
+            Error::TooManySeats => {
+                "Another transaction is entering the same room, or under the same user, and there are too many open \
+                 transactions that enter to tell how many members it brings."
+                    .into()
+            }
             Error::Spi { code } => format!("SPI returned {code}."),
             Error::NotPreloaded => {
                 "It keeps leases in shared memory, which only the server's start can give.".into()
@@ -258,6 +268,7 @@ impl Error {
             Error::NotAuthorized { .. } => "Ask whoever manages the room.".into(),
             Error::NoPreparedTransactions => "Use COMMIT.".into(),
             Error::TooManyMembers { .. } => "Leave with some members first, or ask for a higher limit.".into(),
+            Error::TooManySeats => "Try again; enter in smaller transactions.".into(),
             Error::TooManyColumns => "Run ALTER EXTENSION presence_ext UPDATE.".into(),
             Error::Spi { .. } => "Please report this.".into(),
         }

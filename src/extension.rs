@@ -33,6 +33,26 @@ pub struct Extension {
     secret: [u8; 32],
 }
 
+/// What a keyed hash is for, so that equal texts do not meet. The numbers stay: shared memory outlives a session.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub enum Purpose {
+    /// Who owns a member.
+    Owner = 0,
+    /// A channel that was handed out.
+    Channel = 1,
+    /// The epoch of a room's channels.
+    RoomEpoch = 2,
+    /// Those who enter under one user.
+    UserSeats = 3,
+    /// A user who was given the channel of those present in a room.
+    RoomChannel = 4,
+    /// The name of an event that is no member's.
+    Told = 5,
+    /// Those who enter one room.
+    RoomSeats = 6,
+}
+
 thread_local! {
     static CURRENT: Cached<(), u64, Extension> = const { Cached::new(1) };
     /// The table `member` and the view `online`.
@@ -145,7 +165,7 @@ unsafe extern "C-unwind" fn forget(_argument: pg_sys::Datum, relation: pg_sys::O
 impl Extension {
     /// The key of a member: a keyed hash, so that nobody can make two members collide.
     pub fn key(&self, room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Key {
-        let (low, high) = self.secret_numbers(0);
+        let (low, high) = self.secret_numbers();
         let mut hasher = SipHasher13Wide::new_with_keys(low, high);
         for part in [room, member_id, connection_id] {
             hasher.write_u32(part.len() as u32);
@@ -184,14 +204,14 @@ impl Extension {
 
     /// The owner as a slot knows it.
     pub fn owner_hash(&self, user_id: &[u8]) -> u64 {
-        self.hash(0, &[user_id])
+        self.hash(Purpose::Owner, &[user_id])
     }
 
     /// A keyed 64-bit hash for small tables in shared memory.
-    pub fn hash(&self, purpose: u8, parts: &[&[u8]]) -> u64 {
-        let (low, high) = self.secret_numbers(0);
+    pub fn hash(&self, purpose: Purpose, parts: &[&[u8]]) -> u64 {
+        let (low, high) = self.secret_numbers();
         let mut hasher = SipHasher13::new_with_keys(low, high);
-        hasher.write_u8(purpose);
+        hasher.write_u8(purpose as u8);
         for part in parts {
             hasher.write_u32(part.len() as u32);
             hasher.write(part);
@@ -204,12 +224,12 @@ impl Extension {
         &self.secret
     }
 
-    fn secret_numbers(&self, at: usize) -> (u64, u64) {
+    fn secret_numbers(&self) -> (u64, u64) {
         let number = |from: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&self.secret[from..from + 8]);
             u64::from_le_bytes(bytes)
         };
-        (number(at), number(at + 8))
+        (number(0), number(8))
     }
 }

@@ -14,9 +14,8 @@ use crate::member::delete::{self, Removal};
 use crate::member::request::Request;
 use crate::member::upsert;
 use crate::member::{session, validate};
-use crate::room;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{Call, text_array, varlena};
+use crate::sqlfn::{Call, bytes_of, text_array, varlena};
 use pgrx::direct_function_call;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashMap;
@@ -147,7 +146,6 @@ fn upsert_many(call: &Call) -> Result<Option<Datum>> {
         requests.push((request.key.hash, request));
     }
     let requests = in_key_order(requests);
-    room::lock_limited(&extension, requests.iter().map(|request| request.room))?;
     let connection = Connection::open()?;
     for request in &requests {
         connection.scratch(|| request.write(&connection).map(|_| ()))?;
@@ -201,6 +199,8 @@ fn request(extension: &Extension, identity: &Rc<Identity>, element: &Element) ->
     if patch.is_some_and(|patch| !unsafe { jsonb::is_object(patch) }) {
         return Err(Error::InvalidPatch);
     }
+    // SAFETY: a jsonb.
+    validate::state_size(patch.map(|patch| unsafe { bytes_of(patch) }).as_deref().as_slice())?;
     if patch.is_some() && element.json("state").is_some() {
         return Err(element.wrong("it has both state and patch."));
     }

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::event::channel::{Channel, EVERYBODY, LISTENERS, SERVICE, Scope, own_token};
 use crate::event::record::Kind;
 use crate::event::transaction;
-use crate::extension::{self, Extension};
+use crate::extension::{self, Extension, Purpose};
 use crate::identity;
 use crate::member::{session, validate};
 use crate::spi::with_new_snapshot;
@@ -43,9 +43,9 @@ fn open_channels(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<Strin
     // As of now, whatever an old snapshot says; and again once the worker knows whom to rotate for.
     let note = |rooms: &[Vec<u8>]| {
         let user_id = identity.user_id.as_deref().unwrap_or_default();
-        rooms
-            .iter()
-            .for_each(|room| extension.database.note_room_channel(extension.hash(4, &[user_id, room])));
+        rooms.iter().for_each(|room| {
+            extension.database.note_room_channel(extension.hash(Purpose::RoomChannel, &[user_id, room]))
+        });
     };
     note(&with_new_snapshot(|| identity.rooms(extension))?);
     let rooms = with_new_snapshot(|| identity.rooms(extension))?;

@@ -10,8 +10,8 @@ use crate::member::intent::Intent;
 use crate::member::{delete, validate};
 use crate::settings;
 use crate::shared::next_version;
-use crate::spi::{self, Connection, Statement, with_new_snapshot};
-use crate::sqlfn::{Call, bytes_of, interval_of, text_array, varlena};
+use crate::spi::{self, Connection, Statement};
+use crate::sqlfn::{Call, interval_of, text_array, varlena};
 use pgrx::pg_sys::{self, Datum};
 
 /// What a room's row says about those who enter.
@@ -24,17 +24,6 @@ pub struct Defaults {
 
 static DEFAULTS: Statement = Statement {
     sql: c"select ttl, audience from presence.room where room operator(pg_catalog.=) $1 and (ttl is not null or audience is not null)",
-    arguments: &[pg_sys::TEXTOID],
-};
-
-static LIMIT: Statement = Statement {
-    sql: c"select max_members from presence.room where room operator(pg_catalog.=) $1 and max_members is not null",
-    arguments: &[pg_sys::TEXTOID],
-};
-
-static MEMBERS: Statement = Statement {
-    sql: c"select pg_catalog.count(*) from presence.member \
-           where room operator(pg_catalog.=) $1 and presence._is_alive(key_hash, version, generation, deadline, session)",
     arguments: &[pg_sys::TEXTOID],
 };
 
@@ -58,46 +47,6 @@ pub fn defaults(extension: &Extension, room: &[u8]) -> Result<Defaults> {
             ttl: rows.get(0, 0).map(|ttl| unsafe { interval_of(ttl) } as u64),
             audience: rows.texts(0, 1).map(|tokens| tokens.iter().map(<[u8]>::to_vec).collect()),
         })
-    })
-}
-
-static LIMITED: Statement = Statement {
-    sql: c"select room from presence.room where room operator(pg_catalog.=) any ($1) and max_members is not null",
-    arguments: &[pg_sys::TEXTARRAYOID],
-};
-
-/// Before members enter: of those rooms that are limited, take the locks under which their members are counted, all
-/// in one order.
-pub fn lock_limited(extension: &Extension, rooms: impl Iterator<Item = Datum>) -> Result<()> {
-    // SAFETY: texts.
-    let mut names: Vec<Vec<u8>> = rooms.map(|room| unsafe { bytes_of(room) }).collect();
-    names.sort();
-    names.dedup();
-    spi::as_role(extension.owner, || {
-        let connection = Connection::open()?;
-        let rows = connection.run(&LIMITED, &[Some(text_array(&names))], false)?;
-        let lock = |room| extension.hash(6, &[room]) as i64;
-        let mut locks: Vec<i64> = (0..rows.count).filter_map(|row| rows.text(row, 0)).map(lock).collect();
-        locks.sort_unstable();
-        locks.iter().try_for_each(|lock| connection.lock(*lock))
-    })
-}
-
-/// After a member entered: a limited room counts those who are here. Its lock, taken before, lets one enter at a
-/// time, so that nobody slips in beside another.
-pub fn check_limit(extension: &Extension, room: &[u8]) -> Result<()> {
-    spi::as_role(extension.owner, || {
-        let connection = Connection::open()?;
-        let name = || Some(varlena(room));
-        let Some(limit) =
-            connection.run(&LIMIT, &[name()], false)?.get(0, 0).map(|limit| limit.value() as i32)
-        else {
-            return Ok(());
-        };
-        let here = with_new_snapshot(|| {
-            Ok(connection.run(&MEMBERS, &[name()], false)?.get(0, 0).map_or(0, |count| count.value() as i64))
-        })?;
-        if here > limit as i64 { Err(Error::TooManyMembers { what: "room", limit }) } else { Ok(()) }
     })
 }
 
@@ -151,10 +100,15 @@ fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     let audience = call.texts(2).map_err(|why| Error::InvalidAudience { why: why.into() })?;
     let audience = audience.ok_or(Error::MissingArgument { argument: "audience" })?;
     validate::audience(audience.iter(), room)?;
-    validate::state_size(call.varlena(1).map_or(0, <[u8]>::len))?;
+    validate::state_size(call.varlena(1).as_slice())?;
     let fields = [Some(room), None, None, None, None, None, call.varlena(1), call.varlena(2)];
     transaction::tell(&extension, Kind::Room, fields);
     Ok(None)
+}
+
+/// SQL `presence._same_json(jsonb, jsonb)`.
+fn sql_same_json(call: &Call) -> Result<Option<Datum>> {
+    Ok(Some(Datum::from(call.varlena(0) == call.varlena(1))))
 }
 
 /// SQL `presence.delete_room(room)`.
@@ -195,5 +149,6 @@ crate::sql_function!(presence_default_audience, pg_finfo_presence_default_audien
 crate::sql_function!(presence_check_ttl, pg_finfo_presence_check_ttl, sql_check_ttl);
 crate::sql_function!(presence_next_version, pg_finfo_presence_next_version, sql_next_version);
 crate::sql_function!(presence_tell_room, pg_finfo_presence_tell_room, sql_tell_room);
+crate::sql_function!(presence_same_json, pg_finfo_presence_same_json, sql_same_json);
 crate::sql_function!(presence_delete_room, pg_finfo_presence_delete_room, delete_room);
 crate::sql_function!(presence_keeps_history, pg_finfo_presence_keeps_history, sql_keeps_history);

@@ -150,7 +150,7 @@ pub fn define() {
 
     int(
         c"presence.max_state_size",
-        c"Largest state and metadata of a member, together.",
+        c"Largest state and metadata of a member, together, as JSON text.",
         &MAX_STATE_SIZE,
         1,
         1_024,

@@ -60,9 +60,6 @@ impl Plans {
     }
 }
 
-static ADVISORY_LOCK: Statement =
-    Statement { sql: c"select pg_catalog.pg_advisory_xact_lock($1)", arguments: &[pg_sys::INT8OID] };
-
 /// A connection to SPI; what a statement returns borrows from it.
 pub struct Connection {
     caller: pg_sys::MemoryContext,
@@ -94,11 +91,6 @@ impl Connection {
         self.rows(|| unsafe {
             pg_sys::SPI_execute_plan(plan.0, datums.as_mut_ptr(), nulls.as_ptr().cast(), !write, 0)
         })
-    }
-
-    /// Wait for an advisory lock, and hold it until the transaction ends.
-    pub fn lock(&self, key: i64) -> Result<()> {
-        self.run(&ADVISORY_LOCK, &[Some(Datum::from(key))], true).map(|_| ())
     }
 
     /// Run SQL that is made up on the spot, and not kept.

@@ -224,3 +224,168 @@ fn without_preloading_it_says_what_to_do() {
     service.run("drop extension presence_ext");
     cluster.assert_sound();
 }
+
+/// The lease of a member without a slot is in its row. A heartbeat of a stranger's does not even lock it.
+#[test]
+fn a_strangers_heartbeat_locks_nothing() {
+    let cluster = Cluster::with(&["presence.max_members=3"]);
+    let (mut alice, mut bob, mut service) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
+    service.run("select presence.upsert('full', member_id => 'm' || n, user_id => 'u', ttl => '1 h') from generate_series(1, 3) n");
+    for audience in ["'{}'", "'{any}'"] {
+        alice.run(&format!("select presence.upsert('hall', audience => {audience})"));
+        assert_eq!(service.rows("select slots_used, members from presence.health")[0], ["3", "4"]);
+        let mut stranger = |beat: &str| {
+            bob.run(&format!("begin; {beat}"));
+            alice.run("set lock_timeout = '5 s'; select presence.heartbeat('hall'); select presence.upsert('hall', '1'); \
+                       select presence.delete('hall'); select presence.upsert('hall', '2')");
+            bob.run("rollback");
+        };
+        stranger("select presence.heartbeat('hall', 'alice')");
+        stranger("select presence.heartbeat_many('{hall,hall}', '{alice,bob}')");
+        assert!(!bob.is("begin read only; select presence.heartbeat('hall', 'alice')"));
+        bob.run("rollback");
+        // One's own is renewed, and by a service role anybody's.
+        let lease = "select expires_at from presence.get('hall', 'alice')";
+        for session in [&mut alice, &mut service] {
+            let before = session.value(lease);
+            assert!(session.is("select presence.heartbeat('hall', 'alice')"));
+            assert_ne!(session.value(lease), before);
+        }
+        alice.run("select presence.delete_all()");
+    }
+    cluster.assert_sound();
+}
+
+/// Two that take one place each where there are two are never refused, however they come and go; and many who want few
+/// places never get more.
+#[test]
+fn seats_are_exact() {
+    let cluster = Cluster::start();
+    let mut service = cluster.service();
+    service
+        .run("select presence.set_room('two', max_members => 2), presence.set_room('few', max_members => 3)");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let pair: Vec<_> = ["alice", "bob"]
+            .map(|user| {
+                let cluster = &cluster;
+                scope.spawn(move || {
+                    let mut session = cluster.user(user);
+                    for _ in 0..1_500 {
+                        session.run("select presence.upsert('two')");
+                        session.run("select presence.delete('two')");
+                    }
+                })
+            })
+            .into();
+        for n in 0..4 {
+            let (cluster, done) = (&cluster, &done);
+            scope.spawn(move || {
+                let mut session = cluster.user("carol");
+                let enter = format!("select presence.upsert('few', connection_id => '{n}' || i) from generate_series(1, 2) i");
+                for turn in 0.. {
+                    if done.load(Relaxed) {
+                        return;
+                    }
+                    let failure = match turn % 4 {
+                        0 => session.try_run(&format!("begin; savepoint a; {enter}; rollback to a; {enter}; commit")),
+                        1 => session.try_run(&format!("begin; {enter}; rollback")),
+                        2 => session.try_run(&format!("{enter}; select presence.delete('few', connection_id => '{n}1')")),
+                        _ => session.try_run(&format!("begin; {enter}; delete from presence.member where connection_id like '{n}_'; {enter}; commit")),
+                    };
+                    if let Err(failure) = failure {
+                        assert_eq!(failure.code, "54000", "{failure:?}");
+                        session.run("rollback");
+                    }
+                    session.run(&format!("delete from presence.member where connection_id like '{n}_'"));
+                }
+            });
+        }
+        let _over = Over::tell(&done);
+        while pair.iter().any(|thread| !thread.is_finished()) {
+            assert!(service.number("select count(*) from presence.list('few')") <= 3);
+            assert!(service.number("select count(*) from presence.list('two')") <= 2);
+        }
+        pair.into_iter().for_each(|thread| thread.join().expect("never refused"));
+    });
+    // No seat is left taken.
+    let mut alice = cluster.user("alice");
+    alice.run("select presence.upsert('few', connection_id => i::text) from generate_series(1, 3) i");
+    assert_eq!(alice.fails("select presence.upsert('few', connection_id => '4')").code, "54000");
+    cluster.assert_sound();
+}
+
+/// What nobody but us may lock cannot be locked by others, and members whose time is over take no place.
+#[test]
+fn a_limit_keeps_nobody_out_who_fits() {
+    let cluster = Cluster::with_clock(&[]);
+    let (mut alice, mut bob, mut service) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
+    service.run("select presence.set_room('board', max_members => 2)");
+    alice.run("begin; select presence.upsert('board')");
+    let locks = "select count(*) from pg_locks where locktype = 'advisory' and objsubid in (1, 2)";
+    assert_eq!(service.number(locks), 0);
+    bob.run("set lock_timeout = '1 s'; select presence.upsert('board')");
+    assert_eq!(bob.fails("select presence.upsert('board', connection_id => 'x')").code, "54000");
+    alice.run("commit");
+
+    // A session that ends in the middle gives its seat back.
+    service.run("select presence.set_room('other', max_members => 1)");
+    alice.run("begin; select presence.upsert('other')");
+    assert_eq!(bob.fails("select presence.upsert('other')").code, "54000");
+    drop(alice);
+    until("the seat is free", || bob.try_run("select presence.upsert('other')").is_ok());
+
+    // Expired and not swept yet: not counted, in a room and of a user.
+    let frozen = cluster.freeze_worker();
+    cluster.clock().pass(millis(3_600_000));
+    let mut carol = cluster.session("carol", "app");
+    carol.run("select presence.upsert('board', connection_id => n::text) from generate_series(1, 2) n");
+    assert_eq!(carol.fails("select presence.upsert('board')").code, "54000");
+    service.run("alter role carol set presence.max_per_user = 3");
+    let mut carol = cluster.session("carol", "app");
+    carol.run("select presence.upsert('side')");
+    assert_eq!(carol.fails("select presence.upsert('more')").code, "54000");
+    cluster.clock().pass(millis(3_600_000));
+    carol.run("select presence.upsert('more', connection_id => n::text) from generate_series(1, 3) n");
+    assert_eq!(carol.fails("select presence.upsert('more')").code, "54000");
+    drop(frozen);
+
+    // One call for several rooms is whole or nothing.
+    service.run("select presence.delete_all('bob'), presence.delete_all('carol')");
+    let many = |rooms: [&str; 3]| {
+        let list = rooms
+            .iter()
+            .enumerate()
+            .map(|(n, room)| format!(r#"{{"room": "{room}", "connection_id": "{n}"}}"#));
+        format!("select presence.upsert_many('[{}]')", list.collect::<Vec<_>>().join(","))
+    };
+    assert_eq!(bob.fails(&many(["board", "other", "other"])).code, "54000");
+    bob.run(&many(["board", "other", "board"]));
+    assert_eq!(service.number("select count(*) from presence.online"), 3);
+    cluster.assert_sound();
+}
+
+/// More seats than there is room for in shared memory: then those who want the same place take turns without waiting, and
+/// the limits hold all the same.
+#[test]
+fn more_seats_than_there_is_room_for() {
+    let cluster = Cluster::with(&["max_locks_per_transaction=256"]);
+    let (mut alice, mut bob, mut service) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
+    service.run("insert into presence.room (room, max_members) select 'room ' || n, 1 from generate_series(1, 17000) n");
+    bob.run("begin; select presence.upsert('room 17000')");
+    service.run(
+        "begin; select presence.upsert_many((select jsonb_agg(jsonb_build_object('room', 'room ' || n))
+                 from generate_series(1, 16999) n))",
+    );
+    for room in [1, 16_999, 17_000] {
+        assert_eq!(alice.fails(&format!("select presence.upsert('room {room}')")).code, "54000", "{room}");
+    }
+    alice.run("select presence.upsert('unlimited')");
+    service.run("rollback");
+    bob.run("rollback");
+    for room in [1, 16_999, 17_000] {
+        alice.run(&format!("select presence.upsert('room {room}')"));
+        assert_eq!(bob.fails(&format!("select presence.upsert('room {room}')")).code, "54000");
+    }
+    cluster.assert_sound();
+}

@@ -4,7 +4,7 @@
 //! and that only `presence.listen` and `presence.channels` hand out, after the rights check. The hash has the
 //! server's boot id and an epoch in it: `rotate_channels` and a restart make new names.
 
-use crate::extension::Extension;
+use crate::extension::{Extension, Purpose};
 use crate::shared::{control, database::CHANNEL_BITS};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
@@ -41,11 +41,13 @@ impl<'a> Channel<'a> {
     pub fn new(extension: &Extension, scope: Scope<'a>, token: &'a [u8]) -> Channel<'a> {
         let database = extension.database;
         let room = match scope {
-            Scope::Room(room) => database.room_epoch(extension.hash(2, &[room])).load(Acquire),
+            Scope::Room(room) => {
+                database.room_epoch(extension.hash(Purpose::RoomEpoch, &[room])).load(Acquire)
+            }
             _ => 0,
         };
         let presence = match token.strip_prefix(b"room:") {
-            Some(room) => database.presence_epoch(extension.hash(2, &[room])).load(Acquire),
+            Some(room) => database.presence_epoch(extension.hash(Purpose::RoomEpoch, &[room])).load(Acquire),
             None => 0,
         };
         Channel { scope, token, epochs: [database.epoch.load(Acquire), room, presence] }
@@ -78,7 +80,7 @@ impl<'a> Channel<'a> {
 
     fn bit(&self, extension: &Extension) -> usize {
         let [scope, room, token] = self.parts();
-        extension.hash(1, &[scope, room, token]) as usize % CHANNEL_BITS
+        extension.hash(Purpose::Channel, &[scope, room, token]) as usize % CHANNEL_BITS
     }
 
     /// Somebody may be listening from now on.

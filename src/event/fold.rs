@@ -2,7 +2,7 @@
 //! updates are one.
 
 use super::record::{Image, Kind, Reason, Record};
-use crate::lease::table::{Key, Lease};
+use crate::lease::table::{Key, Lease, Stay};
 use std::collections::HashMap;
 
 /// One thing that a statement did to a member.
@@ -35,8 +35,10 @@ pub enum What {
     Quiet {
         lease: Lease,
     },
-    /// The same data again: a renewal at commit.
-    Renew,
+    /// The same data again: a renewal of this stay at commit.
+    Renew {
+        stay: Stay,
+    },
     Leave {
         reason: Reason,
     },
@@ -44,12 +46,29 @@ pub enum What {
     Told(Kind),
 }
 
+impl What {
+    /// The lease of a member that is here after this.
+    pub fn lease(&self) -> Option<&Lease> {
+        match self {
+            What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => Some(lease),
+            What::Renew { .. } | What::Leave { .. } | What::Told(_) => None,
+        }
+    }
+
+    pub fn lease_mut(&mut self) -> Option<&mut Lease> {
+        match self {
+            What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => Some(lease),
+            What::Renew { .. } | What::Leave { .. } | What::Told(_) => None,
+        }
+    }
+}
+
 /// What a commit does to the slot of a member.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LeaseChange {
     Present(Lease),
     Gone(u64),
-    Renew,
+    Renew(Stay),
 }
 
 /// The net effect on one member.
@@ -62,7 +81,7 @@ struct Net<'a> {
     told: bool,
     old: Option<(&'a Image, u64)>,
     last: Option<&'a Change>,
-    renewed: bool,
+    renewed: Option<Stay>,
 }
 
 struct Leave<'a> {
@@ -88,7 +107,7 @@ impl<'a> Net<'a> {
                 }
             }
             What::Quiet { .. } | What::Told(_) => self.last = Some(change),
-            What::Renew => self.renewed = true,
+            What::Renew { stay } => self.renewed = Some(*stay),
             What::Leave { reason } => {
                 if !self.entered && self.left.is_none() {
                     // Those who saw it shall hear it, with what they saw: not what only this transaction saw.
@@ -100,19 +119,16 @@ impl<'a> Net<'a> {
                 self.told = false;
                 self.old = None;
                 self.last = None;
-                self.renewed = false;
+                self.renewed = None;
             }
         }
     }
 
     fn lease_change(&self) -> Option<LeaseChange> {
-        match (self.last.map(|change| &change.what), self.gone_version) {
-            (Some(What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease }), _) => {
-                Some(LeaseChange::Present(*lease))
-            }
+        match (self.last.and_then(|change| change.what.lease()), self.gone_version) {
+            (Some(lease), _) => Some(LeaseChange::Present(*lease)),
             (_, Some(version)) if self.left.is_some() => Some(LeaseChange::Gone(version)),
-            _ if self.renewed => Some(LeaseChange::Renew),
-            _ => None,
+            _ => self.renewed.map(LeaseChange::Renew),
         }
     }
 
@@ -128,7 +144,7 @@ impl<'a> Net<'a> {
             What::Told(kind) => {
                 return out.push(record(last, *kind, Reason::None, &last.image, None, xid, 0));
             }
-            What::Renew | What::Leave { .. } => return,
+            What::Renew { .. } | What::Leave { .. } => return,
         };
         let (generation, back) = (lease.generation, !self.entered && ran_out(lease));
         if self.entered {
@@ -283,10 +299,11 @@ mod tests {
             fold(std::slice::from_ref(&quiet), 1, in_time),
             (vec![(quiet.key, LeaseChange::Present(lease(2)))], vec![])
         );
-        let renew = change(2, What::Renew);
+        let stay = Stay { owner: 7, generation: 1 };
+        let renew = change(2, What::Renew { stay });
         assert_eq!(
             fold(std::slice::from_ref(&renew), 1, in_time),
-            (vec![(renew.key, LeaseChange::Renew)], vec![])
+            (vec![(renew.key, LeaseChange::Renew(stay))], vec![])
         );
     }
 

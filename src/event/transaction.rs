@@ -4,7 +4,7 @@
 //!   trigger ──▶ changes ──▶ PRE_COMMIT: fold, encode, show the xid ──▶ COMMIT: leases, ring, hide the xid, wake
 //!                 │  ▲
 //!                 │  └── ROLLBACK TO SAVEPOINT cuts the list back
-//!                 └───── ABORT: forget all
+//!                 └───── ABORT, PREPARE (with nothing left to commit): forget all
 //! ```
 //!
 //! Everything that can fail happens before the commit; the COMMIT callback only copies memory.
@@ -13,12 +13,14 @@
 //! callback is through, the transaction's id stands in this process's cell; the worker waits for cells whose
 //! transaction is over before it trusts that the ring is complete.
 
+use super::changes::Changes;
 use super::fold::{Change, LeaseChange, What, fold};
 use super::record::{Field, Image, Kind};
 use crate::error::Error;
-use crate::extension::Extension;
+use crate::extension::{Extension, Purpose};
 use crate::lease::shared::leases;
 use crate::lease::table::{Applied, Key, Lease, alive};
+use crate::shared::seats::{Others, Taken};
 use crate::shared::{self, Database, VERSION_CELLS, control};
 use crate::worker::launcher;
 use crate::{clock, settings};
@@ -29,16 +31,11 @@ use std::sync::atomic::Ordering::*;
 
 #[derive(Default)]
 struct Buffer {
-    changes: Vec<Change>,
+    changes: Changes,
+    /// In limited rooms, and of users.
+    seats: Taken,
     /// Of this database, looked up while queries may still run: at PRE_COMMIT none may.
     extension: Option<Extension>,
-    /// The latest change of each member.
-    latest: HashMap<u128, usize>,
-    /// (nesting level, length of `changes` when it began to change something)
-    marks: Vec<(i32, usize)>,
-    bytes: usize,
-    /// More events than the ring could ever hold: only leases are kept.
-    too_many: bool,
     pins: HashSet<u32>,
     /// For each version cell we touched: (our newest there, the newest of others that we saw there).
     cells: HashMap<usize, (u64, u64)>,
@@ -68,34 +65,46 @@ pub fn register_callbacks() {
     }
 }
 
-/// Note a change; `previous` is filled in here.
-pub fn push(extension: &Extension, mut change: Change) {
+/// How deep in savepoints this is; 1 is in none.
+fn level() -> i32 {
     // SAFETY: plain read of this process's state.
-    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    unsafe { pg_sys::GetCurrentTransactionNestLevel() }
+}
+
+/// Note a change; `previous` is filled in here.
+pub fn push(extension: &Extension, change: Change) {
     BUFFER.with_borrow_mut(|buffer| {
         buffer.extension = Some(*extension);
-        let length = buffer.changes.len();
-        if level > 1 && buffer.marks.last().is_none_or(|(marked, _)| *marked < level) {
-            buffer.marks.push((level, length));
+        if let What::Leave { .. } = change.what {
+            buffer.seats.leave(level(), change.key.hash);
         }
-        buffer.bytes += change.image.len() + 128;
-        if buffer.too_many || buffer.bytes > settings::event_buffer() {
-            buffer.too_many = true;
-            change.image = Default::default();
-            if let What::Update { old, .. } = &mut change.what {
-                *old = None;
-            }
-        }
-        change.previous = buffer.latest.insert(change.key.hash, length);
-        buffer.changes.push(change);
+        buffer.changes.push(change, level(), settings::event_buffer());
     });
+}
+
+/// A member takes a seat in a place whose members are limited, until the transaction ends. Returns what other
+/// transactions have taken there, and whether a lock is wanted besides.
+pub fn take_seat(member: &Key, place: u64) -> (Others, bool) {
+    // SAFETY: assigned when the member's row was written, which is before.
+    let xid = u32::from(unsafe { pg_sys::GetTopTransactionId() });
+    BUFFER.with_borrow_mut(|buffer| buffer.seats.enter(shared::seats(), xid, level(), member.hash, place))
+}
+
+/// What other transactions have taken in a place by now.
+pub fn others_seats(place: u64) -> Others {
+    BUFFER.with_borrow(|buffer| buffer.seats.others(shared::seats(), place))
+}
+
+/// The seat that was taken last is not to be had.
+pub fn leave_seat() {
+    BUFFER.with_borrow_mut(|buffer| buffer.seats.undo(shared::seats()));
 }
 
 /// Something to tell that is no member's change: a room's metadata, a wish to rotate channels.
 pub fn tell(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
     let image = Image::new(fields);
     let whose = image.get(Field::Room).or(image.get(Field::UserId)).unwrap_or_default();
-    let hash = (kind as u128) << 64 | extension.hash(5, &[whose]) as u128;
+    let hash = (kind as u128) << 64 | extension.hash(Purpose::Told, &[whose]) as u128;
     let key = extension.key_of(hash);
     let version = issue_version(&key, false);
     push(
@@ -118,11 +127,6 @@ pub fn announce(database: &'static Database) {
     BUFFER.with_borrow_mut(|buffer| buffer.announced = Some(database));
 }
 
-/// How many changes this transaction has made so far.
-pub fn changes() -> i64 {
-    BUFFER.with_borrow(|buffer| buffer.changes.len() as i64)
-}
-
 /// What this transaction has made of a member so far.
 pub enum Pending {
     Untouched,
@@ -135,43 +139,33 @@ pub enum Pending {
 
 pub fn pending(key: &Key) -> Pending {
     BUFFER.with_borrow(|buffer| {
-        let mut at = buffer.latest.get(&key.hash).copied();
-        while let Some(index) = at {
-            match &buffer.changes[index].what {
-                What::Leave { .. } | What::Told(_) => return Pending::Gone,
-                What::Renew => at = buffer.changes[index].previous,
-                What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => {
-                    return Pending::Present { owner: lease.owner };
-                }
-            }
+        let changes = buffer.changes.of(key.hash);
+        let mut decisive = changes.filter(|change| !matches!(change.what, What::Renew { .. }));
+        match decisive.next().map(|change| change.what.lease()) {
+            None => Pending::Untouched,
+            Some(None) => Pending::Gone,
+            Some(Some(lease)) => Pending::Present { owner: lease.owner },
         }
-        Pending::Untouched
     })
 }
 
 /// The lease of a member as this transaction has entered or changed it.
 pub fn pending_lease(key: &Key) -> Option<Lease> {
-    BUFFER.with_borrow(|buffer| match &buffer.changes[*buffer.latest.get(&key.hash)?].what {
-        What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => Some(*lease),
-        What::Renew | What::Leave { .. } | What::Told(_) => None,
-    })
+    BUFFER.with_borrow(|buffer| buffer.changes.of(key.hash).next()?.what.lease().copied())
 }
 
 /// Renew a member that this transaction has entered or changed. `beat`: also as it was at each savepoint, for a
-/// heartbeat survives what is rolled back.
+/// heartbeat survives what is rolled back; but not another's, whose it was before.
 pub fn renew_pending(key: &Key, now: u64, beat: bool) {
     BUFFER.with_borrow_mut(|buffer| {
-        let mut at = buffer.latest.get(&key.hash).copied();
-        while let Some(index) = at {
-            let change = &mut buffer.changes[index];
-            let (What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease }) =
-                &mut change.what
-            else {
-                return;
-            };
-            renew(lease, now);
-            at = change.previous.filter(|_| beat);
-        }
+        let mut stay = None;
+        buffer.changes.each_lease(key.hash, |lease| {
+            let same = *stay.get_or_insert(lease.stay()) == lease.stay();
+            if same {
+                renew(lease, now);
+            }
+            same && beat
+        });
     });
 }
 
@@ -235,6 +229,9 @@ unsafe extern "C-unwind" fn at_transaction_end(
         XACT_EVENT_PRE_COMMIT => prepare(),
         XACT_EVENT_COMMIT => commit(),
         XACT_EVENT_ABORT => finish(),
+        // Another session will commit it, but there is nothing of ours in it. (A worker that CREATE EXTENSION wants comes
+        // with the first change.)
+        XACT_EVENT_PREPARE => finish(),
         XACT_EVENT_PRE_PREPARE if BUFFER.with_borrow(|buffer| !buffer.changes.is_empty()) => {
             Error::NoPreparedTransactions.raise()
         }
@@ -249,47 +246,19 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
     _parent: pg_sys::SubTransactionId,
     _argument: *mut std::ffi::c_void,
 ) {
-    // SAFETY: plain read of this process's state.
-    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
-    match event {
+    BUFFER.with_borrow_mut(|buffer| match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
-            BUFFER.with_borrow_mut(|buffer| buffer.hand_up(level))
+            buffer.changes.release(level());
+            buffer.seats.release(level());
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
-            BUFFER.with_borrow_mut(|buffer| buffer.cut_back(level))
+            buffer.changes.roll_back(level());
+            if !buffer.seats.is_empty() {
+                buffer.seats.roll_back(shared::seats(), level());
+            }
         }
         _ => {}
-    }
-}
-
-impl Buffer {
-    /// A savepoint was released: its changes are its parent's.
-    fn hand_up(&mut self, level: i32) {
-        if self.marks.last().is_some_and(|(marked, _)| *marked >= level) {
-            let Some((_, length)) = self.marks.pop() else { return };
-            let parent = level - 1;
-            if parent > 1 && self.marks.last().is_none_or(|(marked, _)| *marked < parent) {
-                self.marks.push((parent, length));
-            }
-        }
-    }
-
-    /// A savepoint was rolled back: what came after it never happened.
-    fn cut_back(&mut self, level: i32) {
-        while let Some((marked, length)) = self.marks.last().copied() {
-            if marked < level {
-                return;
-            }
-            self.marks.pop();
-            for change in self.changes.drain(length..).rev() {
-                self.bytes -= change.image.len() + 128;
-                match change.previous {
-                    Some(previous) => self.latest.insert(change.key.hash, previous),
-                    None => self.latest.remove(&change.key.hash),
-                };
-            }
-        }
-    }
+    });
 }
 
 fn prepare() {
@@ -304,10 +273,10 @@ fn prepare() {
                 .read(key)
                 .is_some_and(|slot| slot.generation == lease.generation && !alive(slot.deadline, now))
         };
-        let (leases, records) = fold(&buffer.changes, xid, ran_out);
+        let (leases, records) = fold(buffer.changes.all(), xid, ran_out);
         let count = records.len() as u64;
         let mut bytes = Vec::new();
-        if !buffer.too_many {
+        if !buffer.changes.too_many() {
             records.iter().for_each(|record| record.encode(&mut bytes));
         }
         buffer.prepared = Some(Prepared { database: extension.database, leases, records: bytes, count });
@@ -331,8 +300,8 @@ fn commit() {
         let applied = match change {
             LeaseChange::Present(lease) => leases().apply_present(key, &Lease { changed_at: now, ..*lease }),
             LeaseChange::Gone(version) => leases().apply_gone(key, *version),
-            LeaseChange::Renew => {
-                leases().heartbeat(key, None, now);
+            LeaseChange::Renew(stay) => {
+                leases().renew_stay(key, stay, now);
                 Applied::Done
             }
         };
@@ -340,15 +309,15 @@ fn commit() {
             prepared.database.slotless.fetch_add(1, AcqRel);
         }
     }
-    if BUFFER.with_borrow(|buffer| buffer.too_many) {
+    if BUFFER.with_borrow(|buffer| buffer.changes.too_many()) {
         prepared.database.drop_events(prepared.count);
     } else if prepared.count > 0 {
         prepared.database.append_events(&prepared.records, prepared.count);
     }
     finish();
     // A renewal moves a deadline away: the worker has nothing to do sooner.
-    let wanted =
-        prepared.count > 0 || prepared.leases.iter().any(|(_, change)| !matches!(change, LeaseChange::Renew));
+    let wanted = prepared.count > 0
+        || prepared.leases.iter().any(|(_, change)| !matches!(change, LeaseChange::Renew(_)));
     if wanted {
         shared::wake(&prepared.database.worker.process);
     }
@@ -368,12 +337,11 @@ fn finish() {
     unpin();
     BUFFER.with_borrow_mut(|buffer| {
         buffer.changes.clear();
+        if !buffer.seats.is_empty() {
+            buffer.seats.give_back_all(shared::seats());
+        }
         buffer.extension = None;
-        buffer.latest.clear();
-        buffer.marks.clear();
         buffer.cells.clear();
-        buffer.bytes = 0;
-        buffer.too_many = false;
         buffer.prepared = None;
         buffer.announced = None;
     });

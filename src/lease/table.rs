@@ -76,7 +76,7 @@ pub struct Slot {
 }
 
 /// What a commit makes of a lease, and what a reader finds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lease {
     /// The deadline word: microseconds of the boot clock, or one of the constants above.
     pub deadline: u64,
@@ -94,6 +94,37 @@ pub struct Lease {
     /// When the change that this slot shows was committed, by the boot clock.
     pub changed_at: u64,
     pub pins: u32,
+}
+
+/// Whose stay it is, and which: what a proof of life is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stay {
+    /// Keyed hash of the owner's user_id.
+    pub owner: u64,
+    pub generation: u64,
+}
+
+impl Lease {
+    pub fn stay(&self) -> Stay {
+        Stay { owner: self.owner, generation: self.generation }
+    }
+
+    /// This change on top of what the slot holds: with what a heartbeat has proved meanwhile. A claim stays: it is final
+    /// for its generation.
+    pub fn on_top_of(&self, old: &Lease) -> Lease {
+        let mut new = *self;
+        if old.generation == self.generation {
+            if old.deadline == CLAIMED {
+                new.deadline = CLAIMED;
+            } else if old.last_seen > self.last_seen {
+                new.last_seen = old.last_seen;
+                if new.deadline != NEVER {
+                    new.deadline = old.last_seen.saturating_add(new.ttl);
+                }
+            }
+        }
+        new
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,7 +248,20 @@ impl<L: Locks> LeaseTable<L> {
         })
     }
 
-    /// Renew at commit, if the slot still holds this version and nobody is changing the member.
+    /// Renew this stay, if it is still that, and still of this owner: proof of life at `now`.
+    pub fn renew_stay(&self, key: &Key, stay: &Stay, now: u64) {
+        self.locks.shared(self.partition(key), || {
+            if let Some((_, slot)) = self.find(key)
+                && slot.owner.load(Relaxed) == stay.owner
+                && slot.generation.load(Relaxed) == stay.generation
+            {
+                slot.renew(now);
+            }
+        });
+    }
+
+    /// Whether the slot still holds this version, alive, and nobody is changing the member: then it can be renewed at
+    /// commit.
     pub fn unchanged(&self, key: &Key, version: u64, now: u64) -> bool {
         self.locks.shared(self.partition(key), || {
             self.find(key).is_some_and(|(_, slot)| {
@@ -273,7 +317,7 @@ impl<L: Locks> LeaseTable<L> {
                 if slot.version.load(Relaxed) >= change.version {
                     return Applied::Older;
                 }
-                slot.put(&slot.merged(change));
+                slot.put(&change.on_top_of(&slot.lease()));
             } else {
                 let Some(index) = self.pop_free() else { return Applied::Full };
                 let slot = &self.slots[index as usize];
@@ -515,23 +559,6 @@ impl Slot {
             changed_at: self.changed_at.load(Relaxed),
             pins: self.pins.load(Acquire),
         }
-    }
-
-    /// The change, with what a heartbeat has proved meanwhile. A claim stays: it is final for its generation.
-    fn merged(&self, change: &Lease) -> Lease {
-        let old = self.lease();
-        let mut new = *change;
-        if old.generation == change.generation {
-            if old.deadline == CLAIMED {
-                new.deadline = CLAIMED;
-            } else if old.last_seen > change.last_seen {
-                new.last_seen = old.last_seen;
-                if new.deadline != NEVER {
-                    new.deadline = old.last_seen.saturating_add(new.ttl);
-                }
-            }
-        }
-        new
     }
 
     fn put(&self, lease: &Lease) {

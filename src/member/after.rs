@@ -1,19 +1,16 @@
 //! AFTER a row was written: what happened goes into the transaction's buffer.
 
-use super::checks::check_max_per_user;
 use super::intent::{self, Intent};
 use super::row::{Column, Row};
-use super::session;
 use super::trigger::{Firing, SEEN_BY, TOLD};
+use super::{lease, limits, session};
 use crate::clock;
 use crate::error::Result;
 use crate::event::fold::{Change, What};
 use crate::event::record::{Image, Reason};
 use crate::event::transaction::{self, Pending, is_outdated, issue_version};
 use crate::extension::Extension;
-use crate::lease::shared::leases;
 use crate::lease::table::{Key, Lease, NEVER};
-use crate::room;
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::uuid;
 use pgrx::pg_sys::{self, Datum};
@@ -28,8 +25,9 @@ pub fn insert(firing: &Firing) -> Result<()> {
         }
         set_version(&firing.extension, &key, version)?;
     }
-    check_max_per_user(&firing.extension, &*firing.identity()?, &row)?;
-    room::check_limit(&firing.extension, row.text(Column::Room).unwrap_or_default())?;
+    let text = |column| row.text(column).unwrap_or_default();
+    limits::check_user(&firing.extension, &*firing.identity()?, &key, text(Column::UserId))?;
+    limits::check_room(&firing.extension, &key, text(Column::Room))?;
     let lease = lease_of(&firing.extension, &row);
     note(
         &firing.extension,
@@ -71,7 +69,7 @@ pub fn changed(extension: &Extension, old: &Row, row: &Row) {
             transaction::renew_pending(&key, clock::boot(), false);
             return;
         }
-        What::Renew
+        What::Renew { stay: lease.stay() }
     } else if row.same(old, &TOLD) {
         What::Quiet { lease }
     } else {
@@ -107,7 +105,7 @@ fn default_reason(firing: &Firing, old: &Row) -> Result<Reason> {
 
 /// When the lease of an expired row ended.
 fn expired_at(key: &Key, old: &Row) -> i64 {
-    match leases().read(key) {
+    match lease::slot(key, &old.lease()) {
         Some(slot) if slot.version == old.number(Column::Version) && slot.ttl > 0 => {
             clock::wall_of(slot.last_seen.saturating_add(slot.ttl)).min(clock::wall())
         }

@@ -14,7 +14,6 @@ use crate::event::transaction::{self, issue_version};
 use crate::extension::Extension;
 use crate::identity::Identity;
 use crate::lease::table::NEVER;
-use crate::room;
 use crate::sqlfn::{uuid, varlena};
 use pgrx::pg_sys::Datum;
 
@@ -37,10 +36,8 @@ pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
     check_member_id(&identity, row.text(Column::MemberId).unwrap_or_default())?;
     check_join(&identity, &row)?;
     set_room_defaults(extension, &mut row, &firing.intent)?;
-    normalize(&mut row)?;
+    normalize(&mut row, None)?;
 
-    // Before the key: whoever waits for the one must not hold the other.
-    room::lock_limited(extension, row.get(Column::Room).into_iter())?;
     let key = row.make_key(extension);
     make_way(extension, &identity, &key, &owner)?;
     transaction::pin(&key);
@@ -87,7 +84,7 @@ pub fn change(
     }
     check_names(&row)?;
     check_join(identity, &row)?;
-    normalize(&mut row)?;
+    normalize(&mut row, Some(old))?;
     for column in [Column::Generation, Column::JoinedAt, Column::KeyHash] {
         row.set(column, old.get(column));
     }

@@ -1,4 +1,4 @@
-//! What a row must be to be stored: names, rights, sizes, defaults, and the limit per user.
+//! What a row must be to be stored: names, rights, sizes, defaults.
 
 use super::intent::Intent;
 use super::lease::{INFINITY, expires_at};
@@ -7,13 +7,11 @@ use super::{session, validate};
 use crate::authorizer::{self, Action};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::event::transaction;
 use crate::extension::Extension;
 use crate::identity::Identity;
 use crate::lease::table::{Key, NEVER};
 use crate::room;
 use crate::settings::{self, MemberIds};
-use crate::spi::{self, Connection, Statement, with_new_snapshot};
 use crate::sqlfn::{self, texts_of, varlena};
 use pgrx::pg_sys::{self, Datum};
 
@@ -22,9 +20,11 @@ pub const EMPTY_OBJECT: [u8; 4] = [0, 0, 0, 0x20];
 
 pub fn check_names(row: &Row) -> Result<()> {
     let text = |column, argument| row.text(column).ok_or(Error::MissingArgument { argument });
-    validate::name("room", text(Column::Room, "room")?)?;
-    validate::name("member_id", text(Column::MemberId, "member_id")?)?;
-    validate::connection_id("connection_id", text(Column::ConnectionId, "connection_id")?)?;
+    validate::key(
+        text(Column::Room, "room")?,
+        text(Column::MemberId, "member_id")?,
+        text(Column::ConnectionId, "connection_id")?,
+    )?;
     validate::name("user_id", text(Column::UserId, "user_id")?)
 }
 
@@ -60,21 +60,19 @@ pub fn check_member_id(identity: &Identity, member_id: &[u8]) -> Result<()> {
     Err(Error::NotYourName { member_id: crate::error::printable(own) })
 }
 
-/// Status, state, metadata and audience as they shall be stored.
-pub fn normalize(row: &mut Row) -> Result<()> {
+/// Status, state, metadata and audience as they shall be stored in place of `old`.
+pub fn normalize(row: &mut Row, old: Option<&Row>) -> Result<()> {
     match row.text(Column::Status) {
         Some(b"") => row.set(Column::Status, None),
         Some(status) => validate::status(status)?,
         None => {}
     }
-    let mut size = 0;
     for column in [Column::State, Column::Metadata] {
         if row.get(column).is_none() {
             row.set(column, Some(varlena(&EMPTY_OBJECT)));
         }
-        size += row.varlena(column).map_or(0, <[u8]>::len);
     }
-    validate::state_size(size)?;
+    check_size(row, old)?;
 
     let room = row.text(Column::Room).unwrap_or_default();
     let default = settings::default_audience();
@@ -89,6 +87,16 @@ pub fn normalize(row: &mut Row) -> Result<()> {
     };
     row.set(Column::Audience, Some(sqlfn::text_array(&audience)));
     Ok(())
+}
+
+/// Neither too large, unless the row was as large before the limit was lowered.
+fn check_size(row: &Row, old: Option<&Row>) -> Result<()> {
+    let bytes = |column| row.varlena(column).unwrap_or_default();
+    let checked = validate::state_size(&[bytes(Column::State), bytes(Column::Metadata)]);
+    if checked.is_err() && old.is_some_and(|old| row.same(old, &[Column::State, Column::Metadata])) {
+        return Ok(());
+    }
+    checked
 }
 
 /// Bind to this session, to none, or leave it as it was.
@@ -127,39 +135,4 @@ pub fn renew(row: &mut Row) -> Result<i64> {
     row.set(Column::LastSeenAt, Some(Datum::from(wall)));
     row.set(Column::ExpiresAt, Some(Datum::from(ttl.map_or(INFINITY, |_| expires_at(deadline)))));
     Ok(wall)
-}
-
-static OWN_MEMBERS: Statement = Statement {
-    sql: c"select pg_catalog.count(*) from (select 1 from presence.member where user_id operator(pg_catalog.=) $1 limit $2) own",
-    arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID],
-};
-
-/// One console shall not fill the slots. Near the limit, those who enter under one user take turns; how near depends
-/// on how much this transaction has done, for others may be doing as much, and nobody counts it before it is committed.
-pub fn check_max_per_user(extension: &Extension, identity: &Identity, row: &Row) -> Result<()> {
-    let limit = settings::max_per_user();
-    if limit == 0 || identity.service {
-        return Ok(());
-    }
-    let user_id = row.text(Column::UserId).unwrap_or_default();
-    let count = || {
-        let connection = Connection::open()?;
-        let rows = connection.run(
-            &OWN_MEMBERS,
-            &[Some(varlena(user_id)), Some(Datum::from(limit as i64 + 1))],
-            false,
-        )?;
-        Ok(rows.get(0, 0).map_or(0, |count| count.value() as i64))
-    };
-    spi::as_role(extension.owner, || {
-        // SAFETY: a plain number, set at the server's start.
-        let others = unsafe { pg_sys::MaxBackends } as i64;
-        let mut held = with_new_snapshot(count)?;
-        if held + others * (transaction::changes() + 1) > limit as i64 {
-            let lock = extension.hash(3, &[user_id]) as i64;
-            Connection::open()?.lock(lock)?;
-            held = with_new_snapshot(count)?;
-        }
-        if held > limit as i64 { Err(Error::TooManyMembers { what: "user", limit }) } else { Ok(()) }
-    })
 }

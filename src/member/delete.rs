@@ -110,7 +110,7 @@ impl Removal {
         reason: Option<Reason>,
     ) -> Result<Removal> {
         validate::key(&room, &member_id, connection_id.as_deref().unwrap_or_default())?;
-        validate::state_size(last_word.as_ref().map_or(0, Vec::len))?;
+        validate::state_size(last_word.as_deref().as_slice())?;
         Ok(Removal { room, member_id, connection_id, last_word, reason })
     }
 

@@ -9,7 +9,7 @@ use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
 use crate::lease::rule::RowLease;
 use crate::lease::shared::leases;
-use crate::lease::table::{Applied, Beat, Key, Lease, NEVER};
+use crate::lease::table::{Applied, Beat, Key, Lease, NEVER, alive};
 use crate::ownership;
 use crate::spi::{self, Connection, Rows, Statement};
 use crate::sqlfn::{self, Call, uuid};
@@ -35,6 +35,9 @@ impl<'a> Beater<'a> {
         match transaction::pending(&key) {
             Pending::Gone => return Ok(false),
             Pending::Present { owner } if self.owner.is_some_and(|own| own != owner) => return Ok(false),
+            Pending::Present { .. } if lease::pending(&key).is_some_and(|own| !alive(own.deadline, now)) => {
+                return Ok(false);
+            }
             Pending::Present { .. } => {
                 transaction::renew_pending(&key, now, true);
                 leases().heartbeat(&key, self.owner, now);
@@ -55,11 +58,12 @@ impl<'a> Beater<'a> {
             let connection = Connection::open()?;
             // SAFETY: a plain flag of this process.
             let read_only = unsafe { pg_sys::XactReadOnly };
-            let found =
-                connection.run(if read_only { &FIND } else { &LOCK }, &[Some(uuid(key.hash))], !read_only)?;
-            let own = found.text(0, 0).is_some_and(|owner| ownership::may_write(self.identity, owner));
+            // A stranger's row is not even locked.
+            let own = if self.owner.is_some() { self.identity.user_id.as_deref() } else { None };
+            let values = [Some(uuid(key.hash)), own.map(sqlfn::varlena)];
+            let found = connection.run(if read_only { &FIND } else { &LOCK }, &values, !read_only)?;
             let row = lease::found(&found, 0, [2, 3, 4, 5]);
-            if found.count == 0 || !own || lease::deadline(key, &row).is_none() {
+            if found.count == 0 || lease::deadline(key, &row).is_none() {
                 return Ok(false);
             }
             if read_only {
@@ -102,14 +106,16 @@ impl<'a> Beater<'a> {
 }
 
 static FIND: Statement = Statement {
-    sql: c"select user_id, ttl, version, generation, deadline, session from presence.member where key_hash operator(pg_catalog.=) $1",
-    arguments: &[pg_sys::UUIDOID],
+    sql: c"select user_id, ttl, version, generation, deadline, session from presence.member \
+           where key_hash operator(pg_catalog.=) $1 and ($2 is null or user_id operator(pg_catalog.=) $2)",
+    arguments: &[pg_sys::UUIDOID, pg_sys::TEXTOID],
 };
 
 static LOCK: Statement = Statement {
-    sql: c"select user_id, ttl, version, generation, deadline, session from presence.member where key_hash operator(pg_catalog.=) $1 \
+    sql: c"select user_id, ttl, version, generation, deadline, session from presence.member \
+           where key_hash operator(pg_catalog.=) $1 and ($2 is null or user_id operator(pg_catalog.=) $2) \
            for no key update",
-    arguments: &[pg_sys::UUIDOID],
+    arguments: &[pg_sys::UUIDOID, pg_sys::TEXTOID],
 };
 
 static RENEW_ROW: Statement = Statement {

@@ -1,6 +1,7 @@
 //! Who holds a key, when a newcomer wants it.
 
 use super::intent::{self, Intent};
+use super::lease;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction;
@@ -16,6 +17,14 @@ use pgrx::pg_sys;
 /// Before a member enters: whoever holds the key must be gone, or be oneself.
 pub fn make_way(extension: &Extension, identity: &Identity, key: &Key, owner: &[u8]) -> Result<()> {
     let now = clock::boot();
+    if let Some(held) = lease::pending(key) {
+        // Of our own making, in this transaction, and not committed.
+        if !alive(held.deadline, now) {
+            return expire(extension, key).map(|_| ());
+        }
+        let own = held.owner == extension.owner_hash(owner);
+        return if own || identity.service { Ok(()) } else { Err(Error::OwnedByAnother) };
+    }
     let slot = leases().read(key);
     if let Some(slot) = &slot
         && alive(slot.deadline, now)

@@ -7,7 +7,7 @@ use crate::event::transaction;
 use crate::extension;
 use crate::lease::rule::{self, RowLease, Start};
 use crate::lease::shared::leases;
-use crate::lease::table::{Key, Lease, NEVER};
+use crate::lease::table::{Key, Lease, NEVER, alive};
 use crate::settings;
 use crate::shared::control;
 use crate::spi::Rows;
@@ -47,11 +47,16 @@ pub fn counting(key: &Key, slot: Option<&Lease>, row: &RowLease, now: u64) -> Op
     rule::deadline(slot, row, &start(), now)
 }
 
-/// The slot; for a row of our own making what it will be, with the heartbeats since.
+/// The slot; for a row of our own making what it will be.
 pub fn slot(key: &Key, row: &RowLease) -> Option<Lease> {
-    transaction::pending_lease(key)
-        .filter(|lease| lease.version == row.version)
-        .or_else(|| leases().read(key))
+    pending(key).filter(|lease| lease.version == row.version).or_else(|| leases().read(key))
+}
+
+/// The lease of a member that this transaction has entered or changed, as it would be if that were committed now: with
+/// the heartbeats since.
+pub fn pending(key: &Key) -> Option<Lease> {
+    let lease = transaction::pending_lease(key)?;
+    Some(leases().read(key).map_or(lease, |slot| lease.on_top_of(&slot)))
 }
 
 /// The wall time of a deadline.
@@ -62,7 +67,17 @@ pub fn expires_at(deadline: u64) -> i64 {
 /// Expire a row whose lease has run out, or whose session is over: true exactly if it is the caller's to delete.
 /// The caller has the row locked.
 pub fn claim(key: &Key, row: &RowLease, now: u64) -> bool {
-    match leases().read(key) {
+    let slot = leases().read(key);
+    if let Some(own) = pending(key).filter(|own| own.version == row.version) {
+        // Our own change ran out before it was committed. Where the slot of that stay has run out as well it is over for
+        // everybody, and no renewal may come between.
+        let over = !alive(own.deadline, now);
+        return over
+            && slot
+                .filter(|slot| slot.generation == row.generation && !alive(slot.deadline, now))
+                .is_none_or(|_| leases().claim(key, row.generation, now, false));
+    }
+    match slot {
         None => counting(key, None, row, now).is_none(),
         // The row's commit has not reached the slot yet; it will, and then we look again.
         Some(slot) if slot.version < row.version => false,

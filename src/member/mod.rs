@@ -8,6 +8,7 @@ pub mod heartbeat;
 pub mod holder;
 pub mod intent;
 pub mod lease;
+pub mod limits;
 pub mod request;
 pub mod row;
 pub mod scan;

@@ -13,7 +13,7 @@ use crate::event::transaction::{self, Pending};
 use crate::extension::Extension;
 use crate::identity::Identity;
 use crate::lease::shared::leases;
-use crate::lease::table::Key;
+use crate::lease::table::{Key, Stay};
 use crate::ownership;
 use crate::spi::Connection;
 use crate::sqlfn::{bytes_of, interval_of, texts_of, varlena};
@@ -229,17 +229,20 @@ impl Request {
         let version = found.number(Column::Version);
         let unchanged = leases().unchanged(&self.key, version, clock::boot());
         if unchanged {
-            let (what, image) = (What::Renew, Default::default());
+            let stay = Stay {
+                owner: self.extension.owner_hash(found.text(Column::UserId).unwrap_or_default()),
+                generation: found.number(Column::Generation),
+            };
             transaction::push(
                 &self.extension,
                 Change {
                     key: self.key,
-                    what,
+                    what: What::Renew { stay },
                     version,
                     at: 0,
                     joined_at: 0,
                     seen_at: 0,
-                    image,
+                    image: Default::default(),
                     previous: None,
                 },
             );

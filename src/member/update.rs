@@ -24,6 +24,7 @@ fn update(call: &Call) -> Result<Option<Datum>> {
     if patch.is_some_and(|patch| !unsafe { crate::jsonb::is_object(patch) }) {
         return Err(Error::InvalidPatch);
     }
+    validate::state_size(call.varlena(1).as_slice())?;
     let request = Request {
         verb: c"presence.update()",
         key: extension.key(room, member_id, connection_id),
@@ -53,6 +54,7 @@ fn merge_patch(call: &Call) -> Result<Option<Datum>> {
         if !crate::jsonb::is_object(patch) {
             return Err(Error::InvalidPatch);
         }
+        validate::state_size(call.varlena(1).as_slice())?;
         Ok(Some(crate::jsonb::merge_patch(target, patch)))
     }
 }

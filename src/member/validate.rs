@@ -1,11 +1,14 @@
 //! What is a name, a ttl, an audience: the limits of DESIGN section 6, in one place for verbs and triggers.
 
 use crate::error::{Error, Result, printable};
+use crate::jsonb::text_len;
 use crate::settings;
 use crate::sqlfn::{characters, database_encoding};
 use pgrx::pg_sys;
 
 pub const MAX_NAME: usize = 255;
+/// Bytes of room, member_id and connection_id together: an index has to take them.
+const MAX_KEY: usize = 2_048;
 pub const MAX_TOKENS: usize = 64;
 const MIN_TTL: i128 = 1_000_000;
 const MAX_TTL: i128 = 30 * 86_400_000_000;
@@ -34,7 +37,16 @@ pub fn connection_id(argument: &'static str, text: &[u8]) -> Result<()> {
 pub fn key(room: &[u8], member_id: &[u8], connection: &[u8]) -> Result<()> {
     name("room", room)?;
     name("member_id", member_id)?;
-    connection_id("connection_id", connection)
+    connection_id("connection_id", connection)?;
+    let size = room.len() + member_id.len() + connection.len();
+    if size > MAX_KEY {
+        let argument = "room, member_id and connection_id";
+        return Err(Error::InvalidName {
+            argument,
+            why: format!("Together they take {size} bytes; the limit is {MAX_KEY}."),
+        });
+    }
+    Ok(())
 }
 
 fn has_control_character(text: &[u8]) -> bool {
@@ -60,8 +72,9 @@ pub fn ttl(microseconds: i128) -> Result<u64> {
     if (MIN_TTL..=MAX_TTL).contains(&microseconds) { Ok(microseconds as u64) } else { Err(Error::InvalidTtl) }
 }
 
-/// `size` is that of the jsonb values as PostgreSQL keeps them.
-pub fn state_size(size: usize) -> Result<()> {
+/// jsonb values, together: their JSON text, for that is what everybody is sent.
+pub fn state_size(values: &[&[u8]]) -> Result<()> {
+    let size = values.iter().map(|value| text_len(value)).fold(0, usize::saturating_add);
     let limit = settings::max_state_size();
     if size > limit { Err(Error::StateTooLarge { size, limit }) } else { Ok(()) }
 }

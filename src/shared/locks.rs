@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicPtr, Ordering::*};
 
 /// 0 to PARTITIONS - 1 are the partitions of the lease table.
 pub const DATABASES_LOCK: usize = PARTITIONS;
-pub const FIRST_RING_LOCK: usize = PARTITIONS + 1;
+pub const SEATS_LOCK: usize = PARTITIONS + 1;
+pub const FIRST_RING_LOCK: usize = PARTITIONS + 2;
 
 pub const TRANCHE: &std::ffi::CStr = c"presence_ext";
 

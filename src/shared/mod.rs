@@ -8,6 +8,7 @@ pub mod database;
 pub mod locks;
 pub mod save;
 mod saved;
+pub mod seats;
 pub mod startup;
 pub mod trouble;
 
@@ -104,6 +105,14 @@ fn my_proc_number() -> Option<usize> {
 fn my_proc_number() -> Option<usize> {
     // SAFETY: a plain number of this process.
     usize::try_from(unsafe { pg_sys::MyProcNumber }).ok()
+}
+
+/// The seats of transactions that are under way.
+pub fn seats() -> &'static seats::Seats<startup::SeatsLock> {
+    match startup::seat_table() {
+        Some(table) => table,
+        None => crate::error::Error::NotPreloaded.raise(),
+    }
 }
 
 /// A new version: greater than all before, in this database and any other.

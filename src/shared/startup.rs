@@ -2,10 +2,11 @@
 
 use super::database::Database;
 use super::locks;
+use super::seats::{self, Seats};
 use super::{Cell, Control, PLACES, Places, Process};
 use crate::event::ring::Ring;
 use crate::lease::shared::PartitionLocks;
-use crate::lease::table::{Header, LeaseTable, PARTITIONS, Slot, bucket_count};
+use crate::lease::table::{Header, LeaseTable, Locks, PARTITIONS, Slot, bucket_count};
 use crate::settings;
 use pgrx::{pg_guard, pg_sys};
 use std::cell::UnsafeCell;
@@ -18,14 +19,33 @@ static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
 /// The start of the rings; database i has `event_buffer` bytes from i times that.
 static RINGS: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 
-struct TableCell(UnsafeCell<Option<LeaseTable<PartitionLocks>>>);
+/// The one lock of the table of seats.
+pub struct SeatsLock;
+
+impl Locks for SeatsLock {
+    fn shared<T>(&self, _partition: usize, body: impl FnOnce() -> T) -> T {
+        locks::shared(locks::SEATS_LOCK, body)
+    }
+
+    fn exclusive<T>(&self, _partition: usize, body: impl FnOnce() -> T) -> T {
+        locks::exclusive(locks::SEATS_LOCK, body)
+    }
+}
+
+struct TableCell<T>(UnsafeCell<Option<T>>);
 // SAFETY: as for Cell: written in the postmaster before any fork, one thread a process.
-unsafe impl Sync for TableCell {}
-static TABLE: TableCell = TableCell(UnsafeCell::new(None));
+unsafe impl<T> Sync for TableCell<T> {}
+static TABLE: TableCell<LeaseTable<PartitionLocks>> = TableCell(UnsafeCell::new(None));
+static SEATS: TableCell<Seats<SeatsLock>> = TableCell(UnsafeCell::new(None));
 
 pub fn lease_table() -> Option<&'static LeaseTable<PartitionLocks>> {
     // SAFETY: see TableCell.
     unsafe { (*TABLE.0.get()).as_ref() }
+}
+
+pub fn seat_table() -> Option<&'static Seats<SeatsLock>> {
+    // SAFETY: see TableCell.
+    unsafe { (*SEATS.0.get()).as_ref() }
 }
 
 /// From _PG_init, while the postmaster preloads.
@@ -50,6 +70,8 @@ fn control_bytes() -> usize {
         + size_of::<Header>()
         + databases * (size_of::<Database>() + PARTITIONS * size_of::<AtomicU64>())
         + process_count() * size_of::<Process>()
+        + size_of::<seats::Header>()
+        + seats::ENTRIES * size_of::<seats::Entry>()
         + 64
 }
 
@@ -127,11 +149,16 @@ unsafe fn lay_out() {
         let database_list = take::<Database>(&mut rest, databases);
         let earliest = take::<AtomicU64>(&mut rest, databases * PARTITIONS);
         let processes = take::<Process>(&mut rest, process_count());
+        let header_of_seats = &take::<seats::Header>(&mut rest, 1)[0];
+        let entries = take::<seats::Entry>(&mut rest, seats::ENTRIES);
 
         RINGS.store(area(c"presence_ext events", ring_bytes()), Release);
         let table = LeaseTable { header, buckets, slots: slot_list, earliest, locks: PartitionLocks };
         table.initialize();
         *TABLE.0.get() = Some(table);
+        let table = Seats { header: header_of_seats, entries, lock: SeatsLock };
+        table.initialize();
+        *SEATS.0.get() = Some(table);
         let Cell(places) = &PLACES;
         *places.get() = Some(Places { control, databases: database_list, processes });
     }

@@ -12,7 +12,7 @@ use super::writer::notify;
 use crate::clock;
 use crate::event::channel::{Channel, EVERYBODY, LISTENERS, Scope};
 use crate::event::payload;
-use crate::extension::Extension;
+use crate::extension::{Extension, Purpose};
 use crate::shared::Database;
 use crate::subtransaction::Failure;
 use std::collections::{HashMap, HashSet};
@@ -75,7 +75,7 @@ impl Rotation {
         for room in due {
             let token = [b"room:", room.as_slice()].concat();
             let name = Channel::new(extension, Scope::Database, &token).name(extension);
-            rotating.push((name, database.presence_epoch(extension.hash(2, &[&room]))));
+            rotating.push((name, database.presence_epoch(extension.hash(Purpose::RoomEpoch, &[&room]))));
             self.left.remove(&room);
             self.rotated.insert(room, now);
         }
@@ -83,7 +83,7 @@ impl Rotation {
             rotating.push(match &asked {
                 Some(room) => {
                     let name = Channel::new(extension, Scope::Room(room), LISTENERS).name(extension);
-                    (name, database.room_epoch(extension.hash(2, &[room])))
+                    (name, database.room_epoch(extension.hash(Purpose::RoomEpoch, &[room])))
                 }
                 None => {
                     (Channel::new(extension, Scope::Database, EVERYBODY).name(extension), &database.epoch)

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::event::channel::{Channel, EVERYBODY, SERVICE, Scope, covered, own_token, reach};
 use crate::event::payload;
 use crate::event::record::{Field, Image, Kind, Reason, Record};
-use crate::extension::Extension;
+use crate::extension::{Extension, Purpose};
 use crate::policy;
 use crate::settings::{self, NotifyPayload};
 use crate::spi::{Connection, Statement};
@@ -148,7 +148,11 @@ impl<'a> Writer<'a> {
                 if first || last {
                     self.relisten(owner, room)?;
                 }
-                if last && self.extension.database.knows_room_channel(self.extension.hash(4, &[owner, room]))
+                if last
+                    && self
+                        .extension
+                        .database
+                        .knows_room_channel(self.extension.hash(Purpose::RoomChannel, &[owner, room]))
                 {
                     self.rotation.left(room);
                 }
@@ -160,7 +164,11 @@ impl<'a> Writer<'a> {
     /// The user has no member in the room any more.
     fn gone_from(&mut self, user_id: &[u8], room: &[u8]) -> Result<()> {
         self.relisten(user_id, room)?;
-        if self.extension.database.knows_room_channel(self.extension.hash(4, &[user_id, room])) {
+        if self
+            .extension
+            .database
+            .knows_room_channel(self.extension.hash(Purpose::RoomChannel, &[user_id, room]))
+        {
             self.rotation.left(room);
         }
         Ok(())

@@ -1,5 +1,9 @@
 //! jsonb without a detour over text: RFC 7396 merge patch, and JSON text for payloads.
 
+mod text_len;
+
+pub use text_len::text_len;
+
 use crate::sqlfn::decode;
 use pgrx::pg_sys::{self, Datum};
 use std::ffi::CStr;

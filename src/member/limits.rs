@@ -1,0 +1,126 @@
+//! How many members there may be: in a room (`max_members`), and of a user (`presence.max_per_user`).
+//!
+//! Who enters takes a seat in shared memory (`shared::seats`) and counts. A seat is taken until the transaction ends, so
+//! nobody waits for anybody; it is free again once a leave is committed. Members whose lease has run out do not count.
+
+use crate::error::{Error, Result};
+use crate::event::transaction;
+use crate::extension::{Extension, Purpose};
+use crate::identity::Identity;
+use crate::lease::table::Key;
+use crate::settings;
+use crate::spi::{self, Connection, Statement, with_new_snapshot};
+use crate::sqlfn::varlena;
+use pgrx::pg_sys::{self, Datum};
+
+static MAX_MEMBERS: Statement = Statement {
+    sql: c"select max_members from presence.room where room operator(pg_catalog.=) $1 and max_members is not null",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+/// $3: also those whose lease has run out, which is quicker. No more than $2 are counted.
+static IN_ROOM: Statement = Statement {
+    sql: c"select pg_catalog.count(*) from (select 1 from presence.member where room operator(pg_catalog.=) $1 \
+               and ($3 or presence._is_alive(key_hash, version, generation, deadline, session)) limit $2) here",
+    arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID, pg_sys::BOOLOID],
+};
+
+static OF_USER: Statement = Statement {
+    sql: c"select pg_catalog.count(*) from (select 1 from presence.member where user_id operator(pg_catalog.=) $1 \
+               and ($3 or presence._is_alive(key_hash, version, generation, deadline, session)) limit $2) own",
+    arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID, pg_sys::BOOLOID],
+};
+
+/// After a member entered: a limited room has a seat for it, or it is refused. Who is inside is renewed and changed
+/// though the room is full.
+pub fn check_room(extension: &Extension, key: &Key, room: &[u8]) -> Result<()> {
+    spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        let limit = connection.run(&MAX_MEMBERS, &[Some(varlena(room))], false)?.get(0, 0);
+        let Some(limit) = limit.map(|limit| limit.value() as i32) else { return Ok(()) };
+        let place = extension.hash(Purpose::RoomSeats, &[room]);
+        take_seat(&connection, key, place, Limit { what: "room", limit, members: &IN_ROOM, of: room })
+    })
+}
+
+/// One console shall not fill the slots.
+pub fn check_user(extension: &Extension, identity: &Identity, key: &Key, user_id: &[u8]) -> Result<()> {
+    let limit = settings::max_per_user();
+    if limit == 0 || identity.service {
+        return Ok(());
+    }
+    spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        let place = extension.hash(Purpose::UserSeats, &[user_id]);
+        take_seat(&connection, key, place, Limit { what: "user", limit, members: &OF_USER, of: user_id })
+    })
+}
+
+struct Limit<'a> {
+    what: &'static str,
+    limit: i32,
+    /// Counts the members of this name.
+    members: &'static Statement,
+    of: &'a [u8],
+}
+
+/// The member, whose row is written, takes a seat if there is one.
+fn take_seat(connection: &Connection, key: &Key, place: u64, limit: Limit) -> Result<()> {
+    let (mut others, crowded) = transaction::take_seat(key, place);
+    if crowded {
+        // Some transaction has no entry for its seats, and nobody sees them: it has the lock instead.
+        if !try_lock(place) {
+            transaction::leave_seat();
+            return Err(Error::TooManySeats);
+        }
+        others = transaction::others_seats(place);
+    }
+    let within = with_new_snapshot(|| {
+        let seats: i64 = others
+            .iter()
+            .filter(|(transaction, _)| is_in_progress(*transaction))
+            .map(|(_, count)| *count as i64)
+            .sum();
+        let count = |expired: bool| {
+            let most = Datum::from(limit.limit as i64 + 1);
+            let values = [Some(varlena(limit.of)), Some(most), Some(Datum::from(expired))];
+            let rows = connection.run(limit.members, &values, false)?;
+            Ok(rows.number(0, 0) as i64)
+        };
+        let fits = |members: i64| members + seats <= limit.limit as i64;
+        Ok(fits(count(true)?) || fits(count(false)?))
+    })?;
+    if !within {
+        // At once, not with the abort: it is in nobody's way.
+        transaction::leave_seat();
+        return Err(Error::TooManyMembers { what: limit.what, limit: limit.limit });
+    }
+    Ok(())
+}
+
+/// Whether the active snapshot does not see what this transaction has done, because it is not over.
+fn is_in_progress(transaction: u32) -> bool {
+    // SAFETY: a snapshot is active, and of the kind that knows transactions.
+    unsafe {
+        pg_sys::XidInMVCCSnapshot(pg_sys::TransactionId::from(transaction), pg_sys::GetActiveSnapshot())
+    }
+}
+
+/// Take the lock on a place until the transaction ends, unless another has it. Its tag is an advisory one that no SQL can
+/// take: SQL has 1 and 2 in the last field.
+fn try_lock(place: u64) -> bool {
+    const OURS: u16 = 3;
+    // SAFETY: a lock like any other; it waits for nobody.
+    unsafe {
+        let tag = pg_sys::LOCKTAG {
+            locktag_field1: u32::from(pg_sys::MyDatabaseId),
+            locktag_field2: (place >> 32) as u32,
+            locktag_field3: place as u32,
+            locktag_field4: OURS,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+            locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+        };
+        let got = pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, true);
+        got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    }
+}
