@@ -69,7 +69,7 @@ pub fn wall_of(boot_time: u64) -> i64 {
         believed.store(measured, Relaxed);
         offset = measured;
     }
-    boot_time as i64 + offset
+    (boot_time as i64).saturating_add(offset)
 }
 
 /// How far the wall clock is ahead of the boot clock: of several readings the one that took the least time.
@@ -84,7 +84,7 @@ fn measure_offset() -> Option<i64> {
 /// The same for rows of one statement, `now` on the boot clock: asks the wall clock at most once a millisecond.
 pub fn wall_of_at(boot_time: u64, now: u64) -> i64 {
     if now.abs_diff(ASKED.get()) < 1_000 {
-        return boot_time as i64 + control().wall_offset.load(Relaxed);
+        return (boot_time as i64).saturating_add(control().wall_offset.load(Relaxed));
     }
     ASKED.set(now);
     wall_of(boot_time)
