@@ -5,15 +5,14 @@ use crate::cached::Cached;
 use crate::error::{Error, Result};
 use crate::lease::table::Key;
 use crate::shared::Database;
-use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::decode;
+use crate::spi::{Connection, Statement};
+use crate::sqlfn::{bytes_of, decode};
 use pgrx::{pg_guard, pg_sys};
 use siphasher::sip::SipHasher13;
 use siphasher::sip128::{Hasher128, SipHasher13 as SipHasher13Wide};
 use std::cell::Cell;
 use std::ffi::CStr;
 use std::hash::Hasher;
-use std::sync::atomic::Ordering::*;
 
 /// The version of this library.
 pub const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -21,8 +20,6 @@ pub const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
 #[derive(Clone, Copy)]
 pub struct Extension {
     pub member: pg_sys::Oid,
-    /// The index on key_hash.
-    pub key_index: pg_sys::Oid,
     /// The row type of the view `online`.
     pub online: pg_sys::Oid,
     pub owner: pg_sys::Oid,
@@ -65,8 +62,6 @@ pub fn catalog_epoch() -> u64 {
     CATALOG_EPOCH.get()
 }
 
-static SECRET: Statement = Statement { sql: c"select key from presence.secret", arguments: &[] };
-
 static VERSION: Statement = Statement {
     sql: c"select e.extversion from pg_catalog.pg_extension e where e.extname operator(pg_catalog.=) 'presence_ext'",
     arguments: &[],
@@ -81,14 +76,7 @@ pub fn sql_version() -> Result<String> {
 
 /// The extension of this database.
 pub fn current() -> Result<Extension> {
-    let known = || CURRENT.with(|current| current.get((), catalog_epoch(), |()| look_up()));
-    let extension = known()?;
-    if extension.database.relation.load(Relaxed) == u32::from(extension.member) {
-        return Ok(extension);
-    }
-    // Somebody else works with another table already: what we know is over, though nobody has told us yet.
-    CATALOG_EPOCH.set(catalog_epoch() + 1);
-    known()
+    CURRENT.with(|current| current.get((), catalog_epoch(), |()| look_up()))
 }
 
 /// The table `member` of this database, if the extension is installed.
@@ -123,7 +111,6 @@ fn look_up() -> Result<Extension> {
     let member = member_table().ok_or(Error::NotInstalled)?;
     let view = relation(c"online").ok_or(Error::NotInstalled)?;
     watch(member, view);
-    let key_index = relation(c"member_key_hash").ok_or(Error::NotInstalled)?;
     // SAFETY: catalog look-ups of relations that exist.
     let (owner, online) = unsafe {
         let tuple =
@@ -135,16 +122,33 @@ fn look_up() -> Result<Extension> {
         pg_sys::ReleaseSysCache(tuple);
         (owner, pg_sys::get_rel_type_id(view))
     };
-    let secret = spi::as_role(owner, || {
-        let connection = Connection::open()?;
-        let rows = connection.run(&SECRET, &[], false)?;
-        rows.text(0, 0).and_then(|key| key.try_into().ok()).ok_or(Error::NotInstalled)
-    })?;
+    let secret = secret_column(1)?.try_into().map_err(|_| Error::NotInstalled)?;
     // SAFETY: set when the process connected to its database.
     let database = Database::get(unsafe { pg_sys::MyDatabaseId })?;
-    database.adopt_relation(member);
     let database_index = database.index() as u32;
-    Ok(Extension { member, key_index, online, owner, database, database_index, epoch, secret })
+    Ok(Extension { member, online, owner, database, database_index, epoch, secret })
+}
+
+/// A column of the only row of `secret`, by its number. Read whoever owns the table: whether we know our own keys is no
+/// question of rights. And no lock stays: ALTER EXTENSION UPDATE changes the table, and waits for no open transaction.
+pub fn secret_column(number: i32) -> Result<Vec<u8>> {
+    let table = relation(c"secret").ok_or(Error::NotInstalled)?;
+    // SAFETY: a scan of our own table as it is now, ended and closed below. Its columns are a bytea and a text.
+    unsafe {
+        let lock = pg_sys::AccessShareLock as i32;
+        let table = pg_sys::table_open(table, lock);
+        let (none, snapshot, keys) = (pg_sys::InvalidOid, std::ptr::null_mut(), std::ptr::null_mut());
+        let scan = pg_sys::systable_beginscan(table, none, false, snapshot, 0, keys);
+        let tuple = pg_sys::systable_getnext(scan);
+        let mut null = tuple.is_null();
+        let value = (!null)
+            .then(|| pg_sys::SPI_getbinval(tuple, (*table).rd_att, number, &mut null))
+            .filter(|_| !null)
+            .map(|value| bytes_of(value));
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(table, lock);
+        value.ok_or(Error::NotInstalled)
+    }
 }
 
 /// When these change, the next call looks again. Called before anything is read of them.

@@ -37,8 +37,8 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     }
     let visibility =
         if all { Visibility::all() } else { Visibility::of(&identity, if may_read { &tokens } else { &[] }) };
-    let numbers = count(&extension, room, visibility)?;
-    call.rows(numbers.map(|[members, users]| vec![Some(Datum::from(members)), Some(Datum::from(users))]))
+    let [members, users] = count(&extension, room, visibility)?;
+    call.rows([vec![Some(Datum::from(members)), Some(Datum::from(users))]])
 }
 
 fn may_count(extension: &Extension, room: &[u8], tokens: &[Vec<u8>]) -> Result<bool> {
@@ -60,12 +60,12 @@ struct Candidate {
 /// Leases looked up together: their slots are on their way from memory while others are counted.
 const TOGETHER: usize = 32;
 
-/// Members and users. None where SQL must count.
-fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Result<Option<[i64; 2]>> {
+/// Members and users.
+fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Result<[i64; 2]> {
     let read_since = clock::read_since();
     let mut candidates = Vec::with_capacity(TOGETHER);
     let mut users = Vec::new();
-    let scanned = scan::of_room(extension, room, |row| {
+    scan::of_room(extension, room, |row| {
         if visibility.shows(row) {
             let Some(hash) = row.get(Column::KeyHash) else { return Ok(()) };
             // SAFETY: a uuid.
@@ -84,7 +84,7 @@ fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Resu
     let members = users.len();
     users.sort_unstable();
     users.dedup();
-    Ok(scanned.then_some([members as i64, users.len() as i64]))
+    Ok([members as i64, users.len() as i64])
 }
 
 /// Whose members are alive by the clock, of these.

@@ -5,7 +5,7 @@
 //! While nothing at all was added, verbs know by themselves what the policies would say (`member::store`).
 
 use crate::cached::Cached;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::Call;
@@ -54,13 +54,15 @@ fn likeness(extension: &Extension, lock: u32) -> Result<Likeness> {
     unsafe { pg_sys::LockRelationOid(extension.member, lock as i32) };
     KNOWN.with(|known| {
         known.get(extension.member, EPOCH.get(), |_| {
-            Ok(match extension::internal_relation(c"member_twin") {
-                Some(twin) => {
+            loop {
+                if let Some(twin) = twin() {
                     WATCHED.set(Some([extension.member, twin]));
-                    twin::compare(extension.member, twin)
+                    return Ok(twin::compare(extension.member, twin));
                 }
-                None => Likeness { of_reading: has_policies_of_old(extension)?, of_writing: false },
-            })
+                if let Some(of_reading) = has_policies_of_old(extension)? {
+                    return Ok(Likeness { of_reading, of_writing: false });
+                }
+            }
         })
     })
 }
@@ -81,19 +83,34 @@ unsafe extern "C-unwind" fn forget(_argument: Datum, relation: Oid) {
     }
 }
 
-/// Before 0.3.0 there is no twin, but the text of the policies.
-static COMPARE_TEXT: Statement = Statement {
-    sql: c"select s.policies operator(pg_catalog.=) presence._policies('presence.member'::pg_catalog.regclass) \
-           from presence.secret s",
-    arguments: &[],
-};
+/// Before 0.3.0 there is no twin, but the text of the policies, in the second column of `secret`.
+static TEXT: Statement =
+    Statement { sql: c"select presence._policies('presence.member'::pg_catalog.regclass)", arguments: &[] };
 
-fn has_policies_of_old(extension: &Extension) -> Result<bool> {
-    spi::as_role(extension.owner, || {
-        let connection = Connection::open()?;
-        let rows = connection.run(&COMPARE_TEXT, &[], false)?;
-        Ok(rows.get(0, 0).is_some_and(|answer| answer.value() as u8 != 0))
-    })
+/// None if it was updated while we waited.
+fn has_policies_of_old(extension: &Extension) -> Result<Option<bool>> {
+    let Some(secret) = extension::relation(c"secret") else { return Err(Error::NotInstalled) };
+    // SAFETY: ALTER EXTENSION UPDATE changes this table, so what we look at stays for as long as we hold the lock; and
+    // it waits for no open transaction, as we give the lock back. An ERROR does so by the abort.
+    unsafe { pg_sys::LockRelationOid(secret, pg_sys::AccessShareLock as i32) };
+    let answer = if twin().is_some() {
+        None
+    } else {
+        let made = extension::secret_column(2)?;
+        let now = spi::as_role(extension.owner, || {
+            let connection = Connection::open()?;
+            let rows = connection.run(&TEXT, &[], false)?;
+            Ok(rows.text(0, 0).map(<[u8]>::to_vec))
+        })?;
+        Some(now == Some(made))
+    };
+    // SAFETY: locked above.
+    unsafe { pg_sys::UnlockRelationOid(secret, pg_sys::AccessShareLock as i32) };
+    Ok(answer)
+}
+
+fn twin() -> Option<Oid> {
+    extension::internal_relation(c"member_twin")
 }
 
 /// SQL `presence._has_builtin_policies()`.

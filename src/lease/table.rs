@@ -421,9 +421,9 @@ impl<L: Locks> LeaseTable<L> {
         found
     }
 
-    /// Forget a database's slots (all, or all but those of `keep`): its extension or itself was dropped.
-    pub fn purge(&self, database: u32, keep: Option<u32>) {
-        for (key, _) in self.collect(|key, _| key.database == database && Some(key.relation) != keep) {
+    /// Forget a database's slots of these tables, which were dropped.
+    pub fn purge(&self, database: u32, dropped: impl Fn(u32) -> bool) {
+        for (key, _) in self.collect(|key, _| key.database == database && dropped(key.relation)) {
             self.locks.exclusive(self.partition(&key), || {
                 // A pinned slot stays: its pinner still has its index. A later purge takes it.
                 if let Some((index, slot)) = self.find(&key)

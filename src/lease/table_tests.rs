@@ -328,7 +328,7 @@ fn a_pin_keeps_the_slot() {
 
     table.apply_gone(&key(1), 11);
     assert!(!table.free(&key(1), 11));
-    table.purge(0, None);
+    table.purge(0, |_| true);
     assert_eq!(table.used(), 1);
     table.unpin(index);
     assert!(table.free(&key(1), 11));
@@ -416,10 +416,10 @@ fn purge_takes_a_database_or_its_old_table() {
             table.apply_present(&Key { database: 1, relation, hash: number }, &entered(10, 1_000));
         }
     }
-    table.purge(0, Some(2));
+    table.purge(0, |relation| relation != 2);
     assert_eq!(table.used(), 9);
     assert_eq!(table.collect(|key, _| key.database == 0 && key.relation == 1), []);
-    table.purge(0, None);
+    table.purge(0, |_| true);
     assert_eq!(table.used(), 6);
     assert_eq!(table.collect(|key, _| key.database == 1).len(), 6);
 }

@@ -6,6 +6,7 @@ pub mod checks;
 pub mod delete;
 pub mod heartbeat;
 pub mod holder;
+pub mod index;
 pub mod intent;
 pub mod lease;
 pub mod limits;

@@ -18,8 +18,6 @@ pub const EPOCHS: usize = 1 << 12;
 pub struct Database {
     /// 0: this entry is free.
     pub oid: AtomicU32,
-    /// The table `member`: another one means that the extension was dropped and created again.
-    pub relation: AtomicU32,
     pub worker: Worker,
     pub sink: Sink,
     pub head: AtomicU64,
@@ -155,24 +153,10 @@ impl Database {
         databases().iter().position(|entry| std::ptr::eq(entry, self)).unwrap_or(0)
     }
 
-    /// The extension's table is this one: forget what belonged to another (DROP and CREATE EXTENSION).
-    pub fn adopt_relation(&self, relation: pg_sys::Oid) {
-        if self.relation.load(Acquire) == u32::from(relation) {
-            return;
-        }
+    /// The database is gone: the entry is free for another. The seq stays: it only has to grow.
+    pub fn release(&self) {
         locks::exclusive(DATABASES_LOCK, || {
-            let before = self.relation.swap(u32::from(relation), AcqRel);
-            if before != 0 && before != u32::from(relation) {
-                leases().purge(self.index() as u32, Some(u32::from(relation)));
-            }
-        });
-    }
-
-    /// The extension was dropped: free what its members held. The entry stays, with its seq.
-    pub fn forget_extension(&self) {
-        locks::exclusive(DATABASES_LOCK, || {
-            self.relation.store(0, Release);
-            leases().purge(self.index() as u32, None);
+            leases().purge(self.index() as u32, |_| true);
             locks::exclusive(self.ring_lock(), || {
                 self.tail.store(self.head.load(Acquire), Release);
                 self.flushed.store(self.tail.load(Acquire), Release);
@@ -180,16 +164,11 @@ impl Database {
             self.losses_told.store(self.losses.load(Acquire), Release);
             self.slotless.store(0, Release);
             self.sink.position.store(0, Release);
+            self.worker.set_state(WorkerState::None);
+            self.worker.wanted.store(false, Release);
+            self.trouble.forget();
+            self.oid.store(0, Release);
         });
-    }
-
-    /// The database is gone: the entry is free for another. The seq stays: it only has to grow.
-    pub fn release(&self) {
-        self.forget_extension();
-        self.worker.set_state(WorkerState::None);
-        self.worker.wanted.store(false, Release);
-        self.trouble.forget();
-        self.oid.store(0, Release);
     }
 
     pub fn room_epoch(&self, hash: u64) -> &AtomicU32 {

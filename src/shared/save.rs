@@ -136,7 +136,6 @@ fn database(database: &'static Database) -> SavedDatabase {
     SavedDatabase {
         index: database.index() as u64,
         oid: database.oid.load(Relaxed),
-        relation: database.relation.load(Relaxed),
         seq: database.seq.load(Relaxed),
         log_floor: database.log_floor.load(Relaxed),
         must_resync: database.owed_resync().is_some(),
@@ -172,7 +171,6 @@ fn restore(saved: Saved, now: u64) {
         saved.databases.into_iter().zip(databases()).collect();
     for (database, entry) in &places {
         entry.oid.store(database.oid, Relaxed);
-        entry.relation.store(database.relation, Relaxed);
         entry.seq.store(plausible(database.seq), Relaxed);
         entry.log_floor.store(plausible(database.log_floor), Relaxed);
         entry.slotless.store(1, Relaxed);

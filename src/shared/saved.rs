@@ -9,6 +9,8 @@ use std::hash::Hasher;
 
 /// Says what this is, and in which form: a library of another form begins without.
 const MAGIC: u64 = 0x5052_4553_4e43_0002;
+/// A number that versions before 0.3.0 had there: a library must read what the one before it has written.
+const UNUSED: u64 = 0;
 
 #[derive(Debug, Default, PartialEq)]
 pub struct Saved {
@@ -23,7 +25,6 @@ pub struct Saved {
 pub struct SavedDatabase {
     pub index: u64,
     pub oid: u32,
-    pub relation: u32,
     pub seq: u64,
     pub log_floor: u64,
     pub must_resync: bool,
@@ -55,9 +56,8 @@ impl Saved {
         };
         put(&mut body, &[self.next_version, self.stopped_at as u64, self.databases.len() as u64]);
         for database in &self.databases {
-            let (oid, relation) = (database.oid as u64, database.relation as u64);
-            let must_resync = database.must_resync as u64;
-            put(&mut body, &[database.index, oid, relation, database.seq, database.log_floor, must_resync]);
+            let (oid, must_resync) = (database.oid as u64, database.must_resync as u64);
+            put(&mut body, &[database.index, oid, UNUSED, database.seq, database.log_floor, must_resync]);
             let mut records = Vec::new();
             database.records.iter().for_each(|record| record.encode(&mut records));
             put(&mut body, &[records.len() as u64]);
@@ -84,10 +84,10 @@ impl Saved {
         let mut saved =
             Saved { next_version: reader.number()?, stopped_at: reader.number()? as i64, ..Saved::default() };
         for _ in 0..reader.number()? {
+            let (index, oid, _) = (reader.number()?, reader.number()? as u32, reader.number()?);
             saved.databases.push(SavedDatabase {
-                index: reader.number()?,
-                oid: reader.number()? as u32,
-                relation: reader.number()? as u32,
+                index,
+                oid,
                 seq: reader.number()?,
                 log_floor: reader.number()?,
                 must_resync: reader.number()? != 0,
@@ -148,10 +148,10 @@ mod tests {
     use proptest::prelude::*;
 
     prop_compose! {
-        fn database()(index in any::<u64>(), oid in any::<u32>(), relation in any::<u32>(), seq in any::<u64>(),
+        fn database()(index in any::<u64>(), oid in any::<u32>(), seq in any::<u64>(),
                       log_floor in any::<u64>(), must_resync in any::<bool>(), records in vec(strategies::record(), 0..4))
                      -> SavedDatabase {
-            SavedDatabase { index, oid, relation, seq, log_floor, must_resync, records }
+            SavedDatabase { index, oid, seq, log_floor, must_resync, records }
         }
     }
 

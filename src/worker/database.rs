@@ -12,7 +12,7 @@
 use super::house::{self, guarded};
 use super::process::{self, transaction};
 use super::publisher::{self, Outcome, Publisher};
-use super::{log, sink, sweeper};
+use super::{dropped, log, sink, sweeper};
 use crate::clock;
 use crate::extension::{self, Extension};
 use crate::lease::shared::leases;
@@ -74,6 +74,7 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     database.flushed.store(database.tail.load(Acquire), Release);
     publisher::register_callback();
     crate::event::transaction::register_callbacks();
+    dropped::free_leases(database);
     Worker::new(extension).run();
 }
 
@@ -90,9 +91,15 @@ fn compare_versions(sql: &str) {
 
 fn absent(oid: pg_sys::Oid) {
     if let Some(database) = Database::find(oid) {
-        database.forget_extension();
-        database.worker.set_state(WorkerState::Absent);
+        forget(database);
     }
+}
+
+/// The database has no extension any more.
+fn forget(database: &'static Database) {
+    dropped::free_leases(database);
+    database.sink.position.store(0, Release);
+    database.worker.set_state(WorkerState::Absent);
 }
 
 /// One worker a database: who finds the place taken goes away.
@@ -317,18 +324,21 @@ impl Worker {
 
     /// Once a second. False: the worker is not wanted here any more.
     fn keep_house(&mut self) -> Result<bool, Failure> {
-        let member = self.extension.member;
-        let present = transaction(c"looking for the extension", || Ok(extension::member_table()))?;
-        if present.is_none() {
-            self.database().forget_extension();
-            self.database().worker.set_state(WorkerState::Absent);
+        let present = transaction(c"looking for the extension", || match extension::member_table() {
+            Some(_) => extension::current().map(Some),
+            None => Ok(None),
+        })?;
+        let Some(present) = present else {
+            forget(self.database());
             DEPARTING.set(true);
             return Ok(false);
-        }
-        if present != Some(member) {
+        };
+        if present.member != self.extension.member {
             // Dropped and created again: begin anew.
             return Ok(false);
         }
+        // It may have another owner.
+        self.extension = present;
         if house::somebody_waits_for_the_database()? {
             self.database().worker.set_state(WorkerState::Yielded);
             DEPARTING.set(true);
@@ -344,6 +354,7 @@ impl Worker {
         let now = clock::boot();
         if now >= self.last_tombstones + TOMBSTONES || leases().used() * 10 > leases().capacity() as u64 * 9 {
             self.last_tombstones = now;
+            dropped::free_leases(self.database());
             self.free_tombstones()?;
         }
         Ok(true)

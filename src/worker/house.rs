@@ -96,7 +96,7 @@ pub fn read_database_settings() -> Result<bool, Failure> {
     Ok(true)
 }
 
-/// Whether the extension is still the one that this worker knows; from then on, until the transaction ends, it is:
+/// Whether the extension is still the one that this worker knows, with the owner as whom it works; from then on, until the transaction ends, it is:
 /// DROP EXTENSION waits for our lock.
 pub fn is_still_ours(known: &Extension) -> Result<bool, Error> {
     // SAFETY: a lock on an oid; if the table is gone, the look-up after it says so.
@@ -104,7 +104,7 @@ pub fn is_still_ours(known: &Extension) -> Result<bool, Error> {
         return Ok(false);
     }
     match extension::current() {
-        Ok(found) => Ok(found.member == known.member),
+        Ok(found) => Ok((found.member, found.owner) == (known.member, known.owner)),
         Err(Error::NotInstalled) => Ok(false),
         Err(error) => Err(error),
     }

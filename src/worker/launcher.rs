@@ -228,7 +228,13 @@ fn exists(oid: u32) -> bool {
     .unwrap_or(true)
 }
 
-/// A worker is wanted in this database: after CREATE EXTENSION, or when somebody finds that there is none.
+/// After CREATE EXTENSION. Also where a worker runs: it may be about to go, for what it knew was dropped.
+pub fn want_anew(database: &Database) {
+    database.worker.wanted.store(true, Release);
+    shared::wake(&control().launcher);
+}
+
+/// A worker is wanted in this database: somebody found that there is none.
 pub fn want(database: &Database) {
     if database.worker.pid.load(Relaxed) == 0 && !database.worker.wanted.swap(true, AcqRel) {
         shared::wake(&control().launcher);

@@ -2,6 +2,7 @@
 
 pub mod connections;
 pub mod database;
+pub mod dropped;
 pub mod gap;
 pub mod house;
 pub mod last_seen;
