@@ -19,10 +19,9 @@ create function presence.history(
 ) returns setof presence.event
     language sql stable parallel restricted rows 100
 begin atomic
-    (select e.seq, e.version, e.event, e.room, e.member_id, e.connection_id, e.user_id, e.status, e.state, e.metadata,
-            e.connections, e.reason, e.at, e.joined_at,
-            case when e.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
-                 then e.audience end
+    (select jsonb_populate_record(
+                e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
+                             or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
      from presence.event e
      where not presence._direction(history.direction)
        and presence._room(history.room) is not null and presence._keeps_history(history.room)
@@ -34,10 +33,9 @@ begin atomic
        and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
      order by e.seq desc limit presence._limit(history.max_rows))
     union all
-    (select e.seq, e.version, e.event, e.room, e.member_id, e.connection_id, e.user_id, e.status, e.state, e.metadata,
-            e.connections, e.reason, e.at, e.joined_at,
-            case when e.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
-                 then e.audience end
+    (select jsonb_populate_record(
+                e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
+                             or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
      from presence.event e
      where presence._direction(history.direction)
        and presence._room(history.room) is not null and presence._keeps_history(history.room)

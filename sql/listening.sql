@@ -35,15 +35,16 @@ create function presence._seq(after_seq bigint) returns bigint
     language c stable parallel safe as 'MODULE_PATHNAME', 'presence_given_seq';
 comment on function presence._seq(bigint) is 'The seq, if it is one (22023).';
 
+-- Lines are made by the names of their columns: the table may have columns of others, too.
 create function presence.changes(after_seq bigint, room text default null, max_rows integer default 1000)
     returns setof presence.event
     language sql stable parallel restricted rows 100
 begin atomic
     with found as materialized (
-        select e.seq, e.version, e.event, e.room, e.member_id, e.connection_id, e.user_id, e.status, e.state, e.metadata,
-               e.connections, e.reason, e.at, e.joined_at,
-               case when e.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
-                    then e.audience end as audience
+        select e.seq,
+               jsonb_populate_record(
+                   e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
+                                or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end) as line
         from presence.event e
         where e.seq operator(pg_catalog.>) presence._seq(changes.after_seq)
           and (changes.room is null or e.room operator(pg_catalog.=) changes.room
@@ -52,20 +53,17 @@ begin atomic
           and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
         order by e.seq limit presence._limit(changes.max_rows)
     )
-    select r.* from (
-        select presence._log_floor() as seq, null::bigint as version, 'resync'::text as event, null::text as room,
-               null::text as member_id, null::text as connection_id, null::text as user_id, null::text as status,
-               null::jsonb as state, null::jsonb as metadata, null::integer as connections, null::text as reason,
-               null::timestamptz as at, null::timestamptz as joined_at, null::text[] as audience
-        where changes.after_seq operator(pg_catalog.<) presence._log_floor()
-    ) r
+    select jsonb_populate_record(
+        null::presence.event, jsonb_build_object('seq', presence._log_floor(), 'event', 'resync'))
+    where changes.after_seq operator(pg_catalog.<) presence._log_floor()
     union all
-    select f.* from found f
+    select f.line from found f
     union all
-    select case when (select count(*) from found) operator(pg_catalog.=) presence._limit(changes.max_rows)
-                then (select max(f.seq) from found f)
-                else greatest(presence._seq(changes.after_seq), presence._log_position()) end,
-           null, 'position', null, null, null, null, null, null, null, null, null, null, null, null
+    select jsonb_populate_record(
+        null::presence.event, jsonb_build_object('event', 'position', 'seq',
+            case when (select count(*) from found) operator(pg_catalog.=) presence._limit(changes.max_rows)
+                 then (select max(f.seq) from found f)
+                 else greatest(presence._seq(changes.after_seq), presence._log_position()) end))
     where changes.room is null or presence._room(changes.room) is not null;
 end;
 comment on function presence.changes(bigint, text, integer) is

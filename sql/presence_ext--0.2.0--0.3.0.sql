@@ -1,3 +1,4 @@
+\echo Use "ALTER EXTENSION presence_ext UPDATE TO '0.3.0'" to load this file. \quit
 -- From 0.2.0 to 0.3.0. A name without a schema is PostgreSQL's own.
 set local search_path = pg_catalog, pg_temp;
 
@@ -136,11 +137,56 @@ comment on function presence._same_json(jsonb, jsonb) is
     'Whether both have the same bytes. For jsonb = a number is equal to the same with a thousand zeros behind.';
 revoke all on function presence._same_json(jsonb, jsonb) from public;
 
+-- Each logged table has a replica identity.
+alter table presence.secret add primary key (key);
+
+create or replace function presence._room_before() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_relid <> 'presence.room'::regclass or tg_when <> 'BEFORE' or tg_level <> 'ROW' or tg_op = 'DELETE' then
+        raise exception using errcode = '39P01',
+            message = 'this function is for the triggers of presence.room alone',
+            detail = 'It reads and writes what those have.',
+            hint = 'Give your own trigger a function of your own.';
+    end if;
+    if tg_op = 'UPDATE' and new.room <> old.room then
+        raise exception using errcode = '22023', message = 'the name of a room cannot be changed',
+            hint = 'Delete the room and make another.';
+    end if;
+    new.room := presence._room(new.room);
+    new.metadata := coalesce(new.metadata, '{}');
+    new.audience := presence._audience(new.audience, new.room);
+    new.count_audience := presence._audience(new.count_audience, new.room);
+    new.ttl := presence._check_ttl(new.ttl);
+    if new.max_members < 1 then
+        raise exception using errcode = '22023', message = 'invalid max_members',
+            detail = 'It is at least 1, or NULL for no limit.';
+    end if;
+    -- A restore writes the times as they were dumped: it is a service role that gives a version.
+    if tg_op = 'INSERT' and new.version > 0 and presence.is_service() then
+        new.version := presence._next_version();
+        return new;
+    end if;
+    new.version := presence._next_version();
+    new.updated_at := clock_timestamp();
+    new.created_at := case when tg_op = 'UPDATE' then old.created_at else new.updated_at end;
+    return new;
+end
+$$;
+
 create or replace function presence._room_after() returns trigger
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if tg_relid <> 'presence.room'::regclass or tg_when <> 'AFTER' or tg_level <> 'ROW' or tg_op = 'DELETE' then
+        raise exception using errcode = '39P01',
+            message = 'this function is for the triggers of presence.room alone',
+            detail = 'It reads and writes what those have.',
+            hint = 'Give your own trigger a function of your own.';
+    end if;
     if not presence._same_json(new.metadata, case tg_op when 'INSERT' then '{}' else old.metadata end) then
         perform presence._tell_room(new.room, new.metadata,
                                     coalesce(new.audience, presence._default_audience(new.room)));
@@ -148,3 +194,81 @@ begin
     return null;
 end
 $$;
+
+create or replace function presence.get_room(room text) returns setof presence.room
+    language sql stable parallel restricted rows 1
+begin atomic
+    -- The row as a whole: it may have columns of others, too.
+    select r from presence.room r where r.room operator(pg_catalog.=) presence._room(get_room.room);
+end;
+
+create or replace function presence.changes(after_seq bigint, room text default null, max_rows integer default 1000)
+    returns setof presence.event
+    language sql stable parallel restricted rows 100
+begin atomic
+    with found as materialized (
+        select e.seq,
+               jsonb_populate_record(
+                   e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
+                                or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end) as line
+        from presence.event e
+        where e.seq operator(pg_catalog.>) presence._seq(changes.after_seq)
+          and (changes.room is null or e.room operator(pg_catalog.=) changes.room
+               or e.event operator(pg_catalog.=) 'resync')
+          -- Roles that no policy holds back see just the update of a changed audience, like service roles.
+          and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
+        order by e.seq limit presence._limit(changes.max_rows)
+    )
+    select jsonb_populate_record(
+        null::presence.event, jsonb_build_object('seq', presence._log_floor(), 'event', 'resync'))
+    where changes.after_seq operator(pg_catalog.<) presence._log_floor()
+    union all
+    select f.line from found f
+    union all
+    select jsonb_populate_record(
+        null::presence.event, jsonb_build_object('event', 'position', 'seq',
+            case when (select count(*) from found) operator(pg_catalog.=) presence._limit(changes.max_rows)
+                 then (select max(f.seq) from found f)
+                 else greatest(presence._seq(changes.after_seq), presence._log_position()) end))
+    where changes.room is null or presence._room(changes.room) is not null;
+end;
+
+create or replace function presence.history(
+    room       text,
+    since      timestamptz default null,
+    until      timestamptz default null,
+    max_rows   integer     default 100,
+    direction  text        default 'backwards',
+    member_id  text        default null,
+    before_seq bigint      default null
+) returns setof presence.event
+    language sql stable parallel restricted rows 100
+begin atomic
+    (select jsonb_populate_record(
+                e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
+                             or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
+     from presence.event e
+     where not presence._direction(history.direction)
+       and presence._room(history.room) is not null and presence._keeps_history(history.room)
+       and e.room operator(pg_catalog.=) presence._room(history.room)
+       and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
+       and (history.since is null or e.at operator(pg_catalog.>=) history.since)
+       and (history.until is null or e.at operator(pg_catalog.<) history.until)
+       and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
+       and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
+     order by e.seq desc limit presence._limit(history.max_rows))
+    union all
+    (select jsonb_populate_record(
+                e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
+                             or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
+     from presence.event e
+     where presence._direction(history.direction)
+       and presence._room(history.room) is not null and presence._keeps_history(history.room)
+       and e.room operator(pg_catalog.=) presence._room(history.room)
+       and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
+       and (history.since is null or e.at operator(pg_catalog.>=) history.since)
+       and (history.until is null or e.at operator(pg_catalog.<) history.until)
+       and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
+       and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
+     order by e.seq limit presence._limit(history.max_rows));
+end;

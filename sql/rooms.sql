@@ -50,6 +50,12 @@ create function presence._room_before() returns trigger
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if tg_relid <> 'presence.room'::regclass or tg_when <> 'BEFORE' or tg_level <> 'ROW' or tg_op = 'DELETE' then
+        raise exception using errcode = '39P01',
+            message = 'this function is for the triggers of presence.room alone',
+            detail = 'It reads and writes what those have.',
+            hint = 'Give your own trigger a function of your own.';
+    end if;
     if tg_op = 'UPDATE' and new.room <> old.room then
         raise exception using errcode = '22023', message = 'the name of a room cannot be changed',
             hint = 'Delete the room and make another.';
@@ -82,6 +88,12 @@ create function presence._room_after() returns trigger
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if tg_relid <> 'presence.room'::regclass or tg_when <> 'AFTER' or tg_level <> 'ROW' or tg_op = 'DELETE' then
+        raise exception using errcode = '39P01',
+            message = 'this function is for the triggers of presence.room alone',
+            detail = 'It reads and writes what those have.',
+            hint = 'Give your own trigger a function of your own.';
+    end if;
     if not presence._same_json(new.metadata, case tg_op when 'INSERT' then '{}' else old.metadata end) then
         perform presence._tell_room(new.room, new.metadata,
                                     coalesce(new.audience, presence._default_audience(new.room)));
@@ -152,7 +164,8 @@ comment on function presence.set_room(text, jsonb, jsonb, text[], text[], interv
 create function presence.get_room(room text) returns setof presence.room
     language sql stable parallel restricted rows 1
 begin atomic
-    select r.* from presence.room r where r.room operator(pg_catalog.=) presence._room(get_room.room);
+    -- The row as a whole: it may have columns of others, too.
+    select r from presence.room r where r.room operator(pg_catalog.=) presence._room(get_room.room);
 end;
 comment on function presence.get_room(text) is 'The settings of a room, if it has any and the caller may read them.';
 

@@ -4,6 +4,29 @@
 -- before us. CREATE EXTENSION takes it back.
 set local search_path = pg_catalog, pg_temp;
 
+-- Whoever owns the schema, or what is in it already, can change it under us and put functions beside ours.
+do $$
+declare
+    strangers record;
+begin
+    select pg_describe_object(s.classid, s.objid, 0) as what, r.rolname as owner into strangers
+    from pg_shdepend s join pg_roles r on r.oid = s.refobjid and s.refclassid = 'pg_authid'::regclass
+    where s.deptype = 'o' and s.dbid = (select d.oid from pg_database d where d.datname = current_database())
+      and not r.rolsuper and r.rolname <> current_user
+      and (s.classid = 'pg_namespace'::regclass and s.objid = 'presence'::regnamespace
+           or exists (select from pg_depend d
+                      where d.classid = s.classid and d.objid = s.objid
+                        and d.refclassid = 'pg_namespace'::regclass and d.refobjid = 'presence'::regnamespace))
+    order by s.classid <> 'pg_namespace'::regclass, s.classid, s.objid
+    limit 1;
+    if found then
+        raise exception using errcode = '42501', message = 'schema presence is not yours alone',
+            detail = format('%s belongs to %I, who is neither a superuser nor creates the extension.',
+                            strangers.what, strangers.owner),
+            hint = 'Drop it, or make a superuser its owner.';
+    end if;
+end $$;
+
 -- Presence is worth nothing after a crash, and a commit that touched only unlogged tables does not wait for the
 -- disk. No index on a time, no foreign key: an update that changes no indexed column stays on its page. A heap,
 -- whatever default_table_access_method says: verbs and the worker store rows without the executor.
@@ -93,9 +116,12 @@ create index _event_0_room on presence._event_0 (room, seq);
 create index _event_1_room on presence._event_1 (room, seq);
 create index _event_2_room on presence._event_2 (room, seq);
 
+-- Each logged table has a primary key: without one a publication FOR ALL TABLES makes PostgreSQL refuse UPDATE and
+-- DELETE.
+
 -- The key of all keyed hashes: of members in shared memory, of channel names. Nobody but the owner reads it, and a
 -- dump does not have it: a restored database has its own.
-create table presence.secret (key bytea not null);
+create table presence.secret (key bytea primary key);
 insert into presence.secret (key)
 select pg_catalog.decode(
     pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', ''), 'hex');

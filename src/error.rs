@@ -69,6 +69,10 @@ pub enum Error {
         why: String,
     },
     NoPreparedTransactions,
+    /// A trigger function of ours on a table of somebody else's, or called by hand.
+    NotItsTrigger {
+        table: &'static str,
+    },
     NoTruncate,
     NoSessionFeatures {
         what: &'static str,
@@ -117,6 +121,7 @@ impl Error {
                 ERRCODE_FEATURE_NOT_SUPPORTED
             }
             Error::ConcurrentUpdate => ERRCODE_T_R_SERIALIZATION_FAILURE,
+            Error::NotItsTrigger { .. } => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Error::ReadOnlyWithoutSlot => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Error::TooManyColumns | Error::Spi { .. } => ERRCODE_INTERNAL_ERROR,
         }
@@ -148,6 +153,7 @@ impl Error {
             Error::NotAuthorized { action } => format!("not authorized to {action} this room"),
             Error::AuthorizerFailed { .. } => "the authorizer of presence gave no answer".into(),
             Error::NoPreparedTransactions => "cannot prepare a transaction that has changed presence".into(),
+            Error::NotItsTrigger { table } => format!("this function is for the triggers of {table} alone"),
             Error::NoTruncate => "cannot truncate the members".into(),
             Error::NoSessionFeatures { what, .. } => format!("{what} is not available to this session"),
             Error::ReadOnlyWithoutSlot => "cannot renew this lease in a read-only transaction".into(),
@@ -208,6 +214,7 @@ impl Error {
             Error::NoPreparedTransactions => {
                 "Leases and events are applied by the session that commits.".into()
             }
+            Error::NotItsTrigger { .. } => "It reads and writes what those have.".into(),
             Error::NoTruncate => "TRUNCATE names no rows, so nobody could be told who left.".into(),
             Error::TooManyColumns => "It has other columns than this library knows.".into(),
         }
@@ -231,6 +238,7 @@ impl Error {
             }
             Error::StateTooLarge { .. } => "Keep large data in a table of your own and its key in the state.".into(),
             Error::KeyIsFixed => "Delete the member and insert another.".into(),
+            Error::NotItsTrigger { .. } => "Give your own trigger a function of your own.".into(),
             Error::NoTruncate => "Use DELETE, so that everybody hears who left.".into(),
             Error::NoSessionFeatures { .. } => {
                 "Use presence.channels or presence.changes from a connection of your own, and heartbeats instead of \

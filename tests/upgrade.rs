@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Cluster, Mirror, Over, Session, lines, until};
+use common::{Cluster, Mirror, Over, Session, lines, until, use_everything};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
@@ -122,48 +122,6 @@ fn a_newer_library_serves_the_schema_of_every_release() {
         use_everything(&mut service, &mut alice, &mut bob);
         cluster.assert_sound();
     }
-}
-
-/// All verbs, readers and ways in which a member goes. Alice is in the lobby before and after.
-fn use_everything(service: &mut Session, alice: &mut Session, bob: &mut Session) {
-    alice.run("select presence.upsert('lobby', '{\"n\": 0}', metadata => '{\"name\": \"A\"}')");
-    bob.run("select presence.upsert('lobby', session => true)");
-    bob.run("select presence.listen('lobby')");
-    bob.hear();
-    let mut mirror = Mirror::of(bob);
-    assert_eq!(alice.number("select state['n'] from presence.update('lobby', '{\"n\": 1}')"), 1);
-    assert!(alice.is("select presence.heartbeat('lobby')"));
-    assert!(alice.rows("select * from presence.heartbeat_many('{lobby}')").is_empty());
-    alice.run("select presence.upsert('lobby', connection_id => 'phone', ttl => '1 s')");
-    let heard =
-        bob.hear_until("an expiry", |event| event.kind() == "leave" && event.text("reason") == "expired");
-    heard.iter().for_each(|event| mirror.apply(bob, event));
-    mirror.follow(bob);
-    mirror.assert_true(bob);
-
-    assert_eq!(bob.rows("select members, users from presence.occupancy('lobby')")[0], ["2", "2"]);
-    assert_eq!(bob.number("select count(*) from presence.users('lobby')"), 2);
-    assert_eq!(bob.number("select count(*) from presence.get('lobby', 'alice')"), 1);
-    assert_eq!(bob.value("select presence.state('lobby') -> 'alice' -> 0 ->> 'n'"), "1");
-    assert!(bob.is("select 'lobby' in (select room from presence.rooms())"));
-    assert!(bob.is("select count(*) > 2 from presence.history('lobby')"));
-    assert!(bob.is("select count(*) > 2 from presence.changes(0)"));
-    assert!(bob.is("select online from presence.last_seen where user_id = 'alice'"));
-
-    service.run("select presence.set_room('side', '{\"topic\": \"t\"}', max_members => 1)");
-    service.run(
-        r#"select presence.upsert_many('[{"room": "side", "member_id": "m", "user_id": "u", "ttl": "1 h"}]')"#,
-    );
-    assert_eq!(alice.fails("select presence.upsert('side')").code, "54000");
-    assert_eq!(service.number(r#"select presence.delete_many('[{"room": "side", "member_id": "m"}]')"#), 1);
-    service.run("select presence.delete_room('side')");
-    service
-        .run("select presence.rotate_channels(); select presence.sweep(); select presence.forget('nobody')");
-    assert_eq!(bob.number("select presence.delete('lobby')"), 1);
-    bob.run("select presence.unlisten()");
-    assert_eq!(service.number("select members from presence.health"), 1);
-    service.flush();
-    assert_eq!(service.value("select last_error from presence.health"), "");
 }
 
 #[test]

@@ -35,25 +35,25 @@ enum Operation {
     Delete,
 }
 
-/// The trigger's call, and which table it is for; None is the statement that truncates.
-fn firing<'a>(call: &'a Call) -> Result<Option<Firing<'a>>> {
-    let not_ours = |why: &str| Error::InvalidArgument { argument: "call", why: why.into() };
-    let data = call.trigger().ok_or_else(|| not_ours("This function is a trigger of presence.member."))?;
+/// The trigger's call; None is the statement that truncates. Rows of another table, or what a statement passes, must
+/// not be read as if they were members.
+fn firing<'a>(call: &'a Call, timing: u32) -> Result<Option<Firing<'a>>> {
     let extension = extension::current()?;
-    // SAFETY: a trigger's relation is open. Rows of another table must not be read as if they were members.
-    let relation = unsafe { (*data.tg_relation).rd_id };
-    if relation != extension.member {
-        return Err(not_ours("This function is a trigger of presence.member, and of no other table."));
+    let not_ours = Error::NotItsTrigger { table: "presence.member" };
+    let Some(data) = call.trigger() else { return Err(not_ours) };
+    // SAFETY: a trigger's relation is open.
+    let table = unsafe { (*data.tg_relation).rd_id };
+    if table != extension.member || data.tg_event & pg_sys::TRIGGER_EVENT_TIMINGMASK != timing {
+        return Err(not_ours);
     }
+    let is_row = data.tg_event & pg_sys::TRIGGER_EVENT_ROW != 0;
     let operation = match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
-        pg_sys::TRIGGER_EVENT_INSERT => Operation::Insert,
-        pg_sys::TRIGGER_EVENT_UPDATE => Operation::Update,
-        pg_sys::TRIGGER_EVENT_DELETE => Operation::Delete,
-        _ => return Ok(None),
+        pg_sys::TRIGGER_EVENT_INSERT if is_row => Operation::Insert,
+        pg_sys::TRIGGER_EVENT_UPDATE if is_row => Operation::Update,
+        pg_sys::TRIGGER_EVENT_DELETE if is_row => Operation::Delete,
+        pg_sys::TRIGGER_EVENT_TRUNCATE => return Ok(None),
+        _ => return Err(not_ours),
     };
-    if data.tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 {
-        return Err(not_ours("It is a trigger for each row."));
-    }
     // SAFETY: the tuple of this trigger's relation.
     let first = unsafe { Row::read(data.tg_trigtuple, data.tg_relation)? };
     let intent = intent::of(first.key(&extension).hash);
@@ -103,7 +103,7 @@ impl Firing<'_> {
 
 /// BEFORE INSERT, UPDATE, DELETE (each row) and TRUNCATE.
 fn fire_before(call: &Call) -> Result<Option<Datum>> {
-    let Some(firing) = firing(call)? else { return Err(Error::NoTruncate) };
+    let Some(firing) = firing(call, pg_sys::TRIGGER_EVENT_BEFORE)? else { return Err(Error::NoTruncate) };
     if firing.intent.system_columns_only {
         return firing.proceed_unchanged();
     }
@@ -124,7 +124,7 @@ pub fn is_replica() -> bool {
 
 /// AFTER INSERT, UPDATE, DELETE, each row.
 fn fire_after(call: &Call) -> Result<Option<Datum>> {
-    if let Some(firing) = firing(call)?
+    if let Some(firing) = firing(call, pg_sys::TRIGGER_EVENT_AFTER)?
         && !firing.intent.system_columns_only
     {
         match firing.operation {

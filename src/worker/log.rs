@@ -18,6 +18,28 @@ pub const PARTS: usize = 3;
 /// What `changes` needs, even where history is kept for a shorter time.
 const SHORTEST: u64 = 5 * 60 * 1_000_000;
 
+/// The columns of a part, in the order of sql/tables.sql: their types.
+const TYPES: [pg_sys::Oid; COLUMNS] = [
+    pg_sys::INT8OID,
+    pg_sys::INT8OID,
+    pg_sys::TEXTOID,
+    pg_sys::TEXTOID,
+    pg_sys::TEXTOID,
+    pg_sys::TEXTOID,
+    pg_sys::TEXTOID,
+    pg_sys::TEXTOID,
+    pg_sys::JSONBOID,
+    pg_sys::JSONBOID,
+    pg_sys::INT4OID,
+    pg_sys::TEXTOID,
+    pg_sys::TIMESTAMPTZOID,
+    pg_sys::TIMESTAMPTZOID,
+    pg_sys::TEXTARRAYOID,
+];
+
+/// Those that are NOT NULL.
+const NEVER_NULL: [usize; 2] = [0, 2];
+
 macro_rules! insert {
     ($table:literal) => {
         Statement {
@@ -34,23 +56,7 @@ macro_rules! insert {
                 Ok(sql) => sql,
                 Err(_) => c"",
             },
-            arguments: &[
-                pg_sys::INT8OID,
-                pg_sys::INT8OID,
-                pg_sys::TEXTOID,
-                pg_sys::TEXTOID,
-                pg_sys::TEXTOID,
-                pg_sys::TEXTOID,
-                pg_sys::TEXTOID,
-                pg_sys::TEXTOID,
-                pg_sys::JSONBOID,
-                pg_sys::JSONBOID,
-                pg_sys::INT4OID,
-                pg_sys::TEXTOID,
-                pg_sys::TIMESTAMPTZOID,
-                pg_sys::TIMESTAMPTZOID,
-                pg_sys::TEXTARRAYOID,
-            ],
+            arguments: &TYPES,
         }
     };
 }
@@ -161,8 +167,8 @@ struct OpenPart {
 }
 
 impl OpenPart {
-    /// None if there is more to a row than heap and columns: somebody has added a trigger, a check, or an index on
-    /// an expression.
+    /// None if there is more to a row than heap and columns: somebody has added a column, a trigger, a rule, a check,
+    /// or an index on an expression. Then SQL knows what to do.
     fn of(name: &CStr) -> Option<OpenPart> {
         let oid = extension::relation(name)?;
         // SAFETY: a table of ours, opened here and closed by `drop`; the arrays are as long as they say.
@@ -180,8 +186,10 @@ impl OpenPart {
             let facts = &*(*table).rd_rel;
             let plain = facts.relam == pg_sys::HEAP_TABLE_AM_OID
                 && !facts.relhastriggers
+                && !facts.relhasrules
+                && !facts.relforcerowsecurity
                 && facts.relchecks == 0
-                && facts.relnatts as usize == COLUMNS
+                && has_our_columns(oid, facts.relnatts)
                 && (0..(*open.indexes).ri_NumIndices as usize).all(is_plain);
             plain.then_some(open)
         }
@@ -198,6 +206,27 @@ impl OpenPart {
             pg_sys::heap_freetuple(tuple);
         }
     }
+}
+
+/// Whether a part has our columns as we know them, and none of others.
+fn has_our_columns(part: pg_sys::Oid, columns: i16) -> bool {
+    columns as usize == COLUMNS
+        && TYPES.iter().enumerate().all(|(at, of_type)| {
+            // SAFETY: a look-up in the catalog, released below.
+            unsafe {
+                let tuple = pg_sys::SearchSysCacheAttNum(part, at as i16 + 1);
+                if tuple.is_null() {
+                    return false; // dropped
+                }
+                let column = &*(pg_sys::GETSTRUCT(tuple) as pg_sys::Form_pg_attribute);
+                let is_ours = column.atttypid == *of_type
+                    && column.atttypmod == -1
+                    && column.attgenerated == 0
+                    && (!column.attnotnull || NEVER_NULL.contains(&at));
+                pg_sys::ReleaseSysCache(tuple);
+                is_ours
+            }
+        })
 }
 
 impl Drop for OpenPart {

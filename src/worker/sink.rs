@@ -179,8 +179,9 @@ static BATCH: Statement = Statement {
     sql: c"select pg_catalog.array_agg(b.e order by b.seq), pg_catalog.max(b.seq)
            from ((select e, e.seq from presence.event e where e.seq operator(pg_catalog.>) $1 order by e.seq limit 1000)
                  union all
-                 select row(presence._log_floor(), null, 'resync', null, null, null, null, null, null, null, null, null,
-                            null, null, null)::presence.event, presence._log_floor()
+                 select pg_catalog.jsonb_populate_record(null::presence.event,
+                            pg_catalog.jsonb_build_object('seq', presence._log_floor(), 'event', 'resync')),
+                        presence._log_floor()
                  where $1 operator(pg_catalog.<) presence._log_floor()) b",
     arguments: &[pg_sys::INT8OID],
 };

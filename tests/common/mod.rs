@@ -4,11 +4,13 @@
 
 mod clock;
 mod cluster;
+mod everything;
 mod mirror;
 mod session;
 
 pub use clock::Clock;
 pub use cluster::{Cluster, Frozen, Stall, shell, signal, try_shell};
+pub use everything::use_everything;
 pub use mirror::{Mirror, listed};
 pub use session::{Event, Failure, Session, lines};
 

@@ -1,6 +1,6 @@
 -- Everything that the extension made, a row for each property: object, property, value.
 with classes as (
-    select c.*, c.oid::regclass::text as name from pg_class c where c.relnamespace = 'presence'::regnamespace
+    select c.*, c.oid::regclass::text as name from pg_class c where c.relnamespace in ('presence'::regnamespace, '_presence'::regnamespace)
 )
 -- what belongs to it
 select pg_describe_object(d.classid, d.objid, d.objsubid) as object, 'belongs to the extension' as property, 'yes' as value
@@ -14,7 +14,7 @@ from pg_proc p, lateral (values
     ('owner', p.proowner::regrole::text),
     ('privileges', array(select unnest(coalesce(p.proacl, acldefault('f', p.proowner)))::text order by 1)::text),
     ('comment', obj_description(p.oid, 'pg_proc'))) v (property, value)
-where p.pronamespace = 'presence'::regnamespace and p.prokind <> 'a'
+where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prokind <> 'a'
 union all
 -- tables, views, indexes
 select 'relation ' || c.name, property, value
@@ -73,8 +73,10 @@ from pg_init_privs i join pg_depend d on (d.classid, d.objid) = (i.classoid, i.o
 join pg_extension e on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid
 where d.deptype = 'e' and e.extname = 'presence_ext'
 union all
-select 'schema presence', 'privileges', array(select unnest(n.nspacl)::text order by 1)::text
-from pg_namespace n where n.nspname = 'presence'
-union all
-select 'table presence.secret', 'policies', policies from presence.secret
+select 'schema ' || n.nspname, property, value
+from pg_namespace n, lateral (values
+    ('owner', n.nspowner::regrole::text),
+    ('privileges', array(select unnest(n.nspacl)::text order by 1)::text),
+    ('comment', obj_description(n.oid, 'pg_namespace'))) v (property, value)
+where n.nspname in ('presence', '_presence')
 order by 1, 2, 3

@@ -1,0 +1,405 @@
+\echo Use "ALTER EXTENSION presence_ext UPDATE TO '0.3.0'" to load this file. \quit
+-- From 0.1.0 to 0.3.0. A name without a schema is PostgreSQL's own.
+set local search_path = pg_catalog, pg_temp;
+
+-- New SQL calls the new library: it must have been loaded.
+do $$ begin
+    if (select pg_catalog.string_to_array(library_version, '.')::integer[] from presence._health()) < '{0,3,0}' then
+        raise exception 'the server still runs an older version of the library presence_ext'
+            using errcode = 'object_not_in_prerequisite_state', hint = 'Restart the server, then update again.';
+    end if;
+end $$;
+
+-- From 0.1.0 to 0.2.0.
+
+create table presence._origin (shape text not null);
+alter table presence._origin enable row level security;
+
+comment on table presence._origin is 'all that takes part in a write of member, as the extension made it';
+
+create or replace function presence._shape(relation regclass) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+begin atomic
+    select concat_ws(' ', c.relrowsecurity, c.relforcerowsecurity, c.relhasrules, c.relnatts, c.relchecks,
+        (select string_agg(i.indexrelid::regclass::text, ' ' order by i.indexrelid::regclass::text)
+         from pg_catalog.pg_index i
+         where i.indrelid = relation
+           and (i.indexprs is not null or i.indpred is not null or i.indisexclusion or not i.indimmediate)),
+        (select string_agg(concat_ws(' ', p.polname, p.polcmd, p.polpermissive, p.polroles,
+                                     pg_catalog.pg_get_expr(p.polqual, p.polrelid),
+                                     pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid)), '; ' order by p.polname)
+         from pg_catalog.pg_policy p where p.polrelid = relation),
+        (select string_agg(concat_ws(' ', t.tgname, t.tgtype, t.tgenabled, t.tgfoid::regprocedure), '; '
+                           order by t.tgname)
+         from pg_catalog.pg_trigger t where t.tgrelid = relation))
+    from pg_catalog.pg_class c join pg_catalog.pg_am a on a.oid = c.relam and a.amname = 'heap'
+    where c.oid = relation;
+end;
+
+comment on function presence._shape(regclass) is
+    'All that takes part in a write of a table, as text: policies, triggers, rules, constraints; NULL if it is no '
+    'heap.';
+
+comment on function presence._full_occupancy(text) is
+    'The numbers of a room: of all members, if its count_audience lets the caller have them; else of those whom the '
+    'built-in policies show the caller. No row where there are other policies.';
+
+-- What 0.1.0 made: unless somebody has added to it, that is what there is.
+insert into presence._origin
+select presence._shape('presence.member')
+from presence.secret s
+where s.policies = presence._policies('presence.member')
+  and (select count(*) from pg_policy p where p.polrelid = 'presence.member'::regclass) = 4
+  and (select count(*) from pg_trigger t where t.tgrelid = 'presence.member'::regclass) = 3
+  and (select count(*) from pg_index i where i.indrelid = 'presence.member'::regclass) = 3
+  and (select not c.relhasrules and c.relchecks = 0 and not c.relforcerowsecurity from pg_class c
+       where c.oid = 'presence.member'::regclass);
+
+comment on function presence._tell_room(text, jsonb, text[]) is 'Make a room event, once this transaction is committed, if metadata is '
+    'within presence.max_state_size (54000).';
+
+comment on function presence.set_room(text, jsonb, jsonb, text[], text[], interval, integer, boolean) is
+    'Make or change the settings of a room; NULL keeps what it has (to set a column to NULL, UPDATE the table). '
+    'patch is a JSON merge patch (RFC 7396) on metadata. A change of metadata is a room event. For service roles '
+    'and whoever may manage the room (42501). Errors: 22023 invalid values; 54000 metadata too large.';
+
+create or replace function presence._trouble(out last_error_at timestamptz, out failing_since timestamptz) returns setof record
+    language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_trouble';
+
+comment on function presence._trouble() is 'When the last error of presence.health was, and since when one persists.';
+
+create or replace view presence.health as
+select h.library_version,
+       (select e.extversion from pg_catalog.pg_extension e where e.extname operator(pg_catalog.=) 'presence_ext')
+           as extension_version,
+       h.worker_pid, h.worker_state,
+       (select count(*) from presence.member) as members,
+       h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
+       h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
+       h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since
+from presence._health() h cross join presence._trouble() t;
+
+comment on view presence.health is
+    'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
+    'and there are, the event buffer, counters since the server started, the last error of the worker or the sink '
+    'and its time, since when something has gone wrong at each attempt (NULL: all is well). '
+    'Members of pg_monitor may read it.';
+
+grant usage on schema presence to pg_monitor;
+
+grant select on presence.health to pg_monitor;
+
+grant execute on function presence._health() to pg_monitor;
+
+-- New functions are executable by PUBLIC unless somebody says otherwise.
+revoke all on function
+    presence._shape
+    from public;
+
+grant execute on function presence._health(), presence._trouble() to pg_monitor;
+
+create or replace function presence.grant_access(role regrole, write boolean default true) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    function_name regprocedure;
+begin
+    if not exists (select from pg_roles r where r.oid = role) then
+        raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
+    end if;
+    execute format('grant usage on schema presence to %s', role);
+    execute format('grant select on presence.member, presence.event, presence.room, presence._last_seen, '
+                   'presence.online, presence.last_seen to %s', role);
+    if write then
+        execute format('grant insert, update, delete on presence.member, presence.room to %s', role);
+    end if;
+    for function_name in
+        select p.oid::regprocedure from pg_proc p
+        where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
+          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_trouble', '_policies',
+                                '_has_slot', '_tell_room')
+    loop
+        execute format('grant execute on function %s to %s', function_name, role);
+    end loop;
+end
+$$;
+
+create or replace function presence.revoke_access(role regrole) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not exists (select from pg_roles r where r.oid = role) then
+        raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
+    end if;
+    execute format('revoke all on all functions in schema presence from %s', role);
+    execute format('revoke all on all tables in schema presence from %s', role);
+    execute format('revoke all on schema presence from %s', role);
+end
+$$;
+
+-- New functions are executable by PUBLIC unless somebody says otherwise.
+revoke all on function
+    presence._trouble
+    from public;
+
+-- From 0.2.0 to 0.3.0.
+
+-- What is nobody's business but the extension's. Only the owner may look in.
+create schema _presence;
+comment on schema _presence is 'internals of presence_ext; for the extension only';
+
+-- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
+-- somebody has added to it.
+create unlogged table _presence.member_twin (
+    room           text        not null,
+    member_id      text        not null,
+    connection_id  text        not null,
+    user_id        text        not null,
+    status         text,
+    state          jsonb       not null,
+    metadata       jsonb       not null,
+    audience       text[]      not null,
+    version        bigint      not null,
+    generation     bigint      not null,
+    joined_at      timestamptz not null,
+    updated_at     timestamptz not null,
+    last_seen_at   timestamptz not null,
+    expires_at     timestamptz not null,
+    ttl            interval,
+    deadline       bigint      not null,
+    session        bigint,
+    session_pid    integer,
+    key_hash       uuid        not null,
+    primary key (room, member_id, connection_id)
+) using heap;
+create index member_twin_user_id_idx on _presence.member_twin (user_id);
+create index member_twin_key_hash_idx on _presence.member_twin (key_hash);
+alter table _presence.member_twin enable row level security;
+comment on table _presence.member_twin is
+    'How the extension made presence.member: verbs go past the executor only while the two are alike.';
+
+create trigger presence_before before insert or update or delete on _presence.member_twin
+    for each row execute function presence._member_before();
+create trigger presence_after after insert or update or delete on _presence.member_twin
+    for each row execute function presence._member_after();
+create trigger presence_truncate before truncate on _presence.member_twin
+    for each statement execute function presence._member_before();
+alter table _presence.member_twin enable always trigger presence_before;
+alter table _presence.member_twin enable always trigger presence_after;
+alter table _presence.member_twin enable always trigger presence_truncate;
+
+create policy member_read on _presence.member_twin for select using (
+    user_id operator(pg_catalog.=) (select presence.user_id())
+    or (select presence.is_service())
+    or (audience operator(pg_catalog.&&) (select presence.tokens()) and presence._may(room, 'read'))
+);
+create policy member_enter on _presence.member_twin for insert with check (
+    user_id operator(pg_catalog.=) (select presence.user_id())
+    or (select presence.is_service())
+);
+create policy member_change on _presence.member_twin for update using (
+    user_id operator(pg_catalog.=) (select presence.user_id())
+    or (select presence.is_service())
+);
+create policy member_leave on _presence.member_twin for delete using (
+    user_id operator(pg_catalog.=) (select presence.user_id())
+    or (select presence.is_service())
+    or presence._may(room, 'manage')
+);
+
+-- They compared as text.
+alter table presence.secret drop column policies;
+drop table presence._origin;
+drop function presence._shape(regclass);
+drop function presence._policies(regclass);
+
+create function presence._fast_writes() returns bigint
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_fast_writes';
+comment on function presence._fast_writes() is
+    'How many members verbs have written without the policies, since the server started.';
+
+create or replace view presence.health as
+select h.library_version,
+       (select e.extversion from pg_catalog.pg_extension e where e.extname operator(pg_catalog.=) 'presence_ext')
+           as extension_version,
+       h.worker_pid, h.worker_state,
+       (select count(*) from presence.member) as members,
+       h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
+       h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
+       h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since,
+       presence._fast_writes() as fast_writes
+from presence._health() h cross join presence._trouble() t;
+comment on view presence.health is
+    'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
+    'and there are, the event buffer, counters since the server started, the last error of the worker or the sink '
+    'and its time, since when something has gone wrong at each attempt (NULL: all is well), and how many members '
+    'verbs have written past the executor or the policies (presence.fast_path). '
+    'Members of pg_monitor may read it.';
+revoke all on function presence._fast_writes() from public;
+grant execute on function presence._fast_writes() to pg_monitor;
+
+create or replace function presence.grant_access(role regrole, write boolean default true) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    function_name regprocedure;
+begin
+    if not exists (select from pg_roles r where r.oid = role) then
+        raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
+    end if;
+    execute format('grant usage on schema presence to %s', role);
+    execute format('grant select on presence.member, presence.event, presence.room, presence._last_seen, '
+                   'presence.online, presence.last_seen to %s', role);
+    if write then
+        execute format('grant insert, update, delete on presence.member, presence.room to %s', role);
+    end if;
+    for function_name in
+        select p.oid::regprocedure from pg_proc p
+        where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
+          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_trouble',
+                                '_fast_writes', '_has_slot', '_tell_room')
+    loop
+        execute format('grant execute on function %s to %s', function_name, role);
+    end loop;
+end
+$$;
+
+-- Each logged table has a replica identity.
+alter table presence.secret add primary key (key);
+
+create or replace function presence._room_before() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_relid <> 'presence.room'::regclass or tg_when <> 'BEFORE' or tg_level <> 'ROW' or tg_op = 'DELETE' then
+        raise exception using errcode = '39P01',
+            message = 'this function is for the triggers of presence.room alone',
+            detail = 'It reads and writes what those have.',
+            hint = 'Give your own trigger a function of your own.';
+    end if;
+    if tg_op = 'UPDATE' and new.room <> old.room then
+        raise exception using errcode = '22023', message = 'the name of a room cannot be changed',
+            hint = 'Delete the room and make another.';
+    end if;
+    new.room := presence._room(new.room);
+    new.metadata := coalesce(new.metadata, '{}');
+    new.audience := presence._audience(new.audience, new.room);
+    new.count_audience := presence._audience(new.count_audience, new.room);
+    new.ttl := presence._check_ttl(new.ttl);
+    if new.max_members < 1 then
+        raise exception using errcode = '22023', message = 'invalid max_members',
+            detail = 'It is at least 1, or NULL for no limit.';
+    end if;
+    -- A restore writes the times as they were dumped: it is a service role that gives a version.
+    if tg_op = 'INSERT' and new.version > 0 and presence.is_service() then
+        new.version := presence._next_version();
+        return new;
+    end if;
+    new.version := presence._next_version();
+    new.updated_at := clock_timestamp();
+    new.created_at := case when tg_op = 'UPDATE' then old.created_at else new.updated_at end;
+    return new;
+end
+$$;
+
+create or replace function presence._room_after() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_relid <> 'presence.room'::regclass or tg_when <> 'AFTER' or tg_level <> 'ROW' or tg_op = 'DELETE' then
+        raise exception using errcode = '39P01',
+            message = 'this function is for the triggers of presence.room alone',
+            detail = 'It reads and writes what those have.',
+            hint = 'Give your own trigger a function of your own.';
+    end if;
+    if tg_op = 'INSERT' and new.metadata <> '{}' or tg_op = 'UPDATE' and new.metadata <> old.metadata then
+        perform presence._tell_room(new.room, new.metadata,
+                                    coalesce(new.audience, presence._default_audience(new.room)));
+    end if;
+    return null;
+end
+$$;
+
+create or replace function presence.get_room(room text) returns setof presence.room
+    language sql stable parallel restricted rows 1
+begin atomic
+    -- The row as a whole: it may have columns of others, too.
+    select r from presence.room r where r.room operator(pg_catalog.=) presence._room(get_room.room);
+end;
+
+create or replace function presence.changes(after_seq bigint, room text default null, max_rows integer default 1000)
+    returns setof presence.event
+    language sql stable parallel restricted rows 100
+begin atomic
+    with found as materialized (
+        select e.seq,
+               jsonb_populate_record(
+                   e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
+                                or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end) as line
+        from presence.event e
+        where e.seq operator(pg_catalog.>) presence._seq(changes.after_seq)
+          and (changes.room is null or e.room operator(pg_catalog.=) changes.room
+               or e.event operator(pg_catalog.=) 'resync')
+          -- Roles that no policy holds back see just the update of a changed audience, like service roles.
+          and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
+        order by e.seq limit presence._limit(changes.max_rows)
+    )
+    select jsonb_populate_record(
+        null::presence.event, jsonb_build_object('seq', presence._log_floor(), 'event', 'resync'))
+    where changes.after_seq operator(pg_catalog.<) presence._log_floor()
+    union all
+    select f.line from found f
+    union all
+    select jsonb_populate_record(
+        null::presence.event, jsonb_build_object('event', 'position', 'seq',
+            case when (select count(*) from found) operator(pg_catalog.=) presence._limit(changes.max_rows)
+                 then (select max(f.seq) from found f)
+                 else greatest(presence._seq(changes.after_seq), presence._log_position()) end))
+    where changes.room is null or presence._room(changes.room) is not null;
+end;
+
+create or replace function presence.history(
+    room       text,
+    since      timestamptz default null,
+    until      timestamptz default null,
+    max_rows   integer     default 100,
+    direction  text        default 'backwards',
+    member_id  text        default null,
+    before_seq bigint      default null
+) returns setof presence.event
+    language sql stable parallel restricted rows 100
+begin atomic
+    (select jsonb_populate_record(
+                e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
+                             or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
+     from presence.event e
+     where not presence._direction(history.direction)
+       and presence._room(history.room) is not null and presence._keeps_history(history.room)
+       and e.room operator(pg_catalog.=) presence._room(history.room)
+       and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
+       and (history.since is null or e.at operator(pg_catalog.>=) history.since)
+       and (history.until is null or e.at operator(pg_catalog.<) history.until)
+       and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
+       and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
+     order by e.seq desc limit presence._limit(history.max_rows))
+    union all
+    (select jsonb_populate_record(
+                e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
+                             or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
+     from presence.event e
+     where presence._direction(history.direction)
+       and presence._room(history.room) is not null and presence._keeps_history(history.room)
+       and e.room operator(pg_catalog.=) presence._room(history.room)
+       and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
+       and (history.since is null or e.at operator(pg_catalog.>=) history.since)
+       and (history.until is null or e.at operator(pg_catalog.<) history.until)
+       and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
+       and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
+     order by e.seq limit presence._limit(history.max_rows));
+end;
