@@ -25,8 +25,8 @@ begin
     for function_name in
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
-          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_trouble',
-                                '_fast_writes', '_has_slot', '_tell_room')
+          and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_claim', '_health',
+                                '_trouble', '_fast_writes', '_has_slot', '_tell_room')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;
@@ -35,8 +35,8 @@ $$;
 comment on function presence.grant_access(regrole, boolean) is
     'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online and last_seen, of which '
     'policies show it its part; INSERT, UPDATE and DELETE on member and room unless write is false; EXECUTE on the '
-    'functions, which check for themselves who may do what. For the owner of the extension. Repeat it after an '
-    'upgrade that adds functions.';
+    'functions, which check for themselves who may do what, but for act_as, which is granted on its own. For the '
+    'owner of the extension. Repeat it after an upgrade that adds functions.';
 
 create function presence.revoke_access(role regrole) returns void
     language plpgsql volatile

@@ -4,7 +4,8 @@ create function presence.user_id() returns text
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_user_id';
 comment on function presence.user_id() is
     'Who is asking: for a login of presence.trusted_login_roles the sub of request.jwt.claims; for a superuser the '
-    'same if it is set; NULL for presence.anonymous_roles; else current_user.';
+    'same if it is set; NULL for presence.anonymous_roles; else current_user. Claims count only in a client''s own '
+    'session: in background processes and in what ANALYZE, REINDEX, REFRESH and the like run, it goes by the role.';
 
 create function presence.is_service() returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_is_service';
@@ -22,4 +23,5 @@ create function presence.act_as(user_id text, teams text[] default null) returns
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_act_as';
 comment on function presence.act_as(text, text[]) is
     'Speak for this user until the transaction ends: sets request.jwt.claims. For logins of '
-    'presence.trusted_login_roles and superusers (else 42501).';
+    'presence.trusted_login_roles and superusers (else 42501), in their own session (else 0A000). presence.grant_access '
+    'does not grant it: GRANT EXECUTE to the role that the application''s server logs in with.';

@@ -2,7 +2,8 @@ create function presence.listen(room text default null) returns setof text
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_listen';
 comment on function presence.listen(text) is
     'LISTEN, in this session and from its commit on, to the channels that the caller''s rights open for the room '
-    '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused (0A000) where sessions are shared.';
+    '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused (0A000) where sessions are shared, and '
+    'outside of a client''s own session.';
 
 create function presence.unlisten(room text default null) returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_unlisten';
@@ -12,7 +13,8 @@ create function presence.channels(room text default null) returns setof text
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_channels';
 comment on function presence.channels(text) is
     'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. Names change '
-    'with every start of the server and by rotate_channels: ask after each connect.';
+    'with every start of the server and by rotate_channels: ask after each connect. Refused (0A000) outside of a '
+    'client''s own session.';
 
 create function presence.rotate_channels(room text default null) returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_rotate_channels';

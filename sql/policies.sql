@@ -11,7 +11,7 @@ create function presence._may(room text, action text) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_may';
 comment on function presence._may(text, text) is
     'Whether presence.authorizer lets the caller read, join or manage the room; without one everybody may read and '
-    'join. Service roles may.';
+    'join. Service roles may. What the authorizer raises fails the statement; NULL is a no.';
 
 create function presence._has_builtin_policies() returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_has_builtin_policies';

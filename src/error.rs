@@ -78,6 +78,11 @@ pub enum Error {
         what: &'static str,
         why: &'static str,
     },
+    /// What belongs to a client's session was asked for by code that no client asked for.
+    NotOwnSession {
+        what: &'static str,
+        why: &'static str,
+    },
     ReadOnlyWithoutSlot,
     TooManyMembers {
         what: &'static str,
@@ -117,9 +122,10 @@ impl Error {
             | Error::Refused
             | Error::NotAuthorized { .. }
             | Error::AuthorizerFailed { .. } => ERRCODE_INSUFFICIENT_PRIVILEGE,
-            Error::NoPreparedTransactions | Error::NoTruncate | Error::NoSessionFeatures { .. } => {
-                ERRCODE_FEATURE_NOT_SUPPORTED
-            }
+            Error::NoPreparedTransactions
+            | Error::NoTruncate
+            | Error::NoSessionFeatures { .. }
+            | Error::NotOwnSession { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
             Error::ConcurrentUpdate => ERRCODE_T_R_SERIALIZATION_FAILURE,
             Error::NotItsTrigger { .. } => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Error::ReadOnlyWithoutSlot => ERRCODE_READ_ONLY_SQL_TRANSACTION,
@@ -156,6 +162,7 @@ impl Error {
             Error::NotItsTrigger { table } => format!("this function is for the triggers of {table} alone"),
             Error::NoTruncate => "cannot truncate the members".into(),
             Error::NoSessionFeatures { what, .. } => format!("{what} is not available to this session"),
+            Error::NotOwnSession { what, .. } => format!("{what} is for a client's own session only"),
             Error::ReadOnlyWithoutSlot => "cannot renew this lease in a read-only transaction".into(),
             Error::TooManyMembers { what, .. } => format!("the {what} has too many members"),
             Error::TooManySeats => "too many members are entering at once".into(),
@@ -181,7 +188,7 @@ impl Error {
             Error::NotYourName { member_id } => {
                 format!("Your member_id is \"{member_id}\", and presence.member_ids is \"own\".")
             }
-            Error::NoSessionFeatures { why, .. } => (*why).into(),
+            Error::NoSessionFeatures { why, .. } | Error::NotOwnSession { why, .. } => (*why).into(),
             Error::AuthorizerFailed { why } => why.clone(),
             Error::ReadOnlyWithoutSlot => "All lease slots are taken, so this lease lives in a table.".into(),
             Error::TooManyMembers { limit, .. } => format!("The limit is {limit}."),
@@ -243,6 +250,10 @@ impl Error {
             Error::NoSessionFeatures { .. } => {
                 "Use presence.channels or presence.changes from a connection of your own, and heartbeats instead of \
                  session members."
+                    .into()
+            }
+            Error::NotOwnSession { .. } => {
+                "Call it in a statement that the client sends. There its user counts; here it is the current role."
                     .into()
             }
             Error::AuthorizerFailed { .. } => "Without an answer nobody gets in. presence.authorizer names a function \

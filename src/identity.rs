@@ -2,6 +2,8 @@
 //! The rules are those of docs/visibility.md; what a role is, is remembered until roles or settings change.
 
 use crate::cached::Cached;
+use crate::claims::{self, Name};
+use crate::client;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::member::lease;
@@ -9,7 +11,7 @@ use crate::settings;
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::{self, Call, encode};
 use pgrx::pg_guard;
-use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::pg_sys::{self, Datum, Oid, pg_enc};
 use serde_json::Value;
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -61,38 +63,41 @@ fn role_epoch() -> u64 {
 struct Claims {
     session: Oid,
     current: Oid,
+    /// Whether the login may say who its user is, here.
+    believed: bool,
     claims: Vec<u8>,
     sub: Vec<u8>,
 }
 
 pub fn current(extension: &Extension) -> Result<Rc<Identity>> {
     let roles = roles(extension)?;
-    let believes = roles.trusted_login || roles.superuser_login;
-    let (claims, sub) = if believes {
+    let believed = (roles.trusted_login || roles.superuser_login) && client::is_own_session();
+    let (claims, sub) = if believed {
         (setting(c"request.jwt.claims"), setting(c"request.jwt.claim.sub"))
     } else {
         (Vec::new(), Vec::new())
     };
-    let from = Claims { session: roles.session, current: roles.current, claims, sub };
+    let from = Claims { session: roles.session, current: roles.current, believed, claims, sub };
     IDENTITY.with(|known| known.get(from, roles.epoch, |from| Ok(Rc::new(identify(&roles, from)))))
 }
 
 fn identify(roles: &Roles, from: &Claims) -> Identity {
-    let claims: Value = serde_json::from_str(&sqlfn::decode(&from.claims)).unwrap_or(Value::Null);
-    let user_id = if roles.trusted_login || (roles.superuser_login && !from.claims.is_empty()) {
-        let own = match &claims["sub"] {
-            Value::String(sub) => encode(sub),
-            Value::Number(sub) => sub.to_string().into_bytes(),
-            _ if roles.trusted_login => from.sub.clone(),
-            _ => Vec::new(),
-        };
-        (!own.is_empty()).then_some(own)
+    // Of bytes that are no text two users could look the same.
+    let readable = sqlfn::database_encoding() != pg_enc::PG_SQL_ASCII || str::from_utf8(&from.claims).is_ok();
+    let claims = claims::Claims { json: readable.then(|| sqlfn::decode(&from.claims)) };
+    let user_id = if from.believed && (roles.trusted_login || !from.claims.is_empty()) {
+        match claims.sub() {
+            Name::Named(sub) => Some(encode(&sub)),
+            Name::Missing if roles.trusted_login && !from.sub.is_empty() => Some(from.sub.clone()),
+            Name::Missing | Name::Nobody => None,
+        }
     } else if roles.anonymous {
         None
     } else {
         Some(roles.name.clone())
     };
-    let teams = if user_id.is_some() { teams(&claims) } else { Vec::new() };
+    let teams = if user_id.is_some() { claims.names(&settings::teams_claim()) } else { Vec::new() };
+    let teams = teams.iter().map(|team| encode(team)).collect();
     Identity {
         user_id,
         service: roles.service,
@@ -100,18 +105,6 @@ fn identify(roles: &Roles, from: &Claims) -> Identity {
         role: roles.current,
         teams,
     }
-}
-
-/// The list at the path that `presence.teams_claim` names.
-fn teams(claims: &Value) -> Vec<Vec<u8>> {
-    let path = settings::teams_claim();
-    let list = path.split('.').filter(|step| !step.is_empty()).fold(claims, |at, step| &at[step]);
-    let name = |team: &Value| match team {
-        Value::String(team) => Some(encode(team)),
-        Value::Number(team) => Some(team.to_string().into_bytes()),
-        _ => None,
-    };
-    list.as_array().map(|list| list.iter().filter_map(name).collect()).unwrap_or_default()
 }
 
 fn roles(extension: &Extension) -> Result<Rc<Roles>> {
@@ -271,6 +264,7 @@ fn tokens(_call: &Call) -> Result<Option<Datum>> {
 /// SQL `presence.act_as(user_id, teams)`: the claims of that user, until the transaction ends.
 fn act_as(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
+    client::require_own_session("act_as")?;
     let roles = roles(&extension)?;
     if !roles.trusted_login && !roles.superuser_login {
         return Err(Error::NotTrusted);

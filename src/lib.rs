@@ -6,6 +6,8 @@
 
 mod authorizer;
 mod cached;
+mod claims;
+mod client;
 mod clock;
 mod error;
 mod event;

@@ -1,6 +1,7 @@
 //! `presence.listen`, `unlisten` and `channels`: who may hear what, as channel names.
 
 use crate::authorizer::{self, Action};
+use crate::client;
 use crate::error::{Error, Result};
 use crate::event::channel::{Channel, EVERYBODY, LISTENERS, SERVICE, Scope, own_token};
 use crate::event::record::Kind;
@@ -69,6 +70,7 @@ fn room(call: &Call) -> Result<Option<&[u8]>> {
 /// SQL `presence.channels(room)`.
 fn channels(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
+    client::require_own_session("channels")?;
     let names = open_channels(&extension, room(call)?)?;
     call.rows(names.iter().map(|name| vec![Some(varlena(name.as_bytes()))]))
 }
@@ -91,8 +93,8 @@ fn listen(call: &Call) -> Result<Option<Datum>> {
 /// SQL `presence.unlisten(room)`: the channels of the room; those of the database stay for the others.
 fn unlisten(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    session::require(&*identity::current(&extension)?, "unlisten")?;
     let identity = identity::current(&extension)?;
+    session::require(&identity, "unlisten")?;
     let room = room(call)?;
     let scope = room.map_or(Scope::AllRooms, Scope::Room);
     let mut tokens = identity.tokens(&identity.rooms(&extension)?)?;

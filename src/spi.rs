@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::sqlfn::{Texts, bytes_in, text_in, texts_of};
 use pgrx::pg_sys::{self, Datum, Oid};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::marker::PhantomData;
@@ -279,8 +279,29 @@ impl Drop for Rows<'_> {
     }
 }
 
+/// What `as_role` has lent: to which role, and whether somebody else's restricted operation was running already.
+#[derive(Clone, Copy)]
+struct Lent {
+    role: Oid,
+    restricted: bool,
+}
+
+thread_local! {
+    static LENT: Cell<Option<Lent>> = const { Cell::new(None) };
+}
+
+/// Gives back what was lent before, also when an ERROR unwinds.
+struct Return(Option<Lent>);
+
+impl Drop for Return {
+    fn drop(&mut self) {
+        LENT.set(self.0);
+    }
+}
+
 /// Do something as another role, with what a function of that role could do and no more.
 pub fn as_role<T>(role: Oid, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let _return = Return(LENT.replace(Some(Lent { role, restricted: in_restricted_operation() })));
     let (mut before, mut context) = (pg_sys::InvalidOid, 0);
     // SAFETY: plain reads and writes of this process's state; after an ERROR the abort restores it.
     unsafe {
@@ -292,6 +313,15 @@ pub fn as_role<T>(role: Oid, body: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: what was before.
     unsafe { pg_sys::SetUserIdAndSecContext(before, context) };
     result
+}
+
+/// Whether PostgreSQL runs somebody's code that the session did not ask for: ANALYZE, REINDEX, REFRESH and the like.
+/// What `as_role` restricts itself is none of these, as long as the role is still the lent one: that code has all
+/// rights of the extension's owner anyway.
+pub fn in_restricted_operation() -> bool {
+    // SAFETY: plain reads of this process's state.
+    let (restricted, role) = unsafe { (pg_sys::InSecurityRestrictedOperation(), pg_sys::GetUserId()) };
+    restricted && LENT.get().is_none_or(|lent| lent.role != role || lent.restricted)
 }
 
 /// See what a statement that begins now would see: in a READ COMMITTED transaction, all that is committed.

@@ -11,6 +11,7 @@ const ROLES: &str = "
     create role authenticated; create role staff; create role anon;
     grant authenticated, staff, anon to authenticator;
     select presence.grant_access(role) from unnest('{authenticator,authenticated,staff,anon}'::regrole[]) role;
+    grant execute on function presence.act_as(text, text[]) to authenticator;
     create role pooled login; -- it has switched off what a pooler cannot give
     alter role pooled set presence.session_features = off;
     select presence.grant_access('pooled')";
@@ -168,13 +169,13 @@ fn plans_that_are_kept_show_each_caller_their_own() {
         ("set local role anon", "all"),
         ("select presence.act_as('alice', '{red}')", "all team"),
         ("select presence.act_as('alice')", "all"),
-        ("set local role staff; select presence.act_as('carol', '{red}')", "all carol staff team"),
-        ("set local role authenticated; select presence.act_as('carol')", "all carol"),
+        ("select presence.act_as('carol', '{red}'); set local role staff", "all carol staff team"),
+        ("select presence.act_as('carol'); set local role authenticated", "all carol"),
         (
-            "set local role authenticated; select presence.act_as('bob'); select presence.upsert('desk')",
+            "select presence.act_as('bob'); set local role authenticated; select presence.upsert('desk')",
             "all room",
         ),
-        ("set local role authenticated; select presence.act_as('dave', '{blue,red}')", "all team"),
+        ("select presence.act_as('dave', '{blue,red}'); set local role authenticated", "all team"),
     ];
     for turn in 0..8 {
         for (at, (who, sees)) in cases.iter().enumerate() {

@@ -507,6 +507,7 @@ fn plans_are_not_kept_for_another_role() {
     for user in ["u1", "u2", "dan"] {
         service.run(&format!("select presence.upsert('lobby', user_id => '{user}', audience => '{{}}')"));
     }
+    visibility_common::grant_act_as(&cluster, "authenticated");
     let mut pool = cluster.user("authenticator");
     pool.run(
         "set role authenticated;
@@ -553,6 +554,7 @@ fn the_authorizers_answers_are_not_for_others() {
          begin atomic select presence.user_id() = 'u1'; end;
          alter database app set presence.authorizer = 'app.authorize'",
     );
+    visibility_common::grant_act_as(&cluster, "authenticated");
     cluster.service().run("select presence.upsert('lobby', user_id => 'zed', audience => '{any}')");
     let mut pool = cluster.user("authenticator");
     pool.run("set role authenticated");
@@ -582,10 +584,17 @@ fn the_authorizers_answers_are_not_for_others() {
 #[test]
 fn who_may_act_as_another() {
     let cluster = visibility_common::start();
-    let mut dan = cluster.user("dan");
-    assert_eq!(dan.fails("select presence.act_as('u1')").code, "42501");
-    let mut gateway = cluster.user("gateway");
-    assert_eq!(gateway.fails("select presence.act_as('u1')").code, "42501");
+    let (mut dan, mut gateway) = (cluster.user("dan"), cluster.user("gateway"));
+    let ask = "select presence.act_as('u1')";
+    for session in [&mut dan, &mut gateway] {
+        assert_eq!(session.fails(ask).message, "permission denied for function act_as");
+    }
+    visibility_common::grant_act_as(&cluster, "dan, gateway, authenticated");
+    for session in [&mut dan, &mut gateway] {
+        let failure = session.fails(ask);
+        assert_eq!(failure.code, "42501");
+        assert_eq!(failure.message, "only trusted logins and superusers may act as another user");
+    }
     let teams =
         "select presence.act_as('u1', '{red}'); select presence.user_id() || ' ' || presence.tokens()::text";
     for (login, role) in [("authenticator", "authenticated"), ("postgres", "authenticated")] {
@@ -633,6 +642,7 @@ fn services_speak_for_others() {
 #[test]
 fn users_who_take_turns_in_a_transaction() {
     let cluster = visibility_common::start();
+    visibility_common::grant_act_as(&cluster, "authenticated");
     let mut pool = cluster.user("authenticator");
     pool.run(
         "begin; set local role authenticated; select presence.act_as('u1');

@@ -4,6 +4,7 @@
 //! on the spot (nobody lists them from then on), the cell is cleared and the worker deletes the rows. A session
 //! that cannot clean up was killed the hard way: then the whole server starts over, with empty tables.
 
+use crate::client;
 use crate::error::{Error, Result};
 use crate::event::transaction;
 use crate::extension::{self, Extension};
@@ -30,6 +31,7 @@ thread_local! {
 
 /// Refuse what needs a session of one's own to those who share theirs.
 pub fn require(identity: &Identity, what: &'static str) -> Result<()> {
+    client::require_own_session(what)?;
     let why = if identity.trusted_login {
         "The login role is in presence.trusted_login_roles: its sessions are shared by many users."
     } else if !settings::session_features() {
@@ -42,6 +44,9 @@ pub fn require(identity: &Identity, what: &'static str) -> Result<()> {
 
 /// The number of this session, for a member that is about to be bound to it.
 pub fn bind(key: &Key) -> Result<u64> {
+    if !client::is_own_session() {
+        client::require_own_session("a session member")?;
+    }
     let extension: Extension = extension::current()?;
     let Some(process) = my_process() else { return Err(Error::NotPreloaded) };
     Ok(BOUND.with_borrow_mut(|bound| {

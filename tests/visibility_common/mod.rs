@@ -34,6 +34,11 @@ pub fn start_with(options: &[&str]) -> Cluster {
     cluster
 }
 
+/// Let these roles call `act_as`, which `grant_access` does not.
+pub fn grant_act_as(cluster: &Cluster, roles: &str) {
+    cluster.sql("app", &format!("grant execute on function presence.act_as(text, text[]) to {roles}"));
+}
+
 /// Somebody on a connection: a login role and what it says at the start of each transaction.
 pub struct Reader {
     pub name: &'static str,
