@@ -1,19 +1,26 @@
 //! The authorizer: a function of the application's that decides who may read, join and manage a room.
 //!
-//! It stands in the policies, so views, tables and functions obey it alike. Answers are remembered for each room
-//! for the length of a statement. An error, NULL, a missing function or one that may not be called is a no.
+//! It stands in the policies, so views, tables and functions obey it alike. It runs as the caller and as part of the
+//! caller's statement: what it raises (a cancel, a deadlock, a mistake) ends that statement. NULL is a no.
+//!
+//! An answer is remembered for its room, for as long as nothing changes that a STABLE function can see: the statement,
+//! its snapshot and command, the role, the claims and any other setting, the catalog.
 
-use crate::error::{Error, Result};
+use crate::client;
+use crate::error::{Error, Result, printable};
 use crate::extension;
 use crate::identity;
+use crate::session_settings;
 use crate::settings;
-use crate::spi::Connection;
+use crate::spi::{Connection, Statement};
 use crate::sqlfn::{Call, varlena};
-use crate::subtransaction::attempt;
-use pgrx::pg_sys::{self, Datum};
-use std::cell::RefCell;
+use pgrx::pg_guard;
+use pgrx::pg_sys::{self, Datum, Oid};
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::hash::Hasher;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -36,137 +43,231 @@ pub fn is_set() -> bool {
     !settings::authorizer().is_empty()
 }
 
-/// Which statement is running, as well as one can tell: where it differs, answers are asked for again.
-#[derive(PartialEq, Eq)]
-struct Moment {
-    started: i64,
-    role: pg_sys::Oid,
-    user_id: Option<Vec<u8>>,
-    command: u32,
-    horizon: (u32, u32),
-}
-
-impl Moment {
-    fn now() -> Moment {
-        let identity = extension::current().and_then(|extension| identity::current(&extension));
-        let user_id = identity.ok().and_then(|identity| identity.user_id.clone());
-        // SAFETY: plain reads; a snapshot is active while a statement runs.
-        unsafe {
-            let snapshot =
-                if pg_sys::ActiveSnapshotSet() { pg_sys::GetActiveSnapshot() } else { std::ptr::null_mut() };
-            let (command, horizon) = snapshot.as_ref().map_or((0, (0, 0)), |snapshot| {
-                (snapshot.curcid, (u32::from(snapshot.xmin), u32::from(snapshot.xmax)))
-            });
-            Moment {
-                started: pg_sys::GetCurrentStatementStartTimestamp(),
-                role: pg_sys::GetUserId(),
-                user_id,
-                command,
-                horizon,
-            }
-        }
-    }
-}
-
-type Answers = HashMap<(Vec<u8>, Action), std::result::Result<bool, String>>;
-
-thread_local! {
-    static REMEMBERED: RefCell<Option<(Moment, Vec<u8>, Answers)>> = const { RefCell::new(None) };
-}
-
-/// What the authorizer says. Err tells why it said nothing, which is a no.
-fn answer(name: &[u8], room: &[u8], action: Action) -> std::result::Result<bool, String> {
-    let moment = Moment::now();
-    let known = REMEMBERED.with_borrow(|remembered| match remembered {
-        Some((then, whose, answers)) if *then == moment && whose == name => {
-            answers.get(&(room.to_vec(), action)).cloned()
-        }
-        _ => None,
-    });
-    if let Some(known) = known {
-        return known;
-    }
-    let answer = match attempt(|| ask(name, room, action)) {
-        Ok(Some(answer)) => Ok(answer),
-        Ok(None) => Err("It returned NULL.".into()),
-        Err(failure) => Err(format!("It failed: {}.", failure.message)),
-    };
-    REMEMBERED.with_borrow_mut(|remembered| {
-        let same = matches!(remembered, Some((then, whose, _)) if *then == moment && whose == name);
-        if !same {
-            *remembered = Some((moment, name.to_vec(), HashMap::new()));
-        }
-        if let Some((_, _, answers)) = remembered {
-            answers.insert((room.to_vec(), action), answer.clone());
-        }
-    });
-    answer
-}
-
-/// Call the function as the current role.
-fn ask(name: &[u8], room: &[u8], action: Action) -> Result<Option<bool>> {
-    let function = quoted(name)?;
-    let literal = |text: &[u8]| -> Vec<u8> {
-        let given = CString::new(text).unwrap_or_default();
-        // SAFETY: a C string; the result is a new one.
-        unsafe { std::ffi::CStr::from_ptr(pg_sys::quote_literal_cstr(given.as_ptr())) }.to_bytes().to_vec()
-    };
-    let sql = [
-        b"select (",
-        function.as_slice(),
-        b"(",
-        &literal(room),
-        b"::pg_catalog.text, ",
-        &literal(action.name().as_bytes()),
-        b"::pg_catalog.text))::pg_catalog.bool",
-    ]
-    .concat();
-    let sql = CString::new(sql)
-        .map_err(|_| Error::InvalidArgument { argument: "room", why: "It has a NUL.".into() })?;
-    let connection = Connection::open()?;
-    let rows = connection.run_text(&sql, false)?;
-    Ok(rows.get(0, 0).map(|answer: Datum| answer.value() as u8 != 0))
-}
-
-/// The setting's value as schema and function (without a schema the caller's search_path would choose one): parsed and quoted by PostgreSQL, so it is a name and nothing else.
-fn quoted(name: &[u8]) -> Result<Vec<u8>> {
-    let connection = Connection::open()?;
-    let rows = connection.run(&QUOTE, &[Some(varlena(name))], false)?;
-    rows.text(0, 0).map(<[u8]>::to_vec).ok_or(Error::AuthorizerFailed {
-        why: "presence.authorizer does not name a schema and a function in it.".into(),
-    })
-}
-
-static QUOTE: crate::spi::Statement = crate::spi::Statement {
-    sql: c"select pg_catalog.string_agg(pg_catalog.quote_ident(part), '.') \
-           from pg_catalog.unnest(pg_catalog.parse_ident($1)) part having pg_catalog.count(*) operator(pg_catalog.=) 2",
-    arguments: &[pg_sys::TEXTOID],
-};
-
-/// Whether the caller may, for readers: anything but a yes is a no. Without an authorizer everybody may read and
-/// join, and only service roles manage.
-pub fn allows(room: &[u8], action: Action) -> bool {
+/// Whether the caller may, for readers. Without an authorizer everybody may read and join, and only service roles
+/// manage.
+pub fn allows(room: &[u8], action: Action) -> Result<bool> {
     let name = settings::authorizer();
     if name.is_empty() {
-        return action != Action::Manage;
+        return Ok(action != Action::Manage);
     }
-    answer(&name, room, action) == Ok(true)
+    Ok(answer(&name, room, action)? == Some(true))
 }
 
 /// The same for writers, who are told what is wrong.
 pub fn require(room: &[u8], action: Action) -> Result<()> {
     let name = settings::authorizer();
-    if name.is_empty() {
-        return if action == Action::Manage {
-            Err(Error::NotAuthorized { action: "manage" })
-        } else {
-            Ok(())
-        };
+    let allowed = if name.is_empty() { Some(action != Action::Manage) } else { answer(&name, room, action)? };
+    match allowed {
+        Some(true) => Ok(()),
+        Some(false) => Err(Error::NotAuthorized { action: action.name() }),
+        None => Err(Error::AuthorizerFailed { why: "It returned NULL.".into() }),
     }
-    match answer(&name, room, action) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Error::NotAuthorized { action: action.name() }),
-        Err(why) => Err(Error::AuthorizerFailed { why }),
+}
+
+/// By room and action; NULL is None.
+type Answers = HashMap<(Vec<u8>, Action), Option<bool>>;
+
+/// So many rooms of one statement are remembered at a time.
+const MOST_ROOMS: usize = 10_000;
+
+thread_local! {
+    /// And the moment for which they hold.
+    static REMEMBERED: RefCell<(u128, Answers)> = RefCell::new((0, HashMap::new()));
+}
+
+fn answer(name: &[u8], room: &[u8], action: Action) -> Result<Option<bool>> {
+    watch();
+    let now = moment(name);
+    let asked = (room.to_vec(), action);
+    let known = REMEMBERED
+        .with_borrow(|(then, answers)| if *then == now { answers.get(&asked).copied() } else { None });
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let answer = ask(name, room, action)?;
+    // Asking can change what the answer depends on: then it holds for nobody else.
+    if moment(name) == now {
+        REMEMBERED.with_borrow_mut(|(then, answers)| {
+            if *then != now || answers.len() >= MOST_ROOMS {
+                *answers = HashMap::new();
+            }
+            *then = now;
+            answers.insert(asked, answer);
+        });
+    }
+    Ok(answer)
+}
+
+thread_local! {
+    /// Nobody shall choose settings that look like others'.
+    static KEYS: (u64, u64) = {
+        let random = std::collections::hash_map::RandomState::new();
+        let key = |number: u8| std::hash::BuildHasher::hash_one(&random, number);
+        (key(0), key(1))
+    };
+    /// Grows when functions, schemas, roles or tables change, or a savepoint is rolled back.
+    static EPOCH: Cell<u64> = const { Cell::new(0) };
+    static WATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// All that an answer may depend on.
+fn moment(name: &[u8]) -> u128 {
+    let (low, high) = KEYS.with(|keys| *keys);
+    let mut hasher = SipHasher13::new_with_keys(low, high);
+    hasher.write(name);
+    hasher.write_u64(EPOCH.get());
+    hasher.write_u8(u8::from(client::is_own_session()));
+    // SAFETY: plain reads of this process's state. A snapshot's arrays are as long as it says.
+    unsafe {
+        let (mut role, mut context) = (pg_sys::InvalidOid, 0);
+        pg_sys::GetUserIdAndSecContext(&mut role, &mut context);
+        for role in [role, pg_sys::GetSessionUserId()] {
+            hasher.write_u32(u32::from(role));
+        }
+        hasher.write_i32(context);
+        hasher.write_i64(pg_sys::GetCurrentStatementStartTimestamp());
+        hasher.write_u32(pg_sys::GetCurrentCommandId(false));
+        if pg_sys::ActiveSnapshotSet() {
+            hash_snapshot(&*pg_sys::GetActiveSnapshot(), &mut hasher);
+        }
+    }
+    session_settings::hash(&mut hasher);
+    hasher.finish128().as_u128()
+}
+
+/// # Safety
+/// A valid snapshot.
+unsafe fn hash_snapshot(snapshot: &pg_sys::SnapshotData, hasher: &mut impl Hasher) {
+    for number in [u32::from(snapshot.xmin), u32::from(snapshot.xmax), snapshot.curcid, snapshot.xcnt] {
+        hasher.write_u32(number);
+    }
+    let running = [(snapshot.xip, snapshot.xcnt as usize), (snapshot.subxip, snapshot.subxcnt as usize)];
+    for (transactions, count) in running {
+        // SAFETY: the caller's promise.
+        let transactions = (0..count).map(|at| u32::from(unsafe { *transactions.add(at) }));
+        transactions.for_each(|transaction| hasher.write_u32(transaction));
+    }
+}
+
+fn watch() {
+    if WATCHING.replace(true) {
+        return;
+    }
+    use pg_sys::SysCacheIdentifier::*;
+    // SAFETY: registered once a process; the callbacks only count.
+    unsafe {
+        for cache in [PROCOID, NAMESPACEOID, AUTHOID, AUTHMEMROLEMEM] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(catalog_changed), Datum::from(0));
+        }
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), Datum::from(0));
+        pg_sys::RegisterSubXactCallback(Some(savepoint_ended), std::ptr::null_mut());
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn catalog_changed(_argument: Datum, _cache: i32, _hash: u32) {
+    EPOCH.set(EPOCH.get() + 1);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn relation_changed(_argument: Datum, _relation: Oid) {
+    EPOCH.set(EPOCH.get() + 1);
+}
+
+/// What was rolled back may have been seen under the same snapshot.
+#[pg_guard]
+unsafe extern "C-unwind" fn savepoint_ended(
+    event: pg_sys::SubXactEvent::Type,
+    _mine: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        EPOCH.set(EPOCH.get() + 1);
+    }
+}
+
+/// Call the function as the current role, without a subtransaction (in a parallel plan none may start) and read-only.
+fn ask(name: &[u8], room: &[u8], action: Action) -> Result<Option<bool>> {
+    let statement = statement(name)?;
+    let connection = Connection::open()?;
+    let values = [Some(varlena(room)), Some(varlena(action.name().as_bytes()))];
+    let rows = connection.run(statement, &values, false)?;
+    Ok(rows.get(0, 0).map(|answer| answer.value() as u8 != 0))
+}
+
+thread_local! {
+    static STATEMENTS: RefCell<HashMap<Vec<u8>, &'static Statement>> = RefCell::default();
+}
+
+/// The call, to be planned for each role: what is inlined into a plan was checked for its role. It is never given back,
+/// but there are as many as superusers name authorizers.
+fn statement(name: &[u8]) -> Result<&'static Statement> {
+    let function = Function::named(name)?;
+    if let Some(known) = STATEMENTS.with_borrow(|known| known.get(name).copied()) {
+        return Ok(known);
+    }
+    let sql = Box::leak(function.call().into_boxed_c_str());
+    let statement: &'static Statement =
+        Box::leak(Box::new(Statement { sql, arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID] }));
+    STATEMENTS.with_borrow_mut(|known| known.insert(name.to_vec(), statement));
+    Ok(statement)
+}
+
+/// Schema and function: without a schema the caller's search_path would choose one.
+struct Function {
+    schema: CString,
+    function: CString,
+}
+
+impl Function {
+    /// Read as PostgreSQL reads a name. It must be there.
+    fn named(name: &[u8]) -> Result<Function> {
+        let wrong = || Error::AuthorizerFailed {
+            why: "presence.authorizer does not name a schema and a function in it.".into(),
+        };
+        let given = CString::new(name).map_err(|_| wrong())?;
+        // SAFETY: the copy is split in place into a list of its parts, zero-terminated strings.
+        let parts: Vec<CString> = unsafe {
+            let mut list = std::ptr::null_mut();
+            if !pg_sys::SplitIdentifierString(pg_sys::pstrdup(given.as_ptr()), b'.' as _, &mut list) {
+                return Err(wrong());
+            }
+            let count = list.as_ref().map_or(0, |list| list.length);
+            (0..count).map(|at| CStr::from_ptr(pg_sys::list_nth(list, at).cast()).to_owned()).collect()
+        };
+        let [schema, function] = <[CString; 2]>::try_from(parts).map_err(|_| wrong())?;
+        let function = Function { schema, function };
+        if function.exists() {
+            return Ok(function);
+        }
+        let why = format!("There is no function {}(room text, action text).", printable(name));
+        Err(Error::AuthorizerFailed { why })
+    }
+
+    /// Whether any function of that name takes two arguments: which one it is, the parser finds.
+    fn exists(&self) -> bool {
+        // SAFETY: a list of two new String nodes; look-ups in the catalog.
+        unsafe {
+            if pg_sys::get_namespace_oid(self.schema.as_ptr(), true) == pg_sys::InvalidOid {
+                return false;
+            }
+            let name = |part: &CStr| pg_sys::makeString(pg_sys::pstrdup(part.as_ptr()));
+            let names = pg_sys::lappend(std::ptr::null_mut(), name(&self.schema).cast());
+            let names = pg_sys::lappend(names, name(&self.function).cast());
+            !pg_sys::FuncnameGetCandidates(names, 2, std::ptr::null_mut(), true, true, false, true).is_null()
+        }
+    }
+
+    fn call(&self) -> CString {
+        let mut sql = b"select (".to_vec();
+        for (part, end) in [(&self.schema, b".".as_slice()), (&self.function, b"($1, $2))::pg_catalog.bool")]
+        {
+            // SAFETY: a C string; the result is the same or a new one.
+            sql.extend(unsafe { CStr::from_ptr(pg_sys::quote_identifier(part.as_ptr())) }.to_bytes());
+            sql.extend(end);
+        }
+        CString::new(sql).unwrap_or_default()
     }
 }
 
@@ -178,11 +279,8 @@ fn may(call: &Call) -> Result<Option<Datum>> {
         _ => Action::Join,
     };
     let Some(room) = call.text(0) else { return Ok(Some(Datum::from(action == Action::Read))) };
-    if allows(room, action) {
-        return Ok(Some(Datum::from(true)));
-    }
     let service = identity::current(&extension::current()?)?.service;
-    Ok(Some(Datum::from(service)))
+    Ok(Some(Datum::from(service || allows(room, action)?)))
 }
 
 crate::sql_function!(presence_may, pg_finfo_presence_may, may);

@@ -25,6 +25,7 @@ mod ownership;
 mod policy;
 mod read;
 mod room;
+mod session_settings;
 mod settings;
 mod shared;
 mod spi;

@@ -136,7 +136,7 @@ impl Removal {
             return Ok(deleted);
         }
         // Who manages the room removes members of others, and such as they may not see.
-        if authorizer::allows(&self.room, Action::Manage) {
+        if authorizer::allows(&self.room, Action::Manage)? {
             return Ok(deleted + spi::as_role(extension.owner, || self.delete(extension, identity))?);
         }
         if deleted == 0 {
