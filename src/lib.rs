@@ -32,6 +32,7 @@ mod spi;
 mod sqlfn;
 mod subtransaction;
 mod twin;
+mod utility;
 mod visibility;
 mod worker;
 
@@ -71,6 +72,7 @@ pub extern "C-unwind" fn _PG_init() {
     settings::define();
     shared::startup::install_hooks();
     event::transaction::register_callbacks();
+    utility::install_hook();
     if !upgrading {
         worker::launcher::register();
     }

@@ -134,6 +134,128 @@ fn a_member_that_its_session_was_just_changing_is_gone_with_it() {
     cluster.assert_sound();
 }
 
+/// Session poolers send it before they lend the session to the next client.
+#[test]
+fn discard_all_ends_the_session_for_its_members() {
+    let cluster = Cluster::start();
+    let mut service = cluster.service();
+    service.run("select presence.listen()");
+    let mut alice = enter(&cluster, "alice");
+    alice.run("select presence.upsert('side', connection_id => 'free')");
+    service.hear();
+    // What does less than that ends no session.
+    for sql in [
+        "discard plans",
+        "discard temp",
+        "discard sequences",
+        "reset all",
+        "reset role",
+        "reset session authorization",
+    ] {
+        alice.run(sql);
+    }
+    assert_eq!(alice.fails("begin; discard all").code, "25001");
+    alice.run("rollback");
+    assert_eq!(alice.fails("do $$ begin execute 'discard all'; end $$").code, "25001");
+    assert_eq!(service.number("select count(*) from presence.list('lobby')"), 1);
+
+    // Gone at once, worker or not, and only what was bound.
+    let frozen = cluster.freeze_worker();
+    alice.run("discard all");
+    assert_eq!(service.number("select count(*) from presence.list('lobby')"), 0);
+    assert!(!alice.is("select presence.heartbeat('lobby')"));
+    drop(frozen);
+    let heard = service.hear_until("a leave", |event| event.kind() == "leave");
+    assert_eq!(lines(&heard), ["leave alice disconnected"]);
+    assert_eq!(service.number("select count(*) from presence.list('side')"), 1);
+
+    // The session binds others, as often as it is lent, also as somebody else.
+    for _ in 0..30 {
+        alice.run("select presence.upsert('lobby', session => true)");
+        assert_eq!(service.number("select count(*) from presence.list('lobby')"), 1);
+        alice.run("discard all");
+        assert_eq!(service.number("select count(*) from presence.list('lobby')"), 0);
+    }
+    alice.run("select presence.upsert('lobby', session => true)");
+    service.hear();
+    drop(alice);
+    let heard = service.hear_until("a leave", |event| event.kind() == "leave");
+    assert_eq!(lines(&heard), ["leave alice disconnected"]);
+
+    // What another session has taken over stays.
+    let (mut first, mut second) = (enter(&cluster, "bob"), cluster.user("bob"));
+    second.run("select presence.upsert('lobby', session => true)");
+    first.run("discard all");
+    assert_eq!(second.number("select count(*) from presence.get('lobby')"), 1);
+    cluster.assert_sound();
+}
+
+/// Without a slot, too.
+#[test]
+fn discard_all_ends_members_that_have_no_slot() {
+    let cluster = Cluster::with(&["presence.max_members=1"]);
+    let mut service = cluster.service();
+    service.run("select presence.upsert('full', user_id => 'zed', ttl => '1 day'); select presence.listen()");
+    let mut alice = enter(&cluster, "alice");
+    service.hear();
+    alice.run("discard all");
+    assert_eq!(service.number("select count(*) from presence.list('lobby')"), 0);
+    let heard = service.hear_until("a leave", |event| event.kind() == "leave");
+    assert_eq!(lines(&heard), ["leave alice disconnected"]);
+    cluster.assert_sound();
+}
+
+/// Members that came to nothing, went or were left behind do not matter to those that are there.
+#[test]
+fn a_session_knows_its_members_whatever_became_of_others() {
+    let cluster = Cluster::with(&["presence.max_per_user=0", "max_prepared_transactions=2"]);
+    let mut service = cluster.service();
+    let mut alice = cluster.user("alice");
+    // Far more than it keeps in mind.
+    alice.run(
+        "select presence.upsert('kept ' || n, session => true) from generate_series(1, 100) n;
+         do $$ begin for n in 1..1000 loop
+             perform presence.upsert('short', connection_id => 'c' || n, session => true);
+             perform presence.delete('short', connection_id => 'c' || n);
+         end loop; end $$;
+         begin;
+         select presence.upsert('released ' || n, session => true) from generate_series(1, 100) n;
+         savepoint s;
+         select presence.upsert('back ' || n, session => true) from generate_series(1, 300) n;
+         rollback to s;
+         select presence.upsert('more ' || n, session => true) from generate_series(1, 100) n;
+         commit",
+    );
+    assert_eq!(
+        alice.fails("begin; select presence.upsert('x', session => true); prepare transaction 'p'").code,
+        "0A000"
+    );
+    alice.run("rollback");
+    assert_eq!(service.number("select count(*) from presence.online where session_pid is not null"), 300);
+    let (pid, frozen) = (alice.pid(), cluster.freeze_worker());
+    drop(alice);
+    until("the session is over", || {
+        service.is(&format!("select count(*) = 0 from pg_stat_activity where pid = {pid}"))
+    });
+    assert_eq!(service.number("select count(*) from presence.online"), 0, "at once, worker or not");
+    drop(frozen);
+    until("the rows go", || service.is("select count(*) = 0 from presence.member"));
+
+    // The extension goes and comes again while the session lives.
+    let mut bob = enter(&cluster, "bob");
+    cluster.sql(
+        "app",
+        "drop extension presence_ext; create extension presence_ext; select presence.grant_access('bob')",
+    );
+    cluster.until_worker("app");
+    bob.run("select presence.upsert('lobby', session => true)");
+    cluster.sql("app", "begin; drop extension presence_ext; rollback");
+    assert_eq!(service.number("select count(*) from presence.list('lobby')"), 1);
+    bob.run("discard all");
+    until("it leaves", || service.is("select count(*) = 0 from presence.member"));
+    cluster.assert_sound();
+}
+
 #[test]
 fn shared_sessions_cannot_bind_members() {
     let cluster = Cluster::with(&["presence.trusted_login_roles=carol"]);

@@ -3,10 +3,11 @@
 //! A session has a number that is never used again, in its process's cell. When it ends, its members are claimed
 //! on the spot (nobody lists them from then on), the cell is cleared and the worker deletes the rows. A session
 //! that cannot clean up was killed the hard way: then the whole server starts over, with empty tables.
+//! DISCARD ALL, with which a pooler hands the session on, ends it for its members too; the next one has a new number.
 
 use crate::client;
 use crate::error::{Error, Result};
-use crate::event::transaction;
+use crate::event::transaction::{self, Pending};
 use crate::extension::{self, Extension};
 use crate::identity::Identity;
 use crate::lease::shared::leases;
@@ -14,7 +15,7 @@ use crate::lease::table::Key;
 use crate::settings;
 use crate::shared::{self, Database, Process, my_process, next_version, processes};
 use pgrx::{pg_guard, pg_sys};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::*;
 
@@ -22,11 +23,15 @@ use std::sync::atomic::Ordering::*;
 struct Bound {
     session: u64,
     database: Option<&'static Database>,
+    /// At least those that have a slot.
     members: HashSet<Key>,
+    /// So many members were left when it was last looked which are still there.
+    looked_at: usize,
 }
 
 thread_local! {
     static BOUND: RefCell<Bound> = RefCell::new(Bound::default());
+    static AT_EXIT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Refuse what needs a session of one's own to those who share theirs.
@@ -49,28 +54,54 @@ pub fn bind(key: &Key) -> Result<u64> {
     }
     let extension: Extension = extension::current()?;
     let Some(process) = my_process() else { return Err(Error::NotPreloaded) };
+    if !AT_EXIT.replace(true) {
+        // SAFETY: the callback has the right signature; registered once a process.
+        unsafe { pg_sys::before_shmem_exit(Some(at_exit), pg_sys::Datum::from(0)) };
+    }
     Ok(BOUND.with_borrow_mut(|bound| {
         if bound.session == 0 {
             bound.session = next_version();
             bound.database = Some(extension.database);
             process.database.store(extension.database_index, Release);
             process.session.store(bound.session, Release);
-            // SAFETY: the callback has the right signature; registered once a session.
-            unsafe { pg_sys::before_shmem_exit(Some(end), pg_sys::Datum::from(0)) };
         }
+        bound.forget_those_gone();
         bound.members.insert(*key);
         bound.session
     }))
 }
 
+impl Bound {
+    /// Each time their number has doubled, so that a session that binds and deletes for weeks keeps few.
+    fn forget_those_gone(&mut self) {
+        if self.members.len() <= (2 * self.looked_at).max(64) {
+            return;
+        }
+        let session = self.session;
+        self.members.retain(|key| {
+            // What this transaction has bound has no slot before it is committed.
+            !matches!(transaction::pending(key), Pending::Untouched)
+                || leases().read(key).is_some_and(|slot| slot.session == session)
+        });
+        self.looked_at = self.members.len();
+    }
+}
+
 #[pg_guard]
-unsafe extern "C-unwind" fn end(_code: i32, _argument: pg_sys::Datum) {
+unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
+    // A transaction that was open will never commit: what it pinned is pinned by others or by nobody.
+    if BOUND.with_borrow(|bound| bound.session != 0) {
+        transaction::unpin();
+    }
+    end();
+}
+
+/// The session is over for its members: they are gone. It may bind others, under a new number.
+pub fn end() {
     let bound = BOUND.take();
     let (Some(process), Some(database)) = (my_process(), bound.database) else { return };
     process.session.store(0, SeqCst);
     database.ended_sessions.fetch_add(1, SeqCst);
-    // A transaction that was open will never commit: what it pinned is pinned by others or by nobody.
-    transaction::unpin();
     for key in &bound.members {
         leases().end_session(key, bound.session);
     }

@@ -1,0 +1,65 @@
+//! Utility statements that concern us: a hook sees them all, looks at their kind, and lets them run as ever.
+
+use crate::member::session;
+use pgrx::pg_sys;
+use std::ffi::c_char;
+
+static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
+
+unsafe extern "C-unwind" {
+    // Called without pgrx's guard: an ERROR of any statement of the server passes as it is.
+    fn standard_ProcessUtility(
+        statement: *mut pg_sys::PlannedStmt,
+        text: *const c_char,
+        read_only_tree: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        parameters: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        receiver: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
+/// From _PG_init, while the postmaster preloads.
+pub fn install_hook() {
+    // SAFETY: the postmaster has one thread, and hooks are chained as every library does.
+    unsafe {
+        PREVIOUS = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(run);
+    }
+}
+
+/// Nothing in here needs dropping: an ERROR of the statement may jump over it.
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn run(
+    statement: *mut pg_sys::PlannedStmt,
+    text: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    receiver: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: the statement is valid, and what is called has this signature.
+    unsafe {
+        let discards = discards_all((*statement).utilityStmt);
+        let next = PREVIOUS.unwrap_or(standard_ProcessUtility);
+        next(statement, text, read_only_tree, context, parameters, environment, receiver, completion);
+        // It is never part of a longer transaction, so nothing takes it back.
+        if discards {
+            session::end();
+        }
+    }
+}
+
+/// # Safety
+/// `statement` is a utility statement's node, or null.
+unsafe fn discards_all(statement: *mut pg_sys::Node) -> bool {
+    // SAFETY: the caller's promise; a node's tag says what it is.
+    unsafe {
+        !statement.is_null()
+            && (*statement).type_ == pg_sys::NodeTag::T_DiscardStmt
+            && (*statement.cast::<pg_sys::DiscardStmt>()).target == pg_sys::DiscardMode::DISCARD_ALL
+    }
+}
