@@ -14,8 +14,9 @@ use crate::member::delete::{self, Removal};
 use crate::member::request::Request;
 use crate::member::upsert;
 use crate::member::{session, validate};
-use crate::spi::{self, Connection, Statement};
+use crate::spi::{self, Connection};
 use crate::sqlfn::{Call, bytes_of, text_array, varlena};
+use crate::worker::{last_seen, log};
 use pgrx::direct_function_call;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashMap;
@@ -258,17 +259,6 @@ fn removal(identity: &Identity, element: &Element) -> Result<Removal> {
     Removal::new(room, member_id, connection_id, last_word, reason)
 }
 
-static FORGET: [Statement; 2] = [
-    Statement {
-        sql: c"delete from presence._last_seen where user_id operator(pg_catalog.=) $1",
-        arguments: &[pg_sys::TEXTOID],
-    },
-    Statement {
-        sql: c"delete from presence.event where user_id operator(pg_catalog.=) $1",
-        arguments: &[pg_sys::TEXTOID],
-    },
-];
-
 /// SQL `presence.forget(user_id)`.
 fn forget(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
@@ -282,8 +272,8 @@ fn forget(call: &Call) -> Result<Option<Datum>> {
     transaction::tell(&extension, Kind::Forget, [None, None, None, Some(user_id), None, None, None, None]);
     spi::as_role(extension.owner, || {
         let connection = Connection::open()?;
-        FORGET
-            .iter()
+        [&last_seen::FORGET, &log::FORGET]
+            .into_iter()
             .try_for_each(|statement| connection.run(statement, &[Some(varlena(user_id))], true).map(|_| ()))
     })?;
     Ok(None)

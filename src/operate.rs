@@ -8,6 +8,7 @@ use crate::lease::shared::leases;
 use crate::settings;
 use crate::shared::database::WorkerState;
 use crate::sqlfn::{Call, encode_lossy, varlena};
+use crate::worker::process::wait_event;
 use crate::worker::{launcher, sweeper};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
@@ -40,7 +41,7 @@ fn wait_for_flush(call: &Call) -> Result<Option<Datum>> {
         // SAFETY: this process's latch; a millisecond at most.
         unsafe {
             let events = pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-            pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, 1, pg_sys::PG_WAIT_EXTENSION);
+            pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, 1, wait_event(c"PresenceFlush"));
         }
         pgrx::check_for_interrupts!();
     }

@@ -31,6 +31,9 @@ static MAX_MEMBERS: Int = GucSetting::<i32>::new(100_000);
 static MAX_DATABASES: Int = GucSetting::<i32>::new(8);
 static EVENT_BUFFER: Int = GucSetting::<i32>::new(8 * 1024);
 
+// Memory of each database's worker.
+static WORKER_MEMORY: Int = GucSetting::<i32>::new(64 * 1024);
+
 // Time.
 static DEFAULT_TTL: Int = GucSetting::<i32>::new(90);
 static SWEEP_INTERVAL: Int = GucSetting::<i32>::new(1_000);
@@ -90,6 +93,15 @@ pub fn define() {
         64,
         1_048_576,
         postmaster,
+        GucFlags::UNIT_KB,
+    );
+    int(
+        c"presence.worker_memory",
+        c"What each database's worker may use at most for publishing and sweeping.",
+        &WORKER_MEMORY,
+        16 * 1024,
+        i32::MAX,
+        GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
 
@@ -308,6 +320,11 @@ pub fn max_databases() -> usize {
 /// In bytes; a multiple of 8.
 pub fn event_buffer() -> usize {
     EVENT_BUFFER.get() as usize * 1024
+}
+
+/// In bytes: what a worker may use at most, besides what any process of the server needs.
+pub fn worker_memory() -> usize {
+    WORKER_MEMORY.get() as usize * 1024
 }
 
 /// Microseconds.

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use pgrx::pg_sys::panic::CaughtError;
-use pgrx::{PgTryBuilder, pg_sys};
+use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_sys};
 
 /// What went wrong, for a log, a DETAIL or `presence.health`.
 #[derive(Debug)]
@@ -12,6 +12,17 @@ pub struct Failure {
     pub limit: bool,
     /// Not what was tried is wrong, but the world: a full disk, no memory, a lock, a shutdown. It may be better later.
     pub passing: bool,
+    /// Somebody wants it to end: a cancel, a timeout, a shutdown. Never the fault of what was tried.
+    pub cancelled: bool,
+    pub code: PgSqlErrorCode,
+}
+
+impl Failure {
+    /// Fail with it, as the statement would have.
+    pub fn raise(self) -> ! {
+        pgrx::ereport!(pgrx::PgLogLevel::ERROR, self.code, self.message);
+        unreachable!()
+    }
 }
 
 /// Classes of SQLSTATE: transaction rollback, insufficient resources, operator intervention, system error.
@@ -24,7 +35,7 @@ impl From<&CaughtError> for Failure {
             CaughtError::RustPanic { ereport, .. } => ereport,
         };
         let code = report.sql_error_code();
-        let limit = code == pgrx::PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+        let limit = code == PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
         let mut state = code as i32;
         // Five characters of six bits each; the class is the first two.
         let class: String = std::iter::repeat_with(|| {
@@ -34,9 +45,10 @@ impl From<&CaughtError> for Failure {
         })
         .take(2)
         .collect();
-        let passing =
-            PASSING.contains(&class.as_str()) || code == pgrx::PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE;
-        Failure { message: report.message().to_owned(), limit, passing }
+        let passing = PASSING.contains(&class.as_str()) || code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE;
+        let cancelled =
+            matches!(code, PgSqlErrorCode::ERRCODE_QUERY_CANCELED | PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN);
+        Failure { message: report.message().to_owned(), limit, passing, cancelled, code }
     }
 }
 
@@ -72,7 +84,13 @@ pub fn catch<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
         match body.0.take().map(|body| body()) {
             Some(Ok(value)) => Ok(value),
             Some(Err(error)) => error.raise(),
-            None => Err(Failure { message: "it ran already".into(), limit: false, passing: false }),
+            None => Err(Failure {
+                message: "it ran already".into(),
+                limit: false,
+                passing: false,
+                cancelled: false,
+                code: PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            }),
         }
     })
     .catch_others(|caught| Err(Failure::from(&caught)))

@@ -82,8 +82,7 @@ pub struct Image(Vec<u8>);
 
 impl Image {
     pub fn new(fields: [Option<&[u8]>; FIELDS]) -> Image {
-        let size: usize = fields.iter().flatten().map(|field| field.len().next_multiple_of(4)).sum();
-        let mut bytes = Vec::with_capacity(FIELDS * 4 + size);
+        let mut bytes = Vec::with_capacity(Image::length(fields.map(|field| field.map(<[u8]>::len))));
         for field in &fields {
             bytes.extend(field.map_or(NULL, |field| field.len() as u32).to_le_bytes());
         }
@@ -111,6 +110,16 @@ impl Image {
     pub fn len(&self) -> usize {
         self.0.len()
     }
+
+    /// The length of an image of fields of these lengths.
+    fn length(fields: [Option<usize>; FIELDS]) -> usize {
+        FIELDS * 4 + fields.iter().flatten().map(|length| length.next_multiple_of(4)).sum::<usize>()
+    }
+}
+
+/// The bytes that a record without an old image takes in the ring, by the lengths of its fields.
+pub fn size_of_record(fields: [Option<usize>; FIELDS]) -> usize {
+    (FIXED + Image::length(fields)).next_multiple_of(8)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +149,30 @@ pub struct Record {
 }
 
 const FIXED: usize = RECORD_HEADER + 88;
+
+/// What a reader of the ring looks at before it reads the whole record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub xid: u32,
+    pub relation: u32,
+    pub hash: u128,
+    pub version: u64,
+}
+
+impl Head {
+    /// As many bytes of a record as this needs.
+    pub const BYTES: usize = RECORD_HEADER + 32;
+
+    pub fn decode(bytes: &[u8]) -> Option<Head> {
+        let at = RECORD_HEADER;
+        Some(Head {
+            xid: read_u32(bytes, at)?,
+            relation: read_u32(bytes, at + 4)?,
+            hash: u128::from_le_bytes(bytes.get(at + 8..at + 24)?.try_into().ok()?),
+            version: read_u64(bytes, at + 24)?,
+        })
+    }
+}
 
 impl Record {
     /// The bytes for the ring, header included.
@@ -181,9 +214,12 @@ impl Record {
         let image = bytes.get(FIXED..FIXED.checked_add(image_length)?)?;
         let old_start = FIXED + image_length;
         let old = bytes.get(old_start..old_start.checked_add(old_length)?)?;
+        let Head { xid, relation, hash, version } = Head::decode(bytes)?;
         Some(Record {
-            xid: read_u32(bytes, at)?,
-            relation: read_u32(bytes, at + 4)?,
+            xid,
+            relation,
+            hash,
+            version,
             kind: match bytes.get(at + 80)? {
                 1 => Kind::Enter,
                 2 => Kind::Update,
@@ -195,8 +231,6 @@ impl Record {
             },
             reason: Reason::from_byte(*bytes.get(at + 81)?),
             back: *bytes.get(at + 82)? != 0,
-            hash: u128::from_le_bytes(bytes.get(at + 8..at + 24)?.try_into().ok()?),
-            version: read_u64(bytes, at + 24)?,
             hidden_version: read_u64(bytes, at + 32)?,
             generation: read_u64(bytes, at + 40)?,
             at: read_u64(bytes, at + 48)? as i64,
@@ -254,6 +288,8 @@ mod tests {
             record.encode(&mut bytes);
             prop_assert_eq!(bytes.len() % 8, 0);
             prop_assert_eq!(Record::decode(&bytes[16..]), Some(record.clone()));
+            let head = Head { xid: record.xid, relation: record.relation, hash: record.hash, version: record.version };
+            prop_assert_eq!(Head::decode(&bytes[16..16 + Head::BYTES]), Some(head));
             bytes.extend([9; 24]);
             prop_assert_eq!(Record::decode_first(&bytes[16..]), Some((record, bytes.len() - 40)));
         }
@@ -273,6 +309,17 @@ mod tests {
             let at = at.index(bytes.len() / 4) * 4;
             bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
             read_all(&bytes);
+        }
+
+        /// The sweeper measures its batches by this.
+        #[test]
+        fn the_size_of_a_record_is_known_from_its_fields(
+            record in strategies::record(), fields in prop::array::uniform8(prop::option::of(prop::collection::vec(any::<u8>(), 0..50))),
+        ) {
+            let image = Image::new(std::array::from_fn(|index| fields[index].as_deref()));
+            let mut bytes = Vec::new();
+            Record { image, old: None, ..record }.encode(&mut bytes);
+            prop_assert_eq!(bytes.len(), size_of_record(std::array::from_fn(|index| fields[index].as_ref().map(Vec::len))));
         }
 
         #[test]

@@ -18,6 +18,13 @@ pub const RECORD_HEADER: usize = 8;
 
 const DONE: u32 = 1;
 
+/// Where a record lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub position: u64,
+    pub length: usize,
+}
+
 #[derive(Clone, Copy)]
 pub struct Ring {
     pub head: &'static AtomicU64,
@@ -34,6 +41,10 @@ impl Ring {
         Ring { head, tail, base, size }
     }
 
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// The tail first: who has not got the ring's lock may find both moved, and so the ring fuller than it is.
     pub fn used(&self) -> u64 {
         let tail = self.tail.load(Acquire);
@@ -41,7 +52,7 @@ impl Ring {
     }
 
     pub fn free(&self) -> u64 {
-        self.size - self.used()
+        self.size.saturating_sub(self.used())
     }
 
     /// Append whole records, or nothing. The caller holds the ring's lock exclusively.
@@ -56,21 +67,38 @@ impl Ring {
         true
     }
 
-    /// The records between two positions that are not done yet, with their positions. Only the worker reads.
-    pub fn read(&self, from: u64, to: u64) -> Vec<(u64, Vec<u8>)> {
-        let mut records = Vec::new();
+    /// Where the records between two positions lie that are not done yet. Only the worker reads.
+    pub fn places(&self, from: u64, to: u64) -> impl Iterator<Item = Place> + '_ {
         let mut at = from;
-        while at < to {
-            let length = self.word(at, 0).load(Relaxed) as u64;
-            if length < RECORD_HEADER as u64 || at + length > to {
-                break;
+        std::iter::from_fn(move || {
+            while at < to {
+                let length = self.word(at, 0).load(Relaxed) as u64;
+                if length < RECORD_HEADER as u64 || at + length > to {
+                    break;
+                }
+                let place = Place { position: at, length: length as usize };
+                at += length;
+                if self.word(place.position, 4).load(Relaxed) & DONE == 0 {
+                    return Some(place);
+                }
             }
-            if self.word(at, 4).load(Relaxed) & DONE == 0 {
-                records.push((at, self.copy_out(at, length as usize)));
-            }
-            at += length;
-        }
-        records
+            at = to;
+            None
+        })
+    }
+
+    /// The bytes of a record.
+    pub fn get(&self, place: Place) -> Vec<u8> {
+        let mut bytes = vec![0; place.length];
+        self.copy_out(place.position, &mut bytes);
+        bytes
+    }
+
+    /// The first bytes of a record, as many as it has.
+    pub fn begin<const N: usize>(&self, place: Place) -> ([u8; N], usize) {
+        let (mut bytes, length) = ([0; N], place.length.min(N));
+        self.copy_out(place.position, &mut bytes[..length]);
+        (bytes, length)
     }
 
     /// Published: never again.
@@ -105,18 +133,15 @@ impl Ring {
         }
     }
 
-    fn copy_out(&self, position: u64, length: usize) -> Vec<u8> {
+    fn copy_out(&self, position: u64, bytes: &mut [u8]) {
         let place = (position % self.size) as usize;
-        let first = length.min(self.size as usize - place);
-        let mut bytes = Vec::with_capacity(length);
-        // SAFETY: both parts lie within the ring, between tail and head, where no writer writes; `bytes` has
-        // room for `length` bytes, all of which are written.
+        let first = bytes.len().min(self.size as usize - place);
+        let (before, after) = bytes.split_at_mut(first);
+        // SAFETY: both parts lie within the ring, between tail and head, where no writer writes.
         unsafe {
-            std::ptr::copy_nonoverlapping(self.base.add(place), bytes.as_mut_ptr(), first);
-            std::ptr::copy_nonoverlapping(self.base, bytes.as_mut_ptr().add(first), length - first);
-            bytes.set_len(length);
+            std::ptr::copy_nonoverlapping(self.base.add(place), before.as_mut_ptr(), before.len());
+            std::ptr::copy_nonoverlapping(self.base, after.as_mut_ptr(), after.len());
         }
-        bytes
     }
 }
 
@@ -142,6 +167,22 @@ mod tests {
         bytes
     }
 
+    fn read(ring: &Ring, from: u64, to: u64) -> Vec<(u64, Vec<u8>)> {
+        ring.places(from, to).map(|place| (place.position, ring.get(place))).collect()
+    }
+
+    #[test]
+    fn the_beginning_of_a_record_is_read_also_where_the_ring_ends() {
+        let ring = ring(64);
+        assert!(ring.append(&record(&[1; 40])));
+        ring.mark_done(0);
+        ring.advance();
+        assert!(ring.append(&record(&[2; 24])));
+        let place = ring.places(48, 80).next().expect("a record");
+        assert_eq!(ring.begin::<30>(place), (ring.get(place)[..30].try_into().expect("as many"), 30));
+        assert_eq!(ring.begin::<40>(place).1, 32);
+    }
+
     #[test]
     fn refuses_what_does_not_fit_and_takes_it_when_there_is_room() {
         let ring = ring(64);
@@ -150,9 +191,7 @@ mod tests {
         ring.mark_done(0);
         ring.advance();
         assert!(ring.append(&record(&[2; 40])));
-        let read = ring.read(ring.tail.load(Relaxed), ring.head.load(Relaxed));
-        assert_eq!(read.len(), 1);
-        assert_eq!(read[0].1, record(&[2; 40]));
+        assert_eq!(read(&ring, ring.tail.load(Relaxed), ring.head.load(Relaxed)), [(48, record(&[2; 40]))]);
     }
 
     #[test]
@@ -163,7 +202,7 @@ mod tests {
         ring.mark_done(16);
         ring.advance();
         assert_eq!(ring.tail.load(Relaxed), 0);
-        assert_eq!(ring.read(0, 32).len(), 1);
+        assert_eq!(read(&ring, 0, 32).len(), 1);
         ring.mark_done(0);
         ring.advance();
         assert_eq!(ring.tail.load(Relaxed), 32);
@@ -214,7 +253,7 @@ mod tests {
             let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
             while next != [EACH; 2] {
                 assert!(std::time::Instant::now() < deadline, "stuck at {next:?}");
-                for (position, bytes) in ring.read(ring.tail.load(Acquire), ring.head.load(Acquire)) {
+                for (position, bytes) in read(&ring, ring.tail.load(Acquire), ring.head.load(Acquire)) {
                     let writer = bytes[RECORD_HEADER] & 1;
                     assert_eq!(bytes, content(writer, next[writer as usize]), "{next:?}, writer {writer}");
                     next[writer as usize] += 1;
@@ -234,7 +273,7 @@ mod tests {
             let ring = ring(256);
             let mut out = Vec::new();
             let drain = |out: &mut Vec<Vec<u8>>| {
-                for (position, bytes) in ring.read(ring.tail.load(Relaxed), ring.head.load(Relaxed)) {
+                for (position, bytes) in read(&ring, ring.tail.load(Relaxed), ring.head.load(Relaxed)) {
                     ring.mark_done(position);
                     out.push(bytes);
                 }

@@ -35,6 +35,63 @@ pub fn to_text(bytes: &[u8]) -> String {
     }
 }
 
+/// JSON text, in UTF-8, if it has at most `limit` bytes. What is longer is not made: a jsonb of some kilobytes can hold
+/// numbers of hundreds of thousands of digits each.
+pub fn to_text_within(bytes: &[u8], limit: usize) -> Option<String> {
+    (least_length(bytes, limit) <= limit).then(|| to_text(bytes))
+}
+
+/// At most so many bytes the JSON text has for certain; counts no further than beyond `limit`.
+fn least_length(bytes: &[u8], limit: usize) -> usize {
+    use pg_sys::JsonbIteratorToken::*;
+    let datum = crate::sqlfn::varlena(bytes);
+    let mut length = 0;
+    // SAFETY: the bytes are a jsonb container; a scalar of the iterator is what its type says.
+    unsafe {
+        let jsonb = datum.cast_mut_ptr::<pg_sys::Jsonb>();
+        let mut iterator = pg_sys::JsonbIteratorInit(&raw mut (*jsonb).root);
+        let mut value: pg_sys::JsonbValue = std::mem::zeroed();
+        while length <= limit {
+            match pg_sys::JsonbIteratorNext(&mut iterator, &mut value, false) {
+                WJB_DONE => break,
+                WJB_KEY | WJB_VALUE | WJB_ELEM => {
+                    length += match value.type_ {
+                        pg_sys::jbvType::jbvString => value.val.string.len as usize + 2,
+                        pg_sys::jbvType::jbvNumeric => least_digits(Datum::from(value.val.numeric)),
+                        _ => 4,
+                    }
+                }
+                _ => {}
+            }
+        }
+        pg_sys::pfree(datum.cast_mut_ptr());
+    }
+    length
+}
+
+/// At most so many digits a number has for certain, as it is stored: its display scale, and four decimal digits for
+/// each unit of its weight (src/backend/utils/adt/numeric.c).
+///
+/// # Safety
+/// `number` is a numeric of a jsonb, neither compressed nor toasted.
+unsafe fn least_digits(number: Datum) -> usize {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe {
+        let number = number.cast_mut_ptr::<pg_sys::varlena>();
+        std::slice::from_raw_parts(pgrx::vardata_any(number) as *const u8, pgrx::varsize_any_exhdr(number))
+    };
+    let word =
+        |at: usize| bytes.get(at..at + 2).and_then(|two| two.try_into().ok()).map_or(0, u16::from_ne_bytes);
+    let header = word(0);
+    let (scale, weight) = if header & 0x8000 != 0 {
+        let magnitude = i32::from(header & 0x3f);
+        (header >> 7 & 0x3f, if header & 0x40 != 0 { magnitude - 0x40 } else { magnitude })
+    } else {
+        (header & 0x3fff, i32::from(word(2) as i16))
+    };
+    usize::from(scale) + 4 * weight.max(0) as usize + 1
+}
+
 /// RFC 7396: keys of `patch` replace those of `target`, objects merge, null removes.
 ///
 /// # Safety

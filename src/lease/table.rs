@@ -380,44 +380,64 @@ impl<L: Locks> LeaseTable<L> {
         self.hints(database).iter().map(|hint| hint.load(Relaxed)).min().unwrap_or(NEVER)
     }
 
+    /// The earliest deadline of the database, or a time before it, among the partitions where that is after `time`.
+    pub fn earliest_after(&self, database: u32, time: u64) -> u64 {
+        let hints = self.hints(database).iter().map(|hint| hint.load(Relaxed));
+        hints.filter(|hint| *hint > time).min().unwrap_or(NEVER)
+    }
+
     /// What has run out, or was claimed and still stands, by `now`; looks only where something can be.
+    #[cfg(test)]
     pub fn expired(&self, database: u32, now: u64) -> Vec<(Key, Lease)> {
+        (0..PARTITIONS).flat_map(|partition| self.expired_in(partition, database, now, |_| true)).collect()
+    }
+
+    /// The same of one partition, for members that are wanted.
+    pub fn expired_in(
+        &self,
+        partition: usize,
+        database: u32,
+        now: u64,
+        wanted: impl Fn(&Key) -> bool,
+    ) -> Vec<(Key, Lease)> {
         let mut found = Vec::new();
-        for (partition, hint) in self.hints(database).iter().enumerate() {
-            if hint.load(Relaxed) > now {
-                continue;
-            }
-            self.locks.shared(partition, || {
-                let mut earliest = NEVER;
-                self.each_in(partition, |slot| {
-                    let lease = slot.lease();
-                    if slot.database.load(Relaxed) != database || lease.deadline == TOMBSTONE {
-                        return;
-                    }
-                    earliest = earliest.min(lease.deadline);
-                    if !alive(lease.deadline, now) {
-                        found.push((slot.key(), lease));
-                    }
-                });
-                hint.store(earliest, Relaxed);
-            });
+        let hint = &self.hints(database)[partition];
+        if hint.load(Relaxed) > now {
+            return found;
         }
+        self.locks.shared(partition, || {
+            let mut earliest = NEVER;
+            self.each_in(partition, |slot| {
+                let (key, lease) = (slot.key(), slot.lease());
+                if key.database != database || lease.deadline == TOMBSTONE {
+                    return;
+                }
+                earliest = earliest.min(lease.deadline);
+                if !alive(lease.deadline, now) && wanted(&key) {
+                    found.push((key, lease));
+                }
+            });
+            hint.store(earliest, Relaxed);
+        });
         found
     }
 
     /// Every slot in use for which `wanted` holds.
     pub fn collect(&self, wanted: impl Fn(&Key, &Lease) -> bool) -> Vec<(Key, Lease)> {
+        (0..PARTITIONS).flat_map(|partition| self.collect_in(partition, &wanted)).collect()
+    }
+
+    /// The same of one partition.
+    pub fn collect_in(&self, partition: usize, wanted: impl Fn(&Key, &Lease) -> bool) -> Vec<(Key, Lease)> {
         let mut found = Vec::new();
-        for partition in 0..PARTITIONS {
-            self.locks.shared(partition, || {
-                self.each_in(partition, |slot| {
-                    let (key, lease) = (slot.key(), slot.lease());
-                    if wanted(&key, &lease) {
-                        found.push((key, lease));
-                    }
-                });
+        self.locks.shared(partition, || {
+            self.each_in(partition, |slot| {
+                let (key, lease) = (slot.key(), slot.lease());
+                if wanted(&key, &lease) {
+                    found.push((key, lease));
+                }
             });
-        }
+        });
         found
     }
 

@@ -132,14 +132,14 @@ fn state() -> Saved {
 
 fn database(database: &'static Database) -> SavedDatabase {
     let ring = database.ring();
-    let records = ring.read(ring.tail.load(Relaxed), ring.head.load(Relaxed));
+    let places = ring.places(ring.tail.load(Relaxed), ring.head.load(Relaxed));
     SavedDatabase {
         index: database.index() as u64,
         oid: database.oid.load(Relaxed),
         seq: database.seq.load(Relaxed),
         log_floor: database.log_floor.load(Relaxed),
         must_resync: database.owed_resync().is_some(),
-        records: records.iter().filter_map(|(_, bytes)| Record::decode(bytes)).collect(),
+        records: places.filter_map(|place| Record::decode(&ring.get(place))).collect(),
     }
 }
 

@@ -4,16 +4,31 @@ use crate::clock;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::*};
 
 const BYTES: usize = 256;
-const PARTS: usize = 5;
+const PARTS: usize = 17;
 
 /// Whose attempts these are: each goes well again by itself.
 #[derive(Clone, Copy)]
 pub enum Part {
     Start = 0,
+    /// Whether the worker may stay.
     House = 1,
     Publishing = 2,
     NotifyQueue = 3,
     Sink = 4,
+    Settings = 5,
+    Sweeping = 6,
+    /// Members that cannot be deleted.
+    Members = 7,
+    /// Events that cannot be written, and wait.
+    Events = 8,
+    LogRotation = 9,
+    Relisten = 10,
+    LastSeen = 11,
+    Adopting = 12,
+    Freeing = 13,
+    LastSeenLook = 14,
+    LastSeenForget = 15,
+    LastSeenClean = 16,
 }
 
 #[repr(C)]

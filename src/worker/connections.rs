@@ -1,14 +1,25 @@
 //! How many members there are with the same room, member_id and audience, by what was published: so that 1 on
 //! enter is "came" and 0 on leave is "went", also when two tabs close at once. And how many a user has in a room.
 //!
-//! Counted, not queried: two concurrent leaves must give 1 and 0, in the order of the log.
+//! Counted, not queried each time: two concurrent leaves must give 1 and 0, in the order of the log. A count that is
+//! not known yet is what the table says by the current snapshot, less what that snapshot sees and nobody has published.
 
+use super::gap::{Ready, Window};
+use super::memory;
 use crate::error::Result;
 use crate::event::record::{Field, Image, Kind, Record};
 use crate::spi::{Connection, Statement};
-use std::collections::HashMap;
+use crate::sqlfn::text_array;
+use pgrx::pg_sys;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
+/// A count, with its place in the map and the map's own.
+const COUNT_BYTES: usize = 48;
+/// Looked up in one query.
+const CHUNK: usize = 1_000;
+
+/// Of members that were published, by room, member_id and audience, and by room and user: those that were asked for.
 #[derive(Default)]
 pub struct Connections {
     hasher: RandomState,
@@ -26,104 +37,151 @@ pub struct Counted {
     pub of_old_user: u32,
 }
 
-static ALL: Statement =
-    Statement { sql: c"select room, member_id, audience, user_id from presence.member", arguments: &[] };
+static OF_MEMBER_ID: Statement = Statement {
+    sql: c"select m.room, m.member_id, m.audience, pg_catalog.count(*)
+           from rows from (pg_catalog.unnest($1), pg_catalog.unnest($2)) k (room, member_id)
+                join presence.member m on m.room operator(pg_catalog.=) k.room
+                                      and m.member_id operator(pg_catalog.=) k.member_id
+           group by 1, 2, 3",
+    arguments: &[pg_sys::TEXTARRAYOID, pg_sys::TEXTARRAYOID],
+};
+
+static OF_USER: Statement = Statement {
+    sql: c"select m.room, m.user_id, null, pg_catalog.count(*)
+           from rows from (pg_catalog.unnest($1), pg_catalog.unnest($2)) k (room, user_id)
+                join presence.member m on m.room operator(pg_catalog.=) k.room
+                                      and m.user_id operator(pg_catalog.=) k.user_id
+           group by 1, 2",
+    arguments: &[pg_sys::TEXTARRAYOID, pg_sys::TEXTARRAYOID],
+};
+
+type Pair<'a> = (&'a [u8], &'a [u8]);
 
 impl Connections {
-    /// From the table, as the current snapshot has it, less what that snapshot sees but nobody has published.
-    pub fn build(unpublished: &[Record]) -> Result<Connections> {
-        let mut connections = Connections::default();
-        let connection = Connection::open()?;
-        let rows = connection.run(&ALL, &[], false)?;
-        for row in 0..rows.count {
-            let (room, member_id) = (rows.text(row, 0), rows.text(row, 1));
-            let (group, user) = connections.keys(room, member_id, rows.array(row, 2), rows.text(row, 3));
-            connections.add(group, 1);
-            connections.add(user, 1);
+    /// Make sure that all is known that these records count. In the transaction of the window's snapshot.
+    pub fn learn(&mut self, records: &[Ready], window: &Window) -> Result<()> {
+        if self.counts.len() * COUNT_BYTES > memory::for_counts() {
+            self.counts = HashMap::new();
         }
-        for record in unpublished.iter().rev() {
-            connections.take_back(record);
+        let (mut member_ids, mut users) = (HashSet::new(), HashSet::new());
+        let mut unknown: HashMap<u64, i64> = HashMap::new();
+        for record in records.iter().map(|ready| &ready.record) {
+            if !matches!(record.kind, Kind::Enter | Kind::Update | Kind::Leave) {
+                continue;
+            }
+            for image in [Some(&record.image), record.old.as_ref()].into_iter().flatten() {
+                let (group, user) = self.keys_of(image);
+                let field = |field| image.get(field).unwrap_or_default();
+                if !self.counts.contains_key(&group) {
+                    unknown.insert(group, 0);
+                    member_ids.insert((field(Field::Room), field(Field::MemberId)));
+                }
+                if !self.counts.contains_key(&user) {
+                    unknown.insert(user, 0);
+                    users.insert((field(Field::Room), field(Field::UserId)));
+                }
+            }
         }
-        Ok(connections)
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        self.look_up(&OF_MEMBER_ID, member_ids, &mut unknown)?;
+        self.look_up(&OF_USER, users, &mut unknown)?;
+        window.each(|record| {
+            self.effects(record, |key, change| {
+                if let Some(count) = unknown.get_mut(&key) {
+                    *count -= i64::from(change);
+                }
+            })
+        });
+        self.counts.extend(unknown.into_iter().map(|(key, count)| (key, count.max(0) as u32)));
+        Ok(())
+    }
+
+    /// What the table has of these, by the current snapshot.
+    fn look_up(
+        &self,
+        statement: &'static Statement,
+        wanted: HashSet<Pair>,
+        found: &mut HashMap<u64, i64>,
+    ) -> Result<()> {
+        let wanted: Vec<Pair> = wanted.into_iter().collect();
+        for chunk in wanted.chunks(CHUNK) {
+            let (rooms, names): (Vec<&[u8]>, Vec<&[u8]>) = chunk.iter().copied().unzip();
+            let connection = Connection::open()?;
+            let values = [Some(text_array(&rooms)), Some(text_array(&names))];
+            let rows = connection.run(statement, &values, false)?;
+            for row in 0..rows.count {
+                let (room, name) = (rows.text(row, 0), rows.text(row, 1));
+                let key = match rows.array(row, 2) {
+                    Some(audience) => self.group(room, name, Some(audience)),
+                    None => self.user(room, name),
+                };
+                if let Some(count) = found.get_mut(&key) {
+                    *count = rows.number(row, 3) as i64;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Count an event and say what to tell.
     pub fn count(&mut self, record: &Record) -> Counted {
+        self.apply(record, 1);
+        let get = |key| self.counts.get(&key).copied().unwrap_or(0);
         let (group, user) = self.keys_of(&record.image);
-        match (record.kind, &record.old) {
-            (Kind::Enter, _) => {
-                self.add(group, 1);
-                self.add(user, 1);
-            }
-            (Kind::Leave, _) => {
-                self.add(group, -1);
-                self.add(user, -1);
-            }
-            (Kind::Update, Some(old)) => {
-                let (before, user_before) = self.keys_of(old);
-                self.add(before, -1);
-                self.add(user_before, -1);
-                self.add(group, 1);
-                self.add(user, 1);
-            }
-            _ => {}
-        }
-        let hidden = record.old.as_ref().map_or(0, |old| self.get(self.keys_of(old).0));
-        let of_old_user = record.old.as_ref().map_or(0, |old| self.get(self.keys_of(old).1));
-        Counted { connections: self.get(group), hidden, of_user: self.get(user), of_old_user }
+        let (hidden, of_old_user) = record.old.as_ref().map_or((0, 0), |old| {
+            let (group, user) = self.keys_of(old);
+            (get(group), get(user))
+        });
+        Counted { connections: get(group), hidden, of_user: get(user), of_old_user }
     }
 
     /// The reverse of `count`.
-    fn take_back(&mut self, record: &Record) {
-        let (group, user) = self.keys_of(&record.image);
+    pub fn take_back(&mut self, record: &Record) {
+        self.apply(record, -1);
+    }
+
+    fn apply(&mut self, record: &Record, times: i32) {
+        let mut changes = Vec::new();
+        self.effects(record, |key, change| changes.push((key, change)));
+        for (key, change) in changes {
+            let count = self.counts.entry(key).or_insert(0);
+            *count = count.saturating_add_signed(change * times);
+        }
+    }
+
+    /// What an event changes.
+    fn effects(&self, record: &Record, mut add: impl FnMut(u64, i32)) {
+        let mut both = |image: &Image, change| {
+            let (group, user) = self.keys_of(image);
+            add(group, change);
+            add(user, change);
+        };
         match (record.kind, &record.old) {
-            (Kind::Enter, _) => {
-                self.add(group, -1);
-                self.add(user, -1);
-            }
-            (Kind::Leave, _) => {
-                self.add(group, 1);
-                self.add(user, 1);
-            }
+            (Kind::Enter, _) => both(&record.image, 1),
+            (Kind::Leave, _) => both(&record.image, -1),
             (Kind::Update, Some(old)) => {
-                let (before, user_before) = self.keys_of(old);
-                self.add(group, -1);
-                self.add(user, -1);
-                self.add(before, 1);
-                self.add(user_before, 1);
+                both(old, -1);
+                both(&record.image, 1);
             }
             _ => {}
         }
     }
 
     fn keys_of(&self, image: &Image) -> (u64, u64) {
-        self.keys(
-            image.get(Field::Room),
-            image.get(Field::MemberId),
-            image.get(Field::Audience),
-            image.get(Field::UserId),
+        let field = |field| image.get(field);
+        (
+            self.group(field(Field::Room), field(Field::MemberId), field(Field::Audience)),
+            self.user(field(Field::Room), field(Field::UserId)),
         )
     }
 
-    fn keys(
-        &self,
-        room: Option<&[u8]>,
-        member_id: Option<&[u8]>,
-        audience: Option<&[u8]>,
-        user_id: Option<&[u8]>,
-    ) -> (u64, u64) {
-        (self.hasher.hash_one((0, room, member_id, audience)), self.hasher.hash_one((1, room, user_id)))
+    fn group(&self, room: Option<&[u8]>, member_id: Option<&[u8]>, audience: Option<&[u8]>) -> u64 {
+        self.hasher.hash_one((0, room, member_id, audience))
     }
 
-    fn get(&self, key: u64) -> u32 {
-        self.counts.get(&key).copied().unwrap_or(0)
-    }
-
-    fn add(&mut self, key: u64, change: i32) {
-        let count = self.counts.entry(key).or_insert(0);
-        *count = count.saturating_add_signed(change);
-        if *count == 0 {
-            self.counts.remove(&key);
-        }
+    fn user(&self, room: Option<&[u8]>, user_id: Option<&[u8]>) -> u64 {
+        self.hasher.hash_one((1, room, user_id))
     }
 }

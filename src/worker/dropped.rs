@@ -7,9 +7,11 @@
 use super::process::transaction;
 use crate::lease::shared::leases;
 use crate::shared::Database;
+use crate::shared::database::WorkerState;
 use pgrx::pg_sys::{self, Datum, SysCacheIdentifier::RELOID};
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::sync::atomic::Ordering::Release;
 
 /// Free the leases of this database whose table is gone. What cannot be done now is done the next time.
 pub fn free_leases(database: &Database) {
@@ -30,6 +32,13 @@ pub fn free_leases(database: &Database) {
         Ok(dropped) => leases().purge(index, |table| dropped.contains(&table)),
         Err(failure) => pgrx::log!("presence_ext: looking for dropped tables failed: {}", failure.message),
     }
+}
+
+/// The database has no extension any more.
+pub fn forget_extension(database: &Database) {
+    free_leases(database);
+    database.sink.position.store(0, Release);
+    database.worker.set_state(WorkerState::Absent);
 }
 
 fn exists(table: u32) -> bool {

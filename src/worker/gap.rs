@@ -1,80 +1,157 @@
 //! Which records of the ring may be published: the commit gap (protocol 1 of docs/internals.md), and conflation.
+//!
+//! The ring may hold far more than one batch: what a batch does not take is looked at, and left where it is.
 
 use super::process;
 use crate::error::Result;
-use crate::event::record::{Kind, Record};
+use crate::event::record::{Head, Kind, Record};
+use crate::event::ring::{Place, Ring};
 use crate::extension::Extension;
-use crate::shared::processes;
+use crate::shared::{Process, processes};
 use pgrx::pg_sys;
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::Ordering::*;
 
-/// Records that may be published, oldest version first, with their places in the ring.
+/// A record that may be published, and where it lies in the ring, with those that were conflated into it.
 pub struct Ready {
-    pub records: Vec<Record>,
+    pub record: Record,
     pub positions: Vec<u64>,
 }
 
-/// What the current snapshot says is over, from the ring. None: the commit gap is occupied.
-pub fn ready_records(extension: &Extension) -> Result<Option<Ready>> {
-    // SAFETY: `transaction` has pushed a snapshot.
-    let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
-    // 0 is the mark of a record that no transaction stands behind: from before the start, or a wish to rotate.
-    let is_over = |xid: u32| {
-        // SAFETY: a valid snapshot.
-        xid == 0 || !unsafe { pg_sys::XidInMVCCSnapshot(pg_sys::TransactionId::from(xid), snapshot) }
-    };
-    let in_gap = |process: &crate::shared::Process| {
-        let xid = process.committing.load(SeqCst);
-        xid != 0 && process.database.load(Relaxed) == extension.database_index && is_over(xid)
-    };
-    for process in processes() {
-        // The gap is some microseconds of copying memory, unless that backend has no processor.
-        let mut turns = 0;
-        while in_gap(process) {
-            if turns == 200 {
-                return Ok(None);
+/// The next ones, oldest version first.
+pub struct Batch {
+    pub ready: Vec<Ready>,
+    /// There are more.
+    pub more: bool,
+}
+
+/// The ring, as far as a snapshot says that its transactions are over.
+pub struct Window {
+    ring: Ring,
+    head: u64,
+    relation: u32,
+    snapshot: pg_sys::Snapshot,
+    /// Whether there are records of transactions that are not over yet, by the snapshot.
+    is_open: Cell<bool>,
+}
+
+/// 0 is the mark of a record that no transaction stands behind: from before the start, or a wish to rotate.
+fn is_over(xid: u32, snapshot: pg_sys::Snapshot) -> bool {
+    // SAFETY: the active snapshot of this transaction.
+    xid == 0 || !unsafe { pg_sys::XidInMVCCSnapshot(pg_sys::TransactionId::from(xid), snapshot) }
+}
+
+impl Window {
+    /// For the current snapshot, until the transaction ends. None: the commit gap is occupied.
+    pub fn open(extension: &Extension) -> Result<Option<Window>> {
+        // SAFETY: `transaction` has pushed a snapshot.
+        let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
+        let in_gap = |process: &Process| {
+            let xid = process.committing.load(SeqCst);
+            let here = process.database.load(Relaxed) == extension.database_index;
+            xid != 0 && here && is_over(xid, snapshot)
+        };
+        for process in processes() {
+            // The gap is some microseconds of copying memory, unless that backend has no processor.
+            let mut turns = 0;
+            while in_gap(process) {
+                if turns == 200 {
+                    return Ok(None);
+                }
+                turns += 1;
+                std::thread::sleep(std::time::Duration::from_micros(if turns < 20 { 10 } else { 100 }));
+                process::interrupts();
             }
-            turns += 1;
-            std::thread::sleep(std::time::Duration::from_micros(if turns < 20 { 10 } else { 100 }));
-            process::interrupts();
+        }
+        let ring = extension.database.ring();
+        let (head, relation) = (ring.head.load(Acquire), u32::from(extension.member));
+        Ok(Some(Window { ring, head, relation, snapshot, is_open: Cell::new(false) }))
+    }
+
+    /// After `take`: up to here there is nothing else. (The largest number if there is.)
+    pub fn looked(&self) -> u64 {
+        if self.is_open.get() { u64::MAX } else { self.head }
+    }
+
+    /// The records that may be published, in the order in which they lie.
+    fn heads(&self) -> impl Iterator<Item = (Head, Place)> + '_ {
+        self.ring.places(self.ring.tail.load(Acquire), self.head).filter_map(|place| {
+            let (bytes, length) = self.ring.begin::<{ Head::BYTES }>(place);
+            // The table is locked: what is of another one is of an extension that was dropped.
+            match Head::decode(&bytes[..length]).filter(|head| head.relation == self.relation) {
+                Some(head) if is_over(head.xid, self.snapshot) => Some((head, place)),
+                Some(_) => {
+                    self.is_open.set(true);
+                    None
+                }
+                None => {
+                    self.ring.mark_done(place.position);
+                    None
+                }
+            }
+        })
+    }
+
+    /// Every record that may be published, in the order in which they lie.
+    pub fn each(&self, mut body: impl FnMut(&Record)) {
+        for (_, place) in self.heads() {
+            if let Some(record) = Record::decode(&self.ring.get(place)) {
+                body(&record);
+            }
         }
     }
-    let ring = extension.database.ring();
-    let all = ring.read(ring.tail.load(Acquire), ring.head.load(Acquire));
-    let mut ready: Vec<(u64, Record)> = Vec::new();
-    for (position, bytes) in all {
-        // The table is locked: what is of another one is of an extension that was dropped.
-        match Record::decode(&bytes).filter(|record| record.relation == u32::from(extension.member)) {
-            Some(record) if is_over(record.xid) => ready.push((position, record)),
-            Some(_) => {}
-            None => ring.mark_done(position),
+
+    /// The oldest of them, as many as are wanted, and one at least; `skip` says which members' wait.
+    pub fn take(&self, most: usize, bytes: usize, skip: impl Fn(u128) -> bool) -> Batch {
+        // The newest version on top, to make way for an older one.
+        let mut oldest = BinaryHeap::new();
+        let mut more = false;
+        for (head, place) in self.heads().filter(|(head, _)| !skip(head.hash)) {
+            oldest.push((head.version, place));
+            if oldest.len() > most {
+                oldest.pop();
+                more = true;
+            }
         }
+        let mut ready = Vec::new();
+        let mut total = 0;
+        for (_, place) in oldest.into_sorted_vec() {
+            total += place.length;
+            if total > bytes && !ready.is_empty() {
+                more = true;
+                break;
+            }
+            match Record::decode(&self.ring.get(place)) {
+                Some(record) => ready.push(Ready { record, positions: vec![place.position] }),
+                None => self.ring.mark_done(place.position),
+            }
+        }
+        self.ring.advance();
+        Batch { ready, more }
     }
-    ring.advance();
-    ready.sort_by_key(|(_, record)| record.version);
-    let (positions, records) = ready.into_iter().unzip();
-    Ok(Some(Ready { records, positions }))
 }
 
 /// Of several updates of a member in a row only the newest goes out, with the oldest audience that has not heard.
-pub fn conflate(records: Vec<Record>) -> Vec<Record> {
-    let mut kept: Vec<Option<Record>> = Vec::with_capacity(records.len());
+pub fn conflate(records: Vec<Ready>) -> Vec<Ready> {
+    let mut kept: Vec<Option<Ready>> = Vec::with_capacity(records.len());
     let mut last: HashMap<u128, usize> = HashMap::new();
-    for mut record in records {
+    for mut ready in records {
+        let record = &mut ready.record;
         let previous = last.insert(record.hash, kept.len()).filter(|_| record.kind != Kind::Room);
         if record.kind == Kind::Update
             && let Some(place) = previous
-            && kept[place].as_ref().is_some_and(|earlier| earlier.kind == Kind::Update)
+            && kept[place].as_ref().is_some_and(|earlier| earlier.record.kind == Kind::Update)
             && let Some(earlier) = kept[place].take()
         {
-            record.back |= earlier.back;
-            if earlier.old.is_some() {
-                record.old = earlier.old;
-                record.hidden_version = earlier.hidden_version;
+            record.back |= earlier.record.back;
+            if earlier.record.old.is_some() {
+                record.old = earlier.record.old;
+                record.hidden_version = earlier.record.hidden_version;
             }
+            ready.positions.extend(earlier.positions);
         }
-        kept.push(Some(record));
+        kept.push(Some(ready));
     }
     kept.into_iter().flatten().collect()
 }

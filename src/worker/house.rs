@@ -36,15 +36,20 @@ pub fn pin_settings(synchronous_commit: &'static CStr, lock_timeout: &'static CS
         (c"enable_seqscan", c"on"),
     ];
     for (name, value) in pinned {
-        // SAFETY: settings of the server with values it knows.
-        unsafe {
-            pg_sys::SetConfigOption(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_OVERRIDE,
-            );
-        }
+        set(name, value, pg_sys::GucSource::PGC_S_OVERRIDE);
+    }
+}
+
+/// For the worker's own queries: a plan that was made while a table was small must do when it is large.
+pub fn prefer_indexes() {
+    set(c"enable_seqscan", c"off", pg_sys::GucSource::PGC_S_OVERRIDE);
+    set(c"jit", c"off", pg_sys::GucSource::PGC_S_OVERRIDE);
+}
+
+fn set(name: &CStr, value: &CStr, source: pg_sys::GucSource::Type) {
+    // SAFETY: C strings; a setting or value that the server does not know is an error.
+    unsafe {
+        pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), pg_sys::GucContext::PGC_SUSET, source);
     }
 }
 
@@ -79,18 +84,18 @@ pub fn read_database_settings() -> Result<bool, Failure> {
         if let Some(at) = setting.iter().position(|byte| *byte == b'=')
             && let (Ok(name), Ok(value)) = (CString::new(&setting[..at]), CString::new(&setting[at + 1..]))
         {
-            transaction(c"reading settings", || {
-                // SAFETY: C strings; a value that the setting does not take is an error, caught outside.
-                unsafe {
-                    pg_sys::SetConfigOption(
-                        name.as_ptr(),
-                        value.as_ptr(),
-                        pg_sys::GucContext::PGC_SUSET,
-                        pg_sys::GucSource::PGC_S_DATABASE,
-                    );
-                }
+            let applied = transaction(c"reading settings", || {
+                set(&name, &value, pg_sys::GucSource::PGC_S_DATABASE);
                 Ok(())
-            })?;
+            });
+            // The others are none the worse for it; said once.
+            match applied {
+                Err(failure) if failure.cancelled => return Err(failure),
+                Err(failure) => {
+                    pgrx::log!("presence_ext: a setting of the database does not apply: {}", failure.message)
+                }
+                Ok(()) => {}
+            }
         }
     }
     Ok(true)

@@ -1,26 +1,30 @@
 //! When users were last seen, in a logged table: written behind, in batches, because each write waits for the disk
 //! and the log of events must not.
 //!
-//! Users are noted when they enter and leave, and when others see them who did not. Those who stay long are written again every ten minutes, some at a
-//! time, so that a crash forgets no more than that.
+//! Users are noted when they enter and leave, and when others see them who did not. Those who stay long are written
+//! again every ten minutes, some at a time, so that a crash forgets no more than that.
 
+use super::memory;
 use super::process::transaction;
+use super::step::Step;
+use super::stuck::by_halves;
 use crate::clock;
 use crate::event::record::{Field, Kind, Record};
 use crate::extension::Extension;
 use crate::settings;
+use crate::shared::trouble::Part;
 use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::varlena;
+use crate::sqlfn::{decode, varlena};
 use crate::subtransaction::Failure;
 use pgrx::pg_sys::{self, Datum};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::*;
 
 /// A batch is written when it is this large or this old.
 const BATCH: usize = 1_000;
 const AGE: u64 = 2_000_000;
-/// More are not remembered: a flood of strangers must not eat the memory.
-const MOST: usize = 100_000;
+/// What an entry takes besides its texts.
+const ENTRY: usize = 200;
 /// How often what is too old is thrown away.
 const CLEAN: u64 = 600_000_000;
 
@@ -31,16 +35,27 @@ struct Seen {
     audience: Vec<u8>,
 }
 
-#[derive(Default)]
+impl Seen {
+    fn size(&self, user_id: &[u8]) -> usize {
+        user_id.len() + self.room.len() + self.audience.len() + ENTRY
+    }
+}
+
 pub struct LastSeen {
     noted: BTreeMap<Vec<u8>, Seen>,
+    /// What that takes. More than it may is not remembered: a flood of strangers must not eat the memory.
+    size: usize,
     /// Whom the last batch ended with: the next one goes on from there.
     reached: Vec<u8>,
-    forgotten: Vec<Vec<u8>>,
+    forgotten: BTreeSet<Vec<u8>>,
     written: u64,
     cleaned: u64,
     /// Where the round through those who stay goes on.
     round: Vec<u8>,
+    forgetting: Step,
+    looking: Step,
+    cleaning: Step,
+    writing: Step,
 }
 
 static WRITE: Statement = Statement {
@@ -62,7 +77,8 @@ static STALE: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-static FORGET: Statement = Statement {
+/// `presence.forget`.
+pub static FORGET: Statement = Statement {
     sql: c"delete from presence._last_seen where user_id operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID],
 };
@@ -74,90 +90,137 @@ static CLEAN_UP: Statement = Statement {
 };
 
 impl LastSeen {
-    pub fn note(&mut self, records: &[Record]) {
-        for record in records {
-            let image = &record.image;
-            let counts = match record.kind {
-                Kind::Enter | Kind::Leave => true,
-                Kind::Update => record.old.is_some(),
-                Kind::Forget => {
-                    let user_id = image.get(Field::UserId).unwrap_or_default();
-                    self.noted.remove(user_id);
-                    self.forgotten.push(user_id.to_vec());
-                    false
-                }
-                _ => false,
-            };
-            if !counts {
-                continue;
+    pub fn new() -> LastSeen {
+        LastSeen {
+            noted: BTreeMap::new(),
+            size: 0,
+            reached: Vec::new(),
+            forgotten: BTreeSet::new(),
+            written: 0,
+            cleaned: 0,
+            round: Vec::new(),
+            forgetting: Step::new(Part::LastSeenForget, "forgetting users"),
+            looking: Step::new(Part::LastSeenLook, "looking who is still here"),
+            cleaning: Step::new(Part::LastSeenClean, "forgetting when users were seen"),
+            writing: Step::new(Part::LastSeen, "writing when users were seen"),
+        }
+    }
+
+    pub fn note(&mut self, record: &Record) {
+        let image = &record.image;
+        let counts = match record.kind {
+            Kind::Enter | Kind::Leave => true,
+            Kind::Update => record.old.is_some(),
+            Kind::Forget => {
+                let user_id = image.get(Field::UserId).unwrap_or_default();
+                self.forget(user_id);
+                self.forgotten.insert(user_id.to_vec());
+                false
             }
-            let (Some(user_id), Some(room), Some(audience)) =
+            _ => false,
+        };
+        if counts
+            && let (Some(user_id), Some(room), Some(audience)) =
                 (image.get(Field::UserId), image.get(Field::Room), image.get(Field::Audience))
-            else {
-                continue;
-            };
-            self.note_one(
-                user_id,
-                Seen { at: record.seen_at, room: room.to_vec(), audience: audience.to_vec() },
-            );
+        {
+            let seen = Seen { at: record.seen_at, room: room.to_vec(), audience: audience.to_vec() };
+            self.note_one(user_id, seen);
         }
     }
 
     fn note_one(&mut self, user_id: &[u8], seen: Seen) {
-        let is_full = self.noted.len() >= MOST;
-        match self.noted.get_mut(user_id) {
-            Some(earlier) if earlier.at <= seen.at => *earlier = seen,
-            Some(_) => {}
-            None if !is_full => {
-                self.noted.insert(user_id.to_vec(), seen);
-            }
-            None => {}
+        if self.noted.get(user_id).is_some_and(|earlier| earlier.at > seen.at) {
+            return;
+        }
+        self.forget(user_id);
+        let size = seen.size(user_id);
+        if self.size + size <= memory::for_last_seen() {
+            self.size += size;
+            self.noted.insert(user_id.to_vec(), seen);
+        }
+    }
+
+    /// There is nothing more to write of this user.
+    fn forget(&mut self, user_id: &[u8]) {
+        if let Some(seen) = self.noted.remove(user_id) {
+            self.size -= seen.size(user_id);
         }
     }
 
     /// Once a second.
-    pub fn write(&mut self, extension: &Extension) -> Result<(), Failure> {
-        let now = clock::boot();
-        if settings::last_seen_retention() == 0 {
-            self.noted.clear();
-            return Ok(());
+    pub fn write(&mut self, extension: &Extension) {
+        let database = extension.database;
+        if self.forgetting.may_start() && !self.forgotten.is_empty() {
+            let forgotten = self.forget_written(extension);
+            self.forgetting.note(database, forgotten);
         }
-        self.forget(extension)?;
-        self.note_stale(extension)?;
-        if now > self.cleaned + CLEAN {
-            self.cleaned = now;
+        if self.looking.may_start() {
+            let looked = self.note_stale(extension);
+            self.looking.note(database, looked);
+        }
+        let now = clock::boot();
+        if self.cleaning.may_start() && now > self.cleaned + CLEAN {
             let before = clock::wall() - settings::last_seen_retention() as i64;
-            transaction(c"forgetting when users were seen", || {
+            let cleaned = transaction(c"forgetting when users were seen", || {
                 spi::as_role(extension.owner, || {
                     Connection::open()?.run(&CLEAN_UP, &[Some(Datum::from(before))], true).map(|_| ())
                 })
-            })?;
+            });
+            if self.cleaning.note(database, cleaned).is_some() {
+                self.cleaned = now;
+            }
         }
-        if self.noted.is_empty() || (self.noted.len() < BATCH && now < self.written + AGE) {
-            return Ok(());
+        let is_due = self.noted.len() >= BATCH || (!self.noted.is_empty() && now >= self.written + AGE);
+        if self.writing.may_start() && is_due {
+            self.written = now;
+            let written = self.write_batch(extension);
+            self.writing.note(database, written);
         }
-        self.written = now;
+    }
+
+    fn write_batch(&mut self, extension: &Extension) -> Result<(), Failure> {
         let batch = self.next_batch();
-        transaction(c"writing when users were seen", || {
-            spi::as_role(extension.owner, || {
-                let connection = Connection::open()?;
-                for (user_id, seen) in batch.iter().filter_map(|user_id| self.noted.get_key_value(user_id)) {
-                    let values = [
-                        Some(varlena(user_id)),
-                        Some(Datum::from(seen.at)),
-                        Some(varlena(&seen.room)),
-                        Some(varlena(&seen.audience)),
-                    ];
-                    connection.run(&WRITE, &values, true)?;
-                }
-                Ok(())
-            })
-        })?;
-        for user_id in &batch {
-            self.noted.remove(user_id);
+        let (mut done, mut failed) = (Vec::new(), Vec::new());
+        let noted = &self.noted;
+        let attempt = |users: &[Vec<u8>]| {
+            transaction(c"writing when users were seen", || {
+                spi::as_role(extension.owner, || {
+                    let connection = Connection::open()?;
+                    connection.run_text(c"set constraints all immediate", true)?;
+                    for (user_id, seen) in users.iter().filter_map(|user_id| noted.get_key_value(user_id)) {
+                        let values = [
+                            Some(varlena(user_id)),
+                            Some(Datum::from(seen.at)),
+                            Some(varlena(&seen.room)),
+                            Some(varlena(&seen.audience)),
+                        ];
+                        connection.run(&WRITE, &values, true)?;
+                    }
+                    Ok(())
+                })
+            })?;
+            done.extend_from_slice(users);
+            Ok(())
+        };
+        let alone = |user_id: &Vec<u8>, failure: Failure| failed.push((user_id.clone(), failure));
+        let ended = by_halves(&batch, self.writing.obeys_cancel(), attempt, alone);
+        done.iter().for_each(|user_id| self.forget(user_id));
+        let mut later = Ok(());
+        for (user_id, failure) in failed {
+            if failure.passing {
+                later = Err(failure);
+            } else {
+                pgrx::warning!(
+                    "presence_ext cannot write when a user was seen ({}): {}",
+                    decode(&user_id),
+                    failure.message
+                );
+                self.forget(&user_id);
+            }
         }
+        ended?;
         self.reached = batch.into_iter().next_back().unwrap_or_default();
-        Ok(())
+        later
     }
 
     /// In the order in which everybody would lock the rows, from where the last batch ended.
@@ -171,19 +234,29 @@ impl LastSeen {
     }
 
     /// `presence.forget`: also what was written between its own DELETE and the last events of the user.
-    fn forget(&mut self, extension: &Extension) -> Result<(), Failure> {
-        if self.forgotten.is_empty() {
-            return Ok(());
-        }
-        let forgotten = std::mem::take(&mut self.forgotten);
-        transaction(c"forgetting users", || {
-            spi::as_role(extension.owner, || {
-                let connection = Connection::open()?;
-                forgotten.iter().try_for_each(|user_id| {
-                    connection.run(&FORGET, &[Some(varlena(user_id))], true).map(|_| ())
+    fn forget_written(&mut self, extension: &Extension) -> Result<(), Failure> {
+        let forgotten: Vec<Vec<u8>> = self.forgotten.iter().cloned().collect();
+        let (mut done, mut later) = (Vec::new(), Ok(()));
+        let attempt = |users: &[Vec<u8>]| {
+            transaction(c"forgetting users", || {
+                spi::as_role(extension.owner, || {
+                    let connection = Connection::open()?;
+                    users.iter().try_for_each(|user_id| {
+                        connection.run(&FORGET, &[Some(varlena(user_id))], true).map(|_| ())
+                    })
                 })
-            })
-        })
+            })?;
+            done.extend_from_slice(users);
+            Ok(())
+        };
+        let ended = by_halves(&forgotten, self.forgetting.obeys_cancel(), attempt, |_, failure| {
+            later = Err(failure);
+        });
+        done.iter().for_each(|user_id| {
+            self.forgotten.remove(user_id);
+        });
+        ended?;
+        later
     }
 
     /// The next users of the round whose last line is ten minutes old.

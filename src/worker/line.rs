@@ -33,6 +33,8 @@ pub struct Rendered {
     status: Option<String>,
     state: Option<Box<RawValue>>,
     metadata: Option<Box<RawValue>>,
+    /// State or metadata are longer than any notification.
+    truncated: bool,
     at: String,
     joined_at: String,
 }
@@ -40,16 +42,22 @@ pub struct Rendered {
 impl Rendered {
     pub fn new(record: &Record, line: &Line) -> Rendered {
         let text = |field| line.image.get(field).map(decode);
-        let json =
-            |field| line.image.get(field).and_then(|bytes| RawValue::from_string(jsonb::to_text(bytes)).ok());
+        let mut truncated = false;
+        let mut json = |field| {
+            let text = jsonb::to_text_within(line.image.get(field)?, payload::LIMIT);
+            truncated |= text.is_none();
+            RawValue::from_string(text?).ok()
+        };
+        let (state, metadata) = (json(Field::State), json(Field::Metadata));
         Rendered {
             room: text(Field::Room).unwrap_or_default(),
             member_id: text(Field::MemberId).unwrap_or_default(),
             connection_id: text(Field::ConnectionId).unwrap_or_default(),
             user_id: text(Field::UserId).unwrap_or_default(),
             status: text(Field::Status),
-            state: json(Field::State),
-            metadata: json(Field::Metadata),
+            state: state.filter(|_| !truncated),
+            metadata: metadata.filter(|_| !truncated),
+            truncated,
             at: payload::time(record.at),
             joined_at: payload::time(record.joined_at),
         }
@@ -70,7 +78,7 @@ impl Rendered {
                 room: &self.room,
                 metadata: self.metadata.as_deref(),
                 at: &self.at,
-                truncated: false,
+                truncated: self.truncated,
             });
         }
         payload::event(&Event {
@@ -90,7 +98,7 @@ impl Rendered {
             joined_at: &self.joined_at,
             audience: audiences.map(|(audience, _)| audience),
             old_audience: audiences.and_then(|(_, old)| old),
-            truncated: false,
+            truncated: self.truncated,
         })
     }
 }

@@ -65,11 +65,8 @@ static INSERT: [Statement; PARTS] = [insert!("_event_0"), insert!("_event_1"), i
 
 const NAMES: [&CStr; PARTS] = [c"_event_0", c"_event_1", c"_event_2"];
 
-const TRUNCATE: [&CStr; PARTS] = [
-    c"lock table presence._event_0 in access exclusive mode nowait; truncate presence._event_0",
-    c"lock table presence._event_1 in access exclusive mode nowait; truncate presence._event_1",
-    c"lock table presence._event_2 in access exclusive mode nowait; truncate presence._event_2",
-];
+const TRUNCATE: [&CStr; PARTS] =
+    [c"truncate presence._event_0", c"truncate presence._event_1", c"truncate presence._event_2"];
 
 const NEWEST: [&CStr; PARTS] = [
     c"select seq from presence._event_0 order by seq desc limit 1",
@@ -93,6 +90,12 @@ pub fn continue_numbers(extension: &Extension) -> Result<()> {
     control().next_version.fetch_max(number(NEWEST_VERSION)? + 1, AcqRel);
     Ok(())
 }
+
+/// `presence.forget`.
+pub static FORGET: Statement = Statement {
+    sql: c"delete from presence.event where user_id operator(pg_catalog.=) $1",
+    arguments: &[pg_sys::TEXTOID],
+};
 
 /// A row of the log.
 pub type Values = [Option<Datum>; COLUMNS];
@@ -120,8 +123,13 @@ impl Log {
     }
 
     /// The current part, open for a batch of rows.
-    pub fn page(&self) -> Page {
-        Page { part: self.part, open: OpenPart::of(NAMES[self.part]) }
+    pub fn page(&self, connection: &Connection) -> Result<Page> {
+        let open = OpenPart::of(NAMES[self.part]);
+        if open.is_none() {
+            // What others have added speaks up with the row that it is about, and as us no later.
+            connection.run_text(c"set constraints all immediate", true)?;
+        }
+        Ok(Page { part: self.part, open })
     }
 
     pub fn is_due(&self) -> bool {
@@ -129,15 +137,20 @@ impl Log {
         !self.is_fresh && clock::boot() > self.since + retention / 2
     }
 
-    /// Empty the next part and go on there. Returns the newest seq that was thrown away. In a transaction of its
-    /// own; an error (somebody reads the part just now) leaves everything as it is.
-    pub fn rotate(&self) -> Result<(Log, u64)> {
+    /// Empty the next part and go on there. Returns the newest seq that was thrown away. In a transaction of its own.
+    /// None: somebody reads that part just now; until they have done, the current one grows.
+    pub fn rotate(&self) -> Result<Option<(Log, u64)>> {
         let next = (self.part + 1) % PARTS;
+        let Some(part) = extension::relation(NAMES[next]) else { return Ok(None) };
+        // SAFETY: a lock on an oid, held until the transaction ends.
+        if !unsafe { pg_sys::ConditionalLockRelationOid(part, pg_sys::AccessExclusiveLock as i32) } {
+            return Ok(None);
+        }
         let connection = Connection::open()?;
         let rows = connection.run_text(NEWEST[next], false)?;
         let lost = rows.get(0, 0).map_or(0, |seq| seq.value() as u64);
         connection.run_text(TRUNCATE[next], true)?;
-        Ok((Log { part: next, since: clock::boot(), is_fresh: true }, lost))
+        Ok(Some((Log { part: next, since: clock::boot(), is_fresh: true }, lost)))
     }
 }
 

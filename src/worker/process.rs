@@ -46,7 +46,7 @@ pub fn wait(timeout: Duration, deaf: bool) {
     let milliseconds = timeout.as_micros().div_ceil(1_000) as std::ffi::c_long;
     // SAFETY: this process's own latch.
     unsafe {
-        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, milliseconds, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, milliseconds, wait_event(c"PresenceWorkerMain"));
         if !deaf {
             pg_sys::ResetLatch(pg_sys::MyLatch);
         }
@@ -55,6 +55,17 @@ pub fn wait(timeout: Duration, deaf: bool) {
             pg_sys::ConfigReloadPending = 0;
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
         }
+    }
+}
+
+/// What pg_stat_activity says while a process of ours waits: with a name of its own where the server has such.
+pub fn wait_event(_name: &CStr) -> u32 {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    return pg_sys::PG_WAIT_EXTENSION;
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: the server copies the name, and gives the same number for the same name.
+    unsafe {
+        pg_sys::WaitEventExtensionNew(_name.as_ptr())
     }
 }
 

@@ -3,23 +3,27 @@
 //! 1. Take a snapshot. A record is ready if its transaction is over by that snapshot.
 //! 2. Wait for the cells of transactions that are over but not through with their COMMIT callback (the commit
 //!    gap): then the ring has every record that is ready, so no version of a member is missing before another.
-//! 3. Read the ring, take the ready records in the order of their versions, conflate, count, number.
-//! 4. Write the log, NOTIFY, commit. The COMMIT callback marks the records as done: a worker that dies before has
-//!    published nothing, one that dies later everything.
+//! 3. Read the ring, take the oldest of the ready records, in the order of their versions, conflate, count, number.
+//! 4. Write the log and NOTIFY, until there are no more, or notifications take as much memory as they may. Commit.
+//!    The COMMIT callback marks the records as done: a worker that dies before has published nothing, one that dies
+//!    later everything.
 
 use super::connections::Connections;
-use super::gap::{Ready, conflate, ready_records};
-use super::house;
+use super::gap::{Batch, Ready, Window, conflate};
 use super::last_seen::LastSeen;
 use super::log::Log;
 use super::process::transaction;
 use super::rotation::Rotation;
+use super::stuck::Stuck;
 use super::writer::Writer;
+use super::{house, memory};
+use crate::clock;
 use crate::error::{Error, Result};
-use crate::event::record::{Kind, Record};
+use crate::event::record::Kind;
 use crate::extension::Extension;
 use crate::lease::shared::leases;
 use crate::settings;
+use crate::shared::trouble::Part;
 use crate::shared::{self, Database};
 use crate::spi::{self, Connection};
 use crate::subtransaction::{Failure, attempt};
@@ -30,9 +34,18 @@ use std::sync::atomic::{AtomicU32, Ordering::*};
 /// Records published in one transaction, at most: the NOTIFY lock is held for one commit, not for a flood.
 const BATCH: usize = 5_000;
 
+/// An event that waits is given up when others have overtaken it for so long, or when the ring has no other room.
+const PATIENCE: u64 = 60_000_000;
+const NEARLY_FULL: u64 = 8;
+
 pub struct Publisher {
-    /// None: to be built from the table, at start and whenever a batch failed or records were lost.
-    connections: Option<Connections>,
+    /// Begun anew whenever a batch failed or records were lost.
+    connections: Connections,
+    /// Members with an event that could not be written for now.
+    waiting: Stuck,
+    /// How far the ring was looked through, and everything found to be published, or to wait.
+    looked: u64,
+    obeys_cancel: bool,
     log: Option<Log>,
     rotation: Rotation,
     last_seen: LastSeen,
@@ -42,14 +55,15 @@ pub struct Publisher {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     Together,
-    /// Each event in a subtransaction: what fails is dropped and answered with `resync`.
+    /// Each event in a subtransaction. What fails is dropped and answered with `resync`; or it waits, if it may be
+    /// better later, and with it what follows of the same member.
     OneByOne,
     /// The NOTIFY queue is full: the log is written, listeners hear `resync` when there is room.
     LogOnly,
 }
 
 /// What the COMMIT callback does with a published batch.
-struct Batch {
+struct Committed {
     database: &'static Database,
     positions: Vec<u64>,
     seq: u64,
@@ -64,7 +78,7 @@ struct Batch {
 }
 
 thread_local! {
-    static BATCH_TO_COMMIT: RefCell<Option<Batch>> = const { RefCell::new(None) };
+    static BATCH_TO_COMMIT: RefCell<Option<Committed>> = const { RefCell::new(None) };
 }
 
 /// Once for each worker.
@@ -111,35 +125,48 @@ unsafe extern "C-unwind" fn at_transaction_end(
 impl Publisher {
     pub fn new() -> Publisher {
         Publisher {
-            connections: None,
+            connections: Connections::default(),
+            waiting: Stuck::new(100_000, 5_000_000),
+            looked: u64::MAX,
+            obeys_cancel: true,
             log: None,
             rotation: Rotation::default(),
-            last_seen: LastSeen::default(),
+            last_seen: LastSeen::new(),
         }
     }
 
-    /// Publish what is in the ring.
-    pub fn publish(&mut self, extension: &Extension) -> std::result::Result<Outcome, Failure> {
-        let mut way = Way::Together;
-        loop {
-            match self.try_publish(extension, way) {
-                Ok(outcome) => return Ok(outcome),
-                Err(failure) => {
-                    self.connections = None;
-                    match way {
-                        // It is no event's fault: all of them wait.
-                        _ if failure.passing => return Err(failure),
-                        Way::Together => way = Way::OneByOne,
-                        Way::OneByOne if failure.limit => {
-                            return match self.try_publish(extension, Way::LogOnly)? {
-                                Outcome::Published { .. } => Ok(Outcome::QueueFull(failure)),
-                                outcome => Ok(outcome),
-                            };
-                        }
-                        _ => return Err(failure),
-                    }
-                }
-            }
+    /// Whether there is something to publish that was not there the last time.
+    pub fn has_events(&self, database: &'static Database) -> bool {
+        let ring = database.ring();
+        (database.owed_resync().is_some() && self.waiting.is_empty())
+            || self.rotation.is_due()
+            || (ring.used() > 0 && ring.head.load(Acquire) != self.looked)
+            || clock::boot() >= self.waiting.next()
+    }
+
+    /// When to try again what could not be written.
+    pub fn next_attempt(&self) -> u64 {
+        self.waiting.next()
+    }
+
+    /// Publish a batch of what is in the ring. `obeys_cancel`: a cancel is not taken for the failure of an event.
+    pub fn publish(
+        &mut self,
+        extension: &Extension,
+        obeys_cancel: bool,
+    ) -> std::result::Result<Outcome, Failure> {
+        self.obeys_cancel = obeys_cancel;
+        match self.try_publish(extension, Way::Together) {
+            Err(failure) if !(failure.cancelled && obeys_cancel) => {}
+            result => return result,
+        }
+        let failure = match self.try_publish(extension, Way::OneByOne) {
+            Err(failure) if failure.limit => failure,
+            result => return result,
+        };
+        match self.try_publish(extension, Way::LogOnly)? {
+            Outcome::Published { .. } => Ok(Outcome::QueueFull(failure)),
+            outcome => Ok(outcome),
         }
     }
 
@@ -148,20 +175,24 @@ impl Publisher {
         let resync = extension.database.owed_resync();
         if resync.is_some() {
             // Records are missing: what we counted is wrong.
-            self.connections = None;
+            self.connections = Connections::default();
         }
         let rotation = self.rotation.clone();
-        let mut gone = Vec::new();
+        let mut done = Done { looked: u64::MAX, ..Done::default() };
         let result = transaction(c"publishing events", || {
             if !house::is_still_ours(extension)? {
                 return Ok(Outcome::Stale);
             }
-            let Some(ready) = ready_records(extension)? else { return Ok(Outcome::Blocked) };
-            if ready.records.is_empty() && resync.is_none() && !self.rotation.is_due() {
+            let Some(window) = Window::open(extension)? else { return Ok(Outcome::Blocked) };
+            let now = clock::boot();
+            let batch = window.take(BATCH, memory::for_records(), |hash| self.waiting.waits(hash, now));
+            if batch.ready.is_empty() && resync.is_none() && !self.rotation.is_due() {
+                done.looked = window.looked();
                 return Ok(Outcome::Nothing);
             }
-            gone = leaves(&ready.records);
-            let outcome = spi::as_role(extension.owner, || self.write(extension, ready, way, resync))?;
+            let outcome = spi::as_role(extension.owner, || {
+                self.write(extension, &window, batch, way, resync, &mut done)
+            })?;
             if way != Way::LogOnly {
                 crate::injection::fill_notify_queue();
             }
@@ -170,57 +201,86 @@ impl Publisher {
         });
         extension.database.flushed.store(extension.database.tail.load(Acquire), Release);
         match result {
-            Ok(Outcome::Published { more }) => {
-                // Those of later batches do not match yet, or are done there.
-                for (hash, version) in gone {
-                    leases().free(&extension.key_of(hash), version);
-                }
-                if way == Way::LogOnly {
+            Ok(outcome) => {
+                self.finish(extension, done);
+                if way == Way::LogOnly && matches!(outcome, Outcome::Published { .. }) {
                     extension.database.ask_resync();
                 }
-                Ok(Outcome::Published { more })
+                Ok(outcome)
             }
-            Ok(outcome) => Ok(outcome),
             Err(failure) => {
                 // Nothing of it happened.
+                self.connections = Connections::default();
+                self.looked = u64::MAX;
                 self.rotation = rotation;
                 Err(failure)
             }
         }
     }
 
+    /// The batch is committed.
+    fn finish(&mut self, extension: &Extension, done: Done) {
+        self.looked = done.looked;
+        for (hash, version) in done.gone {
+            leases().free(&extension.key_of(hash), version);
+        }
+        done.written.into_iter().for_each(|hash| self.waiting.is_over(hash));
+        let now = clock::boot();
+        for (hash, failure) in done.waiting {
+            extension.database.trouble.failed(Part::Events, &failure.message);
+            if self.waiting.failed(hash, now) {
+                pgrx::log!(
+                    "presence_ext: publishing an event failed and will be tried again: {}",
+                    failure.message
+                );
+            }
+        }
+        self.waiting.forget_gone(now);
+        if self.waiting.is_empty() {
+            extension.database.trouble.is_over(Part::Events);
+        }
+    }
+
     fn write(
         &mut self,
         extension: &Extension,
-        ready: Ready,
+        window: &Window,
+        batch: Batch,
         way: Way,
         resync: Option<u64>,
+        done: &mut Done,
     ) -> Result<Outcome> {
-        let Ready { mut records, mut positions } = ready;
+        let Batch { ready, mut more } = batch;
         if self.log.is_none() {
             self.log = Some(Log::open()?);
         }
-        let mut connections = match self.connections.take() {
-            Some(connections) => connections,
-            None => Connections::build(&records)?,
-        };
-        let more = records.len() > BATCH;
-        records.truncate(BATCH);
-        positions.truncate(BATCH);
-        self.last_seen.note(&records);
+        self.connections.learn(&ready, window)?;
         let connection = Connection::open()?;
         let Some(log) = &mut self.log else { return Err(Error::NotInstalled) };
         let mut writer = Writer::new(extension, &connection, log, &mut self.rotation, way == Way::LogOnly)?;
-        let mut dropped = 0;
-        let records = if settings::notify_delay() > 0 { conflate(records) } else { records };
-        for record in &records {
-            let counted = connections.count(record);
-            if way != Way::OneByOne {
+        let (mut dropped, mut positions) = (0, Vec::new());
+        let ready = if settings::notify_delay() > 0 { conflate(ready) } else { ready };
+        let mut waiting: Vec<(Ready, Failure)> = Vec::new();
+        for event in ready {
+            if writer.is_full() {
+                more = true;
+                break;
+            }
+            let record = &event.record;
+            if waiting.iter().any(|(earlier, _)| earlier.record.hash == record.hash) {
+                continue;
+            }
+            let counted = self.connections.count(record);
+            if way == Way::Together {
                 writer.event(record, &counted)?;
             } else if let Err(failure) = writer.attempt(|writer| attempt(|| writer.event(record, &counted))) {
+                if failure.cancelled && self.obeys_cancel {
+                    failure.raise();
+                }
                 if failure.passing {
-                    // All of them wait; the next attempt says why.
-                    return Err(Error::Spi { code: pg_sys::SPI_ERROR_TRANSACTION });
+                    self.connections.take_back(record);
+                    waiting.push((event, failure));
+                    continue;
                 }
                 pgrx::warning!(
                     "presence_ext dropped an event that it could not publish: {}",
@@ -228,9 +288,30 @@ impl Publisher {
                 );
                 dropped += 1;
             }
+            done.published(event, &mut self.last_seen, &mut positions);
+        }
+        // What waits while others are written is given up in the end; while nothing can be written, it is kept.
+        let ring = extension.database.ring();
+        let is_nearly_full = ring.free() < ring.size() / NEARLY_FULL;
+        for (event, failure) in waiting {
+            let since = self.waiting.since(event.record.hash);
+            let too_long = since.is_some_and(|since| clock::boot() > since + PATIENCE);
+            let others_wait = is_nearly_full || too_long || resync.is_some();
+            if others_wait && (!done.written.is_empty() || (too_long && resync.is_some())) {
+                pgrx::warning!("presence_ext dropped an event that others waited for: {}", failure.message);
+                dropped += 1;
+                self.connections.count(&event.record);
+                done.published(event, &mut self.last_seen, &mut positions);
+            } else {
+                done.waiting.push((event.record.hash, failure));
+            }
+        }
+        if !more {
+            done.looked = window.looked();
         }
         // Last, when nothing older is left in the ring: whoever lists now hears only what is newer.
-        let resync = resync.filter(|_| !more && way != Way::LogOnly);
+        let nothing_older = !more && done.waiting.is_empty() && self.waiting.is_empty();
+        let resync = resync.filter(|_| nothing_older && way != Way::LogOnly);
         if resync.is_some() {
             writer.resync()?;
         }
@@ -238,7 +319,7 @@ impl Publisher {
         if written.events > 0 {
             log.is_fresh = false;
         }
-        BATCH_TO_COMMIT.set(Some(Batch {
+        BATCH_TO_COMMIT.set(Some(Committed {
             database: extension.database,
             positions,
             seq: written.seq,
@@ -248,13 +329,12 @@ impl Publisher {
             dropped,
             epochs: written.epochs,
         }));
-        self.connections = (dropped == 0).then_some(connections);
         Ok(Outcome::Published { more })
     }
 
     /// Write down who was seen when, if it is time.
-    pub fn write_last_seen(&mut self, extension: &Extension) -> std::result::Result<(), Failure> {
-        self.last_seen.write(extension)
+    pub fn write_last_seen(&mut self, extension: &Extension) {
+        self.last_seen.write(extension);
     }
 
     /// Say `relisten` again on channels that were rotated a while ago.
@@ -262,19 +342,40 @@ impl Publisher {
         self.rotation.repeat(extension)
     }
 
-    /// Rooms whose rotation had to wait: now is the time.
-    pub fn rotation_is_due(&self) -> bool {
-        self.rotation.is_due()
-    }
-
-    /// Rotate the log when it is time. Somebody who reads the part makes us try again later.
+    /// Rotate the log when it is time, and nobody reads the part that is next.
     pub fn rotate_log(&mut self, extension: &Extension) -> std::result::Result<(), Failure> {
         let Some(log) = self.log.as_ref().filter(|log| log.is_due()) else { return Ok(()) };
-        let (next, lost) =
+        let rotated =
             transaction(c"rotating the event log", || spi::as_role(extension.owner, || log.rotate()))?;
-        extension.database.log_floor.fetch_max(lost, AcqRel);
-        self.log = Some(next);
+        if let Some((next, lost)) = rotated {
+            extension.database.log_floor.fetch_max(lost, AcqRel);
+            self.log = Some(next);
+        }
         Ok(())
+    }
+}
+
+/// What became of a batch, if it is committed.
+#[derive(Default)]
+struct Done {
+    /// Members that left, with the versions of their tombstones, to free these.
+    gone: Vec<(u128, u64)>,
+    /// Members of whom something was published.
+    written: Vec<u128>,
+    waiting: Vec<(u128, Failure)>,
+    /// There is nothing else in the ring up to here, but what waits.
+    looked: u64,
+}
+
+impl Done {
+    fn published(&mut self, event: Ready, last_seen: &mut LastSeen, positions: &mut Vec<u64>) {
+        let record = &event.record;
+        if record.kind == Kind::Leave {
+            self.gone.push((record.hash, record.hidden_version));
+        }
+        self.written.push(record.hash);
+        last_seen.note(record);
+        positions.extend(event.positions);
     }
 }
 
@@ -290,13 +391,4 @@ pub enum Outcome {
         /// There is more to do at once.
         more: bool,
     },
-}
-
-/// The members that leave in these records, with the versions of their tombstones, to free these afterwards.
-fn leaves(records: &[Record]) -> Vec<(u128, u64)> {
-    records
-        .iter()
-        .filter(|record| record.kind == Kind::Leave)
-        .map(|record| (record.hash, record.hidden_version))
-        .collect()
 }

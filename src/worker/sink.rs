@@ -4,7 +4,10 @@
 
 use super::house;
 use super::launcher::background_worker;
+use super::memory;
+use super::place::Place;
 use super::process::{self, transaction};
+use super::sweeper::raw_length;
 use crate::clock;
 use crate::error::{Error, Result, printable};
 use crate::extension::{self, Extension};
@@ -16,7 +19,7 @@ use crate::sqlfn::varlena;
 use crate::subtransaction::Failure;
 use pgrx::pg_sys::Datum;
 use pgrx::{pg_guard, pg_sys};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::sync::atomic::Ordering::*;
 use std::time::Duration;
@@ -28,7 +31,6 @@ const LONGEST_PAUSE: u64 = 30 * SECOND;
 thread_local! {
     /// As the database has it: the sink's function shall find what its author expects. Ours is pinned.
     static SEARCH_PATH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    static MINE: Cell<Option<&'static Database>> = const { Cell::new(None) };
 }
 
 /// From the database's worker, once a second: start the process if there is a sink and no process.
@@ -72,31 +74,13 @@ pub extern "C-unwind" fn presence_sink_worker(argument: Datum) {
     }) else {
         return;
     };
-    if !take_place(extension.database) {
+    let database = extension.database;
+    let sink = &database.sink;
+    let place = Place { database, pid: &sink.pid, process: &sink.process, leaving: |_| {}, left: || {} };
+    if !place.take() {
         return;
     }
     run(&extension);
-}
-
-fn take_place(database: &'static Database) -> bool {
-    // SAFETY: plain reads of this process's state; the callback has the right signature.
-    unsafe {
-        if database.sink.pid.compare_exchange(0, pg_sys::MyProcPid, AcqRel, Acquire).is_err() {
-            return false;
-        }
-        MINE.set(Some(database));
-        pg_sys::before_shmem_exit(Some(leave_place), Datum::from(0));
-        database.sink.process.store(pg_sys::MyProc, Release);
-    }
-    true
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn leave_place(_code: i32, _argument: Datum) {
-    if let Some(database) = MINE.take() {
-        database.sink.process.store(std::ptr::null_mut(), Release);
-        database.sink.pid.store(0, Release);
-    }
 }
 
 fn run(extension: &Extension) {
@@ -174,16 +158,25 @@ static ADVANCE: Statement = Statement {
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID],
 };
 
-/// The next events; where the log does not reach back, a `resync` comes first.
+/// The next events, with what is large in them.
+static NEXT: Statement = Statement {
+    sql: c"select e.seq, e.state, e.metadata from presence.event e where e.seq operator(pg_catalog.>) $1
+           order by e.seq limit 1000",
+    arguments: &[pg_sys::INT8OID],
+};
+
+/// The next events up to a seq; where the log does not reach back, a `resync` comes first.
 static BATCH: Statement = Statement {
     sql: c"select pg_catalog.array_agg(b.e order by b.seq), pg_catalog.max(b.seq)
-           from ((select e, e.seq from presence.event e where e.seq operator(pg_catalog.>) $1 order by e.seq limit 1000)
+           from ((select e, e.seq from presence.event e
+                  where e.seq operator(pg_catalog.>) $1 and e.seq operator(pg_catalog.<=) $2
+                  order by e.seq limit 1000)
                  union all
                  select pg_catalog.jsonb_populate_record(null::presence.event,
                             pg_catalog.jsonb_build_object('seq', presence._log_floor(), 'event', 'resync')),
                         presence._log_floor()
                  where $1 operator(pg_catalog.<) presence._log_floor()) b",
-    arguments: &[pg_sys::INT8OID],
+    arguments: &[pg_sys::INT8OID, pg_sys::INT8OID],
 };
 
 /// Give the function its next batch. Returns whether there was one.
@@ -202,7 +195,8 @@ fn feed(extension: &Extension) -> std::result::Result<bool, Failure> {
                 .get(0, 0)
                 .map_or(0, |position| position.value() as i64),
         };
-        let batch = connection.run(&BATCH, &[Some(Datum::from(position))], false)?;
+        let last = Datum::from(last_that_fits(&connection, position)?);
+        let batch = connection.run(&BATCH, &[Some(Datum::from(position)), Some(last)], false)?;
         let (Some(events), Some(last)) = (batch.get(0, 0), batch.get(0, 1)) else {
             return Ok((position, false));
         };
@@ -214,6 +208,22 @@ fn feed(extension: &Extension) -> std::result::Result<bool, Failure> {
         extension.database.sink.position.store(position as u64, Release);
         more
     })
+}
+
+/// The seq up to which a batch takes as much memory as it may; one event at least.
+fn last_that_fits(connection: &Connection, position: i64) -> Result<i64> {
+    let rows = connection.run(&NEXT, &[Some(Datum::from(position))], false)?;
+    let (mut last, mut size) = (position, 0);
+    for row in 0..rows.count {
+        // SAFETY: jsonb; looks at its header.
+        let length = |column| rows.get(row, column).map_or(0, |jsonb| unsafe { raw_length(jsonb) });
+        size += length(1) + length(2) + 2_000;
+        if row > 0 && size > memory::for_sink() {
+            break;
+        }
+        last = rows.number(row, 0) as i64;
+    }
+    Ok(last)
 }
 
 fn find_function(name: &[u8]) -> Result<(pg_sys::Oid, Vec<u8>)> {

@@ -2,41 +2,39 @@
 //!
 //! Readers do not depend on it: an expired member is invisible from its deadline on. The sweeper makes the leave.
 
+use super::memory;
+use super::walk::{Due, Walk};
 use crate::clock;
 use crate::error::Result;
+use crate::event::record::size_of_record;
 use crate::extension::Extension;
 use crate::lease::shared::leases;
-use crate::lease::table::{CLAIMED, Key, Lease, TOMBSTONE};
+use crate::lease::table::{CLAIMED, Lease};
+use crate::member;
 use crate::member::intent::{self, Intent};
-use crate::member::{self, session};
-use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{hash_of, uuids};
+use crate::spi::{self, Connection, Rows, Statement};
+use crate::sqlfn::{decode, hash_of, uuid, uuids};
+use crate::subtransaction::attempt;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashSet;
-use std::sync::atomic::Ordering::*;
+use std::ffi::{CStr, CString};
 
-/// Rows deleted in one transaction, at most.
-const BATCH: usize = 1_000;
+/// Rows looked at in one transaction, at most.
+pub const BATCH: usize = 1_000;
 
-/// Rows in key order, those that somebody has locked left for the next time; of these as many as fit into
-/// $2 bytes of events. The claim looks at the rows as locked: before the lock somebody may be renewing them.
+/// Rows in key order, those that somebody has locked left for the next time. The claim looks at the rows as locked:
+/// before the lock somebody may be renewing them.
+static LOCK: Statement = Statement {
+    sql: c"select key_hash, version, generation, deadline, session,
+                  room, member_id, connection_id, user_id, status, state, metadata, audience
+           from presence.member where key_hash operator(pg_catalog.=) any ($1)
+           order by key_hash for update skip locked",
+    arguments: &[pg_sys::UUIDARRAYOID],
+};
+
 static DELETE: Statement = Statement {
-    sql: c"with locked as materialized (
-               select key_hash, version, generation, deadline, session,
-                      pg_catalog.pg_column_size(state) operator(pg_catalog.+) pg_catalog.pg_column_size(metadata)
-                          as size
-               from presence.member where key_hash operator(pg_catalog.=) any ($1)
-               order by key_hash for update skip locked),
-           fitting as materialized (
-               select l.*, pg_catalog.sum(size operator(pg_catalog.+) 400) over (order by key_hash) as total
-               from locked l),
-           claimed as materialized (
-               select key_hash from fitting
-               where total operator(pg_catalog.<=) $2
-                 and presence._claim(key_hash, version, generation, deadline, session))
-           delete from presence.member m using claimed
-           where m.key_hash operator(pg_catalog.=) claimed.key_hash",
-    arguments: &[pg_sys::UUIDARRAYOID, pg_sys::INT8OID],
+    sql: c"delete from presence.member where key_hash operator(pg_catalog.=) any ($1) returning key_hash",
+    arguments: &[pg_sys::UUIDARRAYOID],
 };
 
 static PRESENT: Statement = Statement {
@@ -44,86 +42,131 @@ static PRESENT: Statement = Statement {
     arguments: &[pg_sys::UUIDARRAYOID],
 };
 
-static SLOTLESS: Statement = Statement {
-    sql: c"select key_hash from presence.member where not presence._has_slot(key_hash)",
-    arguments: &[],
+static NAME: Statement = Statement {
+    sql: c"select pg_catalog.format('room %s, member_id %s, connection_id %s', pg_catalog.quote_literal(room),
+                                    pg_catalog.quote_literal(member_id), pg_catalog.quote_literal(connection_id))
+           from presence.member where key_hash operator(pg_catalog.=) $1",
+    arguments: &[pg_sys::UUIDOID],
 };
 
-/// Delete these members, if their time is over. Returns how many were. Runs as the extension's owner.
-pub fn delete(extension: &Extension, keys: &[u128], bytes: u64) -> Result<usize> {
-    if keys.is_empty() {
-        return Ok(0);
+/// What became of members that may be over.
+#[derive(Default)]
+pub struct Deleted {
+    pub gone: Vec<u128>,
+    /// They were ours to delete, and are still there: somebody's trigger or rule keeps their rows.
+    pub kept: Vec<u128>,
+    /// The event buffer has no room for their leaves.
+    pub unfit: Vec<u128>,
+    /// What the leaves take in the event buffer.
+    pub bytes: u64,
+}
+
+/// What the worker says before it deletes: whoever else has a say shall say it now, and as the extension's owner;
+/// and whoever holds a lock that somebody's trigger wants holds up the others for a moment only.
+pub const BEFORE: &CStr = c"set constraints all immediate; set local lock_timeout = '20ms'";
+
+/// How many bytes of leaves a transaction may make.
+#[derive(Clone, Copy)]
+pub struct Room {
+    together: u64,
+    /// One that is larger may go alone.
+    alone: u64,
+}
+
+impl Room {
+    /// For the worker: at most half of what is free, so that others have the rest, and little enough to be soon done.
+    pub fn for_worker(extension: &Extension) -> Room {
+        let ring = extension.database.ring();
+        let together = (ring.free() / 2).min(ring.size() / 8).min(memory::for_leaves() as u64);
+        Room { together, alone: ring.free() }
     }
+}
+
+/// Delete these members, if their time is over and there is room for their leaves. Runs as the extension's owner.
+pub fn delete(extension: &Extension, keys: &[u128], room: Room, before: &CStr) -> Result<Deleted> {
     spi::as_role(extension.owner, || {
-        let _intent = intent::set(keys.to_vec(), Intent { expiring: true, ..Intent::default() });
-        let values = [Some(uuids(keys)), Some(Datum::from(bytes as i64))];
-        let deleted = Connection::open()?.run(&DELETE, &values, true)?.count;
+        let connection = Connection::open()?;
+        if !before.is_empty() {
+            connection.run_text(before, true)?;
+        }
+        let mut deleted = Deleted::default();
+        let (claimed, now) = (lock(extension, &connection, keys, room, &mut deleted)?, clock::boot());
+        let claimed: Vec<u128> = claimed
+            .into_iter()
+            .filter(|(hash, lease)| member::lease::claim(&extension.key_of(*hash), lease, now))
+            .map(|(hash, _)| hash)
+            .collect();
+        if claimed.is_empty() {
+            return Ok(deleted);
+        }
+        let _intent = intent::set(claimed.clone(), Intent { expiring: true, ..Intent::default() });
+        deleted.gone = hashes(&connection.run(&DELETE, &[Some(uuids(&claimed))], true)?);
+        let gone: HashSet<&u128> = deleted.gone.iter().collect();
+        deleted.kept = claimed.into_iter().filter(|hash| !gone.contains(hash)).collect();
         crate::injection::stall("claimed");
         Ok(deleted)
     })
 }
 
-/// What is due for deletion now, in batches in key order.
-pub struct Due {
-    pub batches: Vec<Vec<u128>>,
-    /// Members of sessions that are over were found: look again whether all are gone.
-    pub sessions_left: bool,
-    /// How late the oldest of them is, in microseconds.
-    pub lateness: u64,
-    /// The slots among them, to free where no row is left.
-    slots: Vec<(Key, Lease)>,
+/// Lock the rows; those that fit.
+fn lock(
+    extension: &Extension,
+    connection: &Connection,
+    keys: &[u128],
+    room: Room,
+    deleted: &mut Deleted,
+) -> Result<Vec<(u128, crate::lease::rule::RowLease)>> {
+    let rows = connection.run(&LOCK, &[Some(uuids(keys))], true)?;
+    let ring_size = extension.database.ring().size();
+    let mut fitting = Vec::new();
+    for row in 0..rows.count {
+        // SAFETY: a uuid.
+        let Some(hash) = rows.get(row, 0).map(|hash| unsafe { hash_of(hash) }) else { continue };
+        let size = size_of_leave(&rows, row);
+        // One that would never have room is not waited for.
+        let alone = deleted.bytes == 0 && (size <= room.alone || size > ring_size);
+        if deleted.bytes + size > room.together && !alone {
+            deleted.unfit.push(hash);
+            continue;
+        }
+        deleted.bytes += size;
+        fitting.push((hash, member::lease::found(&rows, row, [1, 2, 3, 4])));
+    }
+    Ok(fitting)
 }
 
-/// Look through the leases, and for rows without one; `again`: also for members of sessions that are over, though no
-/// other session ended since.
-pub fn due(extension: &Extension, again: bool) -> Result<Due> {
-    let database = extension.database;
-    let now = clock::boot();
-    let relation = u32::from(extension.member);
-    let mut slots = leases().expired(extension.database_index, now);
-    slots.retain(|(key, _)| key.relation == relation);
-    let sessions = database.ended_sessions.swap(0, AcqRel) > 0 || again;
-    let mut sessions_left = false;
-    if sessions {
-        let live = session::live(extension);
-        let over = leases().collect(|key, lease| {
-            key.database == extension.database_index
-                && key.relation == relation
-                && lease.session != 0
-                && lease.deadline != TOMBSTONE
-                && !live.contains(&lease.session)
-        });
-        // Some may be locked, by a change that is about to commit or fail: look again until none is left.
-        sessions_left = !over.is_empty();
-        slots.extend(over);
-    }
-    let mut keys: Vec<u128> = slots.iter().map(|(key, _)| key.hash).collect();
-    keys.extend(slotless(extension)?);
-    keys.sort_unstable();
-    keys.dedup();
-    let ended = |lease: &Lease| lease.last_seen.saturating_add(lease.ttl);
-    let lateness = slots.iter().map(|(_, lease)| now.saturating_sub(ended(lease))).max().unwrap_or(0);
-    Ok(Due { sessions_left, lateness, batches: keys.chunks(BATCH).map(<[u128]>::to_vec).collect(), slots })
+/// What the leave of a row will take in the event buffer: there nothing is compressed.
+fn size_of_leave(rows: &Rows, row: usize) -> u64 {
+    // SAFETY: the eight columns of an image, all of them varlena; looks at their headers.
+    let length = |column| rows.get(row, column).map(|datum| unsafe { raw_length(datum) });
+    size_of_record(std::array::from_fn(|field| length(5 + field))) as u64
 }
 
-/// Members whose lease lives in the row. When there are none left, nobody need look for them.
-fn slotless(extension: &Extension) -> Result<Vec<u128>> {
-    let known = extension.database.slotless.load(Acquire);
-    if known == 0 {
-        return Ok(Vec::new());
-    }
+/// How many bytes a value has, once it is neither compressed nor out of line.
+///
+/// # Safety
+/// `datum` is a varlena.
+pub unsafe fn raw_length(datum: Datum) -> usize {
+    // SAFETY: the caller's promise. The size is that with a full header.
+    unsafe { pg_sys::toast_raw_datum_size(datum) as usize - pg_sys::VARHDRSZ }
+}
+
+/// The first column: uuids.
+pub fn hashes(rows: &Rows) -> Vec<u128> {
+    // SAFETY: uuids.
+    (0..rows.count).filter_map(|row| rows.get(row, 0)).map(|hash| unsafe { hash_of(hash) }).collect()
+}
+
+/// A member, in words.
+pub fn name(hash: u128) -> Result<String> {
     let connection = Connection::open()?;
-    let rows = connection.run(&SLOTLESS, &[], false)?;
-    if rows.count == 0 {
-        let _ = extension.database.slotless.compare_exchange(known, 0, AcqRel, Relaxed);
-    }
-    // SAFETY: a uuid.
-    Ok((0..rows.count).filter_map(|row| rows.get(row, 0)).map(|hash| unsafe { hash_of(hash) }).collect())
+    let rows = connection.run(&NAME, &[Some(uuid(hash))], false)?;
+    Ok(rows.text(0, 0).map_or_else(String::new, decode))
 }
 
 static ADOPTABLE: Statement = Statement {
     sql: c"select key_hash, user_id, ttl, version, generation, deadline, session from presence.member \
-           where not presence._has_slot(key_hash) limit 10000 for no key update skip locked",
+           where not presence._has_slot(key_hash) limit 1000 for no key update skip locked",
     arguments: &[],
 };
 
@@ -162,20 +205,17 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
             return Ok(false);
         }
     }
-    Ok(rows.count == 10_000)
+    Ok(rows.count == 1_000)
 }
 
 /// Free the slots whose rows are gone. A slot without a row is left over from a change that lost a race, or its
 /// DELETE was ours and has made it a tombstone, which goes once nothing older can commit.
 pub fn free_rowless(due: &Due) -> Result<()> {
-    let claimed: Vec<&(Key, Lease)> = due.slots.iter().collect();
-    for batch in claimed.chunks(BATCH) {
+    for batch in due.slots.chunks(BATCH) {
         let keys: Vec<u128> = batch.iter().map(|(key, _)| key.hash).collect();
         let connection = Connection::open()?;
         let rows = connection.run(&PRESENT, &[Some(uuids(&keys))], false)?;
-        // SAFETY: a uuid.
-        let present: HashSet<u128> =
-            (0..rows.count).filter_map(|row| rows.get(row, 0)).map(|hash| unsafe { hash_of(hash) }).collect();
+        let present: HashSet<u128> = hashes(&rows).into_iter().collect();
         for (key, lease) in batch.iter().filter(|(key, _)| !present.contains(&key.hash)) {
             if leases().claim(key, lease.generation, clock::boot(), false) {
                 leases().free(key, lease.version);
@@ -185,12 +225,54 @@ pub fn free_rowless(due: &Due) -> Result<()> {
     Ok(())
 }
 
-/// SQL `presence.sweep()`: what the worker does, here and now.
+static CONSTRAINTS: Statement = Statement {
+    sql: c"select 'set constraints ' operator(pg_catalog.||)
+                  pg_catalog.string_agg(pg_catalog.format('%I.%I', n.nspname, c.conname), ', ')
+                  operator(pg_catalog.||) ' immediate'
+           from pg_catalog.pg_constraint c
+                join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.connamespace
+           where c.condeferrable and (c.confrelid operator(pg_catalog.=) 'presence.member'::pg_catalog.regclass
+                                      or c.conrelid operator(pg_catalog.=) 'presence.member'::pg_catalog.regclass)",
+    arguments: &[],
+};
+
+/// Constraints of the members that would be looked at when the caller commits: they shall speak up at once.
+fn constraints() -> Result<CString> {
+    let connection = Connection::open()?;
+    let rows = connection.run(&CONSTRAINTS, &[], false)?;
+    Ok(CString::new(rows.text(0, 0).unwrap_or_default()).unwrap_or_default())
+}
+
+/// SQL `presence.sweep()`: what the worker does, here and now. What does not fit into the event buffer, or cannot be
+/// deleted, is left to the worker.
 pub fn sweep_now(extension: &Extension) -> Result<usize> {
-    let due = spi::as_role(extension.owner, || due(extension, true))?;
-    let mut deleted = 0;
-    for batch in &due.batches {
-        deleted += delete(extension, batch, i64::MAX as u64)?;
+    let before = constraints()?;
+    let mut walk = Walk::start(extension, true);
+    let (mut count, mut left, mut why) = (0, 0, String::new());
+    let mut free = extension.database.ring().free();
+    while let Some(due) = spi::as_role(extension.owner, || walk.next(extension, |_| false))? {
+        let mut parts: Vec<&[u128]> = Due::batches(&due.keys).collect();
+        while let Some(part) = parts.pop() {
+            let room = Room { together: free, alone: free };
+            match attempt(|| delete(extension, part, room, &before)) {
+                Ok(deleted) => {
+                    free = free.saturating_sub(deleted.bytes);
+                    count += deleted.gone.len();
+                }
+                Err(failure) if failure.passing => failure.raise(),
+                Err(failure) if part.len() == 1 => {
+                    left += 1;
+                    why = failure.message;
+                }
+                Err(_) => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
+            }
+        }
     }
-    Ok(deleted)
+    if left > 0 {
+        pgrx::warning!("presence_ext: members that could not be removed: {left}: {why}");
+    }
+    Ok(count)
 }

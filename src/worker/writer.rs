@@ -2,7 +2,8 @@
 
 use super::connections::Counted;
 use super::line::{Line, Rendered};
-use super::log::{Log, Page, Values};
+use super::log::{FORGET, Log, Page, Values};
+use super::memory::{self, Scratch};
 use super::rotation::Rotation;
 use crate::authorizer;
 use crate::clock;
@@ -13,11 +14,11 @@ use crate::event::record::{Field, Image, Kind, Reason, Record};
 use crate::extension::{Extension, Purpose};
 use crate::policy;
 use crate::settings::{self, NotifyPayload};
-use crate::spi::{Connection, Statement};
+use crate::spi::Connection;
 use crate::sqlfn::{decode, text_array, texts_of, varlena};
 use crate::subtransaction::Failure;
+use pgrx::pg_sys::Datum;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
-use pgrx::pg_sys::{self, Datum};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::atomic::{AtomicU32, Ordering::*};
@@ -36,12 +37,22 @@ pub struct Writer<'a> {
     doorbell_for_all_rooms: bool,
     /// Doorbells to ring at the end: one a channel, with the newest seq.
     rung: HashMap<String, u64>,
+    /// For what one line takes.
+    scratch: Scratch,
+    /// What is kept until the commit, for notifications and for what else grows with the batch.
+    memory: usize,
 }
 
-static FORGET: Statement = Statement {
-    sql: c"delete from presence.event where user_id operator(pg_catalog.=) $1",
-    arguments: &[pg_sys::TEXTOID],
-};
+/// What a notification takes until the commit: PostgreSQL keeps channel and payload in memory that comes in powers of
+/// two, with an entry in a list and in a hash table.
+fn memory_of(payload: usize) -> usize {
+    (payload + 64).next_power_of_two() + 128
+}
+
+/// A name that is rung at the end, and its notification.
+const BELL: usize = 400;
+/// What a subtransaction keeps until the commit.
+const SUBTRANSACTION: usize = 16 * 1024;
 
 /// What a batch came to.
 #[derive(Default)]
@@ -66,7 +77,7 @@ impl<'a> Writer<'a> {
         Ok(Writer {
             extension,
             connection,
-            page: log.page(),
+            page: log.page(connection)?,
             rotation,
             written: Written { seq: extension.database.seq.load(Acquire), ..Written::default() },
             quiet,
@@ -74,7 +85,14 @@ impl<'a> Writer<'a> {
                 || !policy::is_builtin(extension)?,
             doorbell_for_all_rooms: authorizer::is_set(),
             rung: HashMap::new(),
+            scratch: Scratch::new(),
+            memory: 0,
         })
+    }
+
+    /// Whether it is time to commit: what is kept until then is as much as it may be.
+    pub fn is_full(&self) -> bool {
+        self.memory > memory::for_notifications()
     }
 
     /// Try to write something that may fail: then nothing of it is counted.
@@ -82,6 +100,7 @@ impl<'a> Writer<'a> {
         &mut self,
         body: impl FnOnce(&mut Self) -> std::result::Result<(), Failure>,
     ) -> std::result::Result<(), Failure> {
+        self.memory += SUBTRANSACTION;
         let (seq, events, notifications) =
             (self.written.seq, self.written.events, self.written.notifications);
         let result = body(self);
@@ -111,8 +130,20 @@ impl<'a> Writer<'a> {
             self.rotation.ask(record.image.get(Field::Room));
             return Ok(());
         }
-        let audience = audience_of(&record.image)?;
+        let audience = self.scratch.within(|| audience_of(&record.image))?;
         let owner = record.image.get(Field::UserId).unwrap_or_default();
+        self.told(record, counted, audience, owner)?;
+        self.scratch.clear();
+        Ok(())
+    }
+
+    fn told(
+        &mut self,
+        record: &Record,
+        counted: &Counted,
+        audience: Vec<Vec<u8>>,
+        owner: &[u8],
+    ) -> Result<()> {
         match record.kind {
             Kind::Rotate => {}
             Kind::Forget => self.forget(owner)?,
@@ -215,7 +246,8 @@ impl<'a> Writer<'a> {
             tokens.push(own_token(image.get(Field::UserId).unwrap_or_default()));
             tokens
         };
-        let before = with_owner(audience_of(old)?, old);
+        let old_audience = self.scratch.within(|| audience_of(old))?;
+        let before = with_owner(old_audience.clone(), old);
         let now = with_owner(audience.clone(), &record.image);
         let lost: Vec<Vec<u8>> = before.iter().filter(|token| !covered(token, &now)).cloned().collect();
         let (kept, gained): (Vec<_>, Vec<_>) =
@@ -250,7 +282,7 @@ impl<'a> Writer<'a> {
                 tokens: reach(&kept, owner),
                 audience: kept,
                 for_service: true,
-                changed_audience: Some((audience_of(old)?, audience)),
+                changed_audience: Some((old_audience, audience)),
             },
         )?;
         if !gained.is_empty() {
@@ -299,8 +331,17 @@ impl<'a> Writer<'a> {
     fn line(&mut self, record: &Record, line: Line) -> Result<()> {
         self.written.seq += 1;
         self.written.events += 1;
+        self.scratch.within(|| self.page.insert(self.connection, &self.row(record, &line)))?;
+        self.scratch.clear();
+        let rendered = self.tell(record, &line);
+        self.scratch.clear();
+        rendered
+    }
+
+    /// A row of the log.
+    fn row(&self, record: &Record, line: &Line) -> Values {
         let text = |field| line.image.get(field).map(varlena);
-        let row: Values = [
+        [
             Some(Datum::from(self.written.seq as i64)),
             Some(Datum::from(line.version as i64)),
             Some(varlena(line.event.as_bytes())),
@@ -316,9 +357,7 @@ impl<'a> Writer<'a> {
             Some(Datum::from(record.at)),
             (record.kind != Kind::Room).then(|| Datum::from(record.joined_at)),
             Some(text_array(&line.audience)),
-        ];
-        self.page.insert(self.connection, &row)?;
-        self.tell(record, &line)
+        ]
     }
 
     fn tell(&mut self, record: &Record, line: &Line) -> Result<()> {
@@ -344,25 +383,34 @@ impl<'a> Writer<'a> {
         if self.doorbell {
             bells.extend(whole.drain(..).chain(service.drain(..)));
         }
+        if !whole.is_empty() || !service.is_empty() {
+            let (payload, for_service) =
+                self.scratch.within(|| self.payloads(record, line, !service.is_empty()));
+            // What one line may take: the rest of an audience that is too wide hears that there is something.
+            let most = memory::for_payloads_of_a_line() / memory_of(payload.len());
+            bells.extend(whole.drain(whole.len().min(most)..));
+            whole.iter().try_for_each(|name| self.notify(name, &payload))?;
+            service.iter().try_for_each(|name| self.notify(name, &for_service))?;
+        }
+        self.memory += bells.len() * BELL;
         let seq = self.written.seq;
         self.rung.extend(bells.into_iter().map(|name| (name, seq)));
-        if whole.is_empty() && service.is_empty() {
-            return Ok(());
-        }
-        let rendered = Rendered::new(record, line);
-        if !whole.is_empty() {
-            let payload = rendered.payload(record.kind, seq, line, None);
-            whole.iter().try_for_each(|name| self.notify(name, &payload))?;
-        }
-        if !service.is_empty() {
-            let text = |tokens: &[Vec<u8>]| tokens.iter().map(|token| decode(token)).collect::<Vec<_>>();
-            let (old, new) =
-                line.changed_audience.as_ref().map_or((None, &line.audience), |(old, new)| (Some(old), new));
-            let (audience, old) = (text(new), old.map(|old| text(old)));
-            let payload = rendered.payload(record.kind, seq, line, Some((&audience, old.as_deref())));
-            service.iter().try_for_each(|name| self.notify(name, &payload))?;
-        }
         Ok(())
+    }
+
+    /// The payload for the audience, and the one for service roles.
+    fn payloads(&self, record: &Record, line: &Line, for_service: bool) -> (String, String) {
+        let seq = self.written.seq;
+        let rendered = Rendered::new(record, line);
+        let payload = rendered.payload(record.kind, seq, line, None);
+        if !for_service {
+            return (payload, String::new());
+        }
+        let text = |tokens: &[Vec<u8>]| tokens.iter().map(|token| decode(token)).collect::<Vec<_>>();
+        let (old, new) =
+            line.changed_audience.as_ref().map_or((None, &line.audience), |(old, new)| (Some(old), new));
+        let (audience, old) = (text(new), old.map(|old| text(old)));
+        (payload, rendered.payload(record.kind, seq, line, Some((&audience, old.as_deref()))))
     }
 
     /// Add the channel's name, if it was ever handed out.
@@ -404,6 +452,7 @@ impl<'a> Writer<'a> {
 
     fn notify(&mut self, channel: &str, payload: &str) -> Result<()> {
         self.written.notifications += 1;
+        self.memory += memory_of(payload.len());
         notify(channel, payload)
     }
 }

@@ -1,0 +1,149 @@
+//! Once a second: whether the worker is still wanted, and what is to be done now and then. Each of these is tried by
+//! itself: one that fails, or has to wait, holds up no other.
+
+use super::process::transaction;
+use super::publisher::Publisher;
+use super::sink;
+use super::step::Step;
+use super::{dropped, house};
+use crate::clock;
+use crate::extension::{self, Extension};
+use crate::lease::shared::leases;
+use crate::lease::table::{Key, TOMBSTONE};
+use crate::shared::database::WorkerState;
+use crate::shared::processes;
+use crate::shared::trouble::Part;
+use crate::subtransaction::Failure;
+use std::sync::atomic::Ordering::*;
+
+const PAUSE: u64 = 1_000_000;
+/// Tombstones whose leave was never published (events were lost) are looked for this often.
+const TOMBSTONES: u64 = 60_000_000;
+/// Freed at once, at most.
+const MOST_TOMBSTONES: usize = 5_000;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Stay,
+    /// It is not wanted here any more, and has left a state that says why.
+    Depart,
+    /// Another extension, or other settings: a new worker shall begin anew.
+    BeginAnew,
+}
+
+pub struct Housekeeping {
+    last: u64,
+    staying: Step,
+    settings: Step,
+    rotation: Step,
+    relisten: Step,
+    last_tombstones: u64,
+    tombstones: Tombstones,
+}
+
+impl Housekeeping {
+    pub fn new() -> Housekeeping {
+        Housekeeping {
+            last: 0,
+            staying: Step::new(Part::House, "looking for the extension"),
+            settings: Step::new(Part::Settings, "reading settings"),
+            rotation: Step::new(Part::LogRotation, "rotating the event log"),
+            relisten: Step::new(Part::Relisten, "telling listeners to listen again"),
+            last_tombstones: clock::boot(),
+            tombstones: Tombstones::default(),
+        }
+    }
+
+    pub fn next(&self) -> u64 {
+        self.last + PAUSE
+    }
+
+    /// Do what is due. `at_once`: somebody has found something to be different.
+    pub fn turn(&mut self, extension: &mut Extension, publisher: &mut Publisher, at_once: bool) -> Verdict {
+        let now = clock::boot();
+        if now < self.next() && !at_once {
+            return Verdict::Stay;
+        }
+        let database = extension.database;
+        let verdict = self.staying.attempt(database, || still_wanted(extension)).unwrap_or(Verdict::Stay);
+        if verdict != Verdict::Stay || now < self.next() {
+            return verdict;
+        }
+        self.last = now;
+        if self.settings.attempt(database, house::read_database_settings) == Some(false) {
+            return Verdict::BeginAnew;
+        }
+        sink::start_if_wanted(database);
+        self.rotation.attempt(database, || publisher.rotate_log(extension));
+        self.relisten.attempt(database, || publisher.repeat_relistens(extension));
+        publisher.write_last_seen(extension);
+        let is_nearly_full = leases().used() * 10 > leases().capacity() as u64 * 9;
+        if self.tombstones.is_empty() && (now >= self.last_tombstones + TOMBSTONES || is_nearly_full) {
+            self.last_tombstones = now;
+            dropped::free_leases(database);
+            self.tombstones = Tombstones::find(extension);
+        }
+        self.tombstones.free_if_safe(extension);
+        Verdict::Stay
+    }
+}
+
+fn still_wanted(extension: &mut Extension) -> Result<Verdict, Failure> {
+    let database = extension.database;
+    let present = transaction(c"looking for the extension", || match extension::member_table() {
+        Some(_) => extension::current().map(Some),
+        None => Ok(None),
+    })?;
+    let Some(present) = present else {
+        dropped::forget_extension(database);
+        return Ok(Verdict::Depart);
+    };
+    if present.member != extension.member {
+        // Dropped and created again.
+        return Ok(Verdict::BeginAnew);
+    }
+    // It may have another owner.
+    *extension = present;
+    if house::somebody_waits_for_the_database()? {
+        database.worker.set_state(WorkerState::Yielded);
+        return Ok(Verdict::Depart);
+    }
+    Ok(Verdict::Stay)
+}
+
+/// Tombstones that no event will free: once everything that was in the ring when they were found is published, they
+/// cannot be needed by an older change any more.
+#[derive(Default)]
+struct Tombstones {
+    found: Vec<(Key, u64)>,
+    head: u64,
+}
+
+impl Tombstones {
+    fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    fn find(extension: &Extension) -> Tombstones {
+        let index = extension.database_index;
+        let mut found = Vec::new();
+        for partition in 0..crate::lease::table::PARTITIONS {
+            let there = leases()
+                .collect_in(partition, |key, lease| key.database == index && lease.deadline == TOMBSTONE);
+            found.extend(there.into_iter().map(|(key, lease)| (key, lease.version)));
+            if found.len() > MOST_TOMBSTONES {
+                break;
+            }
+        }
+        Tombstones { found, head: extension.database.ring().head.load(Acquire) }
+    }
+
+    fn free_if_safe(&mut self, extension: &Extension) {
+        let is_published = extension.database.ring().tail.load(Acquire) >= self.head;
+        if is_published && processes().iter().all(|process| process.committing.load(SeqCst) == 0) {
+            for (key, version) in std::mem::take(&mut self.found) {
+                leases().free(&key, version);
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The worker's memory: what it may use for what, so that all together it stays within `presence.worker_memory`,
+//! whatever anybody writes.
+
+use crate::settings;
+use pgrx::pg_sys;
+
+/// Records of one batch, read from the ring.
+pub fn for_records() -> usize {
+    settings::worker_memory() / 8
+}
+
+/// Notifications of one transaction: PostgreSQL keeps them until the commit. The batch ends when it has so many.
+pub fn for_notifications() -> usize {
+    settings::worker_memory() / 4
+}
+
+/// Whole payloads of one line of the log: what is beyond rings the bell. 64 tokens fit at the smallest setting.
+pub fn for_payloads_of_a_line() -> usize {
+    settings::worker_memory() / 8
+}
+
+/// Events of the members that one transaction of the sweeper deletes: as changes, as records and as bytes.
+pub fn for_leaves() -> usize {
+    settings::worker_memory() / 32
+}
+
+/// Counts of connections that are remembered.
+pub fn for_counts() -> usize {
+    settings::worker_memory() / 16
+}
+
+/// Users whose last sight is not written yet.
+pub fn for_last_seen() -> usize {
+    settings::worker_memory() / 16
+}
+
+/// Events that a sink is given at once: as rows, and as an array of rows.
+pub fn for_sink() -> usize {
+    settings::worker_memory() / 8
+}
+
+/// Memory of the server that is used again and again: for loops.
+pub struct Scratch(pg_sys::MemoryContext);
+
+impl Scratch {
+    /// Lives as long as the current memory context.
+    pub fn new() -> Scratch {
+        // SAFETY: a context of its own below the current one, which is deleted with it.
+        Scratch(unsafe {
+            pg_sys::AllocSetContextCreateInternal(
+                pg_sys::CurrentMemoryContext,
+                c"presence_ext scratch".as_ptr(),
+                pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            )
+        })
+    }
+
+    /// Allocate here. A query ends in the memory of its connection, so what follows one asks again.
+    pub fn within<T>(&self, body: impl FnOnce() -> T) -> T {
+        // SAFETY: alive, see `new`; after an ERROR whoever catches it restores the context.
+        let before = unsafe { pg_sys::MemoryContextSwitchTo(self.0) };
+        let value = body();
+        // SAFETY: what was current before.
+        unsafe { pg_sys::MemoryContextSwitchTo(before) };
+        value
+    }
+
+    /// Free all that was allocated here.
+    pub fn clear(&self) {
+        // SAFETY: alive, and nobody holds on to what is in it: values that point here are used up within `within`.
+        unsafe { pg_sys::MemoryContextReset(self.0) };
+    }
+}

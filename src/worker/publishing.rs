@@ -1,0 +1,83 @@
+//! When to publish: at once when idle, then at most every `presence.notify_delay`.
+
+use super::house;
+use super::publisher::{Outcome, Publisher};
+use super::step::Step;
+use crate::clock;
+use crate::extension::Extension;
+use crate::settings;
+use crate::shared::trouble::Part;
+
+/// While the NOTIFY queue is full, listeners are tried again this often.
+const QUEUE_PAUSE: u64 = 200_000;
+/// While an event waits for a transaction that others see as over and we do not.
+const GAP_PAUSE: u64 = 1_000;
+/// While somebody holds the table, or has dropped it.
+const STALE_PAUSE: u64 = 100_000;
+
+pub struct Publishing {
+    pub publisher: Publisher,
+    step: Step,
+    next: u64,
+}
+
+impl Publishing {
+    pub fn new() -> Publishing {
+        Publishing { publisher: Publisher::new(), step: Step::new(Part::Publishing, "publishing"), next: 0 }
+    }
+
+    /// When there is something to do next.
+    pub fn next(&self, extension: &Extension) -> u64 {
+        if self.publisher.has_events(extension.database) {
+            return self.next.max(self.step.not_before());
+        }
+        // What waits has its own times.
+        self.publisher.next_attempt().max(self.step.not_before())
+    }
+
+    /// Publish a batch, if it is time. False: the extension is not the one we know any more.
+    pub fn turn(&mut self, extension: &Extension) -> bool {
+        clock::boot() < self.next(extension) || self.publish(extension)
+    }
+
+    /// Before something that makes events: so many that they fill the ring are published, whatever the delay.
+    pub fn make_room(&mut self, extension: &Extension) -> bool {
+        let ring = extension.database.ring();
+        let is_needed = ring.used() > ring.size() / 4 && self.step.may_start();
+        if is_needed { self.publish(extension) } else { self.turn(extension) }
+    }
+
+    fn publish(&mut self, extension: &Extension) -> bool {
+        let database = extension.database;
+        let began = clock::boot();
+        let obeys_cancel = self.step.obeys_cancel();
+        let published = self.publisher.publish(extension, obeys_cancel);
+        let Some(outcome) = self.step.note(database, published) else { return true };
+        self.next = match &outcome {
+            Outcome::Published { more: true } => began,
+            Outcome::QueueFull(_) => began + QUEUE_PAUSE,
+            Outcome::Stale => began + STALE_PAUSE,
+            Outcome::Blocked => began + settings::notify_delay().max(GAP_PAUSE),
+            _ => began + settings::notify_delay(),
+        };
+        match outcome {
+            Outcome::Published { .. } => database.trouble.is_over(Part::NotifyQueue),
+            Outcome::QueueFull(failure) => {
+                // What is committed goes to the log all the while.
+                if database.trouble.failed(Part::NotifyQueue, &failure.message) {
+                    pgrx::log!(
+                        "presence_ext: listeners hear nothing until there is room again, then resync: {}",
+                        failure.message
+                    );
+                }
+                // It is tried again when it is full again.
+                if let Err(failure) = house::make_room_in_notify_queue() {
+                    database.trouble.failed(Part::NotifyQueue, &failure.message);
+                }
+            }
+            Outcome::Stale => return false,
+            Outcome::Nothing | Outcome::Blocked => {}
+        }
+        true
+    }
+}

@@ -1,0 +1,236 @@
+//! When to sweep, and what with: a portion a turn. A member that cannot be deleted holds up only itself.
+
+use super::house::guarded;
+use super::publishing::Publishing;
+use super::step::Step;
+use super::stuck::{Stuck, by_halves};
+use super::sweeper::{self, Room};
+use super::walk::{Due, Walk};
+use crate::clock;
+use crate::extension::Extension;
+use crate::lease::shared::leases;
+use crate::settings;
+use crate::shared::trouble::Part;
+use crate::subtransaction::Failure;
+use std::cell::Cell;
+use std::sync::atomic::Ordering::*;
+
+/// Sweeps do not follow each other faster, however the deadlines lie.
+const PAUSE: u64 = 50_000;
+/// For members that could not be deleted before, in one turn.
+const RETRIES: u64 = 100_000;
+/// Lines about such members in one round.
+const MOST_LINES: u32 = 10;
+
+pub struct Sweeping {
+    step: Step,
+    adopting: Step,
+    freeing: Step,
+    stuck: Stuck,
+    /// The round that is on its way.
+    walk: Option<Walk>,
+    /// When the last round began and ended.
+    began: u64,
+    last: u64,
+    /// The last round deleted something: there may be more.
+    progress: bool,
+    /// The last round found no room in the ring.
+    no_room: bool,
+    /// Members of sessions that are over were still there.
+    sessions_left: bool,
+    lines: u32,
+}
+
+impl Sweeping {
+    pub fn new() -> Sweeping {
+        Sweeping {
+            step: Step::new(Part::Sweeping, "removing expired members"),
+            adopting: Step::new(Part::Adopting, "giving leases a slot"),
+            freeing: Step::new(Part::Freeing, "freeing leases"),
+            stuck: Stuck::new(1_000_000, 30_000_000),
+            walk: None,
+            began: 0,
+            last: 0,
+            progress: true,
+            no_room: false,
+            sessions_left: false,
+            lines: 0,
+        }
+    }
+
+    pub fn next(&self, extension: &Extension) -> u64 {
+        let next = if self.walk.is_some() { 0 } else { self.next_round(extension) };
+        next.max(self.step.not_before())
+    }
+
+    /// At the earliest deadline, or within sweep_interval of it when rounds would come too thick.
+    fn next_round(&self, extension: &Extension) -> u64 {
+        let database = extension.database;
+        if database.ended_sessions.load(Acquire) > 0 {
+            return self.last + PAUSE / 10;
+        }
+        let interval = settings::sweep_interval();
+        let soon = self.last + PAUSE.min(interval);
+        let earliest = leases().earliest(extension.database_index);
+        let by_lease = if self.progress || self.no_room {
+            earliest.saturating_add(1).max(soon)
+        } else {
+            // What was due the last time and is still there must wait; others, of which we know no better, must not.
+            let later = leases().earliest_after(extension.database_index, self.began);
+            let held = if earliest <= self.began { self.began + interval } else { u64::MAX };
+            later.saturating_add(1).max(soon).min(held.max(soon))
+        };
+        let by_row = match database.slotless.load(Acquire) {
+            0 if !self.sessions_left => u64::MAX,
+            _ => self.last + interval,
+        };
+        by_lease.min(by_row)
+    }
+
+    /// Sweep a portion, if it is time. False: the extension is not the one we know any more.
+    pub fn turn(&mut self, extension: &Extension, publishing: &mut Publishing) -> bool {
+        if clock::boot() < self.next(extension) {
+            return true;
+        }
+        let swept = self.sweep(extension, publishing);
+        if swept.is_err() {
+            // Whatever it was about: begin again.
+            self.walk = None;
+            self.sessions_left = true;
+        }
+        self.step.note(extension.database, swept).unwrap_or(true)
+    }
+
+    fn sweep(&mut self, extension: &Extension, publishing: &mut Publishing) -> Result<bool, Failure> {
+        let mut walk = match self.walk.take() {
+            Some(walk) => walk,
+            None => self.begin(extension),
+        };
+        let now = clock::boot();
+        let stuck = &self.stuck;
+        let found = guarded(extension, c"looking for expired members", || {
+            walk.next(extension, |hash| stuck.waits(hash, now))
+        })?;
+        let Some(found) = found else { return Ok(false) };
+        let Some(due) = found else {
+            self.end(extension, &walk);
+            return Ok(true);
+        };
+        // Those that could not be deleted before come last, and one by one.
+        let (known, fresh): (Vec<u128>, Vec<u128>) =
+            due.keys.iter().partition(|hash| self.stuck.since(**hash).is_some());
+        for batch in Due::batches(&fresh) {
+            if !self.remove(extension, publishing, batch)? {
+                return Ok(false);
+            }
+        }
+        for hash in &known {
+            if clock::boot() > now + RETRIES {
+                break;
+            }
+            if !self.remove(extension, publishing, &[*hash])? {
+                return Ok(false);
+            }
+        }
+        if due.has_slots() {
+            self.freeing.attempt(extension.database, || {
+                guarded(extension, c"freeing leases", || sweeper::free_rowless(&due))
+            });
+        }
+        self.walk = Some(walk);
+        Ok(true)
+    }
+
+    fn begin(&mut self, extension: &Extension) -> Walk {
+        self.began = clock::boot();
+        (self.progress, self.no_room, self.lines) = (false, false, 0);
+        let database = extension.database;
+        if database.slotless.load(Acquire) > 0 {
+            self.adopting.attempt(database, || {
+                while guarded(extension, c"giving leases a slot", || sweeper::adopt(extension))? == Some(true)
+                {
+                }
+                Ok(())
+            });
+        }
+        let sessions = database.ended_sessions.swap(0, AcqRel) > 0 || self.sessions_left;
+        Walk::start(extension, sessions)
+    }
+
+    fn end(&mut self, extension: &Extension, walk: &Walk) {
+        let counters = &extension.database.counters;
+        self.sessions_left = walk.sessions_left;
+        self.last = clock::boot();
+        if self.progress {
+            counters.sweep_lag.store(walk.lateness as i64, Relaxed);
+        }
+        counters.last_sweep.store(clock::wall(), Relaxed);
+        self.stuck.forget_gone(self.last);
+        if self.stuck.is_empty() {
+            extension.database.trouble.is_over(Part::Members);
+        }
+    }
+
+    /// Delete these, in as many transactions as it takes. False: the extension is not the one we know any more.
+    fn remove(
+        &mut self,
+        extension: &Extension,
+        publishing: &mut Publishing,
+        keys: &[u128],
+    ) -> Result<bool, Failure> {
+        let is_ours = Cell::new(true);
+        let mut rest = keys.to_vec();
+        while !rest.is_empty() && is_ours.get() {
+            let (mut unfit, mut failed, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+            let mut kept = Vec::new();
+            let attempt = |part: &[u128]| {
+                if !is_ours.get() || !publishing.make_room(extension) {
+                    is_ours.set(false);
+                    return Ok(());
+                }
+                let room = Room::for_worker(extension);
+                let deleted = guarded(extension, c"removing expired members", || {
+                    sweeper::delete(extension, part, room, sweeper::BEFORE)
+                })?;
+                let Some(mut deleted) = deleted else {
+                    is_ours.set(false);
+                    return Ok(());
+                };
+                extension.database.counters.expired.fetch_add(deleted.gone.len() as u64, Relaxed);
+                gone.append(&mut deleted.gone);
+                kept.append(&mut deleted.kept);
+                unfit.append(&mut deleted.unfit);
+                Ok(())
+            };
+            let alone = |hash: &u128, failure: Failure| failed.push((*hash, failure.message));
+            let ended = by_halves(&rest, self.step.obeys_cancel(), attempt, alone);
+            self.progress |= !gone.is_empty();
+            let nothing_went = gone.is_empty();
+            gone.into_iter().for_each(|hash| self.stuck.is_over(hash));
+            kept.into_iter().for_each(|hash| failed.push((hash, "a trigger or a rule keeps its row".into())));
+            for (hash, why) in failed {
+                self.failed(extension, hash, &why);
+            }
+            ended?;
+            // Without room for a single one there is nothing to do but wait for the publisher.
+            self.no_room |= !unfit.is_empty() && nothing_went;
+            rest = if nothing_went { Vec::new() } else { unfit };
+        }
+        Ok(is_ours.get())
+    }
+
+    /// A member cannot be deleted.
+    fn failed(&mut self, extension: &Extension, hash: u128, why: &str) {
+        let is_new = self.stuck.failed(hash, clock::boot());
+        let name = guarded(extension, c"looking for a name", || sweeper::name(hash));
+        let what = match name {
+            Ok(Some(name)) => format!("a member cannot be removed ({name}): {why}"),
+            _ => format!("a member cannot be removed: {why}"),
+        };
+        extension.database.trouble.failed(Part::Members, &what);
+        if is_new && self.lines < MOST_LINES {
+            self.lines += 1;
+            pgrx::log!("presence_ext: {what}; it will be tried again");
+        }
+    }
+}

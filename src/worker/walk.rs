@@ -1,0 +1,126 @@
+//! What is due: members whose lease has run out or whose session is over.
+
+use super::sweeper::{BATCH, hashes};
+use crate::clock;
+use crate::error::Result;
+use crate::extension::Extension;
+use crate::lease::shared::leases;
+use crate::lease::table::{Key, Lease, PARTITIONS, TOMBSTONE};
+use crate::member::session;
+use crate::spi::{Connection, Statement};
+use crate::sqlfn::uuid;
+use pgrx::pg_sys;
+use std::collections::HashSet;
+use std::sync::atomic::Ordering::*;
+
+/// Slots of one partition looked at in one round, at most.
+const MOST: usize = 50_000;
+
+static SLOTLESS: Statement = Statement {
+    sql: c"select key_hash from presence.member
+           where key_hash operator(pg_catalog.>) $1 and not presence._has_slot(key_hash)
+           order by key_hash limit 1000",
+    arguments: &[pg_sys::UUIDOID],
+};
+
+/// A walk through everything that may be due: first the leases, a partition at a time, then rows without one. A
+/// portion at a time, so that it takes little memory however much is due.
+pub struct Walk {
+    now: u64,
+    partition: usize,
+    /// Rows without a slot: whom the last portion ended with, and how many there were.
+    after: Option<u128>,
+    slotless: u64,
+    found_slotless: bool,
+    /// Those that are there, if any has ended.
+    live_sessions: Option<HashSet<u64>>,
+    /// Members of sessions that are over were found: look again whether all are gone.
+    pub sessions_left: bool,
+    /// How late the oldest of them is, in microseconds.
+    pub lateness: u64,
+}
+
+/// Members that may be due, in key order.
+pub struct Due {
+    pub keys: Vec<u128>,
+    /// The slots among them, to free where no row is left.
+    pub slots: Vec<(Key, Lease)>,
+}
+
+impl Walk {
+    /// `sessions`: also for members of sessions that are over.
+    pub fn start(extension: &Extension, sessions: bool) -> Walk {
+        let slotless = extension.database.slotless.load(Acquire);
+        Walk {
+            now: clock::boot(),
+            partition: 0,
+            after: (slotless > 0).then_some(0),
+            slotless,
+            found_slotless: false,
+            live_sessions: sessions.then(|| session::live(extension)),
+            sessions_left: false,
+            lateness: 0,
+        }
+    }
+
+    /// The next portion, without those to be skipped; None at the end.
+    pub fn next(&mut self, extension: &Extension, skip: impl Fn(u128) -> bool) -> Result<Option<Due>> {
+        let relation = u32::from(extension.member);
+        let mut due = Due { keys: Vec::new(), slots: Vec::new() };
+        let wanted = |key: &Key| key.relation == relation && !skip(key.hash);
+        while self.partition < PARTITIONS && due.slots.len() < BATCH {
+            let partition = self.partition;
+            self.partition += 1;
+            let mut found = leases().expired_in(partition, extension.database_index, self.now, wanted);
+            found.truncate(MOST);
+            due.slots.append(&mut found);
+            let Some(live) = &self.live_sessions else { continue };
+            let over = leases().collect_in(partition, |key, lease| {
+                key.database == extension.database_index
+                    && wanted(key)
+                    && lease.session != 0
+                    && lease.deadline != TOMBSTONE
+                    && !live.contains(&lease.session)
+            });
+            // Some may be locked, by a change that is about to commit or fail: look again until none is left.
+            self.sessions_left |= !over.is_empty();
+            due.slots.extend(over.into_iter().take(MOST));
+        }
+        let ended = |lease: &Lease| lease.last_seen.saturating_add(lease.ttl);
+        let late = due.slots.iter().map(|(_, lease)| self.now.saturating_sub(ended(lease)));
+        self.lateness = late.max().unwrap_or(0).max(self.lateness);
+        due.keys = due.slots.iter().map(|(key, _)| key.hash).collect();
+        while due.keys.is_empty() && self.after.is_some() {
+            due.keys = self.slotless(extension)?;
+            due.keys.retain(|hash| !skip(*hash));
+        }
+        due.keys.sort_unstable();
+        due.keys.dedup();
+        Ok((!due.keys.is_empty()).then_some(due))
+    }
+
+    /// The next members whose lease lives in the row. When there are none left, nobody need look for them.
+    fn slotless(&mut self, extension: &Extension) -> Result<Vec<u128>> {
+        let connection = Connection::open()?;
+        let after = self.after.unwrap_or(0);
+        let found = hashes(&connection.run(&SLOTLESS, &[Some(uuid(after))], false)?);
+        self.after = found.last().copied();
+        self.found_slotless |= self.after.is_some();
+        if !self.found_slotless {
+            let known = &extension.database.slotless;
+            let _ = known.compare_exchange(self.slotless, 0, AcqRel, Relaxed);
+        }
+        Ok(found)
+    }
+}
+
+impl Due {
+    /// In parts that one transaction deletes.
+    pub fn batches(keys: &[u128]) -> impl Iterator<Item = &[u128]> {
+        keys.chunks(BATCH)
+    }
+
+    pub fn has_slots(&self) -> bool {
+        !self.slots.is_empty()
+    }
+}
