@@ -58,7 +58,8 @@ create unlogged table presence.member (
     vacuum_truncate = off, toast.vacuum_truncate = off,
     toast.autovacuum_vacuum_scale_factor = 0, toast.autovacuum_vacuum_threshold = 1000
 );
-create index member_user_id on presence.member (user_id);
+-- With the room: the worker counts what a user has in it.
+create index member_user_id on presence.member (user_id, room);
 create index member_key_hash on presence.member (key_hash);
 
 -- What is nobody's business but the extension's. Only the owner may look in.

@@ -67,6 +67,12 @@ fn likeness(extension: &Extension, lock: u32) -> Result<Likeness> {
     })
 }
 
+/// Moves on when the definition of `member` changes. For those who have it locked.
+pub fn table_epoch() -> u64 {
+    watch();
+    EPOCH.get()
+}
+
 fn watch() {
     if WATCHING.replace(true) {
         return;

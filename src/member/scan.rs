@@ -1,7 +1,7 @@
 //! Rows of `presence.member` by a column, without the executor and without any policy: for callers that know whose
 //! rows they may look at. By an index, if there is one; else through the whole table, as SQL would.
 
-use super::index::Indexed;
+use super::index;
 use super::row::{Column, Layout, Row};
 use crate::error::Result;
 use crate::extension::Extension;
@@ -13,7 +13,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 pub fn by_key(extension: &Extension, key: &Key, snapshot: pg_sys::Snapshot) -> Result<Option<Row>> {
     let mut found = None;
     let condition = (Column::KeyHash, pg_sys::F_UUID_EQ, uuid(key.hash));
-    scan(extension, condition, snapshot, |tuple, layout| {
+    scan(extension, condition, None, snapshot, |tuple, layout| {
         // SAFETY: a tuple of the table; copied, because the scan's own goes with it.
         found = Some(unsafe { Row::deform(pg_sys::heap_copytuple(tuple), layout) });
         Ok(false)
@@ -22,20 +22,57 @@ pub fn by_key(extension: &Extension, key: &Key, snapshot: pg_sys::Snapshot) -> R
 }
 
 /// Every row of a room as the active snapshot has it; each lives only as long as the body has it.
-pub fn of_room(extension: &Extension, room: &[u8], mut body: impl FnMut(&Row) -> Result<()>) -> Result<()> {
+pub fn of_room(extension: &Extension, room: &[u8], body: impl FnMut(&Row) -> Result<()>) -> Result<()> {
+    each(extension, (Column::Room, room), None, body)
+}
+
+/// Those of a room with a member_id.
+pub fn of_member_id(
+    extension: &Extension,
+    room: &[u8],
+    member_id: &[u8],
+    body: impl FnMut(&Row) -> Result<()>,
+) -> Result<()> {
+    each(extension, (Column::Room, room), Some((Column::MemberId, member_id)), body)
+}
+
+/// Those of a user in a room.
+pub fn of_user(
+    extension: &Extension,
+    user_id: &[u8],
+    room: &[u8],
+    body: impl FnMut(&Row) -> Result<()>,
+) -> Result<()> {
+    each(extension, (Column::UserId, user_id), Some((Column::Room, room)), body)
+}
+
+fn each(
+    extension: &Extension,
+    (column, text): (Column, &[u8]),
+    second: Option<(Column, &[u8])>,
+    mut body: impl FnMut(&Row) -> Result<()>,
+) -> Result<()> {
     // SAFETY: a snapshot is active while a function runs.
     let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
-    let condition = (Column::Room, pg_sys::F_TEXTEQ, varlena(room));
-    scan(extension, condition, snapshot, |tuple, layout| {
+    let condition = (column, pg_sys::F_TEXTEQ, varlena(text));
+    let and = second.map(|(column, text)| (column, varlena(text)));
+    scan(extension, condition, and, snapshot, |tuple, layout| {
         // SAFETY: a tuple of the table, which the scan keeps until the next one.
-        body(&unsafe { Row::deform(tuple, layout) }).map(|()| true)
+        let row = unsafe { Row::deform(tuple, layout) };
+        // An index may know the first column only.
+        if second.is_none_or(|(column, text)| row.text(column) == Some(text)) {
+            body(&row)?;
+        }
+        Ok(true)
     })
 }
 
-/// The rows where a column equals a value, while the body says true.
+/// The rows where a column equals a value, and another one a text, while the body says true; of the second condition
+/// those are left out that an index can tell.
 fn scan(
     extension: &Extension,
     (column, equality, value): (Column, u32, Datum),
+    and: Option<(Column, Datum)>,
     snapshot: pg_sys::Snapshot,
     mut body: impl FnMut(pg_sys::HeapTuple, Layout) -> Result<bool>,
 ) -> Result<()> {
@@ -44,21 +81,38 @@ fn scan(
     unsafe {
         let table = pg_sys::table_open(extension.member, pg_sys::AccessShareLock as i32);
         let layout = Layout::of((*table).rd_att)?;
-        let indexed = Indexed::new(table, column);
-        let index = indexed.index(table);
-        let mut condition = pg_sys::ScanKeyData::default();
-        pg_sys::ScanKeyEntryInitialize(
-            &mut condition,
-            0,
-            indexed.number,
-            pg_sys::BTEqualStrategyNumber as u16,
-            pg_sys::InvalidOid,
-            indexed.collation,
-            Oid::from(equality),
-            value,
+        let (indexed, index) = index::of(table, column);
+        let mut conditions = [pg_sys::ScanKeyData::default(); 2];
+        let mut number = 0;
+        let mut add = |column: i16, equality: u32, value| {
+            pg_sys::ScanKeyEntryInitialize(
+                &mut conditions[number],
+                0,
+                column,
+                pg_sys::BTEqualStrategyNumber as u16,
+                pg_sys::InvalidOid,
+                indexed.collation,
+                Oid::from(equality),
+                value,
+            );
+            number += 1;
+        };
+        add(indexed.number, equality, value);
+        if let (Some((second, text)), Some((_, key))) = (and, index)
+            && key == second as i16 + 1
+        {
+            add(key, pg_sys::F_TEXTEQ, text);
+        }
+        let by_index = index.is_some();
+        let index = index.map_or(pg_sys::InvalidOid, |(index, _)| index);
+        let scan = pg_sys::systable_beginscan(
+            table,
+            index,
+            by_index,
+            snapshot,
+            number as i32,
+            conditions.as_mut_ptr(),
         );
-        let (by_index, index) = (index.is_some(), index.unwrap_or(pg_sys::InvalidOid));
-        let scan = pg_sys::systable_beginscan(table, index, by_index, snapshot, 1, &mut condition);
         let mut result = Ok(true);
         while let Ok(true) = result {
             let tuple = pg_sys::systable_getnext(scan);

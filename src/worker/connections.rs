@@ -8,16 +8,14 @@ use super::gap::{Ready, Window};
 use super::memory;
 use crate::error::Result;
 use crate::event::record::{Field, Image, Kind, Record};
-use crate::spi::{Connection, Statement};
-use crate::sqlfn::text_array;
-use pgrx::pg_sys;
+use crate::extension::Extension;
+use crate::member::row::Column;
+use crate::member::scan;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
 /// A count, with its place in the map and the map's own.
 const COUNT_BYTES: usize = 48;
-/// Looked up in one query.
-const CHUNK: usize = 1_000;
 
 /// Of members that were published, by room, member_id and audience, and by room and user: those that were asked for.
 #[derive(Default)]
@@ -37,29 +35,9 @@ pub struct Counted {
     pub of_old_user: u32,
 }
 
-static OF_MEMBER_ID: Statement = Statement {
-    sql: c"select m.room, m.member_id, m.audience, pg_catalog.count(*)
-           from rows from (pg_catalog.unnest($1), pg_catalog.unnest($2)) k (room, member_id)
-                join presence.member m on m.room operator(pg_catalog.=) k.room
-                                      and m.member_id operator(pg_catalog.=) k.member_id
-           group by 1, 2, 3",
-    arguments: &[pg_sys::TEXTARRAYOID, pg_sys::TEXTARRAYOID],
-};
-
-static OF_USER: Statement = Statement {
-    sql: c"select m.room, m.user_id, null, pg_catalog.count(*)
-           from rows from (pg_catalog.unnest($1), pg_catalog.unnest($2)) k (room, user_id)
-                join presence.member m on m.room operator(pg_catalog.=) k.room
-                                      and m.user_id operator(pg_catalog.=) k.user_id
-           group by 1, 2",
-    arguments: &[pg_sys::TEXTARRAYOID, pg_sys::TEXTARRAYOID],
-};
-
-type Pair<'a> = (&'a [u8], &'a [u8]);
-
 impl Connections {
     /// Make sure that all is known that these records count. In the transaction of the window's snapshot.
-    pub fn learn(&mut self, records: &[Ready], window: &Window) -> Result<()> {
+    pub fn learn(&mut self, extension: &Extension, records: &[Ready], window: &Window) -> Result<()> {
         if self.counts.len() * COUNT_BYTES > memory::for_counts() {
             self.counts = HashMap::new();
         }
@@ -85,8 +63,32 @@ impl Connections {
         if unknown.is_empty() {
             return Ok(());
         }
-        self.look_up(&OF_MEMBER_ID, member_ids, &mut unknown)?;
-        self.look_up(&OF_USER, users, &mut unknown)?;
+        // What the table has of these, by the current snapshot. By index, and not left to a planner: what a table of
+        // this kind was like when it was analyzed says nothing.
+        let mut add = |key| {
+            if let Some(count) = unknown.get_mut(&key) {
+                *count += 1;
+            }
+        };
+        let scratch = memory::Scratch::new();
+        for (room, member_id) in member_ids {
+            scratch.within(|| {
+                scan::of_member_id(extension, room, member_id, |row| {
+                    add(self.group(Some(room), Some(member_id), row.varlena(Column::Audience)));
+                    Ok(())
+                })
+            })?;
+            scratch.clear();
+        }
+        for (room, user_id) in users {
+            scratch.within(|| {
+                scan::of_user(extension, user_id, room, |_| {
+                    add(self.user(Some(room), Some(user_id)));
+                    Ok(())
+                })
+            })?;
+            scratch.clear();
+        }
         window.each(|record| {
             self.effects(record, |key, change| {
                 if let Some(count) = unknown.get_mut(&key) {
@@ -95,33 +97,6 @@ impl Connections {
             })
         });
         self.counts.extend(unknown.into_iter().map(|(key, count)| (key, count.max(0) as u32)));
-        Ok(())
-    }
-
-    /// What the table has of these, by the current snapshot.
-    fn look_up(
-        &self,
-        statement: &'static Statement,
-        wanted: HashSet<Pair>,
-        found: &mut HashMap<u64, i64>,
-    ) -> Result<()> {
-        let wanted: Vec<Pair> = wanted.into_iter().collect();
-        for chunk in wanted.chunks(CHUNK) {
-            let (rooms, names): (Vec<&[u8]>, Vec<&[u8]>) = chunk.iter().copied().unzip();
-            let connection = Connection::open()?;
-            let values = [Some(text_array(&rooms)), Some(text_array(&names))];
-            let rows = connection.run(statement, &values, false)?;
-            for row in 0..rows.count {
-                let (room, name) = (rows.text(row, 0), rows.text(row, 1));
-                let key = match rows.array(row, 2) {
-                    Some(audience) => self.group(room, name, Some(audience)),
-                    None => self.user(room, name),
-                };
-                if let Some(count) = found.get_mut(&key) {
-                    *count = rows.number(row, 3) as i64;
-                }
-            }
-        }
         Ok(())
     }
 

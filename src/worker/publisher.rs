@@ -254,7 +254,7 @@ impl Publisher {
         if self.log.is_none() {
             self.log = Some(Log::open()?);
         }
-        self.connections.learn(&ready, window)?;
+        self.connections.learn(extension, &ready, window)?;
         let connection = Connection::open()?;
         let Some(log) = &mut self.log else { return Err(Error::NotInstalled) };
         let mut writer = Writer::new(extension, &connection, log, &mut self.rotation, way == Way::LogOnly)?;
