@@ -260,13 +260,19 @@ begin
     for function_name in
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
-          and p.proname not in ('grant_access', 'revoke_access', '_announce', '_claim', '_health', '_trouble',
-                                '_fast_writes', '_has_slot', '_tell_room')
+          and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_claim', '_health',
+                                '_trouble', '_fast_writes', '_has_slot', '_tell_room')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;
 end
 $$;
+
+create function presence._same_json(jsonb, jsonb) returns boolean
+    language c immutable strict parallel safe as 'MODULE_PATHNAME', 'presence_same_json';
+comment on function presence._same_json(jsonb, jsonb) is
+    'Whether both have the same bytes. For jsonb = a number is equal to the same with a thousand zeros behind.';
+revoke all on function presence._same_json(jsonb, jsonb) from public;
 
 -- Each logged table has a replica identity.
 alter table presence.secret add primary key (key);
@@ -318,7 +324,7 @@ begin
             detail = 'It reads and writes what those have.',
             hint = 'Give your own trigger a function of your own.';
     end if;
-    if tg_op = 'INSERT' and new.metadata <> '{}' or tg_op = 'UPDATE' and new.metadata <> old.metadata then
+    if not presence._same_json(new.metadata, case tg_op when 'INSERT' then '{}' else old.metadata end) then
         perform presence._tell_room(new.room, new.metadata,
                                     coalesce(new.audience, presence._default_audience(new.room)));
     end if;
@@ -403,3 +409,28 @@ begin atomic
        and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
      order by e.seq limit presence._limit(history.max_rows));
 end;
+-- What their comments say now.
+comment on function presence.grant_access(regrole, boolean) is
+    'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online and last_seen, of which '
+    'policies show it its part; INSERT, UPDATE and DELETE on member and room unless write is false; EXECUTE on the '
+    'functions, which check for themselves who may do what, but for act_as, which is granted on its own. For the '
+    'owner of the extension. Repeat it after an upgrade that adds functions.';
+comment on function presence.user_id() is
+    'Who is asking: for a login of presence.trusted_login_roles the sub of request.jwt.claims; for a superuser the '
+    'same if it is set; NULL for presence.anonymous_roles; else current_user. Claims count only in a client''s own '
+    'session: in background processes and in what ANALYZE, REINDEX, REFRESH and the like run, it goes by the role.';
+comment on function presence.act_as(text, text[]) is
+    'Speak for this user until the transaction ends: sets request.jwt.claims. For logins of '
+    'presence.trusted_login_roles and superusers (else 42501), in their own session (else 0A000). presence.grant_access '
+    'does not grant it: GRANT EXECUTE to the role that the application''s server logs in with.';
+comment on function presence._may(text, text) is
+    'Whether presence.authorizer lets the caller read, join or manage the room; without one everybody may read and '
+    'join. Service roles may. What the authorizer raises fails the statement; NULL is a no.';
+comment on function presence.listen(text) is
+    'LISTEN, in this session and from its commit on, to the channels that the caller''s rights open for the room '
+    '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused (0A000) where sessions are shared, and '
+    'outside of a client''s own session.';
+comment on function presence.channels(text) is
+    'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. Names change '
+    'with every start of the server and by rotate_channels: ask after each connect. Refused (0A000) outside of a '
+    'client''s own session.';
