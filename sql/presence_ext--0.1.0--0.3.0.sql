@@ -175,7 +175,7 @@ create unlogged table _presence.member_twin (
     key_hash       uuid        not null,
     primary key (room, member_id, connection_id)
 ) using heap;
-create index member_twin_user_id_idx on _presence.member_twin (user_id);
+create index member_twin_user_id_room_idx on _presence.member_twin (user_id, room);
 create index member_twin_key_hash_idx on _presence.member_twin (key_hash);
 alter table _presence.member_twin enable row level security;
 comment on table _presence.member_twin is
@@ -434,3 +434,7 @@ comment on function presence.channels(text) is
     'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. Names change '
     'with every start of the server and by rotate_channels: ask after each connect. Refused (0A000) outside of a '
     'client''s own session.';
+
+-- With the room: the worker counts what a user has in it.
+drop index if exists presence.member_user_id;
+create index member_user_id on presence.member (user_id, room);
