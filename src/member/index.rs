@@ -45,7 +45,8 @@ pub unsafe fn of(table: pg_sys::Relation, column: Column) -> (Indexed, Option<(O
         return (unsafe { Indexed::new(table, column) }, None);
     };
     // SAFETY: a plain read of this process's state.
-    let is_whole = made_by.is_none_or(|by| unsafe { pg_sys::TransactionIdPrecedes(by, pg_sys::TransactionXmin) });
+    let is_whole =
+        made_by.is_none_or(|by| unsafe { pg_sys::TransactionIdPrecedes(by, pg_sys::TransactionXmin) });
     (column, index.filter(|_| is_whole).map(|index| (index, second)))
 }
 
