@@ -54,7 +54,9 @@ impl Connections {
                     unknown.insert(group, 0);
                     member_ids.insert((field(Field::Room), field(Field::MemberId)));
                 }
-                if !self.counts.contains_key(&user) {
+                // An update tells nothing of the user, unless the member is another's now.
+                let tells_of_user = record.kind != Kind::Update || record.old.is_some();
+                if tells_of_user && !self.counts.contains_key(&user) {
                     unknown.insert(user, 0);
                     users.insert((field(Field::Room), field(Field::UserId)));
                 }
