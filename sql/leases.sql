@@ -4,7 +4,7 @@
 create function presence._expires_at(uuid, bigint, bigint, bigint, bigint) returns timestamptz
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_expires_at';
 comment on function presence._expires_at(uuid, bigint, bigint, bigint, bigint) is
-    'When the lease of a row ends; NULL if the member is gone.';
+    'When the lease of a row ends; NULL if it never does, or the member is gone.';
 
 create function presence._last_seen_at(uuid, bigint, bigint, bigint, bigint, interval, timestamptz)
     returns timestamptz

@@ -171,7 +171,7 @@ create unlogged table _presence.member_twin (
     joined_at      timestamptz not null,
     updated_at     timestamptz not null,
     last_seen_at   timestamptz not null,
-    expires_at     timestamptz not null,
+    expires_at     timestamptz,
     ttl            interval,
     deadline       bigint      not null,
     session        bigint,
@@ -442,3 +442,10 @@ comment on function presence.channels(text) is
 -- With the room: the worker counts what a user has in it.
 drop index if exists presence.member_user_id;
 create index member_user_id on presence.member (user_id, room);
+
+-- NULL, and not infinity, where no lease ends: most drivers cannot read that.
+alter table presence.member alter column expires_at drop not null;
+comment on column presence.member.expires_at is
+    'end of the lease as of the last write, NULL where none ends; for the current value see presence.online';
+comment on function presence._expires_at(uuid, bigint, bigint, bigint, bigint) is
+    'When the lease of a row ends; NULL if it never does, or the member is gone.';

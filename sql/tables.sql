@@ -44,7 +44,7 @@ create unlogged table presence.member (
     joined_at      timestamptz not null,
     updated_at     timestamptz not null,
     last_seen_at   timestamptz not null,
-    expires_at     timestamptz not null,
+    expires_at     timestamptz,
     ttl            interval,
     deadline       bigint      not null,
     session        bigint,
@@ -81,7 +81,8 @@ comment on column presence.member.user_id is 'who owns the row: the identity tha
 comment on column presence.member.audience is 'who may see the member, besides its owner: a list of tokens';
 comment on column presence.member.version is 'grows with every change and never goes back';
 comment on column presence.member.generation is 'the version with which this stay began';
-comment on column presence.member.expires_at is 'end of the lease as of the last write; presence.online knows better';
+comment on column presence.member.expires_at is
+    'end of the lease as of the last write, NULL where none ends; for the current value see presence.online';
 comment on column presence.member.deadline is 'the same by the boot clock, in microseconds; -1 is never';
 comment on column presence.member.session is 'the database session that the member is bound to';
 comment on column presence.member.key_hash is 'keyed hash of room, member_id and connection_id';

@@ -109,6 +109,7 @@ fn expired_at(key: &Key, old: &Row) -> i64 {
         Some(slot) if slot.version == old.number(Column::Version) && slot.ttl > 0 => {
             clock::wall_of(slot.last_seen.saturating_add(slot.ttl)).min(clock::wall())
         }
+        _ if old.get(Column::ExpiresAt).is_none() => clock::wall(),
         _ => old.time(Column::ExpiresAt).min(clock::wall()),
     }
 }

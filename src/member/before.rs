@@ -5,8 +5,8 @@ use super::checks::{
 };
 use super::holder::make_way;
 use super::intent::Intent;
-use super::lease::{self, INFINITY};
-use super::row::{Column, Row};
+use super::lease;
+use super::row::{Column, INFINITY, Row};
 use super::trigger::{Firing, SEEN_BY, TOLD};
 use crate::clock;
 use crate::error::{Error, Result};
@@ -121,8 +121,8 @@ pub fn replicated(firing: &Firing) -> Result<Option<Datum>> {
     row.set(Column::KeyHash, Some(uuid(key.hash)));
     row.set(Column::Session, None);
     let left = row.time(Column::ExpiresAt).saturating_sub(clock::wall()).max(1) as u64;
-    let deadline =
-        if row.time(Column::ExpiresAt) == INFINITY { NEVER } else { clock::boot().saturating_add(left) };
+    let ends = row.get(Column::ExpiresAt).is_some() && row.time(Column::ExpiresAt) != INFINITY;
+    let deadline = if ends { clock::boot().saturating_add(left) } else { NEVER };
     row.set(Column::Deadline, Some(Datum::from(deadline as i64)));
     firing.proceed(row)
 }

@@ -1,7 +1,7 @@
 //! What a row must be to be stored: names, rights, sizes, defaults.
 
 use super::intent::Intent;
-use super::lease::{INFINITY, expires_at};
+use super::lease::expires_at;
 use super::row::{Column, Row};
 use super::{session, validate};
 use crate::authorizer::{self, Action};
@@ -133,6 +133,6 @@ pub fn renew(row: &mut Row) -> Result<i64> {
     let deadline = ttl.map_or(NEVER, |ttl| now + ttl);
     row.set(Column::Deadline, Some(Datum::from(deadline as i64)));
     row.set(Column::LastSeenAt, Some(Datum::from(wall)));
-    row.set(Column::ExpiresAt, Some(Datum::from(ttl.map_or(INFINITY, |_| expires_at(deadline)))));
+    row.set(Column::ExpiresAt, expires_at(deadline));
     Ok(wall)
 }

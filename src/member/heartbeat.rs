@@ -78,7 +78,7 @@ impl<'a> Beater<'a> {
                     Some(uuid(key.hash)),
                     Some(Datum::from(lease.deadline as i64)),
                     Some(Datum::from(wall)),
-                    Some(Datum::from(lease::expires_at(lease.deadline))),
+                    lease::expires_at(lease.deadline),
                 ];
                 connection.run(&RENEW_ROW, &values, true)?;
             }

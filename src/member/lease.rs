@@ -16,9 +16,6 @@ use pgrx::pg_sys::Datum;
 use std::cell::Cell;
 use std::sync::atomic::Ordering::*;
 
-/// timestamptz 'infinity'
-pub const INFINITY: i64 = i64::MAX;
-
 pub fn start() -> Start {
     let control = control();
     Start {
@@ -59,9 +56,9 @@ pub fn pending(key: &Key) -> Option<Lease> {
     Some(leases().read(key).map_or(lease, |slot| lease.on_top_of(&slot)))
 }
 
-/// The wall time of a deadline.
-pub fn expires_at(deadline: u64) -> i64 {
-    if deadline == NEVER { INFINITY } else { clock::wall_of(deadline) }
+/// The wall time of a deadline; NULL where no lease ends. (Not infinity, which most drivers cannot read.)
+pub fn expires_at(deadline: u64) -> Option<Datum> {
+    (deadline != NEVER).then(|| Datum::from(clock::wall_of(deadline)))
 }
 
 /// Expire a row whose lease has run out, or whose session is over: true exactly if it is the caller's to delete.
@@ -176,12 +173,10 @@ fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(looked.is_some())))
 }
 
-/// SQL `presence._expires_at(key_hash, version, generation, deadline, session)`: NULL is gone.
+/// SQL `presence._expires_at(key_hash, version, generation, deadline, session)`: NULL is gone, or no lease that ends.
 fn sql_expires_at(call: &Call) -> Result<Option<Datum>> {
-    Ok(looked(call, Question::ExpiresAt)?.map(|Looked { deadline, at, .. }| {
-        let time = if deadline == NEVER { INFINITY } else { clock::wall_of_at(deadline, at) };
-        Datum::from(time)
-    }))
+    let Some(Looked { deadline, at, .. }) = looked(call, Question::ExpiresAt)? else { return Ok(None) };
+    Ok((deadline != NEVER).then(|| Datum::from(clock::wall_of_at(deadline, at))))
 }
 
 /// SQL `presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)`.

@@ -38,6 +38,9 @@ pub enum Column {
 
 pub const COLUMNS: usize = 19;
 
+/// timestamptz 'infinity'
+pub const INFINITY: i64 = i64::MAX;
+
 /// Their types.
 const TYPES: [Oid; COLUMNS] = [
     pg_sys::TEXTOID,
@@ -148,6 +151,12 @@ impl Row {
         unsafe {
             let descriptor = (*relation).rd_att;
             let width = (*descriptor).natts as usize;
+            // Before 0.3.0 the column was NOT NULL.
+            if self.get(Column::ExpiresAt).is_none()
+                && (*attribute(descriptor, Column::ExpiresAt as i32)).attnotnull
+            {
+                self.set(Column::ExpiresAt, Some(Datum::from(INFINITY)));
+            }
             if width == COLUMNS {
                 return pg_sys::heap_form_tuple(
                     descriptor,

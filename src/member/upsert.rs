@@ -103,8 +103,7 @@ fn renewed(connection: &Connection, found: &Row, extension: &Extension) -> Resul
     let now = clock::boot();
     let mut values = ONLINE.map(|column| found.get(column));
     values[LAST_SEEN_AT] = Some(Datum::from(clock::wall_of(now)));
-    values[EXPIRES_AT] =
-        Some(Datum::from(lease::expires_at(found.ttl().map_or(NEVER, |ttl| now + ttl as u64))));
+    values[EXPIRES_AT] = lease::expires_at(found.ttl().map_or(NEVER, |ttl| now + ttl as u64));
     connection.in_caller(|| composite(&values, extension.online))
 }
 
