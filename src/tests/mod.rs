@@ -122,6 +122,7 @@ mod tests {
     fn act_as_speaks_for_a_user_with_teams() {
         run("create role app");
         run("select presence.grant_access('app')");
+        run("grant execute on function presence.act_as(text, text[]) to app");
         run("set local role app");
         run("select presence.act_as('dora', '{red,blue}')");
         assert_eq!(user_id().as_deref(), Some("dora"));
