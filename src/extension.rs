@@ -166,6 +166,23 @@ unsafe extern "C-unwind" fn forget(_argument: pg_sys::Datum, relation: pg_sys::O
     }
 }
 
+/// Whether the current role has a right on a schema or function.
+pub fn is_granted(class: pg_sys::Oid, object: pg_sys::Oid, right: u32) -> bool {
+    // SAFETY: a look-up in the catalog, of something that exists.
+    let answer = unsafe {
+        let (user, right) = (pg_sys::GetUserId(), right as pg_sys::AclMode);
+        #[cfg(feature = "pg15")]
+        if class == pg_sys::NamespaceRelationId {
+            pg_sys::pg_namespace_aclcheck(object, user, right)
+        } else {
+            pg_sys::pg_proc_aclcheck(object, user, right)
+        }
+        #[cfg(not(feature = "pg15"))]
+        pg_sys::object_aclcheck(class, object, user, right)
+    };
+    answer == pg_sys::AclResult::ACLCHECK_OK
+}
+
 impl Extension {
     /// The key of a member: a keyed hash, so that nobody can make two members collide.
     pub fn key(&self, room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Key {
@@ -197,6 +214,18 @@ impl Extension {
         self.was_granted(
             (pg_sys::ACL_SELECT | pg_sys::ACL_INSERT | pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE) as _,
         )
+    }
+
+    /// Whether the current role was granted what entering takes.
+    pub fn may_enter(&self) -> bool {
+        self.may_use_schema() && self.was_granted((pg_sys::ACL_SELECT | pg_sys::ACL_INSERT) as _)
+    }
+
+    /// Whether the current role may name our tables at all.
+    pub fn may_use_schema(&self) -> bool {
+        // SAFETY: a look-up in the catalog.
+        let schema = unsafe { pg_sys::get_namespace_oid(c"presence".as_ptr(), true) };
+        is_granted(pg_sys::NamespaceRelationId, schema, pg_sys::ACL_USAGE)
     }
 
     /// All of these rights.

@@ -15,7 +15,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::Cell;
 
 thread_local! {
-    /// For as long as neither table's definition changed.
+    /// For as long as neither table's definition changed, and no function.
     static KNOWN: Cached<Oid, u64, Likeness> = const { Cached::new(1) };
     static EPOCH: Cell<u64> = const { Cell::new(0) };
     /// The tables of the latest answer: a change of theirs makes a new epoch.
@@ -28,10 +28,15 @@ pub fn is_builtin(extension: &Extension) -> Result<bool> {
     Ok(!has_hooks() && likeness(extension, pg_sys::AccessShareLock)?.of_reading)
 }
 
-/// Whether a write, and the SELECT before it, would meet nothing but what the extension made. From here on the table
+/// Whether a write, and the SELECT before it, would meet nothing but what the extension made, and the current role may
+/// call what policies ask. From here on the table
 /// is locked as by an UPDATE, so it stays so until the transaction ends.
 pub fn is_as_made(extension: &Extension) -> Result<bool> {
-    Ok(!has_hooks() && likeness(extension, pg_sys::RowExclusiveLock)?.of_writing)
+    if has_hooks() {
+        return Ok(false);
+    }
+    let likeness = likeness(extension, pg_sys::RowExclusiveLock)?;
+    Ok(likeness.of_writing && likeness.asked.is_some_and(|asked| asked.may_be_called()))
 }
 
 /// Other libraries may check rights, or add policies, in the executor and the planner.
@@ -60,7 +65,7 @@ fn likeness(extension: &Extension, lock: u32) -> Result<Likeness> {
                     return Ok(twin::compare(extension.member, twin));
                 }
                 if let Some(of_reading) = has_policies_of_old(extension)? {
-                    return Ok(Likeness { of_reading, of_writing: false });
+                    return Ok(Likeness { of_reading, of_writing: false, asked: None });
                 }
             }
         })
@@ -77,8 +82,17 @@ fn watch() {
     if WATCHING.replace(true) {
         return;
     }
-    // SAFETY: registered once a process; the callback only counts.
-    unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(forget), Datum::from(0)) };
+    // SAFETY: registered once a process; the callbacks only count.
+    unsafe {
+        let functions = pg_sys::SysCacheIdentifier::PROCOID as i32;
+        pg_sys::CacheRegisterRelcacheCallback(Some(forget), Datum::from(0));
+        pg_sys::CacheRegisterSyscacheCallback(functions, Some(forget_functions), Datum::from(0));
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn forget_functions(_argument: Datum, _cache: i32, _hash: u32) {
+    EPOCH.set(EPOCH.get() + 1);
 }
 
 #[pg_guard]

@@ -1,9 +1,15 @@
 //! Whether the table `member` is still as the extension made it, by what the relation cache says of it and of its empty
-//! twin, `_presence.member_twin`, which has the same columns, indexes, triggers and policies and is touched by nobody.
+//! twin, `_presence.member_twin`, which has the same columns, indexes, triggers and policies, and is as it was made
+//! (`made`).
 //!
 //! The relation cache is what the executor itself goes by: under a lock on the table it is never older than the last
 //! committed definition, whatever snapshot the caller reads with. Trees are compared with `equal()`, never as text.
 
+mod functions;
+mod made;
+
+use crate::member::row::Column;
+pub use functions::Asked;
 use pgrx::pg_sys::{self, Oid};
 use std::ffi::{CStr, c_char};
 
@@ -14,20 +20,26 @@ pub struct Likeness {
     pub of_reading: bool,
     /// All that takes part in a write: columns, constraints, indexes, triggers, rules, children, all policies.
     pub of_writing: bool,
+    /// What the policies ask; None if that is not ours any more, or not known.
+    pub asked: Option<Asked>,
 }
 
 /// Compare them. The caller has locked `member`.
 pub fn compare(member: Oid, twin: Oid) -> Likeness {
     let (member, twin) = (Table::open(member), Table::open(twin));
-    let of_reading = member.class().relrowsecurity == twin.class().relrowsecurity
+    let asked = Asked::find();
+    let of_reading = made::is_as_made_for_reading(&twin)
+        && member.class().relrowsecurity == twin.class().relrowsecurity
         && same_policies(&member, &twin, |command| matches!(command, b'r' | b'*'));
     let of_writing = of_reading
+        && asked.is_some()
+        && made::is_as_made(&twin)
         && same_class(&member, &twin)
         && same_columns(&member, &twin)
         && same_triggers(&member, &twin)
         && same_indexes(&member, &twin)
         && same_policies(&member, &twin, |_| true);
-    Likeness { of_reading, of_writing }
+    Likeness { of_reading, of_writing, asked }
 }
 
 /// A relation that is open; closed when dropped, or by the abort while an ERROR unwinds. The lock stays.
@@ -86,6 +98,50 @@ impl Table {
     }
 }
 
+/// Of an index.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct IndexFacts {
+    columns: Vec<i16>,
+    families: Vec<u32>,
+    method: u32,
+    is_unique: bool,
+    is_primary: bool,
+    /// Used by whoever writes, for nothing but what it indexes: all columns of their rows, at once.
+    is_plain: bool,
+}
+
+impl Table {
+    fn index_facts(&self) -> IndexFacts {
+        // SAFETY: an open index: it has as many keys, and operator classes, as it says.
+        unsafe {
+            let entry = &*self.relation().rd_index;
+            let keys = entry.indnkeyatts as usize;
+            let families = std::slice::from_raw_parts(self.relation().rd_opfamily, keys);
+            IndexFacts {
+                columns: entry.indkey.values.as_slice(entry.indnatts as usize).to_vec(),
+                families: families.iter().map(|family| u32::from(*family)).collect(),
+                method: u32::from(self.class().relam),
+                is_unique: entry.indisunique,
+                is_primary: entry.indisprimary,
+                is_plain: !entry.indisexclusion
+                    && entry.indimmediate
+                    && entry.indisvalid
+                    && entry.indisready
+                    && entry.indislive
+                    && pg_sys::RelationGetIndexExpressions(self.0).is_null()
+                    && pg_sys::RelationGetIndexPredicate(self.0).is_null(),
+            }
+        }
+    }
+
+    fn is_plain_index_of(&self, columns: &[i16], is_unique: bool) -> bool {
+        let facts = self.index_facts();
+        facts.is_plain
+            && facts.columns == columns
+            && (facts.is_unique, facts.is_primary) == (is_unique, is_unique)
+    }
+}
+
 impl Drop for Table {
     fn drop(&mut self) {
         if !std::thread::panicking() {
@@ -131,8 +187,8 @@ fn same_class(member: &Table, twin: &Table) -> bool {
     facts(member) == facts(twin)
 }
 
-/// Ours, and behind them none but such as were dropped again. What a default says is nobody's concern: verbs leave no
-/// column out.
+/// Ours, and behind them none but such as were dropped again. Verbs leave out what the triggers fill: a default of that
+/// would run, with the rights of whoever writes.
 fn same_columns(member: &Table, twin: &Table) -> bool {
     let facts = |column: &pg_sys::FormData_pg_attribute| {
         (
@@ -141,20 +197,24 @@ fn same_columns(member: &Table, twin: &Table) -> bool {
             (column.attnotnull, column.attisdropped, column.attidentity, column.attgenerated),
         )
     };
-    let checks = |table: &Table| {
-        // SAFETY: null, or the constraints of the open relation.
-        unsafe {
-            (*table.relation().rd_att)
-                .constr
-                .as_ref()
-                .map_or((0, false), |constraints| (constraints.num_check, constraints.has_generated_stored))
-        }
-    };
+    let is_left_out = |at| at >= Column::Version as usize && at != Column::Ttl as usize;
     let (ours, all) = (twin.columns(), member.columns());
     all.len() >= ours.len()
         && all.iter().zip(&ours).all(|(column, twin)| facts(column) == facts(twin))
         && all[ours.len()..].iter().all(|column| column.attisdropped)
+        && !all.iter().enumerate().any(|(at, column)| is_left_out(at) && column.atthasdef)
         && checks(member) == checks(twin)
+}
+
+/// How many check constraints, and whether anything is generated.
+fn checks(table: &Table) -> (u16, bool) {
+    // SAFETY: null, or the constraints of the open relation.
+    unsafe {
+        (*table.relation().rd_att)
+            .constr
+            .as_ref()
+            .map_or((0, false), |constraints| (constraints.num_check, constraints.has_generated_stored))
+    }
 }
 
 /// Foreign keys are triggers, too.
@@ -172,31 +232,8 @@ fn same_triggers(member: &Table, twin: &Table) -> bool {
 
 /// By what they index, whatever they are called.
 fn same_indexes(member: &Table, twin: &Table) -> bool {
-    fn facts(index: &Table) -> (Vec<i16>, Vec<u32>, [bool; 8], u32) {
-        // SAFETY: an open index: it has as many keys, and operator classes, as it says.
-        unsafe {
-            let entry = &*index.relation().rd_index;
-            let keys = entry.indnkeyatts as usize;
-            let columns = entry.indkey.values.as_slice(entry.indnatts as usize).to_vec();
-            let families = std::slice::from_raw_parts(index.relation().rd_opfamily, keys);
-            let families = families.iter().map(|family| u32::from(*family)).collect();
-            let is_plain = pg_sys::RelationGetIndexExpressions(index.0).is_null()
-                && pg_sys::RelationGetIndexPredicate(index.0).is_null();
-            let flags = [
-                entry.indisunique,
-                entry.indisprimary,
-                entry.indisexclusion,
-                entry.indimmediate,
-                entry.indisvalid,
-                entry.indisready,
-                entry.indislive,
-                is_plain,
-            ];
-            (columns, families, flags, u32::from(index.class().relam))
-        }
-    }
     let sorted = |table: &Table| {
-        let mut found: Vec<_> = table.indexes().iter().map(facts).collect();
+        let mut found: Vec<_> = table.indexes().iter().map(Table::index_facts).collect();
         found.sort();
         found
     };
@@ -227,6 +264,12 @@ fn same_policies(member: &Table, twin: &Table, counts: impl Fn(u8) -> bool) -> b
 /// Both are zero-terminated, or null.
 unsafe fn same_name(one: *const c_char, other: *const c_char) -> bool {
     // SAFETY: the caller's promise.
-    let name = |text: *const c_char| (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) });
-    name(one) == name(other)
+    unsafe { name(one) == name(other) }
+}
+
+/// # Safety
+/// Zero-terminated, or null, for as long as the name is used.
+unsafe fn name<'a>(text: *const c_char) -> Option<&'a CStr> {
+    // SAFETY: the caller's promise.
+    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) })
 }

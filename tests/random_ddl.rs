@@ -12,7 +12,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use std::cell::RefCell;
 
 /// What an owner may do to the table, and how to take it back.
-const CHANGES: [(&str, &str); 22] = [
+const CHANGES: [(&str, &str); 24] = [
     (
         "create policy p1 on presence.member as restrictive for update using (status is distinct from 'a')",
         "drop policy p1 on presence.member",
@@ -91,6 +91,14 @@ const CHANGES: [(&str, &str); 22] = [
     (
         "revoke update on presence.member from alice; grant update (user_id, status, state, metadata, audience, ttl) on presence.member to alice",
         "revoke update (user_id, status, state, metadata, audience, ttl) on presence.member from alice; grant update on presence.member to alice",
+    ),
+    (
+        "revoke execute on function presence.tokens() from alice",
+        "grant execute on function presence.tokens() to alice",
+    ),
+    (
+        "revoke execute on function presence.is_service() from bob",
+        "grant execute on function presence.is_service() to bob",
     ),
     ("revoke insert on presence.member from bob", "grant insert on presence.member to bob"),
 ];

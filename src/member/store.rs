@@ -9,8 +9,9 @@
 //! |---|---|
 //! | locks the table, takes in what was committed | the same lock, before anything is looked at (`policy::is_as_made`) |
 //! | policies, triggers, rules, constraints, NOT NULL, generated columns, children, indexes | exactly ours, by the relation cache (`twin`), else SQL |
+//! | functions that policies and triggers call, defaults of what verbs leave out | this library's, and none, else SQL |
 //! | other libraries' hooks for rights and policies | none are there, else SQL |
-//! | rights on table and columns | all rights on the whole table, looked up each time, else SQL |
+//! | rights on schema, table and columns, and on what policies call | all of them, looked up each time, else SQL |
 //! | policies of ours | `ownership`: they say the same |
 //! | an authorizer, which our policies call | none is set, else SQL |
 //! | `row_security = off`, which refuses | it is on, else SQL |
@@ -196,7 +197,8 @@ impl<'a> Store<'a> {
         self.write(key, &ENTER, &values, intent)
     }
 
-    /// With the owner's rights where the caller's could say nothing else: that spares the policies.
+    /// With the owner's rights where the caller's could say nothing else, and the owner still has them: that spares the
+    /// policies.
     fn write(
         &self,
         key: &Key,
@@ -207,7 +209,7 @@ impl<'a> Store<'a> {
         let caller = Some(self.caller.clone());
         let _intent = intent::set(vec![key.hash], Intent { caller, ..intent });
         let run = || Row::of_query(&self.connection.run(statement, values, true)?);
-        if !self.fast {
+        if !self.fast || !spi::as_role(self.extension.owner, || Ok(self.extension.may_enter()))? {
             return run();
         }
         let written = spi::as_role(self.extension.owner, run)?;
@@ -233,7 +235,8 @@ fn is_fast(extension: &Extension) -> Result<bool> {
         && settings::fast_path()
         && !authorizer::is_set()
         && policy::is_as_made(extension)?
-        && extension.may_do_all())
+        && extension.may_do_all()
+        && extension.may_use_schema())
 }
 
 /// Do something with the table `member`, open and locked for writing.
