@@ -162,3 +162,18 @@ fn an_owner_who_may_not_enter_keeps_nobody_out() {
     cluster.user("alice").run("select presence.upsert('hall')");
     cluster.assert_sound();
 }
+
+#[test]
+fn a_verb_is_a_command_of_its_own() {
+    let cluster = Cluster::start();
+    let mut alice = cluster.user("alice");
+    alice.run("select presence.upsert('hall', '1')");
+    for statement in [
+        "update presence.member set status = (presence.upsert('hall', '2')).room",
+        "update presence.member set status = (select m.room from presence.update('hall', '{\"a\": 1}') m)",
+        "delete from presence.member where (presence.upsert('hall', '2')).version > 0",
+    ] {
+        assert_eq!(alice.fails(statement).code, "27000", "{statement}");
+    }
+    assert_eq!(alice.value("select state from presence.get('hall')"), "1");
+}
