@@ -177,3 +177,31 @@ fn a_verb_is_a_command_of_its_own() {
     }
     assert_eq!(alice.value("select state from presence.get('hall')"), "1");
 }
+
+#[test]
+fn what_a_trigger_refuses_is_not_tried_again() {
+    let cluster = Cluster::start();
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    alice.run("select presence.upsert('hall', '1')");
+    service.run(
+        "create sequence asked; grant usage on sequence asked to public;
+         create function refuse() returns trigger language plpgsql as
+             $$ begin perform nextval('public.asked'); return null; end $$;
+         create trigger zz before insert or update on presence.member for each row execute function refuse()",
+    );
+    let asked = "select last_value from asked";
+    assert!(alice.rows("select * from presence.update('hall', '{\"a\": 1}')").is_empty());
+    assert_eq!(service.number(asked), 1);
+    for verb in
+        ["upsert('hall', '2')", "upsert_many('[{\"room\": \"hall\", \"state\": 2}]')", "upsert('side')"]
+    {
+        let refused = alice.fails(&format!("select presence.{verb}"));
+        assert_eq!(
+            (refused.code.as_str(), refused.message.as_str()),
+            ("42501", "the change of the member was refused"),
+            "{verb}"
+        );
+    }
+    assert_eq!(alice.value("select state from presence.get('hall')"), "1");
+    cluster.assert_sound();
+}

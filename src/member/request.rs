@@ -91,7 +91,17 @@ impl Request {
         unsafe { pg_sys::PreventCommandIfReadOnly(self.verb.as_ptr()) };
         let Some(held) = store.lock(found)?.filter(|row| self.is_live(row)) else { return Ok(None) };
         self.require_ownership(&held)?;
-        Ok(store.change(&held, self.wanted(&held), self.intent())?.map(Written::Row))
+        match store.change(&held, self.wanted(&held), self.intent())? {
+            Some(row) => Ok(Some(Written::Row(row))),
+            // Nobody else can change what is locked: trying again would only fire the same triggers again.
+            None if self.is_live(&held) => self.refused().map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// As an UPDATE of no row: for one who enters or changes, that is not what was asked for.
+    fn refused(&self) -> Result<Written> {
+        if self.owner.is_none() { Ok(Written::Absent) } else { Err(Error::Refused) }
     }
 
     fn enter(&self, store: &Store) -> Result<Option<Written>> {
@@ -130,6 +140,8 @@ impl Request {
             Some(holder) if !store.is_fast() && found.is_none_or(|found| found == holder.version) => {
                 Error::Refused
             }
+            // Nobody has the key, and still it cannot be entered.
+            None if !store.is_fast() && found.is_none() => Error::Refused,
             _ => Error::ConcurrentUpdate,
         })
     }
