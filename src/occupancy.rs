@@ -32,7 +32,7 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     let all = may_read && may_count(&extension, room, &tokens)?;
     // SAFETY: a look-up in shared memory. On a standby SQL says best that unlogged tables cannot be read.
     let standby = unsafe { pg_sys::RecoveryInProgress() };
-    if standby || !(all || visibility::is_by_built_in_policies(&extension)?) {
+    if standby || !(all || visibility::is_by_built_in_policies(&extension, &identity)?) {
         return call.rows([]);
     }
     let visibility =

@@ -28,6 +28,12 @@ pub fn is_builtin(extension: &Extension) -> Result<bool> {
     Ok(!has_hooks() && likeness(extension, pg_sys::AccessShareLock)?.of_reading)
 }
 
+/// The same, and that they ask what they asked, and a SELECT reads no other tables beside this one.
+pub fn is_read_as_made(extension: &Extension) -> Result<bool> {
+    let likeness = likeness(extension, pg_sys::AccessShareLock)?;
+    Ok(!has_hooks() && likeness.of_reading && likeness.is_alone && likeness.asked.is_some())
+}
+
 /// Whether a write, and the SELECT before it, would meet nothing but what the extension made, and the current role may
 /// call what policies ask. From here on the table
 /// is locked as by an UPDATE, so it stays so until the transaction ends.
@@ -65,7 +71,7 @@ fn likeness(extension: &Extension, lock: u32) -> Result<Likeness> {
                     return Ok(twin::compare(extension.member, twin));
                 }
                 if let Some(of_reading) = has_policies_of_old(extension)? {
-                    return Ok(Likeness { of_reading, of_writing: false, asked: None });
+                    return Ok(Likeness { of_reading, is_alone: false, of_writing: false, asked: None });
                 }
             }
         })

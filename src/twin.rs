@@ -18,6 +18,8 @@ use std::ffi::{CStr, c_char};
 pub struct Likeness {
     /// The policies that decide what a SELECT shows.
     pub of_reading: bool,
+    /// No other table inherits from it.
+    pub is_alone: bool,
     /// All that takes part in a write: columns, constraints, indexes, triggers, rules, children, all policies.
     pub of_writing: bool,
     /// What the policies ask; None if that is not ours any more, or not known.
@@ -39,7 +41,7 @@ pub fn compare(member: Oid, twin: Oid) -> Likeness {
         && same_triggers(&member, &twin)
         && same_indexes(&member, &twin)
         && same_policies(&member, &twin, |_| true);
-    Likeness { of_reading, of_writing, asked }
+    Likeness { of_reading, is_alone: !member.class().relhassubclass, of_writing, asked }
 }
 
 /// A relation that is open; closed when dropped, or by the abort while an ERROR unwinds. The lock stays.

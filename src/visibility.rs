@@ -10,11 +10,24 @@ use crate::sqlfn::texts_of;
 use crate::{ownership, policy, settings};
 use pgrx::pg_sys::{self, Datum};
 
-/// Whether SQL would show the caller what the built-in policies say, and no less.
-pub fn is_by_built_in_policies(extension: &Extension) -> Result<bool> {
-    // SAFETY: a plain setting; where it is off, SQL refuses.
-    let row_security = unsafe { pg_sys::row_security };
-    Ok(settings::fast_path() && row_security && extension.may_read() && policy::is_builtin(extension)?)
+/// Whether SQL would show the caller what the built-in policies say, no more and no less.
+pub fn is_by_built_in_policies(extension: &Extension, caller: &Identity) -> Result<bool> {
+    Ok(settings::fast_path()
+        && shows_as_we_do(extension, caller)
+        && extension.may_read()
+        && policy::is_read_as_made(extension)?)
+}
+
+/// Whom policies bind, SQL refuses where row_security is off. Others, members of the owner's role among them, it shows
+/// everything.
+fn shows_as_we_do(extension: &Extension, caller: &Identity) -> bool {
+    use pg_sys::CheckEnableRlsResult::RLS_ENABLED;
+    // SAFETY: a plain setting, and a look-up in the catalog for the current role.
+    unsafe {
+        let bound =
+            pg_sys::check_enable_rls(extension.member, pg_sys::InvalidOid, true) == RLS_ENABLED as i32;
+        if bound { pg_sys::row_security } else { caller.service }
+    }
 }
 
 /// Whom somebody may see.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Cluster, Session};
+use common::{Cluster, Session, until};
 
 /// As a loop over all tables, or an event trigger, does it: to the twin of `member`, too.
 fn to_both(service: &mut Session, ddl: &str) {
@@ -115,6 +115,7 @@ fn policies_ask_with_the_rights_of_the_caller() {
     assert_eq!(alice.fails("select presence.upsert('side')").code, "42501");
 }
 
+/// Who calls a verb by way of somebody's function needs no USAGE for that; the verb's own statements do.
 #[test]
 fn the_schema_may_be_closed() {
     let cluster = Cluster::start();
@@ -131,6 +132,7 @@ fn the_schema_may_be_closed() {
     assert_eq!(alice.value("select say('hall', '3')"), "3");
 }
 
+/// Defaults of what the triggers fill run as well, as whoever writes.
 #[test]
 fn a_default_runs_as_the_caller() {
     let cluster = Cluster::start();
@@ -149,6 +151,7 @@ fn a_default_runs_as_the_caller() {
     alice.run("select presence.upsert('side')");
 }
 
+/// The owner's rights are a short way, and nobody's condition.
 #[test]
 fn an_owner_who_may_not_enter_keeps_nobody_out() {
     let cluster = Cluster::bare(&[]);
@@ -163,6 +166,7 @@ fn an_owner_who_may_not_enter_keeps_nobody_out() {
     cluster.assert_sound();
 }
 
+/// A statement whose row a verb has changed under it says so.
 #[test]
 fn a_verb_is_a_command_of_its_own() {
     let cluster = Cluster::start();
@@ -178,6 +182,7 @@ fn a_verb_is_a_command_of_its_own() {
     assert_eq!(alice.value("select state from presence.get('hall')"), "1");
 }
 
+/// A trigger that refuses is asked once, and the answer is no conflict.
 #[test]
 fn what_a_trigger_refuses_is_not_tried_again() {
     let cluster = Cluster::start();
@@ -204,4 +209,34 @@ fn what_a_trigger_refuses_is_not_tried_again() {
     }
     assert_eq!(alice.value("select state from presence.get('hall')"), "1");
     cluster.assert_sound();
+}
+
+#[test]
+fn occupancy_counts_what_a_select_shows() {
+    let cluster = Cluster::bare(&[]);
+    cluster.sql("postgres", "create database app");
+    let mut service = cluster.service();
+    service.run("create role admin superuser; create role successor; set role admin");
+    service.run(
+        "create extension presence_ext; select presence.grant_access('alice'), presence.grant_access('bob')",
+    );
+    service.run("reset role; reassign owned by admin to successor");
+    cluster.until_worker("app");
+    let (mut alice, mut bob) = (cluster.user("alice"), cluster.user("bob"));
+    alice.run("select presence.upsert('hall', audience => '{}')");
+    let both =
+        "select o.members, (select count(*) from presence.list('hall')) from presence.occupancy('hall') o";
+    assert_eq!(bob.rows(both)[0], ["0", "0"]);
+    // PostgreSQL holds no policies against members of the owner's role.
+    service.run("grant successor to bob");
+    assert_eq!(bob.rows(both)[0], ["1", "1"]);
+    service.run("revoke successor from bob");
+    until("she may not any more", || bob.rows(both)[0] == ["0", "0"]);
+    // And a SELECT reads tables that inherit.
+    service.run(
+        "create table public.kid () inherits (presence.member);
+         insert into public.kid select * from presence.member;
+         update public.kid set member_id = 'kid', key_hash = gen_random_uuid()",
+    );
+    assert_eq!(alice.rows(both)[0], ["2", "2"]);
 }
