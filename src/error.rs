@@ -68,6 +68,10 @@ pub enum Error {
     AuthorizerFailed {
         why: String,
     },
+    /// A statement that would lock others out, by one who may not.
+    NotYours {
+        relation: String,
+    },
     NoPreparedTransactions,
     /// A trigger function of ours on a table of somebody else's, or called by hand.
     NotItsTrigger {
@@ -121,6 +125,7 @@ impl Error {
             | Error::OwnedByAnother
             | Error::Refused
             | Error::NotAuthorized { .. }
+            | Error::NotYours { .. }
             | Error::AuthorizerFailed { .. } => ERRCODE_INSUFFICIENT_PRIVILEGE,
             Error::NoPreparedTransactions
             | Error::NoTruncate
@@ -158,6 +163,7 @@ impl Error {
             Error::ConcurrentUpdate => "could not serialize access due to concurrent update".into(),
             Error::NotAuthorized { action } => format!("not authorized to {action} this room"),
             Error::AuthorizerFailed { .. } => "the authorizer of presence gave no answer".into(),
+            Error::NotYours { relation } => format!("permission denied for relation {relation}"),
             Error::NoPreparedTransactions => "cannot prepare a transaction that has changed presence".into(),
             Error::NotItsTrigger { table } => format!("this function is for the triggers of {table} alone"),
             Error::NoTruncate => "cannot truncate the members".into(),
@@ -218,6 +224,9 @@ impl Error {
             }
             Error::ConcurrentUpdate => "Another transaction has changed the member.".into(),
             Error::NotAuthorized { .. } => "Service roles may; others as presence.authorizer says.".into(),
+            Error::NotYours { .. } => {
+                "The statement takes a lock for which everybody else who is present would wait.".into()
+            }
             Error::NoPreparedTransactions => {
                 "Leases and events are applied by the session that commits.".into()
             }
@@ -285,6 +294,11 @@ impl Error {
             Error::ConcurrentUpdate => "Try the transaction again.".into(),
             Error::OwnedByAnother => "Choose another member_id or connection_id.".into(),
             Error::NotAuthorized { .. } => "Ask whoever manages the room.".into(),
+            Error::NotYours { .. } => {
+                "It is for the owner, or for whom the owner has granted TRIGGER or REFERENCES. Rows can be locked by \
+                 SELECT ... FOR UPDATE."
+                    .into()
+            }
             Error::NoPreparedTransactions => "Use COMMIT.".into(),
             Error::TooManyMembers { .. } => "Leave with some members first, or ask for a higher limit.".into(),
             Error::TooManySeats => "Try again; enter in smaller transactions.".into(),

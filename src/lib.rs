@@ -30,6 +30,7 @@ mod settings;
 mod shared;
 mod spi;
 mod sqlfn;
+mod strong_locks;
 mod subtransaction;
 mod twin;
 mod utility;

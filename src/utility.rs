@@ -1,6 +1,7 @@
 //! Utility statements that concern us: a hook sees them all, looks at their kind, and lets them run as ever.
 
 use crate::member::session;
+use crate::strong_locks;
 use pgrx::pg_sys;
 use std::ffi::c_char;
 
@@ -43,9 +44,13 @@ unsafe extern "C-unwind" fn run(
 ) {
     // SAFETY: the statement is valid, and what is called has this signature.
     unsafe {
-        let discards = discards_all((*statement).utilityStmt);
+        let node = (*statement).utilityStmt;
+        strong_locks::check(node);
+        let discards = discards_all(node);
         let next = PREVIOUS.unwrap_or(standard_ProcessUtility);
         next(statement, text, read_only_tree, context, parameters, environment, receiver, completion);
+        // While it waited, a view that it names may have become another one.
+        strong_locks::check_again(node);
         // It is never part of a longer transaction, so nothing takes it back.
         if discards {
             session::end();

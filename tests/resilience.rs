@@ -162,6 +162,85 @@ fn a_reader_of_the_log_stops_nothing_however_long_it_stays() {
     cluster.assert_sound();
 }
 
+/// Statements that would lock others out, each by somebody who has no right to it. Some of them wait first and are
+/// refused afterwards: then all who come later wait behind them.
+const LOCKING_OUT: [&str; 17] = [
+    "lock table TABLE",
+    "lock table public.own, TABLE in share mode",
+    "lock table public.over",
+    "lock table public.over_it in share row exclusive mode",
+    "do $$ begin lock table TABLE; end $$",
+    "create rule no as on insert to TABLE do instead nothing",
+    "create trigger no before insert on TABLE for each row execute function public.nothing()",
+    "create trigger no instead of insert on presence.online for each row execute function public.nothing()",
+    "create rule no as on insert to presence.online do instead nothing",
+    "create table public.cursor (room text, foreign key (room) references TABLE)",
+    "create table public.cursor (room text references TABLE)",
+    "alter table public.own add foreign key (room) references TABLE",
+    "alter table public.own add note text references TABLE (room)",
+    "create table public.part partition of TABLE default",
+    "alter table public.parted attach partition TABLE default",
+    "alter table public.parted detach partition TABLE",
+    "alter index public.parted_room attach partition presence.member_user_id",
+];
+
+#[test]
+fn who_may_not_lock_a_table_makes_nobody_wait() {
+    let cluster = Cluster::start();
+    let (mut service, mut alice, mut bob) = (cluster.service(), cluster.user("alice"), cluster.user("bob"));
+    service.run("grant create on schema public to bob");
+    bob.run(
+        "create table public.own (room text);
+         create table public.parted (like presence.member) partition by list (room);
+         create index parted_room on public.parted (room);
+         create view public.over as select * from presence.member;
+         create view public.over_it as select o.room, (select count(*) from public.over) from public.own o;
+         create function public.nothing() returns trigger language plpgsql as 'begin return null; end'",
+    );
+    // Somebody has read and written, and is not done.
+    alice.run("begin; select presence.upsert('hall'); select count(*) from presence.online, presence.event");
+    bob.run("set lock_timeout = '10s'");
+    for statement in LOCKING_OUT {
+        for table in ["presence.member", "presence.room", "presence.event", "presence._event_0"] {
+            let statement = statement.replace("TABLE", table);
+            let began = Instant::now();
+            assert_eq!(bob.fails(&format!("begin; {statement}")).code, "42501", "{statement}");
+            bob.run("rollback");
+            assert!(began.elapsed() < millis(2_000), "{statement}");
+        }
+    }
+    alice.run("commit");
+
+    // What does not lock others out goes through, as does what the owner of the tables allows.
+    bob.run("begin; lock table presence.member in row exclusive mode; lock table public.own; commit");
+    bob.run("create rule quiet as on insert to public.own do instead delete from presence.member");
+    service.run("grant trigger, references on presence.member to bob");
+    bob.run("create unlogged table public.cursor (r text, m text, c text, foreign key (r, m, c) references presence.member)");
+    bob.run(
+        "create trigger yes after insert on presence.member for each row execute function public.nothing()",
+    );
+    service.run("begin; lock table presence.member; rollback");
+    cluster.assert_sound();
+}
+
+#[test]
+fn a_view_that_becomes_another_one_locks_nobody_out() {
+    let cluster = Cluster::start();
+    let (mut service, mut bob, mut other) = (cluster.service(), cluster.user("bob"), cluster.user("bob"));
+    service.run("grant create on schema public to bob");
+    bob.run("create table public.own (room text); create view public.over as select room from public.own");
+    other.run("begin; lock table public.own");
+    std::thread::scope(|scope| {
+        let locking = scope.spawn(|| bob.fails("begin; lock table public.own, public.over"));
+        until("it waits", || {
+            service.is("select exists (select from pg_locks where not granted and relation = 'public.own'::regclass)")
+        });
+        other.run("create or replace view public.over as select room from presence.member; commit");
+        assert_eq!(locking.join().expect("an answer").code, "42501");
+    });
+    cluster.assert_sound();
+}
+
 /// What somebody adds to a part of the log, so that bob's events cannot be written.
 fn censors() -> Vec<(&'static str, &'static str, bool)> {
     vec![
