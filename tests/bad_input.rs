@@ -3,7 +3,7 @@
 mod common;
 mod hostile;
 
-use common::{Cluster, Session, until};
+use common::{Cluster, Session, memory, peak, until};
 use hostile::{Dice, Surface, value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +21,9 @@ const ROLES: &str = "
     create role anon nologin;
     create role authenticator login noinherit;
     grant anon, alice to authenticator;";
+
+/// Of the worker, in MB: presence.worker_memory.
+const MOST_MEMORY: i64 = 64;
 
 /// Calls in one round trip, and in one transaction.
 const BATCH: usize = 25;
@@ -190,17 +193,20 @@ fn torment(cluster: &Cluster, database: &str, calls: usize) -> BTreeMap<String, 
         ),
     ];
     let mut dice = Dice::new(seed());
-    let mut heard = 0;
-    while fuzzers.iter().map(Fuzzer::calls).sum::<usize>() < calls {
-        listener.run("select presence.listen()"); // somebody may have rotated the channels
-        let turn = dice.below(fuzzers.len());
-        fuzzers[turn].batch(&surface, &mut dice);
-        heard += hear_only_ascii(&mut listener);
-        if dice.percent(5) {
-            // Somebody may have taken it away.
-            service.run("select presence.grant_access('alice')");
+    let (mut heard, before) = (0, memory(worker, "RssAnon:"));
+    let most = peak(worker, || {
+        while fuzzers.iter().map(Fuzzer::calls).sum::<usize>() < calls {
+            listener.run("select presence.listen()"); // somebody may have rotated the channels
+            let turn = dice.below(fuzzers.len());
+            fuzzers[turn].batch(&surface, &mut dice);
+            heard += hear_only_ascii(&mut listener);
+            if dice.percent(5) {
+                // Somebody may have taken it away.
+                service.run("select presence.grant_access('alice')");
+            }
         }
-    }
+    });
+    assert!(most - before < MOST_MEMORY, "the worker has grown by {} MB", most - before);
     assert_unharmed(&mut service, &mut fuzzers, worker);
     cluster.assert_sound();
 

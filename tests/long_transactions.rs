@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Cluster, Event, Session, lines, until};
+use common::{Cluster, Event, Session, kilobytes, lines, until};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -37,7 +37,7 @@ fn an_old_snapshot_holds_up_nothing_of_ours() {
     };
     // All memory that it takes, it takes in the first rounds.
     turns(&mut load, &mut service, 40);
-    let before = (memory(worker), allocated(&mut load), seq(&mut service));
+    let before = (kilobytes(worker, "RssAnon:"), allocated(&mut load), seq(&mut service));
     let minutes = std::env::var("PRESENCE_SOAK").map_or(0, |minutes| minutes.parse().expect("minutes"));
     let end = Instant::now() + Duration::from_secs(60 * minutes);
     loop {
@@ -46,7 +46,7 @@ fn an_old_snapshot_holds_up_nothing_of_ours() {
             break;
         }
     }
-    let after = (memory(worker), allocated(&mut load), seq(&mut service));
+    let after = (kilobytes(worker, "RssAnon:"), allocated(&mut load), seq(&mut service));
     assert!(after.2 > before.2 + 1_000, "{} events", after.2 - before.2);
     assert!(after.0 < before.0 + 4_096, "the worker has grown from {} kB to {} kB", before.0, after.0);
     assert!(after.1 < before.1 + 1_000_000, "a backend has grown from {} to {} bytes", before.1, after.1);
@@ -101,13 +101,6 @@ fn turn(cluster: &Cluster, load: &mut Session, service: &mut Session, round: usi
 
 fn seq(service: &mut Session) -> i64 {
     service.number("select presence.seq()")
-}
-
-/// Of a process alone, in kB.
-fn memory(pid: i64) -> i64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("its memory");
-    line.split_whitespace().nth(1).and_then(|size| size.parse().ok()).expect("a size")
 }
 
 /// What a session has allocated in PostgreSQL's own way, in bytes.

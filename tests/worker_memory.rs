@@ -2,16 +2,9 @@
 
 mod common;
 
-use common::{Cluster, Session, lines, millis, until};
+use common::{Cluster, Session, lines, memory, millis, peak, until};
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::time::Duration;
-
-/// A figure of a process's memory, in MB.
-fn memory(pid: i64, figure: &str) -> i64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
-    let line = status.lines().find(|line| line.starts_with(figure)).expect(figure);
-    line.split_whitespace().nth(1).and_then(|size| size.parse::<i64>().ok()).expect("a size") / 1024
-}
 
 fn worker(service: &mut Session) -> i64 {
     service.number("select presence.worker_pid()")
@@ -20,26 +13,6 @@ fn worker(service: &mut Session) -> i64 {
 fn assert_nothing_lost(service: &mut Session) {
     let row = service.rows("select events_dropped, resyncs from presence.health").remove(0);
     assert_eq!(row, ["0", "0"], "dropped events, resyncs");
-}
-
-/// Watches a process's own memory while something happens: the most it had, in MB. (The peak that the system counts
-/// has shared memory in it: a large ring is read, and that is all.)
-fn peak(pid: i64, body: impl FnOnce()) -> i64 {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            let mut most = 0;
-            while !done.load(Relaxed) {
-                most = most.max(memory(pid, "RssAnon:"));
-                std::thread::sleep(millis(2));
-            }
-            most
-        });
-        let over = common::Over::tell(&done);
-        body();
-        drop(over);
-        watch.join().expect("a figure")
-    })
 }
 
 /// Whoever was given the channels of many rooms, and names them all, makes 130 notifications an event.

@@ -5,12 +5,14 @@
 mod clock;
 mod cluster;
 mod everything;
+mod memory;
 mod mirror;
 mod session;
 
 pub use clock::Clock;
 pub use cluster::{Cluster, Frozen, Stall, shell, signal, try_shell};
 pub use everything::use_everything;
+pub use memory::{kilobytes, memory, peak};
 pub use mirror::{Mirror, listed};
 pub use session::{Event, Failure, Session, lines};
 

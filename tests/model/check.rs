@@ -27,7 +27,7 @@ impl Case<'_> {
         for (key, row) in &self.model.members {
             let Some(shown) = shown.get(key) else { continue };
             // Times are dressed by a wall clock that is measured now and then, by processes that may be preempted.
-            let seen = row.seen.from - 10_000..=row.seen.until + 10_000;
+            let seen = row.seen.from - 50_000..=row.seen.until + 50_000;
             if !self.model.unsure.contains(key) && !seen.contains(&shown.seen) {
                 return Err(format!("{key:?} was last seen at {}, not at {:?}", shown.seen, row.seen));
             }

@@ -3,10 +3,10 @@
 
 use crate::common::{Cluster, Over, Session, attempt};
 use crate::follower::Follower;
+use crate::mallory::Mallory;
 use crate::op::{self, CONNECTIONS, Op, SERVICE, USERS};
-use crate::{sql, world};
+use crate::{random, sql, world};
 use proptest::strategy::{Strategy, ValueTree};
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ pub fn run(time: Duration, seed: u64) {
         world::followers(&cluster).into_iter().map(Follower::patient).collect();
     followers.iter_mut().for_each(|follower| follower.start());
     let (done, changes) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut mallory = Mallory::start(&cluster, |number| random(seed, CONNECTIONS.len() + number));
     let end = Instant::now() + time;
     // Their sessions last until all is compared: members may be bound to them.
     let sessions: Vec<Session> = std::thread::scope(|scope| {
@@ -63,6 +64,7 @@ pub fn run(time: Duration, seed: u64) {
     });
     assert!(changes.load(Relaxed) > 500, "only {} changes", changes.load(Relaxed));
 
+    mallory.end();
     let mut service = cluster.service();
     // Once a minute the worker frees what somebody had pinned when it left.
     cluster.clock().pass(Duration::from_secs(61));
@@ -78,8 +80,11 @@ pub fn run(time: Duration, seed: u64) {
         follower.check_against_list().unwrap_or_else(|why| panic!("{why}"));
     }
     let nothing = [[""; 0]; 0];
-    let missing = "select * from presence.heartbeat_many((select array_agg(room) from presence.member),
-                   (select array_agg(member_id) from presence.member), (select array_agg(connection_id) from presence.member))";
+    let missing = "
+        select missing.*
+        from (select array_agg(room) as rooms, array_agg(member_id) as member_ids,
+                     array_agg(connection_id) as connection_ids from presence.member) k,
+             presence.heartbeat_many(k.rooms, k.member_ids, k.connection_ids) missing";
     if service.is("select count(*) > 0 from presence.member") {
         assert_eq!(service.rows(missing), nothing, "listed, and without a lease");
     }
@@ -96,13 +101,6 @@ fn writer(cluster: &Cluster, user: usize) -> Session {
     let mut session = cluster.user(USERS[user]);
     session.run("set statement_timeout = 0");
     session
-}
-
-fn random(seed: u64, at: usize) -> TestRunner {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    bytes[8] = 100 + at as u8;
-    TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
 }
 
 /// Members that are not listed, what holds them and what the leases say.

@@ -1,6 +1,7 @@
 //! A listener: it holds what the rule for clients in README.md makes of what it hears, and nothing else.
 
 use crate::common::{Cluster, Event, Session};
+use crate::mallory;
 use crate::model::Key;
 use crate::op::{CONNECTION_IDS, USERS};
 use serde_json::Value;
@@ -81,7 +82,10 @@ impl Follower {
         if let Some(prelude) = &self.prelude {
             self.session.run(&format!("begin; {prelude}"));
         }
-        let rows = self.session.rows("select to_jsonb(o) from presence.list(max_rows => 1000) o");
+        let rows = self.session.rows(&format!(
+            "select to_jsonb(o) from presence.list(max_rows => 1000) o where o.user_id <> '{}'",
+            mallory::NAME
+        ));
         if self.prelude.is_some() {
             self.session.run("commit");
         }
@@ -101,6 +105,7 @@ impl Follower {
 
     fn apply(&mut self, event: &Event) {
         match event.kind() {
+            _ if event.text("user_id") == mallory::NAME => {}
             "resync" => self.start(),
             "relisten" => self.listen_and_list(),
             // A doorbell: something happened that only a look can tell.

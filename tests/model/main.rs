@@ -6,12 +6,15 @@
 //! PRESENCE_SOAK=minutes goes on for so long instead.
 //!
 //! The same steps all at once (`concurrent.rs`) have no model of each answer: only what is left at the end must agree.
+//!
+//! All the while a user tries to harm the others (`mallory.rs`). The model knows nothing of her.
 
 mod check;
 #[path = "../common/mod.rs"]
 mod common;
 mod concurrent;
 mod follower;
+mod mallory;
 mod model;
 mod op;
 mod sql;
@@ -53,11 +56,19 @@ fn seed() -> u64 {
         .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_micros() as u64)
 }
 
+/// For clients that decide for themselves, each its own.
+fn random(seed: u64, at: usize) -> TestRunner {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8] = 100 + at as u8;
+    TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
+}
+
 fn cases(options: &[&str], stream: u64) {
     let soak = number("PRESENCE_SOAK").map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
     let mut seed = seed();
     let cases = number("PRESENCE_CASES").unwrap_or(250) / 2;
-    let world = RefCell::new(World::new(options));
+    let world = RefCell::new(World::new(options, seed));
     loop {
         println!("PRESENCE_SEED={seed} PRESENCE_CASES={}", cases * 2);
         let mut bytes = [0; 32];
@@ -84,5 +95,5 @@ fn cases(options: &[&str], stream: u64) {
         }
         seed += 1;
     }
-    world.borrow().assert_sound();
+    world.borrow_mut().assert_sound();
 }

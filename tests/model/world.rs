@@ -2,6 +2,7 @@
 
 use crate::common::{Cluster, Session, until};
 use crate::follower::Follower;
+use crate::mallory::{self, Mallory};
 use crate::model::{Answer, Key, Model, Row, Seen, all_connections};
 use crate::op::{CONNECTION_IDS, CONNECTIONS, Op, SERVICE, Step, USERS};
 use crate::sql;
@@ -21,13 +22,19 @@ const ROLES: &str = "
 
 /// A server on which much time passes.
 pub fn cluster(options: &[&str]) -> Cluster {
-    let always = ["presence.default_ttl=1h", "presence.history_retention=30d", "lock_timeout=5s"];
+    let always = [
+        "presence.default_ttl=1h",
+        "presence.history_retention=30d",
+        "lock_timeout=5s",
+        "max_prepared_transactions=5",
+    ];
     let cluster = Cluster::with_clock(&[&always[..], options].concat());
     cluster.sql("app", ROLES);
     cluster
 }
 
 pub struct World {
+    mallory: Mallory,
     cluster: Cluster,
     pub connections: Vec<Session>,
     pids: Vec<i64>,
@@ -39,7 +46,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(options: &[&str]) -> World {
+    pub fn new(options: &[&str], seed: u64) -> World {
         let cluster = cluster(options);
         let mut connections: Vec<Session> =
             CONNECTIONS.iter().map(|user| cluster.user(USERS[*user])).collect();
@@ -48,6 +55,7 @@ impl World {
             connections,
             watcher: cluster.service(),
             followers: followers(&cluster),
+            mallory: Mallory::start(&cluster, |number| crate::random(seed, number)),
             cases: 0,
             exact: options.contains(&"presence.notify_delay=0"),
             cluster,
@@ -82,7 +90,7 @@ impl World {
                 self.connect(at);
             }
         }
-        self.watcher.run("delete from presence.member");
+        self.watcher.run(&format!("delete from presence.member where user_id <> '{}'", mallory::NAME));
         self.watcher.run("select presence.sweep()");
         self.watcher.flush();
         self.followers.iter_mut().for_each(Follower::start);
@@ -93,7 +101,8 @@ impl World {
         self.pids[at] = self.connections[at].pid();
     }
 
-    pub fn assert_sound(&self) {
+    pub fn assert_sound(&mut self) {
+        self.mallory.end();
         self.cluster.assert_sound();
         self.cluster.assert_way();
     }
