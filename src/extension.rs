@@ -4,6 +4,7 @@
 use crate::cached::Cached;
 use crate::error::{Error, Result};
 use crate::lease::table::Key;
+use crate::narrowing;
 use crate::shared::Database;
 use crate::spi::{Connection, Statement};
 use crate::sqlfn::{bytes_of, decode};
@@ -107,6 +108,7 @@ fn relation_in(schema: &CStr, name: &CStr) -> Option<pg_sys::Oid> {
 }
 
 fn look_up() -> Result<Extension> {
+    narrowing::compare();
     let epoch = catalog_epoch();
     let member = member_table().ok_or(Error::NotInstalled)?;
     let view = relation(c"online").ok_or(Error::NotInstalled)?;

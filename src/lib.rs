@@ -19,6 +19,7 @@ mod jsonb;
 mod lease;
 mod listen;
 mod member;
+mod narrowing;
 mod occupancy;
 mod operate;
 mod ownership;

@@ -3,16 +3,19 @@
 use crate::authorizer::{self, Action};
 use crate::client;
 use crate::error::{Error, Result};
-use crate::event::channel::{Channel, EVERYBODY, LISTENERS, SERVICE, Scope, own_token};
+use crate::event::channel::{Channel, EVERYBODY, SERVICE, Scope, own_token, present_cell, room_cell};
 use crate::event::record::Kind;
 use crate::event::transaction;
 use crate::extension::{self, Extension, Purpose};
 use crate::identity;
 use crate::member::{session, validate};
-use crate::spi::with_new_snapshot;
+use crate::shared::names::Cell;
+use crate::spi::with_committed_snapshot;
 use crate::sqlfn::{Call, varlena};
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::{self, Datum};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{CString, c_char};
 
 unsafe extern "C-unwind" {
@@ -32,7 +35,7 @@ fn open_channels(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<Strin
         names.push(Channel::new(extension, Scope::Database, &own_token(user_id)).hand_out(extension));
     }
     if let Some(room) = room {
-        names.push(Channel::new(extension, scope, LISTENERS).hand_out(extension));
+        names.push(Channel::of_cell(extension, room_cell(extension, room)).hand_out(extension));
         if !identity.service {
             authorizer::require(room, Action::Read)?;
         }
@@ -41,20 +44,19 @@ fn open_channels(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<Strin
         names.push(Channel::new(extension, scope, SERVICE).hand_out(extension));
         return Ok(names);
     }
-    // As of now, whatever an old snapshot says; and again once the worker knows whom to rotate for.
+    // As is committed now, whatever an old snapshot says: who enters and rolls back, or leaves at once, was never there,
+    // and nobody would ever be told to take the names back. Again once the worker knows whom to rotate for.
     let note = |rooms: &[Vec<u8>]| {
         let user_id = identity.user_id.as_deref().unwrap_or_default();
         rooms.iter().for_each(|room| {
             extension.database.note_room_channel(extension.hash(Purpose::RoomChannel, &[user_id, room]))
         });
     };
-    note(&with_new_snapshot(|| identity.rooms(extension))?);
-    let rooms = with_new_snapshot(|| identity.rooms(extension))?;
+    note(&with_committed_snapshot(|| identity.rooms(extension))?);
+    let rooms = with_committed_snapshot(|| identity.rooms(extension))?;
     note(&rooms);
-    for present in &rooms {
-        let token = [b"room:", present.as_slice()].concat();
-        names.push(Channel::new(extension, Scope::Database, &token).hand_out(extension));
-    }
+    let cells: BTreeSet<Cell> = rooms.iter().map(|room| present_cell(extension, room)).collect();
+    names.extend(cells.into_iter().map(|cell| Channel::of_cell(extension, cell).hand_out(extension)));
     for token in identity.tokens(&rooms)? {
         names.push(Channel::new(extension, scope, &token).hand_out(extension));
     }
@@ -75,13 +77,23 @@ fn channels(call: &Call) -> Result<Option<Datum>> {
     call.rows(names.iter().map(|name| vec![Some(varlena(name.as_bytes()))]))
 }
 
+thread_local! {
+    /// The rooms that this session listens to: those of a cell share a channel.
+    static LISTENED: RefCell<HashMap<Cell, HashSet<Vec<u8>>>> = RefCell::default();
+}
+
 /// SQL `presence.listen(room)`.
 fn listen(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     // SAFETY: raises on a standby, where nobody would be heard.
     unsafe { pg_sys::PreventCommandDuringRecovery(c"presence.listen()".as_ptr()) };
     session::require(&*identity::current(&extension)?, "listen")?;
-    let names = open_channels(&extension, room(call)?)?;
+    let room = room(call)?;
+    let names = open_channels(&extension, room)?;
+    if let Some(room) = room {
+        let cell = room_cell(&extension, room);
+        LISTENED.with_borrow_mut(|listened| listened.entry(cell).or_default().insert(room.to_vec()));
+    }
     for name in &names {
         let channel = c_name(name)?;
         // SAFETY: a C string, copied by the callee; errors become panics at the boundary.
@@ -98,17 +110,36 @@ fn unlisten(call: &Call) -> Result<Option<Datum>> {
     let room = room(call)?;
     let scope = room.map_or(Scope::AllRooms, Scope::Room);
     let mut tokens = identity.tokens(&identity.rooms(&extension)?)?;
-    tokens.extend([SERVICE.to_vec(), LISTENERS.to_vec()]);
+    tokens.push(SERVICE.to_vec());
+    let mut names = Vec::new();
     if let Some(room) = room {
         // One may have left the room since.
         tokens.push([b"room:", room].concat());
+        let cell = room_cell(&extension, room);
+        if is_last_of(cell, room) {
+            names.push(Channel::of_cell(&extension, cell).name(&extension));
+        }
     }
-    for token in tokens {
-        let channel = c_name(&Channel::new(&extension, scope, &token).name(&extension))?;
+    names.extend(tokens.iter().map(|token| Channel::new(&extension, scope, token).name(&extension)));
+    for name in &names {
+        let channel = c_name(name)?;
         // SAFETY: as in `listen`.
         unsafe { pg_guard_ffi_boundary(|| Async_Unlisten(channel.as_ptr())) };
     }
     Ok(None)
+}
+
+/// Whether the session listens to no other room of the cell; from now on, it does not listen to this one.
+fn is_last_of(cell: Cell, room: &[u8]) -> bool {
+    LISTENED.with_borrow_mut(|listened| {
+        let Some(rooms) = listened.get_mut(&cell) else { return true };
+        rooms.remove(room);
+        let is_last = rooms.is_empty();
+        if is_last {
+            listened.remove(&cell);
+        }
+        is_last
+    })
 }
 
 /// SQL `presence.rotate_channels(room)`: new names; the old ones hear `relisten` and then nothing.

@@ -1,6 +1,7 @@
 //! Every setting. docs/reference.md has a row for each; a test compares the two.
 
 use crate::member::validate;
+use crate::narrowing;
 use crate::sqlfn::decode;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::{PostgresGucEnum, pg_guard, pg_sys};
@@ -205,7 +206,20 @@ pub fn define() {
             None,
         );
     }
-    string(c"presence.authorizer", c"Function (room text, action text) returns boolean that decides who may read, join and manage a room.", &AUTHORIZER);
+    // SAFETY: the hooks have the signatures of assign hooks, and only look at shared memory.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            c"presence.authorizer",
+            c"Function (room text, action text) returns boolean that decides who may read, join and manage a room.",
+            c"",
+            &AUTHORIZER,
+            GucContext::Suset,
+            GucFlags::empty(),
+            None,
+            Some(narrowing::authorizer),
+            None,
+        );
+    }
     string(c"presence.sink", c"Function (presence.event[]) that is called with each batch of events.", &SINK);
     GucRegistry::define_enum_guc(
         c"presence.member_ids",
@@ -215,14 +229,20 @@ pub fn define() {
         GucContext::Suset,
         GucFlags::empty(),
     );
-    GucRegistry::define_enum_guc(
-        c"presence.notify_payload",
-        c"Whether notifications carry the event, or only that there is one.",
-        c"",
-        &NOTIFY_PAYLOAD,
-        GucContext::Suset,
-        GucFlags::empty(),
-    );
+    // SAFETY: as above.
+    unsafe {
+        GucRegistry::define_enum_guc_with_hooks(
+            c"presence.notify_payload",
+            c"Whether notifications carry the event, or only that there is one.",
+            c"",
+            &NOTIFY_PAYLOAD,
+            GucContext::Suset,
+            GucFlags::empty(),
+            None,
+            Some(narrowing::notify_payload),
+            None,
+        );
+    }
     GucRegistry::define_bool_guc(
         c"presence.session_features",
         c"Allow listen and session members: off behind a transaction pooler.",

@@ -348,6 +348,19 @@ pub fn with_new_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
+/// See what is committed now, and nothing that this transaction has done.
+pub fn with_committed_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it. The snapshot on top is a copy that
+    // is nobody else's; to one from before the first command all of this transaction's are still to come.
+    unsafe {
+        pg_sys::PushCopiedSnapshot(pg_sys::GetLatestSnapshot());
+        (*pg_sys::GetActiveSnapshot()).curcid = 0;
+        let value = body();
+        pg_sys::PopActiveSnapshot();
+        value
+    }
+}
+
 /// See the catalog as it is now, whatever snapshot the caller's statement has; also in parallel plans, where no other
 /// new snapshot may be taken.
 pub fn with_catalog_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {

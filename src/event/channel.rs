@@ -5,6 +5,7 @@
 //! server's boot id and an epoch in it: `rotate_channels` and a restart make new names.
 
 use crate::extension::{Extension, Purpose};
+use crate::shared::names::{Cell, Names};
 use crate::shared::{control, database::CHANNEL_BITS};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
@@ -16,11 +17,13 @@ pub enum Scope<'a> {
     Room(&'a [u8]),
     AllRooms,
     Database,
+    /// Rooms that get new names together: all who listen to one of them hear that they did.
+    Cell(Cell),
 }
 
 /// Service roles hear everything on one channel: no token of a caller can be this.
 pub const SERVICE: &[u8] = b"service";
-/// All who listen to a room hear this of it: `relisten`, when its channels were rotated.
+/// All who know names of a cell hear this of it: `relisten`, when they get new ones.
 pub const LISTENERS: &[u8] = b"listeners";
 /// The one channel that every listener hears: `resync`.
 pub const EVERYBODY: &[u8] = b"everybody";
@@ -30,34 +33,54 @@ pub fn own_token(user_id: &[u8]) -> Vec<u8> {
     [b"user:", user_id].concat()
 }
 
+pub fn room_cell(extension: &Extension, room: &[u8]) -> Cell {
+    Cell::of_room(extension.hash(Purpose::RoomEpoch, &[room]))
+}
+
+pub fn present_cell(extension: &Extension, room: &[u8]) -> Cell {
+    Cell::of_present(extension.hash(Purpose::RoomEpoch, &[room]))
+}
+
 pub struct Channel<'a> {
     scope: Scope<'a>,
     token: &'a [u8],
-    /// Of the database, of the room, and of those present in the room that the token names.
-    epochs: [u32; 3],
+    /// Of the room, and of those present in the room that the token names: with these the name changes.
+    cells: [Option<Cell>; 2],
 }
 
 impl<'a> Channel<'a> {
     pub fn new(extension: &Extension, scope: Scope<'a>, token: &'a [u8]) -> Channel<'a> {
-        let database = extension.database;
-        let room = match scope {
-            Scope::Room(room) => {
-                database.room_epoch(extension.hash(Purpose::RoomEpoch, &[room])).load(Acquire)
-            }
-            _ => 0,
+        let cell = match scope {
+            Scope::Room(room) => Some(room_cell(extension, room)),
+            Scope::Cell(cell) => Some(cell),
+            Scope::AllRooms | Scope::Database => None,
         };
-        let presence = match token.strip_prefix(b"room:") {
-            Some(room) => database.presence_epoch(extension.hash(Purpose::RoomEpoch, &[room])).load(Acquire),
-            None => 0,
-        };
-        Channel { scope, token, epochs: [database.epoch.load(Acquire), room, presence] }
+        let present = token.strip_prefix(b"room:").map(|room| present_cell(extension, room));
+        Channel { scope, token, cells: [cell, present] }
     }
 
-    fn parts(&self) -> [&'a [u8]; 3] {
+    /// What everybody hears who knows names of the cell.
+    pub fn of_cell(extension: &Extension, cell: Cell) -> Channel<'static> {
+        Channel::new(extension, Scope::Cell(cell), LISTENERS)
+    }
+
+    /// What it gets a new name with, besides all others.
+    pub fn cells(&self) -> impl Iterator<Item = Cell> + '_ {
+        self.cells.iter().flatten().copied()
+    }
+
+    /// Whether somebody may know the name who may not hear it any more.
+    pub fn is_stale(&self, names: &Names) -> bool {
+        names.wants_all().is_some() || self.cells().any(|cell| names.wants(cell))
+    }
+
+    fn with_parts<T>(&self, body: impl FnOnce([&[u8]; 3]) -> T) -> T {
         match self.scope {
-            Scope::Room(room) => [b"room", room, self.token],
-            Scope::AllRooms => [b"all", b"", self.token],
-            Scope::Database => [b"database", b"", self.token],
+            Scope::Room(room) => body([b"room", room, self.token]),
+            Scope::AllRooms => body([b"all", b"", self.token]),
+            Scope::Database => body([b"database", b"", self.token]),
+            Scope::Cell(Cell::Room(number)) => body([b"room cell", &number.to_le_bytes(), self.token]),
+            Scope::Cell(Cell::Present(number)) => body([b"present cell", &number.to_le_bytes(), self.token]),
         }
     }
 
@@ -66,11 +89,17 @@ impl<'a> Channel<'a> {
         // HMAC takes keys of any length; without one there is no name to guess either.
         let Ok(mut hash) = Hmac::<Sha256>::new_from_slice(extension.secret()) else { return String::new() };
         hash.update(&control().boot_id.load(Relaxed).to_le_bytes());
-        self.epochs.iter().for_each(|epoch| hash.update(&epoch.to_le_bytes()));
-        for part in self.parts() {
-            hash.update(&(part.len() as u32).to_le_bytes());
-            hash.update(part);
+        let names = &extension.database.names;
+        hash.update(&names.epoch().to_le_bytes());
+        for cell in self.cells {
+            hash.update(&cell.map_or(0, |cell| names.epoch_of(cell)).to_le_bytes());
         }
+        self.with_parts(|parts| {
+            for part in parts {
+                hash.update(&(part.len() as u32).to_le_bytes());
+                hash.update(part);
+            }
+        });
         let digest = hash.finalize().into_bytes();
         digest[..24].iter().fold(String::from("presence_"), |mut name, byte| {
             name.push_str(&format!("{byte:02x}"));
@@ -79,8 +108,7 @@ impl<'a> Channel<'a> {
     }
 
     fn bit(&self, extension: &Extension) -> usize {
-        let [scope, room, token] = self.parts();
-        extension.hash(Purpose::Channel, &[scope, room, token]) as usize % CHANNEL_BITS
+        self.with_parts(|parts| extension.hash(Purpose::Channel, &parts) as usize % CHANNEL_BITS)
     }
 
     /// Somebody may be listening from now on.

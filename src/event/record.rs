@@ -157,11 +157,12 @@ pub struct Head {
     pub relation: u32,
     pub hash: u128,
     pub version: u64,
+    pub is_leave: bool,
 }
 
 impl Head {
     /// As many bytes of a record as this needs.
-    pub const BYTES: usize = RECORD_HEADER + 32;
+    pub const BYTES: usize = RECORD_HEADER + 81;
 
     pub fn decode(bytes: &[u8]) -> Option<Head> {
         let at = RECORD_HEADER;
@@ -170,6 +171,7 @@ impl Head {
             relation: read_u32(bytes, at + 4)?,
             hash: u128::from_le_bytes(bytes.get(at + 8..at + 24)?.try_into().ok()?),
             version: read_u64(bytes, at + 24)?,
+            is_leave: *bytes.get(at + 80)? == Kind::Leave as u8,
         })
     }
 }
@@ -214,7 +216,7 @@ impl Record {
         let image = bytes.get(FIXED..FIXED.checked_add(image_length)?)?;
         let old_start = FIXED + image_length;
         let old = bytes.get(old_start..old_start.checked_add(old_length)?)?;
-        let Head { xid, relation, hash, version } = Head::decode(bytes)?;
+        let Head { xid, relation, hash, version, .. } = Head::decode(bytes)?;
         Some(Record {
             xid,
             relation,
@@ -288,7 +290,10 @@ mod tests {
             record.encode(&mut bytes);
             prop_assert_eq!(bytes.len() % 8, 0);
             prop_assert_eq!(Record::decode(&bytes[16..]), Some(record.clone()));
-            let head = Head { xid: record.xid, relation: record.relation, hash: record.hash, version: record.version };
+            let head = Head {
+                xid: record.xid, relation: record.relation, hash: record.hash, version: record.version,
+                is_leave: record.kind == Kind::Leave,
+            };
             prop_assert_eq!(Head::decode(&bytes[16..16 + Head::BYTES]), Some(head));
             bytes.extend([9; 24]);
             prop_assert_eq!(Record::decode_first(&bytes[16..]), Some((record, bytes.len() - 40)));

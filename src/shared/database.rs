@@ -1,6 +1,7 @@
 //! What the cluster's shared memory holds for one database: its ring, its worker, its numbers.
 
 use super::locks::{self, DATABASES_LOCK};
+use super::names::Names;
 use super::trouble::Trouble;
 use super::{control, databases};
 use crate::error::{Error, Result};
@@ -11,8 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, 
 
 /// Bits that remember which channels were handed out. False positives cost a NOTIFY that nobody hears.
 pub const CHANNEL_BITS: usize = 1 << 16;
-/// Rooms share these epochs by hash: a collision rotates a stranger's channel too, which only costs a relisten.
-pub const EPOCHS: usize = 1 << 12;
 
 #[repr(C)]
 pub struct Database {
@@ -35,12 +34,10 @@ pub struct Database {
     /// How often events were lost, and how often before the last `resync` that told of it.
     losses: AtomicU64,
     losses_told: AtomicU64,
-    /// Of all channels: `rotate_channels()`.
-    pub epoch: AtomicU32,
-    /// Of a room's channels: `rotate_channels(room)`.
-    room_epochs: [AtomicU32; EPOCHS],
-    /// Of the channels of those present in a room: they rotate when somebody leaves who knows the name.
-    presence_epochs: [AtomicU32; EPOCHS],
+    pub names: Names,
+    /// Who may read, by the catalog, as a hash, when the worker looked last; 0 is never.
+    pub rights: AtomicU64,
+    pub narrowing: Narrowing,
     pub handed_out: [AtomicU64; CHANNEL_BITS / 64],
     /// By user and room: who was given the channel of those present.
     room_channels: [AtomicU64; CHANNEL_BITS / 64],
@@ -66,6 +63,42 @@ pub struct Sink {
     pub position: AtomicU64,
     /// When it was last started, by the boot clock.
     pub started: AtomicU64,
+}
+
+/// Settings that take away what listeners hear. Sessions that begin have them at once; the worker has to be told.
+#[repr(C)]
+pub struct Narrowing {
+    /// Those that the worker goes by, as hashes.
+    applied: [AtomicU64; 2],
+    /// How often somebody was found to have others.
+    differences: AtomicU64,
+}
+
+/// One of them.
+#[derive(Clone, Copy)]
+pub enum Narrows {
+    Authorizer = 0,
+    NotifyPayload = 1,
+}
+
+impl Narrowing {
+    /// The worker goes by this value from now on.
+    pub fn applies(&self, setting: Narrows, value: u64) {
+        self.applied[setting as usize].store(value, Release);
+    }
+
+    /// A session has this value. True: the worker goes by another.
+    pub fn differs(&self, setting: Narrows, value: u64) -> bool {
+        let differs = self.applied[setting as usize].load(Acquire) != value;
+        if differs {
+            self.differences.fetch_add(1, AcqRel);
+        }
+        differs
+    }
+
+    pub fn differences(&self) -> u64 {
+        self.differences.load(Acquire)
+    }
 }
 
 #[repr(C)]
@@ -163,20 +196,18 @@ impl Database {
             });
             self.losses_told.store(self.losses.load(Acquire), Release);
             self.slotless.store(0, Release);
+            // Its sessions are gone, and with them everybody who knew a name.
+            self.names.forget();
+            self.rights.store(0, Release);
+            for words in [&self.handed_out, &self.room_channels] {
+                words.iter().for_each(|word| word.store(0, Release));
+            }
             self.sink.position.store(0, Release);
             self.worker.set_state(WorkerState::None);
             self.worker.wanted.store(false, Release);
             self.trouble.forget();
             self.oid.store(0, Release);
         });
-    }
-
-    pub fn room_epoch(&self, hash: u64) -> &AtomicU32 {
-        &self.room_epochs[hash as usize % EPOCHS]
-    }
-
-    pub fn presence_epoch(&self, hash: u64) -> &AtomicU32 {
-        &self.presence_epochs[hash as usize % EPOCHS]
     }
 
     /// A user (with the room, as a hash) was given the channel of those present in the room.
@@ -207,8 +238,10 @@ impl Database {
         }
     }
 
+    /// Who left, and who wanted new names for channels, may be among what was lost: all get new names.
     pub fn drop_events(&self, count: u64) {
         self.counters.dropped.fetch_add(count, Relaxed);
+        self.names.want_all();
         self.ask_resync();
     }
 

@@ -6,6 +6,7 @@
 
 pub mod database;
 pub mod locks;
+pub mod names;
 pub mod save;
 mod saved;
 pub mod seats;

@@ -17,6 +17,7 @@ use super::sweeping::Sweeping;
 use super::{dropped, house, log, publisher};
 use crate::clock;
 use crate::extension::{self, Extension};
+use crate::narrowing;
 use crate::shared::database::WorkerState;
 use crate::shared::trouble::Part;
 use crate::shared::{self, Database};
@@ -100,6 +101,7 @@ fn take_place(database: &'static Database) -> bool {
     if !place.take() {
         return false;
     }
+    narrowing::is_worker();
     database.worker.set_state(WorkerState::Running);
     database.trouble.is_over(Part::Start);
     true

@@ -24,6 +24,8 @@ pub struct Batch {
     pub ready: Vec<Ready>,
     /// There are more.
     pub more: bool,
+    /// The leaves among those, and among those that wait.
+    pub leaves: Vec<Place>,
 }
 
 /// The ring, as far as a snapshot says that its transactions are over.
@@ -93,6 +95,11 @@ impl Window {
         })
     }
 
+    /// One of them.
+    pub fn record(&self, place: Place) -> Option<Record> {
+        Record::decode(&self.ring.get(place))
+    }
+
     /// Every record that may be published, in the order in which they lie.
     pub fn each(&self, mut body: impl FnMut(&Record)) {
         for (_, place) in self.heads() {
@@ -104,23 +111,34 @@ impl Window {
 
     /// The oldest of them, as many as are wanted, and one at least; `skip` says which members' wait.
     pub fn take(&self, most: usize, bytes: usize, skip: impl Fn(u128) -> bool) -> Batch {
+        let mut leaves = Vec::new();
+        let mut leave_out = |place: Place, is_leave: bool| leaves.extend(is_leave.then_some(place));
         // The newest version on top, to make way for an older one.
         let mut oldest = BinaryHeap::new();
         let mut more = false;
-        for (head, place) in self.heads().filter(|(head, _)| !skip(head.hash)) {
-            oldest.push((head.version, place));
+        for (head, place) in self.heads() {
+            if skip(head.hash) {
+                leave_out(place, head.is_leave);
+                continue;
+            }
+            oldest.push((head.version, place, head.is_leave));
             if oldest.len() > most {
-                oldest.pop();
                 more = true;
+                if let Some((_, place, is_leave)) = oldest.pop() {
+                    leave_out(place, is_leave);
+                }
             }
         }
         let mut ready = Vec::new();
         let mut total = 0;
-        for (_, place) in oldest.into_sorted_vec() {
+        let mut is_full = false;
+        for (_, place, is_leave) in oldest.into_sorted_vec() {
             total += place.length;
-            if total > bytes && !ready.is_empty() {
+            is_full |= total > bytes && !ready.is_empty();
+            if is_full {
                 more = true;
-                break;
+                leave_out(place, is_leave);
+                continue;
             }
             match Record::decode(&self.ring.get(place)) {
                 Some(record) => ready.push(Ready { record, positions: vec![place.position] }),
@@ -128,7 +146,7 @@ impl Window {
             }
         }
         self.ring.advance();
-        Batch { ready, more }
+        Batch { ready, more, leaves }
     }
 }
 

@@ -62,7 +62,7 @@ static DATABASE_SETTINGS: Statement = Statement {
 };
 
 thread_local! {
-    static APPLIED: RefCell<Option<Vec<Vec<u8>>>> = const { RefCell::new(None) };
+    static APPLIED: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// ALTER DATABASE ... SET presence.… reaches new sessions by itself, and us, who stay, by looking. False: a setting
@@ -74,8 +74,8 @@ pub fn read_database_settings() -> Result<bool, Failure> {
         let text = |row| rows.text(row, 0).map(<[u8]>::to_vec);
         Ok((0..rows.count).filter_map(text).collect::<Vec<Vec<u8>>>())
     })?;
-    let before = APPLIED.replace(Some(found.clone()));
-    let Some(before) = before else { return Ok(true) };
+    // The first time everything is new: something may have been set since we connected.
+    let before = APPLIED.replace(found.clone());
     let name = |setting: &[u8]| setting.split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
     if before.iter().any(|old| !found.iter().any(|new| name(new) == name(old))) {
         return Ok(false);

@@ -1,7 +1,7 @@
 //! Once a second: whether the worker is still wanted, and what is to be done now and then. Each of these is tried by
 //! itself: one that fails, or has to wait, holds up no other.
 
-use super::process::transaction;
+use super::process::{read_configuration, transaction};
 use super::publisher::Publisher;
 use super::sink;
 use super::step::Step;
@@ -10,6 +10,7 @@ use crate::clock;
 use crate::extension::{self, Extension};
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, TOMBSTONE};
+use crate::narrowing;
 use crate::shared::database::WorkerState;
 use crate::shared::processes;
 use crate::shared::trouble::Part;
@@ -61,10 +62,19 @@ impl Housekeeping {
     /// Do what is due. `at_once`: somebody has found something to be different.
     pub fn turn(&mut self, extension: &mut Extension, publisher: &mut Publisher, at_once: bool) -> Verdict {
         let now = clock::boot();
+        let database = extension.database;
+        if let Some(differences) = narrowing::news(database) {
+            // A session may have read the file before we were told to.
+            read_configuration();
+            match self.settings.attempt(database, house::read_database_settings) {
+                Some(true) => narrowing::looked(differences),
+                Some(false) => return Verdict::BeginAnew,
+                None => {}
+            }
+        }
         if now < self.next() && !at_once {
             return Verdict::Stay;
         }
-        let database = extension.database;
         let verdict = self.staying.attempt(database, || still_wanted(extension)).unwrap_or(Verdict::Stay);
         if verdict != Verdict::Stay || now < self.next() {
             return verdict;

@@ -15,6 +15,7 @@ pub mod place;
 pub mod process;
 pub mod publisher;
 pub mod publishing;
+pub mod rights;
 pub mod rotation;
 pub mod sink;
 pub mod step;

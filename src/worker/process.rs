@@ -52,9 +52,17 @@ pub fn wait(timeout: Duration, deaf: bool) {
         }
         interrupts();
         if pg_sys::ConfigReloadPending != 0 {
-            pg_sys::ConfigReloadPending = 0;
-            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+            read_configuration();
         }
+    }
+}
+
+/// Outside of a transaction.
+pub fn read_configuration() {
+    // SAFETY: what every process does after SIGHUP.
+    unsafe {
+        pg_sys::ConfigReloadPending = 0;
+        pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
     }
 }
 

@@ -13,6 +13,7 @@ use super::gap::{Batch, Ready, Window, conflate};
 use super::last_seen::LastSeen;
 use super::log::Log;
 use super::process::transaction;
+use super::rights::Rights;
 use super::rotation::Rotation;
 use super::stuck::Stuck;
 use super::writer::Writer;
@@ -23,13 +24,14 @@ use crate::event::record::Kind;
 use crate::extension::Extension;
 use crate::lease::shared::leases;
 use crate::settings;
+use crate::shared::names::Renewal;
 use crate::shared::trouble::Part;
 use crate::shared::{self, Database};
 use crate::spi::{self, Connection};
 use crate::subtransaction::{Failure, attempt};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU32, Ordering::*};
+use std::sync::atomic::Ordering::*;
 
 /// Records published in one transaction, at most: the NOTIFY lock is held for one commit, not for a flood.
 const BATCH: usize = 5_000;
@@ -48,6 +50,7 @@ pub struct Publisher {
     obeys_cancel: bool,
     log: Option<Log>,
     rotation: Rotation,
+    rights: Rights,
     last_seen: LastSeen,
 }
 
@@ -73,8 +76,8 @@ struct Committed {
     resync: Option<u64>,
     /// Events that could not be published, ever.
     dropped: u64,
-    /// Epochs that grow with the commit: new channel names from then on.
-    epochs: Vec<&'static AtomicU32>,
+    /// Channels that have new names from the commit on.
+    renewals: Vec<Renewal>,
 }
 
 thread_local! {
@@ -113,9 +116,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
         counters.resyncs.fetch_add(1, Relaxed);
         batch.database.resync_told(losses);
     }
-    batch.epochs.iter().for_each(|epoch| {
-        epoch.fetch_add(1, AcqRel);
-    });
+    batch.renewals.into_iter().for_each(|renewal| batch.database.names.renew(renewal));
     batch.database.seq.fetch_max(batch.seq, AcqRel);
     // Who waits for the tail finds the rest done.
     ring.advance();
@@ -131,15 +132,18 @@ impl Publisher {
             obeys_cancel: true,
             log: None,
             rotation: Rotation::default(),
+            rights: Rights::default(),
             last_seen: LastSeen::new(),
         }
     }
 
     /// Whether there is something to publish that was not there the last time.
-    pub fn has_events(&self, database: &'static Database) -> bool {
+    pub fn has_events(&self, extension: &Extension) -> bool {
+        let database = extension.database;
         let ring = database.ring();
         (database.owed_resync().is_some() && self.waiting.is_empty())
-            || self.rotation.is_due()
+            || self.rotation.is_due(extension)
+            || self.rights.may_have_changed()
             || (ring.used() > 0 && ring.head.load(Acquire) != self.looked)
             || clock::boot() >= self.waiting.next()
     }
@@ -186,7 +190,11 @@ impl Publisher {
             let Some(window) = Window::open(extension)? else { return Ok(Outcome::Blocked) };
             let now = clock::boot();
             let batch = window.take(BATCH, memory::for_records(), |hash| self.waiting.waits(hash, now));
-            if batch.ready.is_empty() && resync.is_none() && !self.rotation.is_due() {
+            // Whatever was committed before what we tell here must be known by now.
+            self.rights.look(extension)?;
+            self.rotation
+                .will_be_told(extension, batch.leaves.iter().filter_map(|place| window.record(*place)));
+            if batch.ready.is_empty() && resync.is_none() && !self.rotation.is_due(extension) {
                 done.looked = window.looked();
                 return Ok(Outcome::Nothing);
             }
@@ -250,7 +258,7 @@ impl Publisher {
         resync: Option<u64>,
         done: &mut Done,
     ) -> Result<Outcome> {
-        let Batch { ready, mut more } = batch;
+        let Batch { ready, mut more, .. } = batch;
         if self.log.is_none() {
             self.log = Some(Log::open()?);
         }
@@ -327,7 +335,7 @@ impl Publisher {
             notifications: written.notifications,
             resync,
             dropped,
-            epochs: written.epochs,
+            renewals: written.renewals,
         }));
         Ok(Outcome::Published { more })
     }

@@ -28,7 +28,7 @@ impl Publishing {
 
     /// When there is something to do next.
     pub fn next(&self, extension: &Extension) -> u64 {
-        if self.publisher.has_events(extension.database) {
+        if self.publisher.has_events(extension) {
             return self.next.max(self.step.not_before());
         }
         // What waits has its own times.

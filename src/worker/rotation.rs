@@ -1,8 +1,11 @@
 //! Rotation: new names for channels, so that who knows the old ones hears no more.
 //!
 //! - When a member leaves who was given the channel of those present in a room, that channel rotates by itself:
-//!   at once, but at most every 5 s a room. Until then it carries doorbells only.
+//!   at once, but at most every 5 s a cell of rooms.
 //! - `rotate_channels` rotates a room's channels, or all.
+//! - When rights in the catalog shrink, or events are lost, all rotate: the latter with the `resync` that tells of it.
+//!
+//! Until then the old names carry doorbells only. What is to rotate stands in shared memory (`shared::names`).
 //!
 //! The old names hear `relisten` with the rotation and again 1 s and 5 s later, for a LISTEN that was just
 //! committing.
@@ -10,86 +13,97 @@
 use super::process::transaction;
 use super::writer::notify;
 use crate::clock;
-use crate::event::channel::{Channel, EVERYBODY, LISTENERS, Scope};
+use crate::event::channel::{Channel, EVERYBODY, Scope, present_cell, room_cell};
 use crate::event::payload;
+use crate::event::record::{Field, Record};
 use crate::extension::{Extension, Purpose};
-use crate::shared::Database;
+use crate::shared::names::{Cell, Names, Renewal};
 use crate::subtransaction::Failure;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, Ordering::*};
+use std::sync::atomic::Ordering::*;
 
 const PAUSE: u64 = 5_000_000;
 const REPEATS: [u64; 2] = [1_000_000, 5_000_000];
 
 #[derive(Clone, Default)]
 pub struct Rotation {
-    /// Rooms that somebody left who knows the channel of those present.
-    left: HashSet<Vec<u8>>,
-    /// When such a room was rotated last, by the boot clock; for as long as that matters.
-    rotated: HashMap<Vec<u8>, u64>,
-    /// `rotate_channels`: rooms, and None for all.
-    asked: HashSet<Option<Vec<u8>>>,
+    /// Somebody left who knows names of these, and it was not told yet.
+    leaving: HashSet<Cell>,
+    /// When such a cell was rotated last, by the boot clock; for as long as that matters.
+    rotated: HashMap<Cell, u64>,
     /// Where to say `relisten` again, and when.
     repeats: Vec<(u64, String)>,
 }
 
-impl Rotation {
-    pub fn left(&mut self, room: &[u8]) {
-        self.left.insert(room.to_vec());
-    }
+/// Whether the user was given the channel of those present in the room.
+fn knows(extension: &Extension, user_id: &[u8], room: &[u8]) -> bool {
+    extension.database.knows_room_channel(extension.hash(Purpose::RoomChannel, &[user_id, room]))
+}
 
-    pub fn ask(&mut self, room: Option<&[u8]>) {
-        self.asked.insert(room.map(<[u8]>::to_vec));
+/// The user is not in the room any more.
+pub fn left(extension: &Extension, user_id: &[u8], room: &[u8]) {
+    if knows(extension, user_id, room) {
+        extension.database.names.want(present_cell(extension, room));
+    }
+}
+
+/// `rotate_channels`; no room is all.
+pub fn ask(extension: &Extension, room: Option<&[u8]>) {
+    let names = &extension.database.names;
+    room.map_or_else(|| names.want_all(), |room| names.want(room_cell(extension, room)));
+}
+
+impl Rotation {
+    /// Leaves that are committed, and told with a later batch only.
+    pub fn will_be_told(&mut self, extension: &Extension, leaves: impl Iterator<Item = Record>) {
+        self.leaving.clear();
+        for record in leaves {
+            let [user_id, room] =
+                [Field::UserId, Field::Room].map(|field| record.image.get(field).unwrap_or_default());
+            if knows(extension, user_id, room) {
+                self.leaving.insert(present_cell(extension, room));
+            }
+        }
     }
 
     /// Whether somebody may listen to this channel who may not read it any more.
-    pub fn is_stale(&self, scope: Scope, token: &[u8]) -> bool {
-        if self.left.is_empty() && self.asked.is_empty() {
-            return false;
-        }
-        let room = match scope {
-            Scope::Room(room) => Some(room.to_vec()),
-            _ => None,
-        };
-        token.strip_prefix(b"room:").is_some_and(|room| self.left.contains(room))
-            || self.asked.contains(&None)
-            || (room.is_some() && self.asked.contains(&room))
+    pub fn is_stale(&self, extension: &Extension, channel: &Channel) -> bool {
+        channel.is_stale(&extension.database.names)
+            || (!self.leaving.is_empty() && channel.cells().any(|cell| self.leaving.contains(&cell)))
     }
 
-    pub fn is_due(&self) -> bool {
+    pub fn is_due(&self, extension: &Extension) -> bool {
+        let (names, now) = (&extension.database.names, clock::boot());
+        // With a resync that is owed, or of which we know nothing: then it is no reason to write a batch.
+        (names.wants_all().is_some() && extension.database.owed_resync().is_none())
+            || self.due_cells(names, now).next().is_some()
+    }
+
+    fn due_cells<'n>(&'n self, names: &'n Names, now: u64) -> impl Iterator<Item = Cell> + 'n {
+        names.wanted().filter(move |cell| self.rotated.get(cell).is_none_or(|last| now >= last + PAUSE))
+    }
+
+    /// What rotates now: the channel (by its old name) that all hear who know the names, and what to renew at commit.
+    /// Who must list anew listens anew as well, so where a `resync` is owed both come together.
+    pub fn take_due(&mut self, extension: &Extension, owes_resync: bool) -> Vec<(String, Renewal)> {
         let now = clock::boot();
-        !self.asked.is_empty() || self.left.iter().any(|room| self.may_rotate(room, now))
-    }
-
-    fn may_rotate(&self, room: &[u8], now: u64) -> bool {
-        self.rotated.get(room).is_none_or(|last| now >= last + PAUSE)
-    }
-
-    /// What rotates now: the channel (by its old name) that all listeners hear, and the epoch to raise at commit.
-    pub fn take_due(&mut self, extension: &Extension) -> Vec<(String, &'static AtomicU32)> {
-        let now = clock::boot();
-        let database: &'static Database = extension.database;
+        let names = &extension.database.names;
         self.rotated.retain(|_, last| now < *last + PAUSE);
-        let due: Vec<Vec<u8>> = self.left.iter().filter(|room| self.may_rotate(room, now)).cloned().collect();
-        let mut rotating = Vec::new();
-        for room in due {
-            let token = [b"room:", room.as_slice()].concat();
-            let name = Channel::new(extension, Scope::Database, &token).name(extension);
-            rotating.push((name, database.presence_epoch(extension.hash(Purpose::RoomEpoch, &[&room]))));
-            self.left.remove(&room);
-            self.rotated.insert(room, now);
-        }
-        for asked in self.asked.drain() {
-            rotating.push(match &asked {
-                Some(room) => {
-                    let name = Channel::new(extension, Scope::Room(room), LISTENERS).name(extension);
-                    (name, database.room_epoch(extension.hash(Purpose::RoomEpoch, &[room])))
-                }
-                None => {
-                    (Channel::new(extension, Scope::Database, EVERYBODY).name(extension), &database.epoch)
-                }
-            });
-        }
+        let rotating = match names.wants_all().filter(|_| !owes_resync) {
+            Some(wishes) => {
+                let everybody = Channel::new(extension, Scope::Database, EVERYBODY);
+                vec![(everybody.name(extension), Renewal::All(wishes))]
+            }
+            None => {
+                let due: Vec<Cell> = self.due_cells(names, now).collect();
+                // A wish for a room is somebody's who may: it does not wait for the one before.
+                let by_itself = due.iter().filter(|cell| matches!(cell, Cell::Present(_)));
+                self.rotated.extend(by_itself.map(|cell| (*cell, now)));
+                due.into_iter()
+                    .map(|cell| (Channel::of_cell(extension, cell).name(extension), Renewal::Of(cell)))
+                    .collect()
+            }
+        };
         for (name, _) in &rotating {
             self.repeats.extend(REPEATS.map(|pause| (now + pause, name.clone())));
         }

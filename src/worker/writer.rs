@@ -4,16 +4,18 @@ use super::connections::Counted;
 use super::line::{Line, Rendered};
 use super::log::{FORGET, Log, Page, Values};
 use super::memory::{self, Scratch};
-use super::rotation::Rotation;
+use super::rotation::{self, Rotation};
 use crate::authorizer;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::channel::{Channel, EVERYBODY, SERVICE, Scope, covered, own_token, reach};
 use crate::event::payload;
 use crate::event::record::{Field, Image, Kind, Reason, Record};
-use crate::extension::{Extension, Purpose};
+use crate::extension::Extension;
+use crate::narrowing;
 use crate::policy;
 use crate::settings::{self, NotifyPayload};
+use crate::shared::names::Renewal;
 use crate::spi::Connection;
 use crate::sqlfn::{decode, text_array, texts_of, varlena};
 use crate::subtransaction::Failure;
@@ -21,7 +23,7 @@ use pgrx::pg_sys::Datum;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::sync::atomic::{AtomicU32, Ordering::*};
+use std::sync::atomic::Ordering::*;
 
 pub struct Writer<'a> {
     extension: &'a Extension,
@@ -31,6 +33,8 @@ pub struct Writer<'a> {
     written: Written,
     /// No NOTIFY.
     quiet: bool,
+    /// Listeners are owed a `resync`, and this batch does not tell it.
+    owes_resync: bool,
     /// Only say that there is something: by setting, or because the policies are not ours.
     doorbell: bool,
     /// The same for those who listen to all rooms, where an authorizer decides room by room.
@@ -60,7 +64,8 @@ pub struct Written {
     pub seq: u64,
     pub events: u64,
     pub notifications: u64,
-    pub epochs: Vec<&'static AtomicU32>,
+    /// Channels that have new names from the commit on.
+    pub renewals: Vec<Renewal>,
 }
 
 /// In front of the audience of a line that the owner and service roles do not see: they see the `update`.
@@ -81,7 +86,9 @@ impl<'a> Writer<'a> {
             rotation,
             written: Written { seq: extension.database.seq.load(Acquire), ..Written::default() },
             quiet,
+            owes_resync: extension.database.owed_resync().is_some(),
             doorbell: settings::notify_payload() == NotifyPayload::Doorbell
+                || narrowing::news(extension.database).is_some()
                 || !policy::is_builtin(extension)?,
             doorbell_for_all_rooms: authorizer::is_set(),
             rung: HashMap::new(),
@@ -117,9 +124,9 @@ impl<'a> Writer<'a> {
             self.notify(&name, &payload::doorbell(seq))?;
         }
         if !self.quiet {
-            for (name, epoch) in self.rotation.take_due(self.extension) {
+            for (name, renewal) in self.rotation.take_due(self.extension, self.owes_resync) {
                 self.notify(&name, &payload::relisten(self.written.seq, None))?;
-                self.written.epochs.push(epoch);
+                self.written.renewals.push(renewal);
             }
         }
         Ok(self.written)
@@ -127,7 +134,7 @@ impl<'a> Writer<'a> {
 
     pub fn event(&mut self, record: &Record, counted: &Counted) -> Result<()> {
         if record.kind == Kind::Rotate {
-            self.rotation.ask(record.image.get(Field::Room));
+            rotation::ask(self.extension, record.image.get(Field::Room));
             return Ok(());
         }
         let audience = self.scratch.within(|| audience_of(&record.image))?;
@@ -179,13 +186,8 @@ impl<'a> Writer<'a> {
                 if first || last {
                     self.relisten(owner, room)?;
                 }
-                if last
-                    && self
-                        .extension
-                        .database
-                        .knows_room_channel(self.extension.hash(Purpose::RoomChannel, &[owner, room]))
-                {
-                    self.rotation.left(room);
+                if last {
+                    rotation::left(self.extension, owner, room);
                 }
             }
         }
@@ -195,13 +197,7 @@ impl<'a> Writer<'a> {
     /// The user has no member in the room any more.
     fn gone_from(&mut self, user_id: &[u8], room: &[u8]) -> Result<()> {
         self.relisten(user_id, room)?;
-        if self
-            .extension
-            .database
-            .knows_room_channel(self.extension.hash(Purpose::RoomChannel, &[user_id, room]))
-        {
-            self.rotation.left(room);
-        }
+        rotation::left(self.extension, user_id, room);
         Ok(())
     }
 
@@ -368,16 +364,14 @@ impl<'a> Writer<'a> {
         let (mut whole, mut bells) = (Vec::new(), Vec::new());
         for scope in [Scope::Room(room), Scope::AllRooms] {
             for token in &line.tokens {
-                let only_bell = (scope == Scope::AllRooms && self.doorbell_for_all_rooms)
-                    || self.rotation.is_stale(scope, token);
-                self.address(scope, token, if only_bell { &mut bells } else { &mut whole });
+                let only_bell = scope == Scope::AllRooms && self.doorbell_for_all_rooms;
+                self.address(scope, token, if only_bell { None } else { Some(&mut whole) }, &mut bells);
             }
         }
         let mut service = Vec::new();
         if line.for_service {
             for scope in [Scope::Room(room), Scope::AllRooms] {
-                let stale = self.rotation.is_stale(scope, SERVICE);
-                self.address(scope, SERVICE, if stale { &mut bells } else { &mut service });
+                self.address(scope, SERVICE, Some(&mut service), &mut bells);
             }
         }
         if self.doorbell {
@@ -413,11 +407,12 @@ impl<'a> Writer<'a> {
         (payload, rendered.payload(record.kind, seq, line, Some((&audience, old.as_deref()))))
     }
 
-    /// Add the channel's name, if it was ever handed out.
-    fn address(&self, scope: Scope, token: &[u8], names: &mut Vec<String>) {
+    /// Add the channel's name, if it was ever handed out; to the bells if who hears it may not read it any more.
+    fn address(&self, scope: Scope, token: &[u8], names: Option<&mut Vec<String>>, bells: &mut Vec<String>) {
         let channel = Channel::new(self.extension, scope, token);
         if channel.was_handed_out(self.extension) {
-            names.push(channel.name(self.extension));
+            let names = names.filter(|_| !self.rotation.is_stale(self.extension, &channel));
+            names.unwrap_or(bells).push(channel.name(self.extension));
         }
     }
 
@@ -436,6 +431,7 @@ impl<'a> Writer<'a> {
 
     /// To everybody: forget everything and list.
     pub fn resync(&mut self) -> Result<()> {
+        self.owes_resync = false;
         self.written.seq += 1;
         let mut row: Values = [None; 15];
         row[0] = Some(Datum::from(self.written.seq as i64));

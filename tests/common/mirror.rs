@@ -16,7 +16,7 @@ pub struct Member {
     pub metadata: Value,
 }
 
-/// Newest version wins, also over a leave; the same seq twice is once; on `resync` forget everything and list.
+/// Newest version wins, also over a leave; the same seq twice is once; on `resync` forget everything, listen and list.
 #[derive(Default)]
 pub struct Mirror {
     members: BTreeMap<Key, Member>,
@@ -51,6 +51,7 @@ impl Mirror {
         match event.kind() {
             "resync" => {
                 *self = Mirror { resyncs: self.resyncs + 1, ..Mirror::default() };
+                session.run("select presence.listen()");
                 self.list(session);
             }
             "relisten" => {

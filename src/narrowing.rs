@@ -1,0 +1,80 @@
+//! Settings that take away what listeners hear. A session that begins has what ALTER DATABASE or a reload has set; the
+//! worker, which stays, has to look. So a session that gets another value than the worker goes by tells it, and until
+//! the worker has looked it rings doorbells only: what narrows holds for events no later than for sessions.
+
+use crate::settings;
+use crate::shared::database::Narrows;
+use crate::shared::{self, Database};
+use pgrx::{pg_guard, pg_sys};
+use siphasher::sip::SipHasher13;
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::hash::Hasher;
+
+thread_local! {
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
+    /// The worker has looked since so many differences. At its start it has not, since it connected.
+    static LOOKED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// This is the worker of the database: what it goes by counts.
+pub fn is_worker() {
+    IS_WORKER.set(true);
+    compare();
+}
+
+/// Once for each process, besides: what it has had from its start on was not assigned here.
+pub fn compare() {
+    authorizer_is(&settings::authorizer());
+    notify_payload_is(settings::notify_payload() as i32);
+}
+
+/// Somebody may have narrower settings than the worker, whose question this is: how many were found to differ.
+pub fn news(database: &Database) -> Option<u64> {
+    let differences = database.narrowing.differences();
+    (differences != LOOKED.get()).then_some(differences)
+}
+
+/// The worker has read its settings since.
+pub fn looked(differences: u64) {
+    LOOKED.set(differences);
+}
+
+/// Assign hook of `presence.authorizer`.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn authorizer(value: *const c_char, _extra: *mut c_void) {
+    // SAFETY: the new value, a zero-terminated string or null.
+    let value = unsafe { if value.is_null() { &[][..] } else { CStr::from_ptr(value).to_bytes() } };
+    authorizer_is(value);
+}
+
+/// Assign hook of `presence.notify_payload`.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn notify_payload(value: c_int, _extra: *mut c_void) {
+    notify_payload_is(value);
+}
+
+fn authorizer_is(value: &[u8]) {
+    let mut hasher = SipHasher13::new();
+    hasher.write(value);
+    is(Narrows::Authorizer, hasher.finish());
+}
+
+fn notify_payload_is(value: i32) {
+    is(Narrows::NotifyPayload, value as u64);
+}
+
+fn is(setting: Narrows, value: u64) {
+    // SAFETY: plain reads of this process's state.
+    let database =
+        unsafe { if pg_sys::IsUnderPostmaster { pg_sys::MyDatabaseId } else { pg_sys::InvalidOid } };
+    if database == pg_sys::InvalidOid {
+        return;
+    }
+    let Some(database) = Database::find(database) else { return };
+    if IS_WORKER.get() {
+        database.narrowing.applies(setting, value);
+    } else if database.narrowing.differs(setting, value) {
+        shared::wake(&database.worker.process);
+    }
+}

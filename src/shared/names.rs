@@ -1,0 +1,168 @@
+//! Which names the channels of a database have, and which of them shall have new ones. In shared memory, so that nothing
+//! of it is forgotten when a worker dies. Only the worker marks and renews; everybody reads.
+//!
+//! Rooms share epochs by hash, some in a cell: those who listen to any of them are told when the names of the cell change.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+
+const CELLS: usize = 1 << 12;
+
+/// What gets new names together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Cell {
+    /// The channels of rooms: `rotate_channels(room)`.
+    Room(u32),
+    /// The channels of those present in rooms: they get new names when somebody leaves who knows them.
+    Present(u32),
+}
+
+impl Cell {
+    pub fn of_room(hash: u64) -> Cell {
+        Cell::Room((hash % CELLS as u64) as u32)
+    }
+
+    pub fn of_present(hash: u64) -> Cell {
+        Cell::Present((hash % CELLS as u64) as u32)
+    }
+}
+
+/// New names, from a commit on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// Of all channels: these wishes are fulfilled by it.
+    All(u64),
+    Of(Cell),
+}
+
+#[repr(C)]
+pub struct Names {
+    /// Of all channels.
+    epoch: AtomicU32,
+    /// How often new names for all were wanted, and which of these wishes are fulfilled.
+    wanted: AtomicU64,
+    fulfilled: AtomicU64,
+    rooms: Cells,
+    present: Cells,
+}
+
+#[repr(C)]
+struct Cells {
+    epochs: [AtomicU32; CELLS],
+    /// New names are wanted: until then the old ones carry doorbells only.
+    stale: [AtomicU64; CELLS / 64],
+}
+
+impl Names {
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Acquire)
+    }
+
+    pub fn epoch_of(&self, cell: Cell) -> u32 {
+        let (cells, number) = self.cells(cell);
+        cells.epochs[number].load(Acquire)
+    }
+
+    /// Somebody may know names who must not: all shall have new ones. Neither fails nor blocks.
+    pub fn want_all(&self) {
+        self.wanted.fetch_add(1, AcqRel);
+    }
+
+    /// Whether new names for all are wanted, by how many wishes.
+    pub fn wants_all(&self) -> Option<u64> {
+        let wanted = self.wanted.load(Acquire);
+        (wanted > self.fulfilled.load(Acquire)).then_some(wanted)
+    }
+
+    /// The cell shall have new names.
+    pub fn want(&self, cell: Cell) {
+        let (cells, number) = self.cells(cell);
+        cells.stale[number / 64].fetch_or(1 << (number % 64), AcqRel);
+    }
+
+    pub fn wants(&self, cell: Cell) -> bool {
+        let (cells, number) = self.cells(cell);
+        cells.stale[number / 64].load(Acquire) & 1 << (number % 64) != 0
+    }
+
+    /// The cells that shall have new names.
+    pub fn wanted(&self) -> impl Iterator<Item = Cell> + '_ {
+        let rooms = self.rooms.wanted().map(Cell::Room);
+        rooms.chain(self.present.wanted().map(Cell::Present))
+    }
+
+    pub fn renew(&self, renewal: Renewal) {
+        match renewal {
+            Renewal::All(wishes) => {
+                self.epoch.fetch_add(1, AcqRel);
+                self.fulfilled.fetch_max(wishes, AcqRel);
+                self.forget();
+            }
+            Renewal::Of(cell) => {
+                let (cells, number) = self.cells(cell);
+                cells.epochs[number].fetch_add(1, AcqRel);
+                cells.stale[number / 64].fetch_and(!(1 << (number % 64)), AcqRel);
+            }
+        }
+    }
+
+    /// Nobody listens any more to what these wishes are about.
+    pub fn forget(&self) {
+        for cells in [&self.rooms, &self.present] {
+            cells.stale.iter().for_each(|word| word.store(0, Release));
+        }
+    }
+
+    fn cells(&self, cell: Cell) -> (&Cells, usize) {
+        match cell {
+            Cell::Room(number) => (&self.rooms, number as usize),
+            Cell::Present(number) => (&self.present, number as usize),
+        }
+    }
+}
+
+impl Cells {
+    fn wanted(&self) -> impl Iterator<Item = u32> + '_ {
+        self.stale.iter().enumerate().flat_map(|(at, word)| {
+            let word = word.load(Acquire);
+            (0..64).filter(move |bit| word & 1 << bit != 0).map(move |bit| at as u32 * 64 + bit)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> Box<Names> {
+        // SAFETY: zero is a valid value of all atomics.
+        unsafe { Box::new(std::mem::zeroed()) }
+    }
+
+    #[test]
+    fn a_cell_is_stale_until_it_has_new_names() {
+        let names = names();
+        let (room, present) = (Cell::of_room(4_096 + 70), Cell::of_present(70));
+        names.want(present);
+        assert_eq!(names.wanted().collect::<Vec<_>>(), [present]);
+        assert!(names.wants(present) && !names.wants(room));
+        names.want(room);
+        names.renew(Renewal::Of(present));
+        assert_eq!(names.wanted().collect::<Vec<_>>(), [room]);
+        assert_eq!((names.epoch_of(present), names.epoch_of(room), names.epoch()), (1, 0, 0));
+    }
+
+    #[test]
+    fn new_names_for_all_fulfil_what_was_wanted_before() {
+        let names = names();
+        names.want(Cell::of_room(1));
+        names.want_all();
+        names.want_all();
+        let wishes = names.wants_all().expect("wishes");
+        names.want_all();
+        names.renew(Renewal::All(wishes));
+        assert_eq!(names.wanted().count(), 0);
+        assert!(names.wants_all().is_some(), "one came later");
+        names.renew(Renewal::All(wishes + 1));
+        assert_eq!((names.wants_all(), names.epoch()), (None, 2));
+    }
+}

@@ -1,0 +1,360 @@
+//! Who may hear: names of channels that somebody got hold of carry nothing once their right is over, whatever the
+//! transaction, the worker or the event buffer does. And nobody else is deaf because of it.
+
+mod common;
+
+use common::{Cluster, Event, Session, signal, until};
+use std::collections::HashSet;
+
+/// The names that the session would listen to.
+fn channels(session: &mut Session, room: &str) -> Vec<String> {
+    session
+        .rows(&format!("select presence.channels('{room}')"))
+        .into_iter()
+        .map(|row| row[0].clone())
+        .collect()
+}
+
+/// As a driver listens to names that it has, however it came by them.
+fn listen_to(session: &mut Session, names: &[String]) {
+    let listen: String = names.iter().map(|name| format!("listen {name};")).collect();
+    session.run(&listen);
+}
+
+/// The same seq twice is once.
+fn of_members(events: &[Event]) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let news = events.iter().filter(|event| event.is_of_member() && seen.insert(event.seq()));
+    news.map(Event::line).collect()
+}
+
+/// What was to rotate has rotated, with something that is told.
+fn settle(service: &mut Session) {
+    service.run("select presence.upsert('elsewhere', jsonb_build_object('n', gen_random_uuid()))");
+    service.flush();
+}
+
+/// What the session hears of something that alice says in the hall now.
+fn hears(listener: &mut Session, alice: &mut Session) -> Vec<String> {
+    listener.hear();
+    alice.run("select presence.update('hall', jsonb_build_object('secret', gen_random_uuid()))");
+    of_members(&listener.hear())
+}
+
+/// More events than a transaction may have: none of it is told, and everybody has to list anew.
+const TOO_MANY: &str = "do $$ begin
+        for n in 1 .. 140 loop
+            perform presence.upsert('junk', jsonb_build_object('x', repeat('y', 60000), 'n', n));
+        end loop;
+        perform presence.delete('junk');
+    end $$;";
+
+#[test]
+fn an_entry_that_is_rolled_back_opens_no_channel() {
+    let cluster = Cluster::start();
+    let (mut alice, mut bob) = (cluster.user("alice"), cluster.user("bob"));
+    alice.run("select presence.upsert('hall')");
+    for (begin, end) in [
+        ("begin", "rollback"),
+        ("begin; savepoint s", "rollback to s; commit"),
+        ("begin isolation level repeatable read; select 1 from presence.online", "rollback"),
+        ("begin", "select presence.delete('hall'); commit"),
+        ("begin; savepoint s", "select presence.delete('hall'); release s; commit"),
+    ] {
+        bob.run(&format!("{begin}; select presence.upsert('hall')"));
+        let mut names = channels(&mut bob, "hall");
+        names.extend(bob.rows("select presence.channels()").remove(0));
+        bob.run(end);
+        let mut ear = cluster.user("bob");
+        listen_to(&mut ear, &names);
+        assert!(hears(&mut ear, &mut alice).is_empty(), "{begin} ... {end}");
+    }
+    // Who really enters gets them with the commit, and those who listened before are told.
+    bob.run("select presence.listen('hall')");
+    bob.hear();
+    bob.run("begin; select presence.upsert('hall'), presence.listen('hall'); commit");
+    bob.hear_until("relisten", |event| event.kind() == "relisten");
+    bob.run("select presence.listen('hall')");
+    assert_eq!(hears(&mut bob, &mut alice), ["update alice"]);
+}
+
+/// A ban is a delete and a refused join.
+#[test]
+fn who_is_banned_has_kept_no_channel_from_before() {
+    let cluster = Cluster::start();
+    cluster.sql(
+        "app",
+        "create table public.banned (who text);
+         grant select on public.banned to public;
+         create function public.authorize(room text, action text) returns boolean language sql stable as $$
+             select action <> 'manage' and not exists (select from public.banned where who = presence.user_id()) $$;
+         alter database app set presence.authorizer = 'public.authorize'",
+    );
+    let (mut alice, mut bob, mut service) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
+    alice.run("select presence.upsert('hall')");
+    bob.run("begin; select presence.upsert('hall')");
+    let names = channels(&mut bob, "hall");
+    bob.run("select presence.delete('hall'); commit");
+    service.run("select presence.delete('hall', 'bob'); insert into public.banned values ('bob')");
+    assert_eq!(bob.fails("select presence.channels('hall')").code, "42501");
+    listen_to(&mut bob, &names);
+    assert!(hears(&mut bob, &mut alice).is_empty());
+}
+
+#[test]
+fn a_leave_that_is_lost_takes_the_names_with_it() {
+    let cluster = Cluster::start();
+    let (mut alice, mut bob, mut ear) = (cluster.user("alice"), cluster.user("bob"), cluster.user("bob"));
+    alice.run("select presence.upsert('hall')");
+    bob.run("select presence.upsert('hall')");
+    for listener in [&mut ear, &mut alice] {
+        listener.run("select presence.listen('hall')");
+    }
+    assert_eq!(hears(&mut ear, &mut cluster.user("alice")), ["update alice"]);
+    bob.run(&format!("begin; select presence.delete('hall'); {TOO_MANY} commit"));
+    assert!(hears(&mut ear, &mut cluster.user("alice")).is_empty());
+    // Those who may are told, and miss nothing.
+    let heard = alice.hear();
+    for kind in ["resync", "relisten"] {
+        assert!(heard.iter().any(|event| event.kind() == kind), "{heard:#?}");
+    }
+    alice.run("select presence.listen('hall')");
+    assert_eq!(hears(&mut alice, &mut cluster.user("alice")), ["update alice"]);
+    cluster.assert_sound();
+}
+
+#[test]
+fn a_wish_to_rotate_is_never_lost() {
+    let cluster = Cluster::start();
+    let (mut service, mut bob) = (cluster.service(), cluster.user("bob"));
+    for room in ["'hall'", ""] {
+        let before = channels(&mut bob, "hall");
+        service.run(&format!("begin; select presence.rotate_channels({room}); {TOO_MANY} commit"));
+        service.flush();
+        let after = channels(&mut bob, "hall");
+        assert!(after.iter().all(|name| !before.contains(name)), "{room}: {after:?}");
+    }
+    // Nor when the whole buffer is full.
+    let before = channels(&mut bob, "hall");
+    let frozen = cluster.freeze_worker();
+    let fill = TOO_MANY.replace("140", "100").replace("perform presence.delete('junk')", "null");
+    for user in ["alice", "bob", "carol"] {
+        // Each a member of its own: updates of one that lie in the buffer are not folded.
+        cluster.user(user).run(&fill.replace("'junk', ", "'junk' || n, "));
+    }
+    service.run("select presence.rotate_channels('hall')");
+    assert!(service.is("select events_dropped > 0 from presence.health"));
+    drop(frozen);
+    service.flush();
+    assert!(channels(&mut bob, "hall").iter().all(|name| !before.contains(name)));
+}
+
+/// Rights that end in the catalog end what open sessions hear; nothing else renames a channel.
+#[test]
+fn rights_that_end_in_the_catalog() {
+    let cluster = Cluster::start();
+    let mut service = cluster.service();
+    let mut alice = cluster.user("alice");
+    alice.run("select presence.upsert('hall', audience => '{any, role:staff}')");
+    for (prepare, end) in [
+        ("select presence.grant_access('dan')", "select presence.revoke_access('dan')"),
+        ("select presence.grant_access('dan')", "revoke select on presence.member from dan"),
+        ("select presence.grant_access('dan')", "revoke usage on schema presence from dan"),
+        ("grant bob to dan", "revoke bob from dan"),
+        ("grant bob to dan", "alter role dan noinherit"),
+        ("grant bob to dan", "revoke select on presence.member from bob"),
+        ("alter role dan bypassrls; select presence.grant_access('dan')", "alter role dan nobypassrls"),
+        ("alter role dan superuser", "alter role dan nosuperuser"),
+        ("select presence.grant_access('dan')", "select presence.revoke_access('dan'); drop role dan"),
+        ("select presence.grant_access('dan')", "alter role dan rename to danny"),
+    ] {
+        service.run(&format!("create role dan login; {prepare}"));
+        settle(&mut service);
+        let mut dan = cluster.user("dan");
+        dan.run("select presence.listen('hall'), presence.listen()");
+        alice.run("select presence.update('hall', jsonb_build_object('n', gen_random_uuid()))");
+        service.flush();
+        assert!(!of_members(&dan.heard()).is_empty(), "{prepare}");
+        // It does not matter whether the worker is idle when it happens, or busy.
+        let frozen = cluster.freeze_worker();
+        service.run(end);
+        alice.run("select presence.update('hall', jsonb_build_object('n', gen_random_uuid()))");
+        drop(frozen);
+        service.flush();
+        if end.contains("rename") {
+            // The same role, as another user: it has its rights, and is told to listen again.
+            dan.hear_until("relisten", |event| event.kind() == "relisten");
+        } else {
+            assert!(of_members(&dan.heard()).is_empty(), "{end}");
+            alice.run("select presence.update('hall', jsonb_build_object('n', gen_random_uuid()))");
+            service.flush();
+            assert!(of_members(&dan.heard()).is_empty(), "{end}, later");
+        }
+        drop(dan);
+        service.run(
+            "alter role bob inherit; grant usage on schema presence to bob; grant select on presence.member to bob;
+             do $$ begin
+                 if exists (select from pg_roles where rolname = 'danny') then
+                     alter role danny rename to dan;
+                 end if;
+                 if exists (select from pg_roles where rolname = 'dan') then
+                     drop owned by dan; drop role dan;
+                 end if;
+             end $$",
+        );
+    }
+    // What takes nothing away.
+    let mut bob = cluster.user("bob");
+    settle(&mut service);
+    let before = channels(&mut bob, "hall");
+    for change in [
+        "create role dan; grant bob to dan; select presence.grant_access('dan')",
+        "create table public.t (i int); grant select on public.t to bob; revoke select on public.t from bob; drop table public.t",
+        "create schema s; drop schema s",
+        "alter role dan password 'x'",
+        "vacuum presence.member",
+        "analyze presence.member",
+        "create function public.f() returns int language sql as 'select 1'; drop function public.f()",
+    ] {
+        change.split("; ").for_each(|statement| service.run(statement));
+        settle(&mut service);
+        assert_eq!(channels(&mut bob, "hall"), before, "{change}");
+    }
+    // Nor does it matter whether it was another worker that saw what was before. (An end by a signal that cannot be
+    // handled takes the server along.)
+    service.run("alter role dan superuser");
+    settle(&mut service);
+    let before = channels(&mut bob, "hall");
+    let worker = service.number("select presence.worker_pid()");
+    let frozen = cluster.freeze_worker();
+    service.run("alter role dan nosuperuser");
+    signal("TERM", worker);
+    drop(frozen);
+    until("another worker", || {
+        ![worker, 0].contains(&service.number("select coalesce(presence.worker_pid(), 0)"))
+    });
+    settle(&mut service);
+    assert!(channels(&mut bob, "hall").iter().all(|name| !before.contains(name)));
+}
+
+/// Rooms share places among the names: whoever loses names because of a stranger's room is told.
+#[test]
+fn rotation_of_other_rooms_deafens_nobody() {
+    let cluster = Cluster::start();
+    let (mut alice, mut bob, mut carol, mut service) =
+        (cluster.user("alice"), cluster.user("bob"), cluster.user("carol"), cluster.service());
+    alice.run("select presence.upsert('hall', ttl => '1 hour')");
+    bob.run("select presence.upsert('hall', ttl => '1 hour')");
+    bob.run("select presence.listen('hall')");
+    bob.hear();
+    let before = channels(&mut bob, "hall");
+    // By leaving.
+    for turn in 0..30 {
+        carol.run(&format!(
+            "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', format('other %s %s', {turn}, n))))
+             from generate_series(1, 900) n"
+        ));
+        carol.run("select count(*) from presence.channels(); select presence.delete_all()");
+        service.flush();
+        if channels(&mut bob, "hall") != before {
+            break;
+        }
+    }
+    assert_ne!(channels(&mut bob, "hall"), before, "27,000 rooms in 4,096 places");
+    bob.hear_until("relisten", |event| event.kind() == "relisten");
+    bob.run("select presence.listen('hall')");
+    assert_eq!(hears(&mut bob, &mut alice), ["update alice"]);
+    // On request.
+    let before = channels(&mut bob, "hall");
+    bob.hear();
+    for turn in 0..30 {
+        service.run(&format!(
+            "select presence.rotate_channels(format('asked %s %s', {turn}, n)) from generate_series(1, 900) n"
+        ));
+        service.flush();
+        if channels(&mut bob, "hall") != before {
+            break;
+        }
+    }
+    assert_ne!(channels(&mut bob, "hall"), before, "27,000 rooms in 4,096 places");
+    bob.hear_until("relisten", |event| event.kind() == "relisten");
+}
+
+/// ALTER DATABASE ... SET: what takes away holds for events no later than for the first session that has it.
+#[test]
+fn settings_that_narrow_hold_at_once() {
+    let cluster = Cluster::start();
+    cluster.sql(
+        "app",
+        "create function public.authorize(room text, action text) returns boolean language sql as $$
+             select action <> 'manage' and room <> 'hall' $$",
+    );
+    let (mut service, mut bob) = (cluster.service(), cluster.user("bob"));
+    let mut alice = cluster.user("alice");
+    alice.run("select presence.upsert('hall', audience => '{any}')");
+    for setting in ["presence.authorizer = 'public.authorize'", "presence.notify_payload = 'doorbell'"] {
+        let name = setting.split(' ').next().expect("a name");
+        bob.run("select presence.listen()");
+        assert_eq!(hears(&mut bob, &mut alice), ["update alice"], "{setting}: not yet");
+        for round in 1..=3 {
+            let frozen = cluster.freeze_worker();
+            service.run(&format!("alter database app set {setting}"));
+            let mut late = cluster.user("carol");
+            late.run("select presence.listen()");
+            alice.run("select presence.update('hall', jsonb_build_object('n', gen_random_uuid()))");
+            drop(frozen);
+            service.flush();
+            let heard = [late.heard(), bob.heard()].concat();
+            assert!(of_members(&heard).is_empty(), "{setting}, {round}: {heard:#?}");
+            assert!(heard.iter().any(|event| event.kind() == "changes"), "{setting}, {round}: {heard:#?}");
+            service.run(&format!("alter database app reset {name}"));
+            until("as before", || {
+                cluster.until_worker("app");
+                bob.run("select presence.listen()");
+                !hears(&mut bob, &mut alice).is_empty()
+            });
+        }
+    }
+}
+
+/// The worker dies between a leave and the rotation that it makes necessary.
+#[test]
+fn another_worker_knows_what_is_to_rotate() {
+    let cluster = Cluster::start();
+    let (mut alice, mut bob, mut carol) = (cluster.user("alice"), cluster.user("bob"), cluster.user("carol"));
+    alice.run("select presence.upsert('hall')");
+    let mut ears = Vec::new();
+    for session in [&mut bob, &mut carol] {
+        // The first rotation is at once, the second one has to wait.
+        session.run("select presence.upsert('hall')");
+        ears.push(channels(session, "hall"));
+        session.run("select presence.delete('hall')");
+        session.flush();
+    }
+    let mut ear = cluster.user("carol");
+    listen_to(&mut ear, &ears[1]);
+    assert!(hears(&mut ear, &mut alice).is_empty());
+    let worker = alice.number("select presence.worker_pid()");
+    signal("TERM", worker);
+    until("another worker", || {
+        ![worker, 0].contains(&alice.number("select coalesce(presence.worker_pid(), 0)"))
+    });
+    for _ in 0..20 {
+        assert!(hears(&mut ear, &mut alice).is_empty());
+    }
+}
+
+/// Whoever unlistens to a room still hears what concerns the others that share its place.
+#[test]
+fn unlisten_leaves_nothing_of_the_room() {
+    let cluster = Cluster::start();
+    let mut bob = cluster.user("bob");
+    bob.run("select presence.listen('hall'), presence.listen('side')");
+    let both = bob.number("select count(*) from pg_listening_channels()");
+    bob.run("select presence.unlisten('side')");
+    let one = bob.number("select count(*) from pg_listening_channels()");
+    assert_eq!(bob.rows("select presence.channels('hall') except select pg_listening_channels()").len(), 0);
+    bob.run("select presence.unlisten('hall')");
+    let none = bob.number("select count(*) from pg_listening_channels()");
+    assert!(both > one && one > none && none == 2, "{both} {one} {none}");
+}
