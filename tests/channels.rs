@@ -344,6 +344,65 @@ fn another_worker_knows_what_is_to_rotate() {
     }
 }
 
+/// A lease that is over ends what its member hears, also while the row stays where it is.
+#[test]
+fn a_member_that_cannot_be_removed_hears_no_more() {
+    let cluster = Cluster::start();
+    let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
+    cluster.sql(
+        "app",
+        "create function public.keep() returns trigger language plpgsql as $$
+             begin
+                 if old.user_id = 'carol' then raise 'carol stays'; end if;
+                 return old;
+             end $$;
+         create trigger keep before delete on presence.member for each row execute function public.keep()",
+    );
+    alice.run("select presence.upsert('hall')");
+    for user in ["bob", "carol"] {
+        let (mut member, mut holder, mut ear) = (cluster.user(user), cluster.user(user), cluster.user(user));
+        member.run("select presence.upsert('hall', ttl => '2 s')");
+        ear.run("select presence.listen('hall'), presence.listen()");
+        if user == "bob" {
+            holder.run("begin; select from presence.member where user_id = 'bob' for update");
+        }
+        assert_eq!(hears(&mut ear, &mut alice), ["update alice"], "{user}");
+        let before = channels(&mut alice, "hall");
+        until("the lease is over", || {
+            service.is(&format!("select count(*) = 0 from presence.online where user_id = '{user}'"))
+        });
+        let mut sweep = || {
+            let last = "select last_sweep_at from presence.health";
+            let before = service.value(last);
+            until("the worker has looked", || service.value(last) != before);
+        };
+        // The first one may have begun before.
+        sweep();
+        sweep();
+        for _ in 0..3 {
+            assert!(hears(&mut ear, &mut alice).is_empty(), "{user}");
+        }
+        let row = format!("select count(*) = 1 from presence.member where user_id = '{user}'");
+        assert!(cluster.service().is(&row));
+        // The names change once, not as often as the worker looks.
+        until("the names have changed", || channels(&mut alice, "hall") != before);
+        let names = channels(&mut alice, "hall");
+        (0..3).for_each(|_| sweep());
+        settle(&mut cluster.service());
+        assert_eq!(channels(&mut alice, "hall"), names, "{user}");
+        // Who comes back is told, and hears again.
+        if user == "bob" {
+            holder.run("commit");
+            member.run("select presence.upsert('hall', ttl => '1 hour')");
+            ear.hear_until("relisten", |event| event.kind() == "relisten");
+            until("bob hears again", || {
+                ear.run("select presence.listen('hall')");
+                !hears(&mut ear, &mut alice).is_empty()
+            });
+        }
+    }
+}
+
 /// Whoever unlistens to a room still hears what concerns the others that share its place.
 #[test]
 fn unlisten_leaves_nothing_of_the_room() {

@@ -11,6 +11,7 @@ pub mod launcher;
 pub mod line;
 pub mod log;
 pub mod memory;
+pub mod overdue;
 pub mod place;
 pub mod process;
 pub mod publisher;

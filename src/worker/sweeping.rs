@@ -1,6 +1,7 @@
 //! When to sweep, and what with: a portion a turn. A member that cannot be deleted holds up only itself.
 
 use super::house::guarded;
+use super::overdue::Overdue;
 use super::publishing::Publishing;
 use super::step::Step;
 use super::stuck::{Stuck, by_halves};
@@ -11,6 +12,7 @@ use crate::extension::Extension;
 use crate::lease::shared::leases;
 use crate::settings;
 use crate::shared::trouble::Part;
+use crate::spi;
 use crate::subtransaction::Failure;
 use std::cell::Cell;
 use std::sync::atomic::Ordering::*;
@@ -27,6 +29,7 @@ pub struct Sweeping {
     adopting: Step,
     freeing: Step,
     stuck: Stuck,
+    overdue: Overdue,
     /// The round that is on its way.
     walk: Option<Walk>,
     /// When the last round began and ended.
@@ -48,6 +51,7 @@ impl Sweeping {
             adopting: Step::new(Part::Adopting, "giving leases a slot"),
             freeing: Step::new(Part::Freeing, "freeing leases"),
             stuck: Stuck::new(1_000_000, 30_000_000),
+            overdue: Overdue::default(),
             walk: None,
             began: 0,
             last: 0,
@@ -132,6 +136,10 @@ impl Sweeping {
                 return Ok(false);
             }
         }
+        // Also those that somebody has locked just now: their leave may be a long time coming.
+        guarded(extension, c"looking who is overdue", || {
+            spi::as_role(extension.owner, || self.overdue.look(extension, &due.keys))
+        })?;
         if due.has_slots() {
             self.freeing.attempt(extension.database, || {
                 guarded(extension, c"freeing leases", || sweeper::free_rowless(&due))
@@ -166,6 +174,7 @@ impl Sweeping {
         }
         counters.last_sweep.store(clock::wall(), Relaxed);
         self.stuck.forget_gone(self.last);
+        self.overdue.end_round(|hash| self.stuck.since(hash).is_some());
         if self.stuck.is_empty() {
             extension.database.trouble.is_over(Part::Members);
         }

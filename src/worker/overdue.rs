@@ -1,0 +1,55 @@
+//! Members whose lease is over and whose row is still there, because somebody has it locked or it cannot be deleted.
+//! There is no leave yet that would take back the channels they were given, so that happens without one.
+
+use super::rotation;
+use crate::error::Result;
+use crate::extension::Extension;
+use crate::member::lease;
+use crate::spi::{Connection, Statement, with_new_snapshot};
+use crate::sqlfn::{hash_of, uuids};
+use pgrx::pg_sys;
+use std::collections::HashSet;
+
+static ROWS: Statement = Statement {
+    sql: c"select key_hash, version, generation, deadline, session, user_id, room
+           from presence.member where key_hash operator(pg_catalog.=) any ($1)",
+    arguments: &[pg_sys::UUIDARRAYOID],
+};
+
+#[derive(Default)]
+pub struct Overdue {
+    /// Of whom the channels were taken back, by key and version: one that comes back has a new one.
+    known: HashSet<(u128, u64)>,
+    /// Those that this round has found.
+    found: HashSet<(u128, u64)>,
+}
+
+impl Overdue {
+    /// These were due, and some were not removed.
+    pub fn look(&mut self, extension: &Extension, keys: &[u128]) -> Result<()> {
+        // Not by the snapshot from before they were removed.
+        with_new_snapshot(|| {
+            let connection = Connection::open()?;
+            let rows = connection.run(&ROWS, &[Some(uuids(keys))], false)?;
+            for row in 0..rows.count {
+                // SAFETY: a uuid.
+                let Some(hash) = rows.get(row, 0).map(|hash| unsafe { hash_of(hash) }) else { continue };
+                let is_over =
+                    lease::deadline(&extension.key_of(hash), &lease::found(&rows, row, [1, 2, 3, 4]))
+                        .is_none();
+                let (Some(user_id), Some(room)) = (rows.text(row, 5), rows.text(row, 6)) else { continue };
+                let stay = (hash, rows.number(row, 1));
+                if is_over && self.found.insert(stay) && !self.known.contains(&stay) {
+                    rotation::left(extension, user_id, room);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The round is over: who was not found is no concern any more, but for those whom it left out.
+    pub fn end_round(&mut self, left_out: impl Fn(u128) -> bool) {
+        self.known.retain(|(hash, _)| left_out(*hash));
+        self.known.extend(self.found.drain());
+    }
+}
