@@ -37,7 +37,7 @@ pub struct Extension {
 pub enum Purpose {
     /// Who owns a member.
     Owner = 0,
-    /// A channel that was handed out.
+    /// Where those who listen to a channel are counted.
     Channel = 1,
     /// The epoch of a room's channels.
     RoomEpoch = 2,

@@ -13,6 +13,7 @@ mod error;
 mod event;
 mod extension;
 mod gateway;
+mod holding;
 mod identity;
 mod injection;
 mod jsonb;
@@ -74,6 +75,7 @@ pub extern "C-unwind" fn _PG_init() {
     settings::define();
     shared::startup::install_hooks();
     event::transaction::register_callbacks();
+    holding::register_callbacks();
     utility::install_hook();
     if !upgrading {
         worker::launcher::register();

@@ -7,6 +7,7 @@ use crate::event::channel::{Channel, EVERYBODY, SERVICE, Scope, own_token, prese
 use crate::event::record::Kind;
 use crate::event::transaction;
 use crate::extension::{self, Extension, Purpose};
+use crate::holding;
 use crate::identity;
 use crate::member::{session, validate};
 use crate::shared::names::Cell;
@@ -25,23 +26,28 @@ unsafe extern "C-unwind" {
 
 /// The channels that the caller's rights open; `room` None is all rooms.
 fn open_channels(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<String>> {
+    extension.database.names.read(|| names(extension, room))
+}
+
+/// The same, by the names as they are; whoever gets new ones meanwhile is not noted for them.
+fn names(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<String>> {
     let identity = identity::current(extension)?;
     if !extension.may_read() {
         return Err(Error::NotAuthorized { action: "read" });
     }
     let scope = room.map_or(Scope::AllRooms, Scope::Room);
-    let mut names = vec![Channel::new(extension, Scope::Database, EVERYBODY).hand_out(extension)];
+    let mut names = vec![Channel::new(extension, Scope::Database, EVERYBODY).name(extension)];
     if let Some(user_id) = &identity.user_id {
-        names.push(Channel::new(extension, Scope::Database, &own_token(user_id)).hand_out(extension));
+        names.push(Channel::new(extension, Scope::Database, &own_token(user_id)).name(extension));
     }
     if let Some(room) = room {
-        names.push(Channel::of_cell(extension, room_cell(extension, room)).hand_out(extension));
+        names.push(Channel::of_cell(extension, room_cell(extension, room)).name(extension));
         if !identity.service {
             authorizer::require(room, Action::Read)?;
         }
     }
     if identity.service {
-        names.push(Channel::new(extension, scope, SERVICE).hand_out(extension));
+        names.push(Channel::new(extension, scope, SERVICE).name(extension));
         return Ok(names);
     }
     // As is committed now, whatever an old snapshot says: who enters and rolls back, or leaves at once, was never there,
@@ -49,16 +55,17 @@ fn open_channels(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<Strin
     let note = |rooms: &[Vec<u8>]| {
         let user_id = identity.user_id.as_deref().unwrap_or_default();
         rooms.iter().for_each(|room| {
-            extension.database.note_room_channel(extension.hash(Purpose::RoomChannel, &[user_id, room]))
+            let knower = extension.hash(Purpose::RoomChannel, &[user_id, room]);
+            extension.database.names.note_knower(present_cell(extension, room), knower);
         });
     };
     note(&with_committed_snapshot(|| identity.rooms(extension))?);
     let rooms = with_committed_snapshot(|| identity.rooms(extension))?;
     note(&rooms);
     let cells: BTreeSet<Cell> = rooms.iter().map(|room| present_cell(extension, room)).collect();
-    names.extend(cells.into_iter().map(|cell| Channel::of_cell(extension, cell).hand_out(extension)));
+    names.extend(cells.into_iter().map(|cell| Channel::of_cell(extension, cell).name(extension)));
     for token in identity.tokens(&rooms)? {
-        names.push(Channel::new(extension, scope, &token).hand_out(extension));
+        names.push(Channel::new(extension, scope, &token).name(extension));
     }
     Ok(names)
 }
@@ -98,6 +105,7 @@ fn listen(call: &Call) -> Result<Option<Datum>> {
         let channel = c_name(name)?;
         // SAFETY: a C string, copied by the callee; errors become panics at the boundary.
         unsafe { pg_guard_ffi_boundary(|| Async_Listen(channel.as_ptr())) };
+        holding::listen(name.as_bytes());
     }
     call.rows(names.iter().map(|name| vec![Some(varlena(name.as_bytes()))]))
 }
@@ -125,6 +133,7 @@ fn unlisten(call: &Call) -> Result<Option<Datum>> {
         let channel = c_name(name)?;
         // SAFETY: as in `listen`.
         unsafe { pg_guard_ffi_boundary(|| Async_Unlisten(channel.as_ptr())) };
+        holding::unlisten(name.as_bytes());
     }
     Ok(None)
 }

@@ -1,9 +1,10 @@
 //! Utility statements that concern us: a hook sees them all, looks at their kind, and lets them run as ever.
 
+use crate::holding;
 use crate::member::session;
 use crate::strong_locks;
 use pgrx::pg_sys;
-use std::ffi::c_char;
+use std::ffi::{CStr, c_char};
 
 static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
 
@@ -46,14 +47,41 @@ unsafe extern "C-unwind" fn run(
     unsafe {
         let node = (*statement).utilityStmt;
         strong_locks::check(node);
-        let discards = discards_all(node);
         let next = PREVIOUS.unwrap_or(standard_ProcessUtility);
         next(statement, text, read_only_tree, context, parameters, environment, receiver, completion);
         // While it waited, a view that it names may have become another one.
         strong_locks::check_again(node);
+        listens(node);
         // It is never part of a longer transaction, so nothing takes it back.
-        if discards {
+        if discards_all(node) {
+            holding::unlisten_all();
             session::end();
+        }
+    }
+}
+
+/// # Safety
+/// `statement` is a utility statement's node, or null; it was run.
+unsafe fn listens(statement: *mut pg_sys::Node) {
+    if statement.is_null() {
+        return;
+    }
+    // SAFETY: the caller's promise; a node's tag says what it is. A channel is a zero-terminated string; of UNLISTEN it is
+    // null for all.
+    unsafe {
+        match (*statement).type_ {
+            pg_sys::NodeTag::T_ListenStmt => {
+                let channel = (*statement.cast::<pg_sys::ListenStmt>()).conditionname;
+                holding::listen(CStr::from_ptr(channel).to_bytes());
+            }
+            pg_sys::NodeTag::T_UnlistenStmt => {
+                let channel = (*statement.cast::<pg_sys::UnlistenStmt>()).conditionname;
+                match channel.is_null() {
+                    true => holding::unlisten_all(),
+                    false => holding::unlisten(CStr::from_ptr(channel).to_bytes()),
+                }
+            }
+            _ => {}
         }
     }
 }

@@ -6,13 +6,10 @@ mod common;
 use common::{Cluster, Event, Session, signal, until};
 use std::collections::HashSet;
 
-/// The names that the session would listen to.
+/// The names that the session would listen to, but the one for `resync`, which is first and stays.
 fn channels(session: &mut Session, room: &str) -> Vec<String> {
-    session
-        .rows(&format!("select presence.channels('{room}')"))
-        .into_iter()
-        .map(|row| row[0].clone())
-        .collect()
+    let names = session.rows(&format!("select presence.channels('{room}')"));
+    names.into_iter().skip(1).map(|row| row[0].clone()).collect()
 }
 
 /// As a driver listens to names that it has, however it came by them.
@@ -416,4 +413,101 @@ fn unlisten_leaves_nothing_of_the_room() {
     bob.run("select presence.unlisten('hall')");
     let none = bob.number("select count(*) from pg_listening_channels()");
     assert!(both > one && one > none && none == 2, "{both} {one} {none}");
+}
+
+/// What nobody listens to costs nothing, whoever listened to it before and however that ended.
+#[test]
+fn only_names_that_somebody_holds_are_notified() {
+    let cluster = Cluster::start();
+    let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
+    alice.run("select presence.upsert('hall', audience => '{any}')");
+    settle(&mut service);
+    let mut sent = || {
+        let of = |service: &mut Session| service.number("select notifications_sent from presence.health");
+        let before = of(&mut service);
+        alice.run("select presence.update('hall', jsonb_build_object('n', gen_random_uuid()))");
+        service.flush();
+        of(&mut service) - before
+    };
+    assert_eq!(sent(), 0);
+    let mut bob = cluster.user("bob");
+    let names = bob.rows("select presence.channels('hall') union select presence.channels()");
+    let listen: String = names.iter().map(|name| format!("listen {};", name[0])).collect();
+    assert_eq!(sent(), 0, "to have the names is not to listen");
+    // Each of these begins to hold, or does not; and ends it.
+    for (begin, holds, end) in [
+        ("select presence.listen('hall')", true, "select presence.unlisten('hall')"),
+        ("select presence.listen('hall')", true, "unlisten *"),
+        ("select presence.listen('hall')", true, "discard all"),
+        ("listen!", true, "unlisten *"),
+        ("listen!", true, "begin; unlisten *; commit"),
+        ("listen!", true, "begin; savepoint s; unlisten *; release s; commit"),
+        ("begin; listen!; commit", true, "discard all"),
+        ("begin; savepoint s; listen!; release s; commit", true, "unlisten *"),
+        ("do $$ begin listen! end $$", true, "unlisten *"),
+        ("listen!| begin; unlisten *; rollback", true, "unlisten *"),
+        ("listen!| begin; savepoint s; unlisten *; rollback to s; commit", true, "unlisten *"),
+        ("begin; unlisten *; listen!; commit", true, "unlisten *"),
+        ("listen!; listen!; select presence.listen('hall')", true, "unlisten *"),
+        ("begin; listen!; unlisten *; commit", false, ""),
+        ("begin; listen!; rollback", false, ""),
+        ("begin; savepoint s; listen!; rollback to s; commit", false, ""),
+        ("begin; select presence.listen('hall'); rollback", false, ""),
+        ("begin; select presence.listen('hall'); select 1/0", false, "rollback"),
+        ("listen nothing_of_ours; listen presence_0", false, "unlisten *"),
+    ] {
+        let listen = if begin.contains("do $$") {
+            listen.replace("listen ", "execute 'listen ").replace(';', "';")
+        } else {
+            listen.clone()
+        };
+        let begin = begin.replace("listen!;", &listen).replace("listen!", &listen);
+        // What a client sends together is one transaction.
+        begin.split('|').for_each(|together| {
+            let _ = bob.try_run(together);
+        });
+        assert_eq!(sent() > 0, holds, "{begin}");
+        let held = bob.try_rows("select pg_listening_channels()").is_ok_and(|names| names.len() > 5);
+        assert_eq!(held, holds, "{begin}");
+        bob.run(end);
+        assert_eq!(sent(), 0, "{begin}, {end}");
+    }
+    // A session that ends, of itself or by force, also in a transaction.
+    for end in ["", "select pg_terminate_backend(pg_backend_pid())", "begin; unlisten *; listen x"] {
+        let mut bob = cluster.user("bob");
+        bob.run(&listen);
+        assert!(sent() > 0);
+        let _ = bob.try_run(end);
+        drop(bob);
+        until("nobody holds them", || sent() == 0);
+    }
+    // Two who hold the same are two.
+    let (mut bob, mut carol) = (cluster.user("bob"), cluster.user("carol"));
+    bob.listen("hall");
+    carol.listen("hall");
+    bob.run("unlisten *");
+    assert_eq!(sent(), 1);
+    assert_eq!(of_members(&carol.hear()).len(), 1);
+}
+
+/// Who was given the names of a room counts until they are others.
+#[test]
+fn leaves_of_those_who_were_told_nothing_rotate_nothing() {
+    let cluster = Cluster::start();
+    let (mut service, mut alice, mut bob) = (cluster.service(), cluster.user("alice"), cluster.user("bob"));
+    alice.run("select presence.upsert('hall')");
+    bob.run("select presence.upsert('hall')");
+    channels(&mut bob, "hall");
+    let before = channels(&mut alice, "hall");
+    bob.run("select presence.delete('hall')");
+    settle(&mut service);
+    let after = channels(&mut alice, "hall");
+    assert_ne!(after, before);
+    // Bob comes and goes again, and was told no name that is one now.
+    bob.run("select presence.upsert('hall')");
+    bob.run("select presence.delete('hall')");
+    settle(&mut service);
+    alice.run("select presence.update('hall', '{\"n\": 1}')");
+    settle(&mut service);
+    assert_eq!(channels(&mut alice, "hall"), after);
 }

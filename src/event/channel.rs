@@ -5,8 +5,9 @@
 //! server's boot id and an epoch in it: `rotate_channels` and a restart make new names.
 
 use crate::extension::{Extension, Purpose};
+use crate::shared::control;
+use crate::shared::held::{PLACES, PREFIX};
 use crate::shared::names::{Cell, Names};
-use crate::shared::{control, database::CHANNEL_BITS};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::sync::atomic::Ordering::*;
@@ -25,7 +26,8 @@ pub enum Scope<'a> {
 pub const SERVICE: &[u8] = b"service";
 /// All who know names of a cell hear this of it: `relisten`, when they get new ones.
 pub const LISTENERS: &[u8] = b"listeners";
-/// The one channel that every listener hears: `resync`.
+/// The one channel that every listener hears: `resync`, and `relisten` when all have new names. It tells nothing else, so
+/// its own name stays: who was just listening anew when that happened is not deaf.
 pub const EVERYBODY: &[u8] = b"everybody";
 
 /// `user:<id>` in the scope of the database: `relisten`, for that user alone.
@@ -84,44 +86,44 @@ impl<'a> Channel<'a> {
         }
     }
 
-    /// 9 + 48 characters: an identifier that LISTEN does not cut short.
+    /// What the name is made of: with other epochs it is another.
+    fn all_parts<T>(&self, extension: &Extension, body: impl FnOnce([&[u8]; 6]) -> T) -> T {
+        let names = &extension.database.names;
+        let stays = self.token == EVERYBODY;
+        let epochs = [if stays { 0 } else { names.epoch() }].into_iter();
+        let cells = self.cells.map(|cell| cell.map_or(0, |cell| names.epoch_of(cell)));
+        let mut epochs = epochs.chain(cells).map(u32::to_le_bytes);
+        let [all, first, second] = std::array::from_fn(|_| epochs.next().unwrap_or_default());
+        self.with_parts(|[scope, room, token]| body([&all, &first, &second, scope, room, token]))
+    }
+
+    /// 57 characters: an identifier that LISTEN does not cut short. Its end says where its holders are counted.
     pub fn name(&self, extension: &Extension) -> String {
         // HMAC takes keys of any length; without one there is no name to guess either.
         let Ok(mut hash) = Hmac::<Sha256>::new_from_slice(extension.secret()) else { return String::new() };
         hash.update(&control().boot_id.load(Relaxed).to_le_bytes());
-        let names = &extension.database.names;
-        hash.update(&names.epoch().to_le_bytes());
-        for cell in self.cells {
-            hash.update(&cell.map_or(0, |cell| names.epoch_of(cell)).to_le_bytes());
-        }
-        self.with_parts(|parts| {
+        self.all_parts(extension, |parts| {
             for part in parts {
                 hash.update(&(part.len() as u32).to_le_bytes());
                 hash.update(part);
             }
         });
         let digest = hash.finalize().into_bytes();
-        digest[..24].iter().fold(String::from("presence_"), |mut name, byte| {
+        let mut name = digest[..22].iter().fold(String::from(PREFIX), |mut name, byte| {
             name.push_str(&format!("{byte:02x}"));
             name
-        })
+        });
+        name.push_str(&format!("{:04x}", self.place(extension)));
+        name
     }
 
-    fn bit(&self, extension: &Extension) -> usize {
-        self.with_parts(|parts| extension.hash(Purpose::Channel, &parts) as usize % CHANNEL_BITS)
+    fn place(&self, extension: &Extension) -> usize {
+        self.all_parts(extension, |parts| extension.hash(Purpose::Channel, &parts) as usize % PLACES)
     }
 
-    /// Somebody may be listening from now on.
-    pub fn hand_out(&self, extension: &Extension) -> String {
-        let bit = self.bit(extension);
-        extension.database.handed_out[bit / 64].fetch_or(1 << (bit % 64), SeqCst);
-        self.name(extension)
-    }
-
-    /// False: nobody was ever given this channel since the server started.
-    pub fn was_handed_out(&self, extension: &Extension) -> bool {
-        let bit = self.bit(extension);
-        extension.database.handed_out[bit / 64].load(SeqCst) & 1 << (bit % 64) != 0
+    /// False: nobody listens to this channel.
+    pub fn is_held(&self, extension: &Extension) -> bool {
+        extension.database.held.is_held(self.place(extension))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the cluster's shared memory holds for one database: its ring, its worker, its numbers.
 
+use super::held::Held;
 use super::locks::{self, DATABASES_LOCK};
 use super::names::Names;
 use super::trouble::Trouble;
@@ -9,9 +10,6 @@ use crate::event::ring::Ring;
 use crate::lease::shared::leases;
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
-
-/// Bits that remember which channels were handed out. False positives cost a NOTIFY that nobody hears.
-pub const CHANNEL_BITS: usize = 1 << 16;
 
 #[repr(C)]
 pub struct Database {
@@ -38,9 +36,8 @@ pub struct Database {
     /// Who may read, by the catalog, as a hash, when the worker looked last; 0 is never.
     pub rights: AtomicU64,
     pub narrowing: Narrowing,
-    pub handed_out: [AtomicU64; CHANNEL_BITS / 64],
-    /// By user and room: who was given the channel of those present.
-    room_channels: [AtomicU64; CHANNEL_BITS / 64],
+    /// Who listens.
+    pub held: Held,
     pub counters: Counters,
     pub trouble: Trouble,
 }
@@ -199,26 +196,12 @@ impl Database {
             // Its sessions are gone, and with them everybody who knew a name.
             self.names.forget();
             self.rights.store(0, Release);
-            for words in [&self.handed_out, &self.room_channels] {
-                words.iter().for_each(|word| word.store(0, Release));
-            }
             self.sink.position.store(0, Release);
             self.worker.set_state(WorkerState::None);
             self.worker.wanted.store(false, Release);
             self.trouble.forget();
             self.oid.store(0, Release);
         });
-    }
-
-    /// A user (with the room, as a hash) was given the channel of those present in the room.
-    pub fn note_room_channel(&self, hash: u64) {
-        let bit = hash as usize % CHANNEL_BITS;
-        self.room_channels[bit / 64].fetch_or(1 << (bit % 64), SeqCst);
-    }
-
-    pub fn knows_room_channel(&self, hash: u64) -> bool {
-        let bit = hash as usize % CHANNEL_BITS;
-        self.room_channels[bit / 64].load(SeqCst) & 1 << (bit % 64) != 0
     }
 
     pub fn ring(&'static self) -> Ring {

@@ -5,6 +5,7 @@
 //! (the rings). After a crash the postmaster makes it anew, empty.
 
 pub mod database;
+pub mod held;
 pub mod locks;
 pub mod names;
 pub mod save;

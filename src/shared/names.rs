@@ -43,6 +43,10 @@ pub struct Names {
     fulfilled: AtomicU64,
     rooms: Cells,
     present: Cells,
+    /// For each cell of those present: who was given names of it, by hash, since it has them.
+    knowers: [AtomicU64; CELLS],
+    /// Grows before and after names change, so it is odd while they do.
+    changes: AtomicU64,
 }
 
 #[repr(C)]
@@ -90,19 +94,48 @@ impl Names {
         rooms.chain(self.present.wanted().map(Cell::Present))
     }
 
+    /// Somebody (by hash) is about to be given names of those present in this cell.
+    pub fn note_knower(&self, cell: Cell, hash: u64) {
+        let (_, number) = self.cells(cell);
+        self.knowers[number].fetch_or(1 << (hash % 64), SeqCst);
+    }
+
+    /// Whether somebody was given names of this cell; others may look the same.
+    pub fn knows(&self, cell: Cell, hash: u64) -> bool {
+        let (_, number) = self.cells(cell);
+        self.knowers[number].load(SeqCst) & 1 << (hash % 64) != 0
+    }
+
+    /// Do something about names that do not change meanwhile; it is done again if they did.
+    pub fn read<T, E>(&self, mut body: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+        loop {
+            let before = self.changes.load(SeqCst);
+            let value = body()?;
+            if before.is_multiple_of(2) && before == self.changes.load(SeqCst) {
+                return Ok(value);
+            }
+        }
+    }
+
     pub fn renew(&self, renewal: Renewal) {
+        self.changes.fetch_add(1, SeqCst);
         match renewal {
             Renewal::All(wishes) => {
+                self.knowers.iter().for_each(|knowers| knowers.store(0, SeqCst));
                 self.epoch.fetch_add(1, AcqRel);
                 self.fulfilled.fetch_max(wishes, AcqRel);
                 self.forget();
             }
             Renewal::Of(cell) => {
                 let (cells, number) = self.cells(cell);
+                if let Cell::Present(_) = cell {
+                    self.knowers[number].store(0, SeqCst);
+                }
                 cells.epochs[number].fetch_add(1, AcqRel);
                 cells.stale[number / 64].fetch_and(!(1 << (number % 64)), AcqRel);
             }
         }
+        self.changes.fetch_add(1, SeqCst);
     }
 
     /// Nobody listens any more to what these wishes are about.
@@ -149,6 +182,34 @@ mod tests {
         names.renew(Renewal::Of(present));
         assert_eq!(names.wanted().collect::<Vec<_>>(), [room]);
         assert_eq!((names.epoch_of(present), names.epoch_of(room), names.epoch()), (1, 0, 0));
+    }
+
+    #[test]
+    fn nobody_knows_new_names() {
+        let names = names();
+        let (one, other) = (Cell::of_present(1), Cell::of_present(2));
+        for cell in [one, other] {
+            names.note_knower(cell, 70);
+        }
+        assert!(names.knows(one, 6) && !names.knows(one, 7));
+        names.renew(Renewal::Of(one));
+        assert!(!names.knows(one, 70) && names.knows(other, 70));
+        names.renew(Renewal::All(0));
+        assert!(!names.knows(other, 70));
+    }
+
+    #[test]
+    fn names_that_change_while_one_reads_are_read_again() {
+        let names = names();
+        let mut turns = 0;
+        let read = names.read(|| {
+            turns += 1;
+            if turns == 1 {
+                names.renew(Renewal::All(0));
+            }
+            Ok::<_, ()>(names.epoch())
+        });
+        assert_eq!((read, turns), (Ok(1), 2));
     }
 
     #[test]

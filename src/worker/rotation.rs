@@ -37,7 +37,8 @@ pub struct Rotation {
 
 /// Whether the user was given the channel of those present in the room.
 fn knows(extension: &Extension, user_id: &[u8], room: &[u8]) -> bool {
-    extension.database.knows_room_channel(extension.hash(Purpose::RoomChannel, &[user_id, room]))
+    let knower = extension.hash(Purpose::RoomChannel, &[user_id, room]);
+    extension.database.names.knows(present_cell(extension, room), knower)
 }
 
 /// The user is not in the room any more.
@@ -117,10 +118,11 @@ impl Rotation {
             return Ok(());
         }
         let payload = payload::relisten(extension.database.seq.load(Acquire), None);
+        let held = &extension.database.held;
         transaction(c"telling listeners to listen again", || {
             self.repeats
                 .iter()
-                .filter(|(due, _)| *due <= now)
+                .filter(|(due, name)| *due <= now && held.holds(name))
                 .try_for_each(|(_, name)| notify(name, &payload))
         })?;
         self.repeats.retain(|(due, _)| *due > now);

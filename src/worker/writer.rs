@@ -125,7 +125,9 @@ impl<'a> Writer<'a> {
         }
         if !self.quiet {
             for (name, renewal) in self.rotation.take_due(self.extension, self.owes_resync) {
-                self.notify(&name, &payload::relisten(self.written.seq, None))?;
+                if self.extension.database.held.holds(&name) {
+                    self.notify(&name, &payload::relisten(self.written.seq, None))?;
+                }
                 self.written.renewals.push(renewal);
             }
         }
@@ -407,10 +409,10 @@ impl<'a> Writer<'a> {
         (payload, rendered.payload(record.kind, seq, line, Some((&audience, old.as_deref()))))
     }
 
-    /// Add the channel's name, if it was ever handed out; to the bells if who hears it may not read it any more.
+    /// Add the channel's name, if somebody listens to it; to the bells if who hears it may not read it any more.
     fn address(&self, scope: Scope, token: &[u8], names: Option<&mut Vec<String>>, bells: &mut Vec<String>) {
         let channel = Channel::new(self.extension, scope, token);
-        if channel.was_handed_out(self.extension) {
+        if channel.is_held(self.extension) {
             let names = names.filter(|_| !self.rotation.is_stale(self.extension, &channel));
             names.unwrap_or(bells).push(channel.name(self.extension));
         }
@@ -420,7 +422,7 @@ impl<'a> Writer<'a> {
     fn relisten(&mut self, user_id: &[u8], room: &[u8]) -> Result<()> {
         let token = own_token(user_id);
         let channel = Channel::new(self.extension, Scope::Database, &token);
-        if !self.quiet && channel.was_handed_out(self.extension) {
+        if !self.quiet && channel.is_held(self.extension) {
             self.notify(
                 &channel.name(self.extension),
                 &payload::relisten(self.written.seq, Some(&decode(room))),
@@ -440,7 +442,7 @@ impl<'a> Writer<'a> {
         row[14] = Some(text_array([b"any"]));
         self.page.insert(self.connection, &row)?;
         let channel = Channel::new(self.extension, Scope::Database, EVERYBODY);
-        if channel.was_handed_out(self.extension) {
+        if channel.is_held(self.extension) {
             self.notify(&channel.name(self.extension), &payload::resync(self.written.seq))?;
         }
         Ok(())
