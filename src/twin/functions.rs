@@ -1,21 +1,23 @@
 //! The functions of ours that policies and triggers of `member` call: whether they are still this library's, for their
 //! owner may replace them, and whether the current role may call what policies call.
 
-use crate::authorizer::presence_may;
 use crate::extension::is_granted;
-use crate::identity::{presence_is_service, presence_tokens, presence_user_id};
-use crate::member::trigger::{presence_member_after, presence_member_before};
+use crate::sqlfn::bytes_of;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::CStr;
 
-type Function = unsafe extern "C-unwind" fn(pg_sys::FunctionCallInfo) -> Datum;
-
-const ASKED: [(&CStr, &[Oid], Function); 4] = [
-    (c"user_id", &[], presence_user_id),
-    (c"is_service", &[], presence_is_service),
-    (c"tokens", &[], presence_tokens),
-    (c"_may", &[pg_sys::TEXTOID, pg_sys::TEXTOID], presence_may),
+/// As policies call them, and as the library does.
+const ASKED: [(&CStr, &[Oid], &str); 4] = [
+    (c"user_id", &[], "presence_user_id"),
+    (c"is_service", &[], "presence_is_service"),
+    (c"tokens", &[], "presence_tokens"),
+    (c"_may", &[pg_sys::TEXTOID, pg_sys::TEXTOID], "presence_may"),
 ];
+
+const OF_TRIGGERS: [&str; 2] = ["presence_member_before", "presence_member_after"];
+
+/// The language C in pg_language, by a number that is fixed.
+const C_LANGUAGE: u32 = 13;
 
 /// What the policies ask, with the rights of whoever reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +27,8 @@ impl Asked {
     /// None if one of them is not ours any more.
     pub fn find() -> Option<Asked> {
         let mut found = [pg_sys::InvalidOid; ASKED.len()];
-        for (place, (name, arguments, function)) in found.iter_mut().zip(ASKED) {
-            *place = by_name(name, arguments).filter(|found| is(*found, &[function]))?;
+        for (place, (name, arguments, symbol)) in found.iter_mut().zip(ASKED) {
+            *place = by_name(name, arguments).filter(|found| is(*found, &[symbol]))?;
         }
         Some(Asked(found))
     }
@@ -38,18 +40,32 @@ impl Asked {
 }
 
 pub fn is_of_member_triggers(function: Oid) -> bool {
-    is(function, &[presence_member_before, presence_member_after])
+    is(function, &OF_TRIGGERS)
 }
 
-/// Whether a call comes to one of these, and at once: not by way of a SET clause or SECURITY DEFINER.
-fn is(function: Oid, of: &[Function]) -> bool {
-    // SAFETY: a function that exists; what is looked up is not called.
-    let called = unsafe {
-        let mut info = pg_sys::FmgrInfo::default();
-        pg_sys::fmgr_info(function, &mut info);
-        info.fn_addr
-    };
-    called.is_some_and(|called| of.iter().any(|function| std::ptr::fn_addr_eq(called, *function)))
+/// Whether a call comes to one of these symbols, and at once: not by way of a SET clause or SECURITY DEFINER.
+fn is(function: Oid, symbols: &[&str]) -> bool {
+    use pg_sys::SysCacheIdentifier::PROCOID;
+    // SAFETY: a look-up in the catalog; the tuple is released after what was read of it was copied.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(PROCOID as i32, Datum::from(function));
+        if tuple.is_null() {
+            return false;
+        }
+        let column = |number: u32| {
+            let mut null = false;
+            let value = pg_sys::SysCacheGetAttr(PROCOID as i32, tuple, number as i16, &mut null);
+            (!null).then_some(value)
+        };
+        let facts = &*(pg_sys::GETSTRUCT(tuple) as pg_sys::Form_pg_proc);
+        let symbol = column(pg_sys::Anum_pg_proc_prosrc).map(|symbol| bytes_of(symbol)).unwrap_or_default();
+        let is_one = u32::from(facts.prolang) == C_LANGUAGE
+            && !facts.prosecdef
+            && column(pg_sys::Anum_pg_proc_proconfig).is_none()
+            && symbols.iter().any(|known| known.as_bytes() == symbol);
+        pg_sys::ReleaseSysCache(tuple);
+        is_one
+    }
 }
 
 /// Whoever asks: this is no question of rights.
