@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 use crate::event::ring::Ring;
 use crate::lease::shared::leases;
 use pgrx::pg_sys;
+use siphasher::sip::SipHasher13;
+use std::hash::Hasher;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 
 #[repr(C)]
@@ -33,8 +35,7 @@ pub struct Database {
     losses: AtomicU64,
     losses_told: AtomicU64,
     pub names: Names,
-    /// Who may read, by the catalog, as a hash, when the worker looked last; 0 is never.
-    pub rights: AtomicU64,
+    pub rights: Rights,
     pub narrowing: Narrowing,
     /// Who listens.
     pub held: Held,
@@ -60,6 +61,43 @@ pub struct Sink {
     pub position: AtomicU64,
     /// When it was last started, by the boot clock.
     pub started: AtomicU64,
+}
+
+/// Who may read, by the catalog, when the worker looked last: so many facts as hashes, of the first ones each, and one hash
+/// of all. Only the worker writes.
+#[repr(C)]
+pub struct Rights {
+    count: AtomicU64,
+    digest: AtomicU64,
+    first: [AtomicU64; FACTS],
+}
+
+const FACTS: usize = 2_048;
+
+impl Rights {
+    /// Whether all that was so is so now, of facts in order. Where there are too many to tell, only if nothing changed.
+    pub fn are_kept_by(&self, facts: &[u64]) -> bool {
+        match self.count.load(Acquire) as usize {
+            count if count > FACTS => self.digest.load(Acquire) == digest(facts),
+            count => self.first[..count].iter().all(|fact| facts.binary_search(&fact.load(Acquire)).is_ok()),
+        }
+    }
+
+    pub fn set(&self, facts: &[u64]) {
+        self.first.iter().zip(facts).for_each(|(place, fact)| place.store(*fact, Release));
+        self.digest.store(digest(facts), Release);
+        self.count.store(facts.len() as u64, Release);
+    }
+
+    fn forget(&self) {
+        self.count.store(0, Release);
+    }
+}
+
+fn digest(facts: &[u64]) -> u64 {
+    let mut hasher = SipHasher13::new();
+    facts.iter().for_each(|fact| hasher.write_u64(*fact));
+    hasher.finish()
 }
 
 /// Settings that take away what listeners hear. Sessions that begin have them at once; the worker has to be told.
@@ -195,7 +233,7 @@ impl Database {
             self.slotless.store(0, Release);
             // Its sessions are gone, and with them everybody who knew a name.
             self.names.forget();
-            self.rights.store(0, Release);
+            self.rights.forget();
             self.sink.position.store(0, Release);
             self.worker.set_state(WorkerState::None);
             self.worker.wanted.store(false, Release);

@@ -12,7 +12,6 @@ use pgrx::pg_sys::{self, Datum};
 use siphasher::sip::SipHasher13;
 use std::cell::Cell;
 use std::hash::Hasher;
-use std::sync::atomic::Ordering::*;
 
 /// By role, membership, and the rights on `member` and its schema. (to_jsonb, because memberships have an inherit_option
 /// from PostgreSQL 16 on only.)
@@ -74,17 +73,16 @@ impl Rights {
             return Ok(());
         }
         let facts = with_catalog_snapshot(|| facts(extension))?;
-        let digest = digest(&facts);
         let database = extension.database;
-        let shrank = match &self.facts {
-            Some(before) => before.iter().any(|fact| facts.binary_search(fact).is_err()),
-            // Another worker was here before: what it saw, we know by its hash only.
-            None => ![0, digest].contains(&database.rights.load(Acquire)),
+        let are_kept = match &self.facts {
+            Some(before) => before.iter().all(|fact| facts.binary_search(fact).is_ok()),
+            // Another worker may have been here before.
+            None => database.rights.are_kept_by(&facts),
         };
-        if shrank {
+        if !are_kept {
             database.names.want_all();
         }
-        database.rights.store(digest, Release);
+        database.rights.set(&facts);
         (self.looked, self.facts) = (epoch, Some(facts));
         Ok(())
     }
@@ -102,13 +100,6 @@ fn facts(extension: &Extension) -> Result<Vec<u64>> {
     facts.sort_unstable();
     facts.dedup();
     Ok(facts)
-}
-
-/// Never 0.
-fn digest(facts: &[u64]) -> u64 {
-    let mut hasher = SipHasher13::new();
-    facts.iter().for_each(|fact| hasher.write_u64(*fact));
-    hasher.finish() | 1
 }
 
 fn watch(extension: &Extension) {
