@@ -180,24 +180,61 @@ impl Identity {
 
     /// The tokens by which others may share with this caller; `rooms` are the rooms the caller is in.
     pub fn tokens(&self, rooms: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+        let mut tokens = self.own_tokens();
+        tokens.extend(self.group_tokens()?);
+        tokens.extend(rooms.iter().map(|room| [b"room:", room.as_slice()].concat()));
+        Ok(tokens)
+    }
+
+    /// Those of everybody, of everybody who is signed in, and the caller's own.
+    pub fn own_tokens(&self) -> Vec<Vec<u8>> {
         let mut tokens = vec![b"any".to_vec()];
         if let Some(user_id) = &self.user_id {
             tokens.push(b"users".to_vec());
             tokens.push([b"user:", user_id.as_slice()].concat());
         }
-        tokens.extend(self.teams.iter().map(|team| [b"team:", team.as_slice()].concat()));
-        tokens.extend(role_tokens(self.role)?.iter().cloned());
-        tokens.extend(rooms.iter().map(|room| [b"room:", room.as_slice()].concat()));
-        Ok(tokens)
+        tokens
+    }
+
+    /// Those of teams and roles.
+    pub fn group_tokens(&self) -> Result<Vec<Vec<u8>>> {
+        let teams = self.teams.iter().map(|team| [b"team:", team.as_slice()].concat());
+        Ok(teams.chain(role_tokens(self.role)?.iter().cloned()).collect())
     }
 
     /// The rooms where the caller is present right now. Read with the owner's rights, never through the policy
     /// that asks.
     pub fn rooms(&self, extension: &Extension) -> Result<Vec<Vec<u8>>> {
-        let Some(user_id) = &self.user_id else { return Ok(Vec::new()) };
+        Ok(self.rooms_of(extension, None)?.0)
+    }
+
+    /// Whether the caller is present in this room.
+    pub fn is_in(&self, extension: &Extension, room: &[u8]) -> Result<bool> {
+        Ok(!self.rooms_of(extension, Some((&IN_ROOM, room)))?.0.is_empty())
+    }
+
+    /// Whether in another one. If the first ones found are all over, and there may be more, that is a yes.
+    pub fn is_elsewhere(&self, extension: &Extension, room: &[u8]) -> Result<bool> {
+        let (rooms, looked_at) = self.rooms_of(extension, Some((&ELSEWHERE, room)))?;
+        Ok(!rooms.is_empty() || looked_at >= MOST_ELSEWHERE)
+    }
+
+    /// With the number of members that were looked at.
+    fn rooms_of(
+        &self,
+        extension: &Extension,
+        by_room: Option<(&'static Statement, &[u8])>,
+    ) -> Result<(Vec<Vec<u8>>, usize)> {
+        let Some(user_id) = &self.user_id else { return Ok((Vec::new(), 0)) };
         spi::as_role(extension.owner, || {
             let connection = Connection::open()?;
-            let rows = connection.run(&ROOMS, &[Some(sqlfn::varlena(user_id))], false)?;
+            let user_id = Some(sqlfn::varlena(user_id));
+            let rows = match by_room {
+                Some((statement, room)) => {
+                    connection.run(statement, &[user_id, Some(sqlfn::varlena(room))], false)?
+                }
+                None => connection.run(&ROOMS, &[user_id], false)?,
+            };
             let mut rooms: Vec<Vec<u8>> = Vec::new();
             for row in 0..rows.count {
                 let (Some(room), Some(hash)) = (rows.text(row, 0), rows.get(row, 1)) else { continue };
@@ -209,7 +246,7 @@ impl Identity {
                     rooms.push(room.to_vec());
                 }
             }
-            Ok(rooms)
+            Ok((rooms, rows.count))
         })
     }
 }
@@ -217,6 +254,20 @@ impl Identity {
 static ROOMS: Statement = Statement {
     sql: c"select room, key_hash, version, generation, deadline, session from presence.member where user_id operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID],
+};
+
+static IN_ROOM: Statement = Statement {
+    sql: c"select room, key_hash, version, generation, deadline, session from presence.member
+           where user_id operator(pg_catalog.=) $1 and room operator(pg_catalog.=) $2",
+    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
+};
+
+const MOST_ELSEWHERE: usize = 100;
+
+static ELSEWHERE: Statement = Statement {
+    sql: c"select room, key_hash, version, generation, deadline, session from presence.member
+           where user_id operator(pg_catalog.=) $1 and room operator(pg_catalog.<>) $2 limit 100",
+    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
 };
 
 static ROLE_NAMES: Statement = Statement {

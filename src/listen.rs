@@ -3,12 +3,15 @@
 use crate::authorizer::{self, Action};
 use crate::client;
 use crate::error::{Error, Result};
-use crate::event::channel::{Channel, EVERYBODY, SERVICE, Scope, own_token, present_cell, room_cell};
+use crate::event::channel::{
+    Channel, DOORBELL, EVERYBODY, MOST_GROUPS, SERVICE, Scope, WIDE_DOORBELL, own_token, present_cell,
+    room_cell,
+};
 use crate::event::record::Kind;
 use crate::event::transaction;
 use crate::extension::{self, Extension, Purpose};
 use crate::holding;
-use crate::identity;
+use crate::identity::{self, Identity};
 use crate::member::{session, validate};
 use crate::shared::names::Cell;
 use crate::spi::with_committed_snapshot;
@@ -52,22 +55,54 @@ fn names(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<String>> {
     }
     // As is committed now, whatever an old snapshot says: who enters and rolls back, or leaves at once, was never there,
     // and nobody would ever be told to take the names back. Again once the worker knows whom to rotate for.
-    let note = |rooms: &[Vec<u8>]| {
-        let user_id = identity.user_id.as_deref().unwrap_or_default();
-        rooms.iter().for_each(|room| {
-            let knower = extension.hash(Purpose::RoomChannel, &[user_id, room]);
-            extension.database.names.note_knower(present_cell(extension, room), knower);
-        });
-    };
-    note(&with_committed_snapshot(|| identity.rooms(extension))?);
-    let rooms = with_committed_snapshot(|| identity.rooms(extension))?;
-    note(&rooms);
+    note(extension, &identity, &present_in(extension, &identity, room)?);
+    let rooms = present_in(extension, &identity, room)?;
+    note(extension, &identity, &rooms);
     let cells: BTreeSet<Cell> = rooms.iter().map(|room| present_cell(extension, room)).collect();
     names.extend(cells.into_iter().map(|cell| Channel::of_cell(extension, cell).name(extension)));
-    for token in identity.tokens(&rooms)? {
-        names.push(Channel::new(extension, scope, &token).name(extension));
-    }
+    let tokens = match room {
+        Some(room) => tokens_in_room(extension, &identity, room, &rooms)?,
+        None => identity.tokens(&rooms)?,
+    };
+    names.extend(tokens.iter().map(|token| Channel::new(extension, scope, token).name(extension)));
     Ok(names)
+}
+
+/// Who listens to a room hears what is for its members if they are one; what is for those of another room rings.
+fn present_in(extension: &Extension, identity: &Identity, room: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
+    with_committed_snapshot(|| match room {
+        Some(room) => Ok(identity.is_in(extension, room)?.then(|| room.to_vec()).into_iter().collect()),
+        None => identity.rooms(extension),
+    })
+}
+
+/// The names of those present in these rooms are about to be given away.
+fn note(extension: &Extension, identity: &Identity, rooms: &[Vec<u8>]) {
+    let user_id = identity.user_id.as_deref().unwrap_or_default();
+    for room in rooms {
+        let knower = extension.hash(Purpose::RoomChannel, &[user_id, room]);
+        extension.database.names.note_knower(present_cell(extension, room), knower);
+    }
+}
+
+/// So few that a room costs a bounded number of channels: all others ring the doorbell.
+fn tokens_in_room(
+    extension: &Extension,
+    identity: &Identity,
+    room: &[u8],
+    rooms: &[Vec<u8>],
+) -> Result<Vec<Vec<u8>>> {
+    let mut tokens = identity.own_tokens();
+    tokens.extend(rooms.iter().map(|room| [b"room:", room.as_slice()].concat()));
+    let groups = identity.group_tokens()?;
+    if groups.len() > MOST_GROUPS {
+        tokens.push(WIDE_DOORBELL.to_vec());
+    } else if with_committed_snapshot(|| identity.is_elsewhere(extension, room))? {
+        // Who enters another room later is told to listen again.
+        tokens.push(DOORBELL.to_vec());
+    }
+    tokens.extend(groups.into_iter().take(MOST_GROUPS));
+    Ok(tokens)
 }
 
 fn room(call: &Call) -> Result<Option<&[u8]>> {
@@ -87,6 +122,8 @@ fn channels(call: &Call) -> Result<Option<Datum>> {
 thread_local! {
     /// The rooms that this session listens to: those of a cell share a channel.
     static LISTENED: RefCell<HashMap<Cell, HashSet<Vec<u8>>>> = RefCell::default();
+    /// And to all that the caller is in.
+    static LISTENED_TO_ALL: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 /// SQL `presence.listen(room)`.
@@ -97,9 +134,11 @@ fn listen(call: &Call) -> Result<Option<Datum>> {
     session::require(&*identity::current(&extension)?, "listen")?;
     let room = room(call)?;
     let names = open_channels(&extension, room)?;
-    if let Some(room) = room {
-        let cell = room_cell(&extension, room);
-        LISTENED.with_borrow_mut(|listened| listened.entry(cell).or_default().insert(room.to_vec()));
+    match room {
+        Some(room) => LISTENED.with_borrow_mut(|listened| {
+            listened.entry(room_cell(&extension, room)).or_default().insert(room.to_vec());
+        }),
+        None => LISTENED_TO_ALL.set(true),
     }
     for name in &names {
         let channel = c_name(name)?;
@@ -117,17 +156,21 @@ fn unlisten(call: &Call) -> Result<Option<Datum>> {
     session::require(&identity, "unlisten")?;
     let room = room(call)?;
     let scope = room.map_or(Scope::AllRooms, Scope::Room);
-    let mut tokens = identity.tokens(&identity.rooms(&extension)?)?;
-    tokens.push(SERVICE.to_vec());
-    let mut names = Vec::new();
-    if let Some(room) = room {
-        // One may have left the room since.
-        tokens.push([b"room:", room].concat());
-        let cell = room_cell(&extension, room);
-        if is_last_of(cell, room) {
-            names.push(Channel::of_cell(&extension, cell).name(&extension));
-        }
+    // One may have left the room since, or have other teams.
+    let rooms = match room {
+        Some(room) => vec![room.to_vec()],
+        None => identity.rooms(&extension)?,
+    };
+    let mut tokens = identity.tokens(&rooms)?;
+    tokens.extend([SERVICE, DOORBELL, WIDE_DOORBELL].map(<[u8]>::to_vec));
+    match room {
+        Some(room) => forget(room_cell(&extension, room), room),
+        None => LISTENED_TO_ALL.set(false),
     }
+    let cells = rooms.iter().flat_map(|room| [room_cell(&extension, room), present_cell(&extension, room)]);
+    let unused = cells.filter(|cell| !is_used(*cell)).collect::<BTreeSet<Cell>>();
+    let of_cell = |cell| Channel::of_cell(&extension, cell).name(&extension);
+    let mut names: Vec<String> = unused.into_iter().map(of_cell).collect();
     names.extend(tokens.iter().map(|token| Channel::new(&extension, scope, token).name(&extension)));
     for name in &names {
         let channel = c_name(name)?;
@@ -138,17 +181,24 @@ fn unlisten(call: &Call) -> Result<Option<Datum>> {
     Ok(None)
 }
 
-/// Whether the session listens to no other room of the cell; from now on, it does not listen to this one.
-fn is_last_of(cell: Cell, room: &[u8]) -> bool {
+fn forget(cell: Cell, room: &[u8]) {
     LISTENED.with_borrow_mut(|listened| {
-        let Some(rooms) = listened.get_mut(&cell) else { return true };
-        rooms.remove(room);
-        let is_last = rooms.is_empty();
-        if is_last {
-            listened.remove(&cell);
+        if let Some(rooms) = listened.get_mut(&cell) {
+            rooms.remove(room);
+            if rooms.is_empty() {
+                listened.remove(&cell);
+            }
         }
-        is_last
-    })
+    });
+}
+
+/// Whether the session listens to a room of the cell.
+fn is_used(cell: Cell) -> bool {
+    let is_of_all = matches!(cell, Cell::Present(_)) && LISTENED_TO_ALL.get();
+    let same = match cell {
+        Cell::Room(number) | Cell::Present(number) => Cell::Room(number),
+    };
+    is_of_all || LISTENED.with_borrow(|listened| listened.contains_key(&same))
 }
 
 /// SQL `presence.rotate_channels(room)`: new names; the old ones hear `relisten` and then nothing.

@@ -222,16 +222,21 @@ fn rights_that_end_in_the_catalog() {
     service.run("alter role dan superuser");
     settle(&mut service);
     let before = channels(&mut bob, "hall");
-    let worker = service.number("select presence.worker_pid()");
-    let frozen = cluster.freeze_worker();
-    service.run("alter role dan nosuperuser");
-    signal("TERM", worker);
-    drop(frozen);
-    until("another worker", || {
-        ![worker, 0].contains(&service.number("select coalesce(presence.worker_pid(), 0)"))
-    });
-    settle(&mut service);
-    assert!(channels(&mut bob, "hall").iter().all(|name| !before.contains(name)));
+    for (change, takes) in
+        [("create role erin; grant bob to erin", false), ("alter role dan nosuperuser", true)]
+    {
+        let worker = service.number("select presence.worker_pid()");
+        let frozen = cluster.freeze_worker();
+        service.run(change);
+        signal("TERM", worker);
+        drop(frozen);
+        until("another worker", || {
+            ![worker, 0].contains(&service.number("select coalesce(presence.worker_pid(), 0)"))
+        });
+        settle(&mut service);
+        let after = channels(&mut bob, "hall");
+        assert!(after.iter().all(|name| before.contains(name) != takes), "{change}");
+    }
 }
 
 /// Rooms share places among the names: whoever loses names because of a stranger's room is told.
@@ -510,4 +515,69 @@ fn leaves_of_those_who_were_told_nothing_rotate_nothing() {
     alice.run("select presence.update('hall', '{\"n\": 1}')");
     settle(&mut service);
     assert_eq!(channels(&mut alice, "hall"), after);
+}
+
+/// Whatever one is in and is, a room costs a bounded number of channels; what they do not reach rings.
+#[test]
+fn a_room_costs_few_channels() {
+    let cluster = Cluster::start();
+    let (mut service, mut alice, mut bob) = (cluster.service(), cluster.user("alice"), cluster.user("bob"));
+    cluster.sql(
+        "app",
+        "do $$ begin
+             for n in 1 .. 12 loop execute format('create role staff%s; grant staff%s to bob', n, n); end loop;
+         end $$",
+    );
+    bob.run(
+        "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', 'room ' || n))) from generate_series(1, 300) n",
+    );
+    bob.run("select presence.upsert('hall')");
+    alice.run("select presence.upsert('hall'); select presence.upsert('room 7')");
+    service.flush();
+    bob.listen("hall");
+    let few = bob.number("select count(*) from pg_listening_channels()");
+    assert!(few <= 16, "{few}");
+    bob.listen("room 7");
+    let twice = bob.number("select count(*) from pg_listening_channels()");
+    assert!(twice <= 32, "{twice}");
+    bob.run("select presence.unlisten('hall')");
+    let left = bob.number("select count(*) from pg_listening_channels()");
+    assert!(left <= few, "{few} {twice} {left}");
+    bob.listen("hall");
+
+    let mut carol = cluster.user("carol");
+    carol.listen("hall");
+    let mut told = |audience: &str| {
+        carol.hear();
+        bob.hear();
+        alice.run(&format!(
+            "select presence.update('hall', jsonb_build_object('n', gen_random_uuid()), audience => '{audience}')"
+        ));
+        // Of a changed audience there are several.
+        let last = |listener: &mut Session| {
+            let heard = listener.hear();
+            let whole = heard.iter().any(|event| matches!(event.kind(), "enter" | "update"));
+            (whole, heard.iter().any(|event| event.kind() == "changes"))
+        };
+        (last(&mut bob), last(&mut carol))
+    };
+    // What is for all, for the room, for oneself, is told in full; also to whom something rings besides.
+    for audience in ["{any}", "{users}", "{room}", "{user:bob}", "{room,room:room 7}", "{role:bob,room}"] {
+        assert!(told(audience).0.0, "{audience}");
+    }
+    // For members of another room: it rings for those who are in one.
+    assert_eq!(told("{\"room:room 7\"}"), ((false, true), (false, false)));
+    assert!(told("{any}").1.0);
+    let seq = "select count(*) from presence.changes(0, 'hall') where event in ('enter', 'update')";
+    assert!(cluster.user("bob").number(seq) > 0);
+    // Of twelve roles and their own some have a channel, and none is without a bell.
+    let (mut whole, mut rung) = (0, 0);
+    for n in 1..=12 {
+        let ((in_full, bell), (_, others_bell)) = told(&format!("{{role:staff{n}}}"));
+        assert!(in_full || bell, "staff{n}");
+        assert!(!others_bell, "carol has few roles");
+        whole += i32::from(in_full);
+        rung += i32::from(bell);
+    }
+    assert!((6..=7).contains(&whole) && rung == 12, "{whole} {rung}");
 }

@@ -481,7 +481,10 @@ fn what_listeners_hear() {
                         .collect();
                     of.len() as i64
                 };
-                findings.check(reader.name, audience, &way("event"), cells[at], of(""));
+                // Who listens to a room hears the doorbell for what is shared with another, and reads it.
+                let rings = *scope == "of each room" && *audience == "{room:other}";
+                let by_bell = rings && reader.name == "in-another-room";
+                findings.check(reader.name, audience, &way("event"), cells[at] * i64::from(!by_bell), of(""));
                 let hidden = (is_service(reader.name) || reader.name == "owner") as i64;
                 findings.check(reader.name, audience, &way("event of the hidden"), hidden, of("hidden"));
                 // In the first room both members have the audience {}.
@@ -500,7 +503,19 @@ fn what_listeners_hear() {
                     assert_eq!(event.sender, sender);
                 }
             }
-            let calls = heard.iter().filter(|event| !event.is_of_member());
+            let rung = heard.iter().filter(|event| event.kind() == "changes").count() as i64;
+            let hears_bell = *scope == "of each room"
+                && ["owner", "in-the-room", "in-another-room"].contains(&reader.name);
+            findings.check(
+                reader.name,
+                "{room:other}",
+                &format!("doorbell {step} {scope}"),
+                hears_bell.into(),
+                rung,
+            );
+            let calls = heard
+                .iter()
+                .filter(|event| !event.is_of_member() && (event.kind() != "changes" || !hears_bell));
             for event in calls.clone() {
                 // Without a member in it: `relisten`, to the owner whose last connection of a room came or went, and
                 // to those present in a room whose channel rotated because she left.

@@ -24,6 +24,14 @@ pub enum Scope<'a> {
 
 /// Service roles hear everything on one channel: no token of a caller can be this.
 pub const SERVICE: &[u8] = b"service";
+/// Who listens to a room has a doorbell there, for events that reach them by none of its channels: those that are shared
+/// with the members of another room.
+pub const DOORBELL: &[u8] = b"doorbell";
+/// The same for those who have more teams and roles than channels of them: it also rings for what is shared with any.
+pub const WIDE_DOORBELL: &[u8] = b"wide doorbell";
+/// A listener's channels of teams and roles, in each room.
+pub const MOST_GROUPS: usize = 7;
+
 /// All who know names of a cell hear this of it: `relisten`, when they get new ones.
 pub const LISTENERS: &[u8] = b"listeners";
 /// The one channel that every listener hears: `resync`, and `relisten` when all have new names. It tells nothing else, so
@@ -125,6 +133,20 @@ impl<'a> Channel<'a> {
     pub fn is_held(&self, extension: &Extension) -> bool {
         extension.database.held.is_held(self.place(extension))
     }
+}
+
+/// Which of a room's doorbells ring for an event of the room that is shared with this token, and whether the token has a
+/// channel of its own in the room.
+pub fn in_room(room: &[u8], token: &[u8]) -> (&'static [&'static [u8]], bool) {
+    match token.strip_prefix(b"room:") {
+        Some(other) if other != room => (&[DOORBELL, WIDE_DOORBELL], false),
+        _ if is_group(token) => (&[WIDE_DOORBELL], true),
+        _ => (&[], true),
+    }
+}
+
+fn is_group(token: &[u8]) -> bool {
+    token.starts_with(b"team:") || token.starts_with(b"role:")
 }
 
 /// The fewest tokens that reach an audience and the owner.

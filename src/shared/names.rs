@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
 const CELLS: usize = 1 << 12;
 
-/// What gets new names together.
+/// What gets new names together. A room's two cells have one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Cell {
     /// The channels of rooms: `rotate_channels(room)`.

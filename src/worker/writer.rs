@@ -8,7 +8,7 @@ use super::rotation::{self, Rotation};
 use crate::authorizer;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::event::channel::{Channel, EVERYBODY, SERVICE, Scope, covered, own_token, reach};
+use crate::event::channel::{Channel, EVERYBODY, SERVICE, Scope, covered, in_room, own_token, reach};
 use crate::event::payload;
 use crate::event::record::{Field, Image, Kind, Reason, Record};
 use crate::extension::Extension;
@@ -364,11 +364,16 @@ impl<'a> Writer<'a> {
         }
         let room = line.image.get(Field::Room).unwrap_or_default();
         let (mut whole, mut bells) = (Vec::new(), Vec::new());
-        for scope in [Scope::Room(room), Scope::AllRooms] {
-            for token in &line.tokens {
-                let only_bell = scope == Scope::AllRooms && self.doorbell_for_all_rooms;
-                self.address(scope, token, if only_bell { None } else { Some(&mut whole) }, &mut bells);
+        for token in &line.tokens {
+            let (doorbells, has_channel) = in_room(room, token);
+            for doorbell in doorbells {
+                self.address(Scope::Room(room), doorbell, None, &mut bells);
             }
+            if has_channel {
+                self.address(Scope::Room(room), token, Some(&mut whole), &mut bells);
+            }
+            let all = (!self.doorbell_for_all_rooms).then_some(&mut whole);
+            self.address(Scope::AllRooms, token, all, &mut bells);
         }
         let mut service = Vec::new();
         if line.for_service {
