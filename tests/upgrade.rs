@@ -132,7 +132,8 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
             (cluster.service(), cluster.user("alice"), cluster.user("bob"));
         service.run("select presence.set_room('lobby', '{\"topic\": \"t\"}')");
         for session in [&mut alice, &mut bob] {
-            session.run("select presence.upsert('lobby', '1'); select presence.listen('lobby')");
+            session.run("select presence.upsert('lobby', '1')");
+            session.run("select presence.listen('lobby')"); // what one has entered and not committed opens nothing
             session.hear();
         }
         service.flush();
