@@ -67,6 +67,8 @@ pub struct Sink {
 /// of all. Only the worker writes.
 #[repr(C)]
 pub struct Rights {
+    /// Of which table `member`.
+    table: AtomicU32,
     count: AtomicU64,
     digest: AtomicU64,
     first: [AtomicU64; FACTS],
@@ -76,14 +78,19 @@ const FACTS: usize = 2_048;
 
 impl Rights {
     /// Whether all that was so is so now, of facts in order. Where there are too many to tell, only if nothing changed.
-    pub fn are_kept_by(&self, facts: &[u64]) -> bool {
+    /// Those of an extension that was dropped took their channels along: the next one has another secret.
+    pub fn are_kept_by(&self, table: pg_sys::Oid, facts: &[u64]) -> bool {
+        if self.table.load(Acquire) != u32::from(table) {
+            return true;
+        }
         match self.count.load(Acquire) as usize {
             count if count > FACTS => self.digest.load(Acquire) == digest(facts),
             count => self.first[..count].iter().all(|fact| facts.binary_search(&fact.load(Acquire)).is_ok()),
         }
     }
 
-    pub fn set(&self, facts: &[u64]) {
+    pub fn set(&self, table: pg_sys::Oid, facts: &[u64]) {
+        self.table.store(u32::from(table), Release);
         self.first.iter().zip(facts).for_each(|(place, fact)| place.store(*fact, Release));
         self.digest.store(digest(facts), Release);
         self.count.store(facts.len() as u64, Release);

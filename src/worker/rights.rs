@@ -77,12 +77,12 @@ impl Rights {
         let are_kept = match &self.facts {
             Some(before) => before.iter().all(|fact| facts.binary_search(fact).is_ok()),
             // Another worker may have been here before.
-            None => database.rights.are_kept_by(&facts),
+            None => database.rights.are_kept_by(extension.member, &facts),
         };
         if !are_kept {
             database.names.want_all();
         }
-        database.rights.set(&facts);
+        database.rights.set(extension.member, &facts);
         (self.looked, self.facts) = (epoch, Some(facts));
         Ok(())
     }
