@@ -16,10 +16,10 @@ use std::hash::Hasher;
 /// By role, membership, and the rights on `member` and its schema. (to_jsonb, because memberships have an inherit_option
 /// from PostgreSQL 16 on only.)
 static FACTS: Statement = Statement {
-    sql: c"select pg_catalog.concat_ws(' ', 'role', r.oid, r.rolname) from pg_catalog.pg_authid r
+    sql: c"select pg_catalog.concat_ws(' ', 'role', r.oid, r.rolname) from pg_catalog.pg_roles r
            union all
            select pg_catalog.concat_ws(' ', 'attribute', r.oid, a.name)
-           from pg_catalog.pg_authid r,
+           from pg_catalog.pg_roles r,
                 lateral (values ('superuser', r.rolsuper), ('bypassrls', r.rolbypassrls), ('inherit', r.rolinherit))
                         a (name, is_set)
            where a.is_set
