@@ -54,7 +54,8 @@ thread_local! {
 }
 
 /// Grows whenever a role or a membership changed.
-fn role_epoch() -> u64 {
+pub fn role_epoch() -> u64 {
+    watch();
     ROLE_EPOCH.get()
 }
 
@@ -108,7 +109,6 @@ fn identify(roles: &Roles, from: &Claims) -> Identity {
 }
 
 fn roles(extension: &Extension) -> Result<Rc<Roles>> {
-    watch();
     // SAFETY: plain reads of this process's state.
     let (session, current) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::GetUserId()) };
     let epoch = [settings::identity_epoch(), role_epoch(), extension.epoch];
@@ -165,7 +165,7 @@ fn watch() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn forget_roles(_argument: Datum, _cache: i32, _hash: u32) {
-    ROLE_EPOCH.set(role_epoch() + 1);
+    ROLE_EPOCH.set(ROLE_EPOCH.get() + 1);
 }
 
 impl Identity {

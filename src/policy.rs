@@ -7,9 +7,10 @@
 use crate::cached::Cached;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
+use crate::identity::role_epoch;
 use crate::spi::{self, Connection, Statement};
 use crate::sqlfn::Call;
-use crate::twin::{self, Likeness};
+use crate::twin::{self, Asked, Likeness};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::Cell;
@@ -21,7 +22,13 @@ thread_local! {
     /// The tables of the latest answer: a change of theirs makes a new epoch.
     static WATCHED: Cell<Option<[Oid; 2]>> = const { Cell::new(None) };
     static WATCHING: Cell<bool> = const { Cell::new(false) };
+    /// Whether a role has all rights that writing takes, for as long as no right can have changed.
+    static RIGHTS: Cached<Oid, [u64; 3], bool> = const { Cached::new(REMEMBERED) };
+    static SCHEMA_EPOCH: Cell<u64> = const { Cell::new(0) };
 }
+
+/// How many roles a session remembers: a pooled one takes turns between few.
+const REMEMBERED: usize = 8;
 
 /// Whether the SELECT policies are those that the extension made.
 pub fn is_builtin(extension: &Extension) -> Result<bool> {
@@ -34,15 +41,26 @@ pub fn is_read_as_made(extension: &Extension) -> Result<bool> {
     Ok(!has_hooks() && likeness.of_reading && likeness.is_alone && likeness.asked.is_some())
 }
 
-/// Whether a write, and the SELECT before it, would meet nothing but what the extension made, and the current role may
-/// call what policies ask. From here on the table
-/// is locked as by an UPDATE, so it stays so until the transaction ends.
+/// Whether a write, and the SELECT before it, would meet nothing but what the extension made, and the current role has
+/// all rights that they take. From here on the table is locked as by an UPDATE, so it stays so until the transaction
+/// ends.
 pub fn is_as_made(extension: &Extension) -> Result<bool> {
     if has_hooks() {
         return Ok(false);
     }
-    let likeness = likeness(extension, pg_sys::RowExclusiveLock)?;
-    Ok(likeness.of_writing && likeness.asked.is_some_and(|asked| asked.may_be_called()))
+    match likeness(extension, pg_sys::RowExclusiveLock)? {
+        Likeness { of_writing: true, asked: Some(asked), .. } => has_rights(extension, &asked),
+        _ => Ok(false),
+    }
+}
+
+/// Whether the current role has the rights on the schema, on the table, and to call what the policies ask.
+fn has_rights(extension: &Extension, asked: &Asked) -> Result<bool> {
+    // SAFETY: a plain read of this process's state.
+    let role = unsafe { pg_sys::GetUserId() };
+    let epoch = [EPOCH.get(), SCHEMA_EPOCH.get(), role_epoch()];
+    let look_up = |_: &Oid| Ok(extension.may_do_all() && extension.may_use_schema() && asked.may_be_called());
+    RIGHTS.with(|rights| rights.get(role, epoch, look_up))
 }
 
 /// Other libraries may check rights, or add policies, in the executor and the planner.
@@ -90,15 +108,21 @@ fn watch() {
     }
     // SAFETY: registered once a process; the callbacks only count.
     unsafe {
-        let functions = pg_sys::SysCacheIdentifier::PROCOID as i32;
+        use pg_sys::SysCacheIdentifier::{NAMESPACEOID, PROCOID};
         pg_sys::CacheRegisterRelcacheCallback(Some(forget), Datum::from(0));
-        pg_sys::CacheRegisterSyscacheCallback(functions, Some(forget_functions), Datum::from(0));
+        pg_sys::CacheRegisterSyscacheCallback(PROCOID as i32, Some(forget_functions), Datum::from(0));
+        pg_sys::CacheRegisterSyscacheCallback(NAMESPACEOID as i32, Some(forget_schemas), Datum::from(0));
     }
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn forget_functions(_argument: Datum, _cache: i32, _hash: u32) {
     EPOCH.set(EPOCH.get() + 1);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn forget_schemas(_argument: Datum, _cache: i32, _hash: u32) {
+    SCHEMA_EPOCH.set(SCHEMA_EPOCH.get() + 1);
 }
 
 #[pg_guard]

@@ -11,7 +11,7 @@
 //! | policies, triggers, rules, constraints, NOT NULL, generated columns, children, indexes | exactly ours, by the relation cache (`twin`), else SQL |
 //! | functions that policies and triggers call, defaults of what verbs leave out | this library's, and none, else SQL |
 //! | other libraries' hooks for rights and policies | none are there, else SQL |
-//! | rights on schema, table and columns, and on what policies call | all of them, looked up each time, else SQL |
+//! | rights on schema, table and columns, and on what policies call | all of them, as they are now, else SQL |
 //! | policies of ours | `ownership`: they say the same |
 //! | an authorizer, which our policies call | none is set, else SQL |
 //! | `row_security = off`, which refuses | it is on, else SQL |
@@ -234,12 +234,7 @@ fn is_fast(extension: &Extension) -> Result<bool> {
     let may_be = unsafe {
         !pg_sys::RecoveryInProgress() && !pg_sys::XactReadOnly && pg_sys::row_security && !is_replica()
     };
-    Ok(may_be
-        && settings::fast_path()
-        && !authorizer::is_set()
-        && policy::is_as_made(extension)?
-        && extension.may_do_all()
-        && extension.may_use_schema())
+    Ok(may_be && settings::fast_path() && !authorizer::is_set() && policy::is_as_made(extension)?)
 }
 
 /// Do something with the table `member`, open and locked for writing.
