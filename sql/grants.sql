@@ -1,5 +1,5 @@
 -- Nobody but the owner may do anything until the owner says so. Functions are executable by PUBLIC by default.
-revoke all on all functions in schema presence from public;
+revoke all on all functions in schema presence, _presence from public;
 
 -- Monitoring needs no superuser. pg_monitor itself is granted to nobody.
 grant usage on schema presence to pg_monitor;
@@ -24,7 +24,7 @@ begin
     end if;
     for function_name in
         select p.oid::regprocedure from pg_proc p
-        where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
+        where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prorettype <> 'trigger'::regtype
           and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_claim', '_health',
                                 '_trouble', '_fast_writes', '_has_slot', '_tell_room')
     loop
@@ -46,7 +46,7 @@ begin
     if not exists (select from pg_roles r where r.oid = role) then
         raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
     end if;
-    execute format('revoke all on all functions in schema presence from %s', role);
+    execute format('revoke all on all functions in schema presence, _presence from %s', role);
     execute format('revoke all on all tables in schema presence from %s', role);
     execute format('revoke all on schema presence from %s', role);
 end

@@ -1,30 +1,30 @@
 -- Leases: what a row of presence.member and its slot in shared memory say together.
 -- All take the row's (key_hash, version, generation, deadline, session).
 
-create function presence._expires_at(uuid, bigint, bigint, bigint, bigint) returns timestamptz
+create function _presence._expires_at(uuid, bigint, bigint, bigint, bigint) returns timestamptz
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_expires_at';
-comment on function presence._expires_at(uuid, bigint, bigint, bigint, bigint) is
+comment on function _presence._expires_at(uuid, bigint, bigint, bigint, bigint) is
     'When the lease of a row ends; NULL if it never does, or the member is gone.';
 
-create function presence._last_seen_at(uuid, bigint, bigint, bigint, bigint, interval, timestamptz)
+create function _presence._last_seen_at(uuid, bigint, bigint, bigint, bigint, interval, timestamptz)
     returns timestamptz
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_last_seen_at';
-comment on function presence._last_seen_at(uuid, bigint, bigint, bigint, bigint, interval, timestamptz) is
+comment on function _presence._last_seen_at(uuid, bigint, bigint, bigint, bigint, interval, timestamptz) is
     'When the lease of a row was last renewed; NULL if the member is gone.';
 
-create function presence._is_alive(uuid, bigint, bigint, bigint, bigint) returns boolean
+create function _presence._is_alive(uuid, bigint, bigint, bigint, bigint) returns boolean
     language c stable parallel restricted cost 1 as 'MODULE_PATHNAME', 'presence_is_alive';
-comment on function presence._is_alive(uuid, bigint, bigint, bigint, bigint) is
+comment on function _presence._is_alive(uuid, bigint, bigint, bigint, bigint) is
     'Whether the lease of a row has not run out, by the clock.';
 
-create function presence._claim(uuid, bigint, bigint, bigint, bigint) returns boolean
+create function _presence._claim(uuid, bigint, bigint, bigint, bigint) returns boolean
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_claim';
-comment on function presence._claim(uuid, bigint, bigint, bigint, bigint) is
+comment on function _presence._claim(uuid, bigint, bigint, bigint, bigint) is
     'Expire a row whose time is over; whoever gets true deletes it. For the sweeper.';
 
-create function presence._has_slot(uuid) returns boolean
+create function _presence._has_slot(uuid) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_has_slot';
-comment on function presence._has_slot(uuid) is 'Whether the lease of a row is in shared memory.';
+comment on function _presence._has_slot(uuid) is 'Whether the lease of a row is in shared memory.';
 
 create function presence._member_before() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_member_before';

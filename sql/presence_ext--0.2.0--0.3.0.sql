@@ -18,6 +18,32 @@ lock table presence.member in access exclusive mode;
 create schema _presence;
 comment on schema _presence is 'internals of presence_ext; for the extension only';
 
+-- Nobody but the extension may ask about a lease by its key: whoever has seen a key once would learn of every later stay.
+-- Whoever has stored such a question, in a view say, would go on asking.
+do $$
+declare
+    dependent text;
+begin
+    select pg_describe_object(d.classid, d.objid, d.objsubid) into dependent
+    from pg_depend d
+    where d.refclassid = 'pg_proc'::regclass and d.deptype = 'n'
+      and d.refobjid in ('presence._expires_at'::regproc, 'presence._last_seen_at'::regproc,
+                         'presence._is_alive'::regproc, 'presence._claim'::regproc, 'presence._has_slot'::regproc)
+      and not (d.classid = 'pg_rewrite'::regclass
+               and d.objid = (select r.oid from pg_rewrite r where r.ev_class = 'presence.online'::regclass))
+    limit 1;
+    if found then
+        raise exception using errcode = '2BP01', message = 'a function that 0.3.0 closes is still used',
+            detail = format('%s calls presence._expires_at, _last_seen_at, _is_alive, _claim or _has_slot.', dependent),
+            hint = 'Drop it, or let it read the view presence.online instead; then update again.';
+    end if;
+end $$;
+alter function presence._expires_at(uuid, bigint, bigint, bigint, bigint) set schema _presence;
+alter function presence._last_seen_at(uuid, bigint, bigint, bigint, bigint, interval, timestamptz) set schema _presence;
+alter function presence._is_alive(uuid, bigint, bigint, bigint, bigint) set schema _presence;
+alter function presence._claim(uuid, bigint, bigint, bigint, bigint) set schema _presence;
+alter function presence._has_slot(uuid) set schema _presence;
+
 -- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
 -- somebody has added to it.
 create unlogged table _presence.member_twin (
@@ -126,12 +152,26 @@ begin
     end if;
     for function_name in
         select p.oid::regprocedure from pg_proc p
-        where p.pronamespace = 'presence'::regnamespace and p.prorettype <> 'trigger'::regtype
+        where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prorettype <> 'trigger'::regtype
           and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_claim', '_health',
                                 '_trouble', '_fast_writes', '_has_slot', '_tell_room')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;
+end
+$$;
+
+create or replace function presence.revoke_access(role regrole) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not exists (select from pg_roles r where r.oid = role) then
+        raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
+    end if;
+    execute format('revoke all on all functions in schema presence, _presence from %s', role);
+    execute format('revoke all on all tables in schema presence from %s', role);
+    execute format('revoke all on schema presence from %s', role);
 end
 $$;
 
@@ -310,5 +350,5 @@ create index member_user_id on presence.member (user_id, room);
 alter table presence.member alter column expires_at drop not null;
 comment on column presence.member.expires_at is
     'end of the lease as of the last write, NULL where none ends; for the current value see presence.online';
-comment on function presence._expires_at(uuid, bigint, bigint, bigint, bigint) is
+comment on function _presence._expires_at(uuid, bigint, bigint, bigint, bigint) is
     'When the lease of a row ends; NULL if it never does, or the member is gone.';

@@ -12,14 +12,14 @@ select m.room,
        m.version,
        m.joined_at,
        m.updated_at,
-       presence._last_seen_at(m.key_hash, m.version, m.generation, m.deadline, m.session, m.ttl, m.last_seen_at)
+       _presence._last_seen_at(m.key_hash, m.version, m.generation, m.deadline, m.session, m.ttl, m.last_seen_at)
            as last_seen_at,
-       presence._expires_at(m.key_hash, m.version, m.generation, m.deadline, m.session) as expires_at,
+       _presence._expires_at(m.key_hash, m.version, m.generation, m.deadline, m.session) as expires_at,
        m.ttl,
        case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
             then m.session_pid end as session_pid
 from presence.member m
-where presence._is_alive(m.key_hash, m.version, m.generation, m.deadline, m.session);
+where _presence._is_alive(m.key_hash, m.version, m.generation, m.deadline, m.session);
 comment on view presence.online is
     'Every member that is here and that the caller may see. A member is here until its lease ends, to the '
     'microsecond. audience and session_pid are NULL except for the owner and service roles.';

@@ -6,9 +6,10 @@ use crate::error::{Error, Result};
 use crate::lease::table::Key;
 use crate::narrowing;
 use crate::shared::Database;
-use crate::spi::{Connection, Statement};
+use crate::spi::{Connection, Statement, accept_invalidations};
 use crate::sqlfn::{bytes_of, decode};
-use pgrx::{pg_guard, pg_sys};
+use pgrx::pg_guard;
+use pgrx::pg_sys::{self, Oid};
 use siphasher::sip::SipHasher13;
 use siphasher::sip128::{Hasher128, SipHasher13 as SipHasher13Wide};
 use std::cell::Cell;
@@ -20,10 +21,10 @@ pub const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 #[derive(Clone, Copy)]
 pub struct Extension {
-    pub member: pg_sys::Oid,
+    pub member: Oid,
     /// The row type of the view `online`.
-    pub online: pg_sys::Oid,
-    pub owner: pg_sys::Oid,
+    pub online: Oid,
+    pub owner: Oid,
     pub database: &'static Database,
     pub database_index: u32,
     /// That of the catalog, when it was looked up.
@@ -54,8 +55,10 @@ pub enum Purpose {
 thread_local! {
     static CURRENT: Cached<(), u64, Extension> = const { Cached::new(1) };
     /// The table `member` and the view `online`.
-    static WATCHED: Cell<Option<[pg_sys::Oid; 2]>> = const { Cell::new(None) };
+    static WATCHED: Cell<Option<[Oid; 2]>> = const { Cell::new(None) };
     static CATALOG_EPOCH: Cell<u64> = const { Cell::new(0) };
+    /// The schema of internals, once it was seen to be ours.
+    static INTERNALS: Cell<Oid> = const { Cell::new(pg_sys::InvalidOid) };
 }
 
 /// Grows whenever the table's definition changed.
@@ -81,7 +84,7 @@ pub fn current() -> Result<Extension> {
 }
 
 /// The table `member` of this database, if the extension is installed.
-pub fn member_table() -> Option<pg_sys::Oid> {
+pub fn member_table() -> Option<Oid> {
     // SAFETY: a catalog look-up inside a transaction.
     let installed =
         unsafe { pg_sys::get_extension_oid(c"presence_ext".as_ptr(), true) } != pg_sys::InvalidOid;
@@ -89,16 +92,50 @@ pub fn member_table() -> Option<pg_sys::Oid> {
 }
 
 /// A table, index or view of the extension, where that is installed.
-pub fn relation(name: &CStr) -> Option<pg_sys::Oid> {
+pub fn relation(name: &CStr) -> Option<Oid> {
     relation_in(c"presence", name)
 }
 
 /// One of those that are nobody's business. Not in the SQL of versions before 0.3.0.
-pub fn internal_relation(name: &CStr) -> Option<pg_sys::Oid> {
+pub fn internal_relation(name: &CStr) -> Option<Oid> {
     relation_in(c"_presence", name)
 }
 
-fn relation_in(schema: &CStr, name: &CStr) -> Option<pg_sys::Oid> {
+/// Whether what is nobody's business has a schema of its own, `_presence`; before 0.3.0 it is in `presence` with the
+/// rest. Where it has none, that stays so until the transaction ends: ALTER EXTENSION UPDATE waits.
+pub fn has_internal_schema() -> bool {
+    accept_invalidations();
+    internal_schema().is_some() || {
+        if let Some(member) = member_table() {
+            // SAFETY: a lock on a table that exists, or existed when it was looked up.
+            unsafe { pg_sys::LockRelationOid(member, pg_sys::AccessShareLock as i32) };
+        }
+        internal_schema().is_some()
+    }
+}
+
+/// Anybody who may make schemas may have made one of this name, where we have none.
+fn internal_schema() -> Option<Oid> {
+    // SAFETY: look-ups in the catalog, in a transaction.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"_presence".as_ptr(), true);
+        if schema == pg_sys::InvalidOid {
+            return None;
+        }
+        if schema != INTERNALS.get() {
+            let extension = pg_sys::getExtensionOfObject(pg_sys::NamespaceRelationId, schema);
+            if extension == pg_sys::InvalidOid
+                || extension != pg_sys::get_extension_oid(c"presence_ext".as_ptr(), true)
+            {
+                return None;
+            }
+            INTERNALS.set(schema);
+        }
+        Some(schema)
+    }
+}
+
+fn relation_in(schema: &CStr, name: &CStr) -> Option<Oid> {
     // SAFETY: catalog look-ups inside a transaction; nothing is locked or kept.
     let found = unsafe {
         let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
@@ -154,7 +191,7 @@ pub fn secret_column(number: i32) -> Result<Vec<u8>> {
 }
 
 /// When these change, the next call looks again. Called before anything is read of them.
-fn watch(member: pg_sys::Oid, view: pg_sys::Oid) {
+fn watch(member: Oid, view: Oid) {
     if WATCHED.replace(Some([member, view])).is_none() {
         // SAFETY: registered once a process; the callback only counts.
         unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(forget), pg_sys::Datum::from(0)) };
@@ -162,14 +199,14 @@ fn watch(member: pg_sys::Oid, view: pg_sys::Oid) {
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn forget(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+unsafe extern "C-unwind" fn forget(_argument: pg_sys::Datum, relation: Oid) {
     if relation == pg_sys::InvalidOid || WATCHED.get().is_some_and(|watched| watched.contains(&relation)) {
         CATALOG_EPOCH.set(catalog_epoch() + 1);
     }
 }
 
 /// Whether the current role has a right on a schema or function.
-pub fn is_granted(class: pg_sys::Oid, object: pg_sys::Oid, right: u32) -> bool {
+pub fn is_granted(class: Oid, object: Oid, right: u32) -> bool {
     // SAFETY: a look-up in the catalog, of something that exists.
     let answer = unsafe {
         let (user, right) = (pg_sys::GetUserId(), right as pg_sys::AclMode);

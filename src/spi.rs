@@ -5,15 +5,17 @@
 //! that were used last are kept.
 
 use crate::error::{Error, Result};
+use crate::extension;
 use crate::sqlfn::{Texts, bytes_in, text_in, texts_of};
 use pgrx::pg_sys::{self, Datum, Oid};
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::marker::PhantomData;
 use std::rc::Rc;
 
-/// A statement of ours. Its address is its name.
+/// A statement of ours. Its address is its name. What is internal it names with the schema `_presence`.
 pub struct Statement {
     pub sql: &'static CStr,
     pub arguments: &'static [Oid],
@@ -27,7 +29,44 @@ thread_local! {
 }
 
 /// A plan that outlives the transaction. Whoever runs it holds it.
-struct Plan(pg_sys::SPIPlanPtr);
+struct Plan {
+    prepared: pg_sys::SPIPlanPtr,
+    /// Where it looks for what is internal, if it names such.
+    internals: Option<Internals>,
+}
+
+/// In which schema that is: depends on the version of the SQL.
+#[derive(Clone, Copy, PartialEq)]
+enum Internals {
+    Apart,
+    /// In `presence`, as before 0.3.0.
+    WithTheRest,
+}
+
+impl Internals {
+    /// As it is now, and stays while this transaction uses it.
+    fn now() -> Internals {
+        if extension::has_internal_schema() { Internals::Apart } else { Internals::WithTheRest }
+    }
+}
+
+/// A text with internals named as they are here, if it names any.
+fn localized(sql: &CStr) -> Result<(Cow<'_, CStr>, Option<Internals>)> {
+    const NAMED: &[u8] = b"_presence.";
+    let text = sql.to_bytes();
+    let is_name = |at: usize| text[at..].starts_with(NAMED);
+    if !(0..text.len()).any(is_name) {
+        return Ok((Cow::Borrowed(sql), None));
+    }
+    let internals = Internals::now();
+    if internals == Internals::Apart {
+        return Ok((Cow::Borrowed(sql), Some(internals)));
+    }
+    // Without the underscore.
+    let kept = (0..text.len()).filter(|at| !is_name(*at)).map(|at| text[at]).collect::<Vec<_>>();
+    let kept = CString::new(kept).map_err(|_| Error::Spi { code: pg_sys::SPI_ERROR_ARGUMENT })?;
+    Ok((Cow::Owned(kept), Some(internals)))
+}
 
 #[derive(Default)]
 struct Plans {
@@ -52,10 +91,10 @@ impl Plans {
             let oldest = self.kept.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
             self.leaving.extend(oldest.and_then(|oldest| self.kept.remove(&oldest)).map(|(plan, _)| plan));
         }
+        self.leaving.extend(self.kept.insert(key, (plan, self.turn)).map(|(plan, _)| plan));
         // While an ERROR unwinds nothing is freed, only let go of: so this is the place, and not a `drop`.
         let (running, over) = self.leaving.drain(..).partition(|plan| Rc::strong_count(plan) > 1);
         self.leaving = running;
-        self.kept.insert(key, (plan, self.turn));
         over
     }
 }
@@ -89,12 +128,13 @@ impl Connection {
         let nulls: Vec<u8> = values.iter().map(|value| if value.is_some() { b' ' } else { b'n' }).collect();
         // SAFETY: as many values as the statement has arguments; a kept plan, which nobody frees while we hold it.
         self.rows(|| unsafe {
-            pg_sys::SPI_execute_plan(plan.0, datums.as_mut_ptr(), nulls.as_ptr().cast(), !write, 0)
+            pg_sys::SPI_execute_plan(plan.prepared, datums.as_mut_ptr(), nulls.as_ptr().cast(), !write, 0)
         })
     }
 
     /// Run SQL that is made up on the spot, and not kept.
     pub fn run_text(&self, sql: &CStr, write: bool) -> Result<Rows<'_>> {
+        let (sql, _) = localized(sql)?;
         // SAFETY: a C string.
         self.rows(|| unsafe { pg_sys::SPI_execute(sql.as_ptr(), !write, 0) })
     }
@@ -181,13 +221,16 @@ fn in_current_memory<T>(body: impl FnOnce() -> T) -> T {
 fn plan(statement: &'static Statement) -> Result<Rc<Plan>> {
     // SAFETY: plain read of this process's state.
     let key = (std::ptr::from_ref(statement) as usize, unsafe { pg_sys::GetUserId() });
-    if let Some(found) = PLANS.with_borrow_mut(|plans| plans.find(key)) {
+    if let Some(found) = PLANS.with_borrow_mut(|plans| plans.find(key))
+        && found.internals.is_none_or(|internals| internals == Internals::now())
+    {
         return Ok(found);
     }
+    let (sql, internals) = localized(statement.sql)?;
     let arguments = statement.arguments;
     // SAFETY: a C string and as many argument types as we say.
     let plan = in_current_memory(|| unsafe {
-        pg_sys::SPI_prepare(statement.sql.as_ptr(), arguments.len() as i32, arguments.as_ptr().cast_mut())
+        pg_sys::SPI_prepare(sql.as_ptr(), arguments.len() as i32, arguments.as_ptr().cast_mut())
     });
     if plan.is_null() {
         // SAFETY: a global that says why.
@@ -195,10 +238,10 @@ fn plan(statement: &'static Statement) -> Result<Rc<Plan>> {
     }
     // SAFETY: a new plan; from here on it lives until it is freed.
     unsafe { pg_sys::SPI_keepplan(plan) };
-    let plan = Rc::new(Plan(plan));
+    let plan = Rc::new(Plan { prepared: plan, internals });
     for over in PLANS.with_borrow_mut(|plans| plans.keep(key, plan.clone())) {
         // SAFETY: nobody else has it: it is neither kept nor running.
-        unsafe { pg_sys::SPI_freeplan(over.0) };
+        unsafe { pg_sys::SPI_freeplan(over.prepared) };
     }
     Ok(plan)
 }

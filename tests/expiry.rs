@@ -157,9 +157,9 @@ fn a_query_is_not_answered_with_what_an_earlier_one_saw() {
     // `count(*)` asks whether the row is alive, and for nothing else.
     let look = "select count(*) from presence.online";
     let seen =
-        "select presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)
+        "select _presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)
                 from presence.member";
-    let expires = "select presence._expires_at(key_hash, version, generation, deadline, session)
+    let expires = "select _presence._expires_at(key_hash, version, generation, deadline, session)
                    from presence.member";
     for ask in [seen, expires] {
         let before = alice.value(ask);

@@ -150,6 +150,27 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
     }
 }
 
+/// Who stored a question about leases that nobody may ask any more would go on asking it.
+#[test]
+fn an_upgrade_leaves_no_way_to_ask_about_a_lease() {
+    for version in releases() {
+        let cluster = old(&version);
+        let (mut service, mut bob) = (cluster.service(), cluster.user("bob"));
+        service.run("create schema of_bob authorization bob");
+        bob.run(
+            "create function of_bob.asks(key uuid) returns boolean
+                 begin atomic; select presence._is_alive(key, 1, 1, 1, 1); end",
+        );
+        let refused = service.fails("alter extension presence_ext update");
+        assert_eq!(refused.code, "2BP01");
+        assert!(refused.detail.contains("function of_bob.asks(uuid)"), "{refused:?}");
+        service.run("drop function of_bob.asks; alter extension presence_ext update");
+        assert_eq!(bob.fails("select presence._is_alive(null, 1, 1, 1, 1)").code, "42883");
+        assert_eq!(bob.fails("select _presence._is_alive(null, 1, 1, 1, 1)").code, "42501");
+        cluster.assert_sound();
+    }
+}
+
 /// Nobody who uses presence meanwhile gets an error, and nothing is lost.
 #[test]
 fn an_upgrade_goes_through_with_traffic_on() {

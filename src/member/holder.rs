@@ -52,7 +52,7 @@ static EXPIRE: Statement = Statement {
                select key_hash, version, generation, deadline, session from presence.member
                where key_hash operator(pg_catalog.=) $1 for update),
            claimed as materialized (
-               select key_hash from locked where presence._claim(key_hash, version, generation, deadline, session))
+               select key_hash from locked where _presence._claim(key_hash, version, generation, deadline, session))
            delete from presence.member m using claimed
            where m.key_hash operator(pg_catalog.=) claimed.key_hash",
     arguments: &[pg_sys::UUIDOID],

@@ -160,7 +160,7 @@ fn looked(call: &Call, question: Question) -> Result<Option<Looked>> {
     }
 }
 
-/// SQL `presence._is_alive(key_hash, version, generation, deadline, session)`.
+/// SQL `_presence._is_alive(key_hash, version, generation, deadline, session)`.
 fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
     let looked = Asked::of(call).map_or(Ok(None), |asked| look(&asked))?;
     let query = call.query();
@@ -173,13 +173,13 @@ fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(looked.is_some())))
 }
 
-/// SQL `presence._expires_at(key_hash, version, generation, deadline, session)`: NULL is gone, or no lease that ends.
+/// SQL `_presence._expires_at(key_hash, version, generation, deadline, session)`: NULL is gone, or no lease that ends.
 fn sql_expires_at(call: &Call) -> Result<Option<Datum>> {
     let Some(Looked { deadline, at, .. }) = looked(call, Question::ExpiresAt)? else { return Ok(None) };
     Ok((deadline != NEVER).then(|| Datum::from(clock::wall_of_at(deadline, at))))
 }
 
-/// SQL `presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)`.
+/// SQL `_presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)`.
 fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
     let Some(Looked { slot, deadline, at, .. }) = looked(call, Question::LastSeenAt)? else {
         return Ok(None);
@@ -191,7 +191,7 @@ fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
     Ok(last_seen.or(call.bigint(6)).map(Datum::from))
 }
 
-/// SQL `presence._claim(key_hash, version, generation, deadline, session)`, for the sweeper.
+/// SQL `_presence._claim(key_hash, version, generation, deadline, session)`, for the sweeper.
 fn sql_claim(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let claimed = Asked::of(call)
@@ -199,7 +199,7 @@ fn sql_claim(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(claimed)))
 }
 
-/// SQL `presence._has_slot(key_hash)`.
+/// SQL `_presence._has_slot(key_hash)`.
 fn sql_has_slot(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let found = call.hash(0).is_some_and(|hash| leases().read(&extension.key_of(hash)).is_some());

@@ -21,13 +21,13 @@ static MAX_MEMBERS: Statement = Statement {
 /// $3: also those whose lease has run out, which is quicker. No more than $2 are counted.
 static IN_ROOM: Statement = Statement {
     sql: c"select pg_catalog.count(*) from (select 1 from presence.member where room operator(pg_catalog.=) $1 \
-               and ($3 or presence._is_alive(key_hash, version, generation, deadline, session)) limit $2) here",
+               and ($3 or _presence._is_alive(key_hash, version, generation, deadline, session)) limit $2) here",
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID, pg_sys::BOOLOID],
 };
 
 static OF_USER: Statement = Statement {
     sql: c"select pg_catalog.count(*) from (select 1 from presence.member where user_id operator(pg_catalog.=) $1 \
-               and ($3 or presence._is_alive(key_hash, version, generation, deadline, session)) limit $2) own",
+               and ($3 or _presence._is_alive(key_hash, version, generation, deadline, session)) limit $2) own",
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID, pg_sys::BOOLOID],
 };
 

@@ -69,7 +69,7 @@ static WRITE: Statement = Statement {
 
 static STALE: Statement = Statement {
     sql: c"select distinct on (m.user_id) m.user_id, m.room, m.audience,
-                  presence._last_seen_at(m.key_hash, m.version, m.generation, m.deadline, m.session, m.ttl,
+                  _presence._last_seen_at(m.key_hash, m.version, m.generation, m.deadline, m.session, m.ttl,
                                          m.last_seen_at) as seen, l.last_seen_at
            from (select * from presence.member where user_id operator(pg_catalog.>) $1 order by user_id limit 200) m
                 left join presence._last_seen l on l.user_id operator(pg_catalog.=) m.user_id

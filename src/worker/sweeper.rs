@@ -166,7 +166,7 @@ pub fn name(hash: u128) -> Result<String> {
 
 static ADOPTABLE: Statement = Statement {
     sql: c"select key_hash, user_id, ttl, version, generation, deadline, session from presence.member \
-           where not presence._has_slot(key_hash) limit 1000 for no key update skip locked",
+           where not _presence._has_slot(key_hash) limit 1000 for no key update skip locked",
     arguments: &[],
 };
 

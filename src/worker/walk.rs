@@ -18,7 +18,7 @@ const MOST: usize = 50_000;
 
 static SLOTLESS: Statement = Statement {
     sql: c"select key_hash from presence.member
-           where key_hash operator(pg_catalog.>) $1 and not presence._has_slot(key_hash)
+           where key_hash operator(pg_catalog.>) $1 and not _presence._has_slot(key_hash)
            order by key_hash limit 1000",
     arguments: &[pg_sys::UUIDOID],
 };
