@@ -4,7 +4,7 @@ revoke all on all functions in schema presence, _presence from public;
 -- Monitoring needs no superuser. pg_monitor itself is granted to nobody.
 grant usage on schema presence to pg_monitor;
 grant select on presence.health to pg_monitor;
-grant execute on function presence._health(), presence._trouble(), presence._fast_writes() to pg_monitor;
+grant execute on function _presence._health(), _presence._trouble(), _presence._fast_writes() to pg_monitor;
 
 create function presence.grant_access(role regrole, write boolean default true) returns void
     language plpgsql volatile
@@ -17,7 +17,7 @@ begin
         raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
     end if;
     execute format('grant usage on schema presence to %s', role);
-    execute format('grant select on presence.member, presence.event, presence.room, presence._last_seen, '
+    execute format('grant select on presence.member, presence.event, presence.room, _presence._last_seen, '
                    'presence.online, presence.last_seen to %s', role);
     if write then
         execute format('grant insert, update, delete on presence.member, presence.room to %s', role);
@@ -47,7 +47,7 @@ begin
         raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
     end if;
     execute format('revoke all on all functions in schema presence, _presence from %s', role);
-    execute format('revoke all on all tables in schema presence from %s', role);
+    execute format('revoke all on all tables in schema presence, _presence from %s', role);
     execute format('revoke all on schema presence from %s', role);
 end
 $$;
@@ -55,4 +55,4 @@ comment on function presence.revoke_access(regrole) is 'Take back what presence.
 
 revoke all on function presence.grant_access(regrole, boolean), presence.revoke_access(regrole) from public;
 
-select presence._announce();
+select _presence._announce();

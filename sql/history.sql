@@ -1,12 +1,12 @@
 -- The past: events, and when users were last seen.
 
-create function presence._keeps_history(room text) returns boolean
+create function _presence._keeps_history(room text) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_keeps_history';
-comment on function presence._keeps_history(text) is
+comment on function _presence._keeps_history(text) is
     'Whether presence.history shows this room: by presence.history_retention and the room''s keep_history.';
-create function presence._direction(direction text) returns boolean
+create function _presence._direction(direction text) returns boolean
     language c stable parallel safe as 'MODULE_PATHNAME', 'presence_direction';
-comment on function presence._direction(text) is 'True for forwards, false for backwards, else 22023.';
+comment on function _presence._direction(text) is 'True for forwards, false for backwards, else 22023.';
 
 create function presence.history(
     room       text,
@@ -23,29 +23,29 @@ begin atomic
                 e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
                              or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
      from presence.event e
-     where not presence._direction(history.direction)
-       and presence._room(history.room) is not null and presence._keeps_history(history.room)
-       and e.room operator(pg_catalog.=) presence._room(history.room)
+     where not _presence._direction(history.direction)
+       and _presence._room(history.room) is not null and _presence._keeps_history(history.room)
+       and e.room operator(pg_catalog.=) _presence._room(history.room)
        and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
        and (history.since is null or e.at operator(pg_catalog.>=) history.since)
        and (history.until is null or e.at operator(pg_catalog.<) history.until)
        and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
        and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
-     order by e.seq desc limit presence._limit(history.max_rows))
+     order by e.seq desc limit _presence._limit(history.max_rows))
     union all
     (select jsonb_populate_record(
                 e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
                              or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
      from presence.event e
-     where presence._direction(history.direction)
-       and presence._room(history.room) is not null and presence._keeps_history(history.room)
-       and e.room operator(pg_catalog.=) presence._room(history.room)
+     where _presence._direction(history.direction)
+       and _presence._room(history.room) is not null and _presence._keeps_history(history.room)
+       and e.room operator(pg_catalog.=) _presence._room(history.room)
        and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
        and (history.since is null or e.at operator(pg_catalog.>=) history.since)
        and (history.until is null or e.at operator(pg_catalog.<) history.until)
        and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
        and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
-     order by e.seq limit presence._limit(history.max_rows));
+     order by e.seq limit _presence._limit(history.max_rows));
 end;
 comment on function presence.history(text, timestamptz, timestamptz, integer, text, text, bigint) is
     'Events of a room that the caller may see, by seq: since inclusive, until exclusive, direction backwards or '
@@ -53,21 +53,21 @@ comment on function presence.history(text, timestamptz, timestamptz, integer, te
     'presence.history_retention; nothing for rooms with keep_history = false. Errors: 22023.';
 
 -- Logged: it shall survive a crash. Written by the worker, in batches.
-create table presence._last_seen (
+create table _presence._last_seen (
     user_id       text        primary key,
     last_seen_at  timestamptz not null,
     room          text        not null,
     audience      text[]      not null
 ) with (fillfactor = 70);
-comment on table presence._last_seen is
+comment on table _presence._last_seen is
     'When each user was last seen, where and by whom to be seen; read presence.last_seen. Kept for '
     'presence.last_seen_retention.';
-alter table presence._last_seen enable row level security;
-create policy last_seen_read on presence._last_seen for select using (
+alter table _presence._last_seen enable row level security;
+create policy last_seen_read on _presence._last_seen for select using (
     user_id operator(pg_catalog.=) (select presence.user_id())
     or (select presence.is_service())
-    or ((select presence._has_builtin_policies())
-        and audience operator(pg_catalog.&&) (select presence.tokens()) and presence._may(room, 'read'))
+    or ((select _presence._has_builtin_policies())
+        and audience operator(pg_catalog.&&) (select presence.tokens()) and _presence._may(room, 'read'))
 );
 
 create view presence.last_seen with (security_invoker = true) as
@@ -76,7 +76,7 @@ from presence.online o
 group by o.user_id
 union all
 select l.user_id, false, l.last_seen_at
-from presence._last_seen l
+from _presence._last_seen l
 where not exists (select from presence.online o where o.user_id operator(pg_catalog.=) l.user_id);
 comment on view presence.last_seen is
     'Users whom the caller may see, or could see last: whether they are online and when they were last seen. '

@@ -26,12 +26,12 @@ create function _presence._has_slot(uuid) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_has_slot';
 comment on function _presence._has_slot(uuid) is 'Whether the lease of a row is in shared memory.';
 
-create function presence._member_before() returns trigger
+create function _presence._member_before() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_member_before';
-comment on function presence._member_before() is 'Makes a row right before it is written.';
-create function presence._member_after() returns trigger
+comment on function _presence._member_before() is 'Makes a row right before it is written.';
+create function _presence._member_after() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_member_after';
-comment on function presence._member_after() is 'Notes what was written, for leases and events at commit.';
+comment on function _presence._member_after() is 'Notes what was written, for leases and events at commit.';
 
 do $$
 declare
@@ -39,11 +39,11 @@ declare
 begin
     foreach relation in array array['presence.member', '_presence.member_twin'] loop
         execute format('create trigger presence_before before insert or update or delete on %s
-                            for each row execute function presence._member_before()', relation);
+                            for each row execute function _presence._member_before()', relation);
         execute format('create trigger presence_after after insert or update or delete on %s
-                            for each row execute function presence._member_after()', relation);
+                            for each row execute function _presence._member_after()', relation);
         execute format('create trigger presence_truncate before truncate on %s
-                            for each statement execute function presence._member_before()', relation);
+                            for each statement execute function _presence._member_before()', relation);
         execute format('alter table %s enable always trigger presence_before', relation);
         execute format('alter table %s enable always trigger presence_after', relation);
         execute format('alter table %s enable always trigger presence_truncate', relation);

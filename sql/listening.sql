@@ -26,16 +26,16 @@ create function presence.seq() returns bigint
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_seq';
 comment on function presence.seq() is 'The seq of the last published event.';
 
-create function presence._log_floor() returns bigint
+create function _presence._log_floor() returns bigint
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_log_floor';
-comment on function presence._log_floor() is 'The log has every event after this seq.';
-create function presence._log_position() returns bigint
+comment on function _presence._log_floor() is 'The log has every event after this seq.';
+create function _presence._log_position() returns bigint
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_log_position';
-comment on function presence._log_position() is 'The newest seq that this statement sees, whoever may see its row.';
+comment on function _presence._log_position() is 'The newest seq that this statement sees, whoever may see its row.';
 
-create function presence._seq(after_seq bigint) returns bigint
+create function _presence._seq(after_seq bigint) returns bigint
     language c stable parallel safe as 'MODULE_PATHNAME', 'presence_given_seq';
-comment on function presence._seq(bigint) is 'The seq, if it is one (22023).';
+comment on function _presence._seq(bigint) is 'The seq, if it is one (22023).';
 
 -- Lines are made by the names of their columns: the table may have columns of others, too.
 create function presence.changes(after_seq bigint, room text default null, max_rows integer default 1000)
@@ -48,25 +48,25 @@ begin atomic
                    e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
                                 or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end) as line
         from presence.event e
-        where e.seq operator(pg_catalog.>) presence._seq(changes.after_seq)
+        where e.seq operator(pg_catalog.>) _presence._seq(changes.after_seq)
           and (changes.room is null or e.room operator(pg_catalog.=) changes.room
                or e.event operator(pg_catalog.=) 'resync')
           -- Roles that no policy holds back see just the update of a changed audience, like service roles.
           and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
-        order by e.seq limit presence._limit(changes.max_rows)
+        order by e.seq limit _presence._limit(changes.max_rows)
     )
     select jsonb_populate_record(
-        null::presence.event, jsonb_build_object('seq', presence._log_floor(), 'event', 'resync'))
-    where changes.after_seq operator(pg_catalog.<) presence._log_floor()
+        null::presence.event, jsonb_build_object('seq', _presence._log_floor(), 'event', 'resync'))
+    where changes.after_seq operator(pg_catalog.<) _presence._log_floor()
     union all
     select f.line from found f
     union all
     select jsonb_populate_record(
         null::presence.event, jsonb_build_object('event', 'position', 'seq',
-            case when (select count(*) from found) operator(pg_catalog.=) presence._limit(changes.max_rows)
+            case when (select count(*) from found) operator(pg_catalog.=) _presence._limit(changes.max_rows)
                  then (select max(f.seq) from found f)
-                 else greatest(presence._seq(changes.after_seq), presence._log_position()) end))
-    where changes.room is null or presence._room(changes.room) is not null;
+                 else greatest(_presence._seq(changes.after_seq), _presence._log_position()) end))
+    where changes.room is null or _presence._room(changes.room) is not null;
 end;
 comment on function presence.changes(bigint, text, integer) is
     'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000) of them. The last '

@@ -16,7 +16,7 @@ comment on function presence.sweep() is
     'Remove expired members now, in this transaction, as the worker does by itself. Returns how many. For service '
     'roles (42501).';
 
-create function presence._health(
+create function _presence._health(
     out library_version text, out worker_pid integer, out worker_state text, out slots_used bigint,
     out slots_max bigint, out events_buffered_bytes bigint, out event_buffer_bytes bigint,
     out events_published bigint, out events_dropped bigint, out notifications_sent bigint, out heartbeats bigint,
@@ -24,15 +24,15 @@ create function presence._health(
     out sink_position bigint, out sink_lag bigint, out last_error text
 ) returns setof record
     language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_health';
-comment on function presence._health() is 'What the view presence.health shows of shared memory.';
+comment on function _presence._health() is 'What the view presence.health shows of shared memory.';
 
-create function presence._trouble(out last_error_at timestamptz, out failing_since timestamptz) returns setof record
+create function _presence._trouble(out last_error_at timestamptz, out failing_since timestamptz) returns setof record
     language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_trouble';
-comment on function presence._trouble() is 'When the last error of presence.health was, and since when one persists.';
+comment on function _presence._trouble() is 'When the last error of presence.health was, and since when one persists.';
 
-create function presence._fast_writes() returns bigint
+create function _presence._fast_writes() returns bigint
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_fast_writes';
-comment on function presence._fast_writes() is
+comment on function _presence._fast_writes() is
     'How many members verbs have written without the policies, since the server started.';
 
 create view presence.health as
@@ -44,8 +44,8 @@ select h.library_version,
        h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
        h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
        h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since,
-       presence._fast_writes() as fast_writes
-from presence._health() h cross join presence._trouble() t;
+       _presence._fast_writes() as fast_writes
+from _presence._health() h cross join _presence._trouble() t;
 comment on view presence.health is
     'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
     'and there are, the event buffer, counters since the server started, the last error of the worker or the sink '
@@ -53,6 +53,6 @@ comment on view presence.health is
     'verbs have written past the executor or the policies (presence.fast_path). '
     'Members of pg_monitor may read it.';
 
-create function presence._announce() returns void
+create function _presence._announce() returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_announce';
-comment on function presence._announce() is 'The extension was created: a worker is wanted here.';
+comment on function _presence._announce() is 'The extension was created: a worker is wanted here.';

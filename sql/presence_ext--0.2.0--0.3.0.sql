@@ -10,9 +10,40 @@ do $$ begin
     end if;
 end $$;
 
--- Before all others, as everybody who writes a member locks it: who uses presence meanwhile waits, and is not caught in a
--- deadlock.
-lock table presence.member in access exclusive mode;
+-- Before all others whatever is changed below. Whoever has one of these and wants another gets it: we let go of all before
+-- the server looks for a deadlock, and try again. So those who use presence meanwhile wait, and none is turned away.
+do $$
+declare
+    most integer := (select setting::integer from pg_settings where name = 'lock_timeout');
+    since timestamptz := clock_timestamp();
+begin
+    perform set_config('lock_timeout', greatest(setting::integer / 10, 1)::text, true)
+    from pg_settings where name = 'deadlock_timeout';
+    loop
+        begin
+            lock table presence.health, presence.online, presence.event, presence._last_seen, presence._sink,
+                       presence.secret, presence.member in access exclusive mode;
+            exit;
+        exception when lock_not_available then
+            if most > 0 and clock_timestamp() > since + most * interval '1 ms' then
+                raise;
+            end if;
+        end;
+        perform pg_sleep(0.05);
+    end loop;
+    perform set_config('lock_timeout', most::text, true);
+end $$;
+
+-- They compared as text.
+alter table presence.secret drop column policies;
+drop table presence._origin;
+drop function presence._shape(regclass);
+drop function presence._policies(regclass);
+
+-- These are done by presence._room_before now.
+drop function presence._audience(text[], text);
+drop function presence._check_ttl(interval);
+drop function presence._next_version();
 
 -- What is nobody's business but the extension's. Only the owner may look in.
 create schema _presence;
@@ -38,11 +69,25 @@ begin
             hint = 'Drop it, or let it read the view presence.online instead; then update again.';
     end if;
 end $$;
-alter function presence._expires_at(uuid, bigint, bigint, bigint, bigint) set schema _presence;
-alter function presence._last_seen_at(uuid, bigint, bigint, bigint, bigint, interval, timestamptz) set schema _presence;
-alter function presence._is_alive(uuid, bigint, bigint, bigint, bigint) set schema _presence;
-alter function presence._claim(uuid, bigint, bigint, bigint, bigint) set schema _presence;
-alter function presence._has_slot(uuid) set schema _presence;
+
+-- What others have stored of the rest (grants, policies, bodies of functions) finds it by its number.
+do $$
+declare
+    made record;
+begin
+    for made in
+        select 'function' as kind, p.oid::regprocedure::text as name
+        from pg_proc p
+        where p.pronamespace = 'presence'::regnamespace and starts_with(p.proname, '_')
+        union all
+        select 'table', c.oid::regclass::text
+        from pg_class c
+        where c.relnamespace = 'presence'::regnamespace and c.relkind = 'r'
+          and (starts_with(c.relname, '_') or c.relname = 'secret')
+    loop
+        execute format('alter %s %s set schema _presence', made.kind, made.name);
+    end loop;
+end $$;
 
 -- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
 -- somebody has added to it.
@@ -75,11 +120,11 @@ comment on table _presence.member_twin is
     'How the extension made presence.member: verbs go past the executor only while the two are alike.';
 
 create trigger presence_before before insert or update or delete on _presence.member_twin
-    for each row execute function presence._member_before();
+    for each row execute function _presence._member_before();
 create trigger presence_after after insert or update or delete on _presence.member_twin
-    for each row execute function presence._member_after();
+    for each row execute function _presence._member_after();
 create trigger presence_truncate before truncate on _presence.member_twin
-    for each statement execute function presence._member_before();
+    for each statement execute function _presence._member_before();
 alter table _presence.member_twin enable always trigger presence_before;
 alter table _presence.member_twin enable always trigger presence_after;
 alter table _presence.member_twin enable always trigger presence_truncate;
@@ -87,7 +132,7 @@ alter table _presence.member_twin enable always trigger presence_truncate;
 create policy member_read on _presence.member_twin for select using (
     user_id operator(pg_catalog.=) (select presence.user_id())
     or (select presence.is_service())
-    or (audience operator(pg_catalog.&&) (select presence.tokens()) and presence._may(room, 'read'))
+    or (audience operator(pg_catalog.&&) (select presence.tokens()) and _presence._may(room, 'read'))
 );
 create policy member_enter on _presence.member_twin for insert with check (
     user_id operator(pg_catalog.=) (select presence.user_id())
@@ -100,18 +145,12 @@ create policy member_change on _presence.member_twin for update using (
 create policy member_leave on _presence.member_twin for delete using (
     user_id operator(pg_catalog.=) (select presence.user_id())
     or (select presence.is_service())
-    or presence._may(room, 'manage')
+    or _presence._may(room, 'manage')
 );
 
--- They compared as text.
-alter table presence.secret drop column policies;
-drop table presence._origin;
-drop function presence._shape(regclass);
-drop function presence._policies(regclass);
-
-create function presence._fast_writes() returns bigint
+create function _presence._fast_writes() returns bigint
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_fast_writes';
-comment on function presence._fast_writes() is
+comment on function _presence._fast_writes() is
     'How many members verbs have written without the policies, since the server started.';
 
 create or replace view presence.health as
@@ -123,16 +162,16 @@ select h.library_version,
        h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
        h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
        h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since,
-       presence._fast_writes() as fast_writes
-from presence._health() h cross join presence._trouble() t;
+       _presence._fast_writes() as fast_writes
+from _presence._health() h cross join _presence._trouble() t;
 comment on view presence.health is
     'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
     'and there are, the event buffer, counters since the server started, the last error of the worker or the sink '
     'and its time, since when something has gone wrong at each attempt (NULL: all is well), and how many members '
     'verbs have written past the executor or the policies (presence.fast_path). '
     'Members of pg_monitor may read it.';
-revoke all on function presence._fast_writes() from public;
-grant execute on function presence._fast_writes() to pg_monitor;
+revoke all on function _presence._fast_writes() from public;
+grant execute on function _presence._fast_writes() to pg_monitor;
 
 create or replace function presence.grant_access(role regrole, write boolean default true) returns void
     language plpgsql volatile
@@ -145,7 +184,7 @@ begin
         raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
     end if;
     execute format('grant usage on schema presence to %s', role);
-    execute format('grant select on presence.member, presence.event, presence.room, presence._last_seen, '
+    execute format('grant select on presence.member, presence.event, presence.room, _presence._last_seen, '
                    'presence.online, presence.last_seen to %s', role);
     if write then
         execute format('grant insert, update, delete on presence.member, presence.room to %s', role);
@@ -170,57 +209,24 @@ begin
         raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
     end if;
     execute format('revoke all on all functions in schema presence, _presence from %s', role);
-    execute format('revoke all on all tables in schema presence from %s', role);
+    execute format('revoke all on all tables in schema presence, _presence from %s', role);
     execute format('revoke all on schema presence from %s', role);
 end
 $$;
 
-create function presence._same_json(jsonb, jsonb) returns boolean
+create function _presence._same_json(jsonb, jsonb) returns boolean
     language c immutable strict parallel safe as 'MODULE_PATHNAME', 'presence_same_json';
-comment on function presence._same_json(jsonb, jsonb) is
+comment on function _presence._same_json(jsonb, jsonb) is
     'Whether both have the same bytes. For jsonb = a number is equal to the same with a thousand zeros behind.';
-revoke all on function presence._same_json(jsonb, jsonb) from public;
+revoke all on function _presence._same_json(jsonb, jsonb) from public;
 
 -- Each logged table has a replica identity.
-alter table presence.secret add primary key (key);
+alter table _presence.secret add primary key (key);
 
-create or replace function presence._room_before() returns trigger
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if tg_relid <> 'presence.room'::regclass or tg_when <> 'BEFORE' or tg_level <> 'ROW' or tg_op = 'DELETE' then
-        raise exception using errcode = '39P01',
-            message = 'this function is for the triggers of presence.room alone',
-            detail = 'It reads and writes what those have.',
-            hint = 'Give your own trigger a function of your own.';
-    end if;
-    if tg_op = 'UPDATE' and new.room <> old.room then
-        raise exception using errcode = '22023', message = 'the name of a room cannot be changed',
-            hint = 'Delete the room and make another.';
-    end if;
-    new.room := presence._room(new.room);
-    new.metadata := coalesce(new.metadata, '{}');
-    new.audience := presence._audience(new.audience, new.room);
-    new.count_audience := presence._audience(new.count_audience, new.room);
-    new.ttl := presence._check_ttl(new.ttl);
-    if new.max_members < 1 then
-        raise exception using errcode = '22023', message = 'invalid max_members',
-            detail = 'It is at least 1, or NULL for no limit.';
-    end if;
-    -- A restore writes the times as they were dumped: it is a service role that gives a version.
-    if tg_op = 'INSERT' and new.version > 0 and presence.is_service() then
-        new.version := presence._next_version();
-        return new;
-    end if;
-    new.version := presence._next_version();
-    new.updated_at := clock_timestamp();
-    new.created_at := case when tg_op = 'UPDATE' then old.created_at else new.updated_at end;
-    return new;
-end
-$$;
+create or replace function _presence._room_before() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_room_before';
 
-create or replace function presence._room_after() returns trigger
+create or replace function _presence._room_after() returns trigger
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
 as $$
@@ -231,19 +237,51 @@ begin
             detail = 'It reads and writes what those have.',
             hint = 'Give your own trigger a function of your own.';
     end if;
-    if not presence._same_json(new.metadata, case tg_op when 'INSERT' then '{}' else old.metadata end) then
-        perform presence._tell_room(new.room, new.metadata,
-                                    coalesce(new.audience, presence._default_audience(new.room)));
+    if not _presence._same_json(new.metadata, case tg_op when 'INSERT' then '{}' else old.metadata end) then
+        perform _presence._tell_room(new.room, new.metadata,
+                                    coalesce(new.audience, _presence._default_audience(new.room)));
     end if;
     return null;
 end
 $$;
 
+create or replace function presence.set_room(
+    room           text,
+    metadata       jsonb    default null,
+    patch          jsonb    default null,
+    audience       text[]   default null,
+    count_audience text[]   default null,
+    ttl            interval default null,
+    max_members    integer  default null,
+    keep_history   boolean  default null
+) returns presence.room
+    language sql volatile parallel unsafe
+begin atomic
+    select _presence._require_manage(_presence._room(set_room.room));
+    -- The row as a whole: it may have columns of others, too.
+    insert into presence.room as r (room, metadata, audience, count_audience, ttl, max_members, keep_history,
+                                    version, created_at, updated_at)
+    values (set_room.room,
+            case when set_room.patch is null then coalesce(set_room.metadata, '{}')
+                 else _presence._merge_patch(coalesce(set_room.metadata, '{}'), set_room.patch) end,
+            set_room.audience, set_room.count_audience, set_room.ttl, set_room.max_members,
+            coalesce(set_room.keep_history, true), 0, now(), now())
+    on conflict (room) do update set
+        metadata = case when set_room.patch is null then coalesce(set_room.metadata, r.metadata)
+                        else _presence._merge_patch(coalesce(set_room.metadata, r.metadata), set_room.patch) end,
+        audience = coalesce(set_room.audience, r.audience),
+        count_audience = coalesce(set_room.count_audience, r.count_audience),
+        ttl = coalesce(set_room.ttl, r.ttl),
+        max_members = coalesce(set_room.max_members, r.max_members),
+        keep_history = coalesce(set_room.keep_history, r.keep_history)
+    returning r;
+end;
+
 create or replace function presence.get_room(room text) returns setof presence.room
     language sql stable parallel restricted rows 1
 begin atomic
     -- The row as a whole: it may have columns of others, too.
-    select r from presence.room r where r.room operator(pg_catalog.=) presence._room(get_room.room);
+    select r from presence.room r where r.room operator(pg_catalog.=) _presence._room(get_room.room);
 end;
 
 create or replace function presence.changes(after_seq bigint, room text default null, max_rows integer default 1000)
@@ -256,25 +294,25 @@ begin atomic
                    e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
                                 or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end) as line
         from presence.event e
-        where e.seq operator(pg_catalog.>) presence._seq(changes.after_seq)
+        where e.seq operator(pg_catalog.>) _presence._seq(changes.after_seq)
           and (changes.room is null or e.room operator(pg_catalog.=) changes.room
                or e.event operator(pg_catalog.=) 'resync')
           -- Roles that no policy holds back see just the update of a changed audience, like service roles.
           and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
-        order by e.seq limit presence._limit(changes.max_rows)
+        order by e.seq limit _presence._limit(changes.max_rows)
     )
     select jsonb_populate_record(
-        null::presence.event, jsonb_build_object('seq', presence._log_floor(), 'event', 'resync'))
-    where changes.after_seq operator(pg_catalog.<) presence._log_floor()
+        null::presence.event, jsonb_build_object('seq', _presence._log_floor(), 'event', 'resync'))
+    where changes.after_seq operator(pg_catalog.<) _presence._log_floor()
     union all
     select f.line from found f
     union all
     select jsonb_populate_record(
         null::presence.event, jsonb_build_object('event', 'position', 'seq',
-            case when (select count(*) from found) operator(pg_catalog.=) presence._limit(changes.max_rows)
+            case when (select count(*) from found) operator(pg_catalog.=) _presence._limit(changes.max_rows)
                  then (select max(f.seq) from found f)
-                 else greatest(presence._seq(changes.after_seq), presence._log_position()) end))
-    where changes.room is null or presence._room(changes.room) is not null;
+                 else greatest(_presence._seq(changes.after_seq), _presence._log_position()) end))
+    where changes.room is null or _presence._room(changes.room) is not null;
 end;
 
 create or replace function presence.history(
@@ -292,29 +330,29 @@ begin atomic
                 e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
                              or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
      from presence.event e
-     where not presence._direction(history.direction)
-       and presence._room(history.room) is not null and presence._keeps_history(history.room)
-       and e.room operator(pg_catalog.=) presence._room(history.room)
+     where not _presence._direction(history.direction)
+       and _presence._room(history.room) is not null and _presence._keeps_history(history.room)
+       and e.room operator(pg_catalog.=) _presence._room(history.room)
        and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
        and (history.since is null or e.at operator(pg_catalog.>=) history.since)
        and (history.until is null or e.at operator(pg_catalog.<) history.until)
        and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
        and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
-     order by e.seq desc limit presence._limit(history.max_rows))
+     order by e.seq desc limit _presence._limit(history.max_rows))
     union all
     (select jsonb_populate_record(
                 e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
                              or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
      from presence.event e
-     where presence._direction(history.direction)
-       and presence._room(history.room) is not null and presence._keeps_history(history.room)
-       and e.room operator(pg_catalog.=) presence._room(history.room)
+     where _presence._direction(history.direction)
+       and _presence._room(history.room) is not null and _presence._keeps_history(history.room)
+       and e.room operator(pg_catalog.=) _presence._room(history.room)
        and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
        and (history.since is null or e.at operator(pg_catalog.>=) history.since)
        and (history.until is null or e.at operator(pg_catalog.<) history.until)
        and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
        and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq)
-     order by e.seq limit presence._limit(history.max_rows));
+     order by e.seq limit _presence._limit(history.max_rows));
 end;
 -- What their comments say now.
 comment on function presence.grant_access(regrole, boolean) is
@@ -330,7 +368,7 @@ comment on function presence.act_as(text, text[]) is
     'Speak for this user until the transaction ends: sets request.jwt.claims. For logins of '
     'presence.trusted_login_roles and superusers (else 42501), in their own session (else 0A000). presence.grant_access '
     'does not grant it: GRANT EXECUTE to the role that the application''s server logs in with.';
-comment on function presence._may(text, text) is
+comment on function _presence._may(text, text) is
     'Whether presence.authorizer lets the caller read, join or manage the room; without one everybody may read and '
     'join. Service roles may. What the authorizer raises fails the statement; NULL is a no.';
 comment on function presence.listen(text) is

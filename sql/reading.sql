@@ -1,13 +1,13 @@
 -- Argument checks with our errors, for functions in SQL.
-create function presence._limit(max_rows integer) returns bigint
+create function _presence._limit(max_rows integer) returns bigint
     language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_limit';
-comment on function presence._limit(integer) is 'max_rows, if it is 1 to 1000 (22023).';
-create function presence._room(room text) returns text
+comment on function _presence._limit(integer) is 'max_rows, if it is 1 to 1000 (22023).';
+create function _presence._room(room text) returns text
     language c stable parallel safe as 'MODULE_PATHNAME', 'presence_room';
-comment on function presence._room(text) is 'The room, if it is a name (22023).';
-create function presence._after(after text[], parts integer) returns text[]
+comment on function _presence._room(text) is 'The room, if it is a name (22023).';
+create function _presence._after(after text[], parts integer) returns text[]
     language c stable parallel safe as 'MODULE_PATHNAME', 'presence_after';
-comment on function presence._after(text[], integer) is 'after, if it is NULL or has that many parts (22023).';
+comment on function _presence._after(text[], integer) is 'after, if it is NULL or has that many parts (22023).';
 
 -- Four plain index scans, of which the arguments leave one.
 create function presence.list(room text default null, max_rows integer default 100, after text[] default null)
@@ -16,26 +16,26 @@ create function presence.list(room text default null, max_rows integer default 1
 begin atomic
     (select o.* from presence.online o
      where list.room is not null and list.after is null
-       and presence._room(list.room) is not null and o.room operator(pg_catalog.=) list.room
-     order by o.member_id, o.connection_id limit presence._limit(list.max_rows))
+       and _presence._room(list.room) is not null and o.room operator(pg_catalog.=) list.room
+     order by o.member_id, o.connection_id limit _presence._limit(list.max_rows))
     union all
     (select o.* from presence.online o
-     where list.room is not null and presence._after(list.after, 2) is not null
-       and presence._room(list.room) is not null and o.room operator(pg_catalog.=) list.room
+     where list.room is not null and _presence._after(list.after, 2) is not null
+       and _presence._room(list.room) is not null and o.room operator(pg_catalog.=) list.room
        and (o.member_id, o.connection_id) operator(pg_catalog.>)
-           ((presence._after(list.after, 2))[1], (presence._after(list.after, 2))[2])
-     order by o.member_id, o.connection_id limit presence._limit(list.max_rows))
+           ((_presence._after(list.after, 2))[1], (_presence._after(list.after, 2))[2])
+     order by o.member_id, o.connection_id limit _presence._limit(list.max_rows))
     union all
     (select o.* from presence.online o
      where list.room is null and list.after is null
-     order by o.room, o.member_id, o.connection_id limit presence._limit(list.max_rows))
+     order by o.room, o.member_id, o.connection_id limit _presence._limit(list.max_rows))
     union all
     (select o.* from presence.online o
-     where list.room is null and presence._after(list.after, 3) is not null
+     where list.room is null and _presence._after(list.after, 3) is not null
        and (o.room, o.member_id, o.connection_id) operator(pg_catalog.>)
-           ((presence._after(list.after, 3))[1], (presence._after(list.after, 3))[2],
-            (presence._after(list.after, 3))[3])
-     order by o.room, o.member_id, o.connection_id limit presence._limit(list.max_rows));
+           ((_presence._after(list.after, 3))[1], (_presence._after(list.after, 3))[2],
+            (_presence._after(list.after, 3))[3])
+     order by o.room, o.member_id, o.connection_id limit _presence._limit(list.max_rows));
 end;
 comment on function presence.list(text, integer, text[]) is
     'Who is here: a page of the room (NULL: of all rooms) in the order of the key. after is the key of the last '
@@ -47,7 +47,7 @@ create function presence.get(room text, member_id text default null, connection_
     language sql stable parallel restricted rows 10
 begin atomic
     select o.* from presence.online o
-    where presence._room(get.room) is not null and o.room operator(pg_catalog.=) presence._room(get.room)
+    where _presence._room(get.room) is not null and o.room operator(pg_catalog.=) _presence._room(get.room)
       -- No coalesce: PostgreSQL would not look for it in the index under row-level security.
       and o.member_id operator(pg_catalog.=)
           case when get.member_id is null then presence.user_id() else get.member_id end
@@ -57,9 +57,9 @@ end;
 comment on function presence.get(text, text, text) is
     'One member, by default oneself; all its connections, or the one with this connection_id.';
 
-create function presence._full_occupancy(room text, out members bigint, out users bigint) returns setof record
+create function _presence._full_occupancy(room text, out members bigint, out users bigint) returns setof record
     language c stable parallel restricted rows 1 as 'MODULE_PATHNAME', 'presence_full_occupancy';
-comment on function presence._full_occupancy(text) is
+comment on function _presence._full_occupancy(text) is
     'The numbers of a room: of all members, if its count_audience lets the caller have them; else of those whom the '
     'built-in policies show the caller. No row where there are other policies.';
 
@@ -68,12 +68,12 @@ comment on function presence._full_occupancy(text) is
 create function presence.occupancy(room text default null) returns table (members bigint, users bigint)
     language sql stable parallel restricted rows 1
 begin atomic
-    with full_numbers as materialized (select f.members, f.users from presence._full_occupancy(occupancy.room) f)
+    with full_numbers as materialized (select f.members, f.users from _presence._full_occupancy(occupancy.room) f)
     select f.members, f.users from full_numbers f
     union all
     select coalesce(sum(u.members), 0)::bigint, count(*)
     from (select o.user_id, count(*) as members from presence.online o
-          where presence._room(occupancy.room) is not null and o.room operator(pg_catalog.=) occupancy.room
+          where _presence._room(occupancy.room) is not null and o.room operator(pg_catalog.=) occupancy.room
             and not exists (select from full_numbers)
           group by o.user_id) u
     where occupancy.room is not null
@@ -100,7 +100,7 @@ begin atomic
                  min(o.joined_at) over all_of_user as first_joined_at,
                  row_number() over (partition by o.user_id order by o.last_seen_at desc, o.version desc) as place
           from presence.online o
-          where presence._room(users.room) is not null and o.room operator(pg_catalog.=) presence._room(users.room)
+          where _presence._room(users.room) is not null and o.room operator(pg_catalog.=) _presence._room(users.room)
           window all_of_user as (partition by o.user_id)) u
     where u.place operator(pg_catalog.=) 1
     order by u.user_id;
@@ -119,7 +119,7 @@ begin atomic
       and (rooms.after is null or o.room operator(pg_catalog.>) rooms.after)
     group by o.room
     order by o.room
-    limit presence._limit(rooms.max_rows);
+    limit _presence._limit(rooms.max_rows);
 end;
 comment on function presence.rooms(text, integer, text) is
     'The rooms where somebody is whom the caller may see, with their numbers, in the order of their names. prefix is '
@@ -136,7 +136,7 @@ begin atomic
                           else jsonb_build_object('presence_ref', o.version::text, 'state', o.state) end
                      order by o.connection_id) as list
           from presence.online o
-          where presence._room(state.room) is not null and o.room operator(pg_catalog.=) presence._room(state.room)
+          where _presence._room(state.room) is not null and o.room operator(pg_catalog.=) _presence._room(state.room)
           group by o.member_id) k;
 end;
 comment on function presence.state(text) is

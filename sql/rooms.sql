@@ -20,70 +20,27 @@ comment on table presence.room is
     'max_members: how many may be here at once; keep_history: whether presence.history shows its events. Written '
     'by service roles and whoever may manage the room.';
 
-create function presence._audience(tokens text[], room text) returns text[]
-    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_audience';
-comment on function presence._audience(text[], text) is
-    'The tokens in order and once each, room written out, if all are tokens (22023).';
-create function presence._default_audience(room text) returns text[]
+create function _presence._default_audience(room text) returns text[]
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_default_audience';
-comment on function presence._default_audience(text) is 'presence.default_audience for this room.';
-create function presence._check_ttl(ttl interval) returns interval
-    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_check_ttl';
-comment on function presence._check_ttl(interval) is 'The ttl, if it is 1 s to 30 days (22023).';
-create function presence._next_version() returns bigint
-    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_next_version';
-comment on function presence._next_version() is 'A new version.';
-create function presence._same_json(jsonb, jsonb) returns boolean
+comment on function _presence._default_audience(text) is 'presence.default_audience for this room.';
+create function _presence._same_json(jsonb, jsonb) returns boolean
     language c immutable strict parallel safe as 'MODULE_PATHNAME', 'presence_same_json';
-comment on function presence._same_json(jsonb, jsonb) is
+comment on function _presence._same_json(jsonb, jsonb) is
     'Whether both have the same bytes. For jsonb = a number is equal to the same with a thousand zeros behind.';
-create function presence._require_manage(room text) returns void
+create function _presence._require_manage(room text) returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_require_manage';
-comment on function presence._require_manage(text) is 'An error (42501) unless the caller may manage the room.';
-create function presence._tell_room(room text, metadata jsonb, audience text[]) returns void
+comment on function _presence._require_manage(text) is 'An error (42501) unless the caller may manage the room.';
+create function _presence._tell_room(room text, metadata jsonb, audience text[]) returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_tell_room';
-comment on function presence._tell_room(text, jsonb, text[]) is 'Make a room event, once this transaction is committed, if metadata is '
+comment on function _presence._tell_room(text, jsonb, text[]) is 'Make a room event, once this transaction is committed, if metadata is '
     'within presence.max_state_size (54000).';
 
-create function presence._room_before() returns trigger
-    language plpgsql
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if tg_relid <> 'presence.room'::regclass or tg_when <> 'BEFORE' or tg_level <> 'ROW' or tg_op = 'DELETE' then
-        raise exception using errcode = '39P01',
-            message = 'this function is for the triggers of presence.room alone',
-            detail = 'It reads and writes what those have.',
-            hint = 'Give your own trigger a function of your own.';
-    end if;
-    if tg_op = 'UPDATE' and new.room <> old.room then
-        raise exception using errcode = '22023', message = 'the name of a room cannot be changed',
-            hint = 'Delete the room and make another.';
-    end if;
-    new.room := presence._room(new.room);
-    new.metadata := coalesce(new.metadata, '{}');
-    new.audience := presence._audience(new.audience, new.room);
-    new.count_audience := presence._audience(new.count_audience, new.room);
-    new.ttl := presence._check_ttl(new.ttl);
-    if new.max_members < 1 then
-        raise exception using errcode = '22023', message = 'invalid max_members',
-            detail = 'It is at least 1, or NULL for no limit.';
-    end if;
-    -- A restore writes the times as they were dumped: it is a service role that gives a version.
-    if tg_op = 'INSERT' and new.version > 0 and presence.is_service() then
-        new.version := presence._next_version();
-        return new;
-    end if;
-    new.version := presence._next_version();
-    new.updated_at := clock_timestamp();
-    new.created_at := case when tg_op = 'UPDATE' then old.created_at else new.updated_at end;
-    return new;
-end
-$$;
-comment on function presence._room_before() is 'Makes the row of a room right before it is written.';
+create function _presence._room_before() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_room_before';
+comment on function _presence._room_before() is 'Makes the row of a room right before it is written.';
 
 -- With the owner's rights, and so not to be called by others: nobody can make up an event.
-create function presence._room_after() returns trigger
+create function _presence._room_after() returns trigger
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
 as $$
@@ -94,30 +51,30 @@ begin
             detail = 'It reads and writes what those have.',
             hint = 'Give your own trigger a function of your own.';
     end if;
-    if not presence._same_json(new.metadata, case tg_op when 'INSERT' then '{}' else old.metadata end) then
-        perform presence._tell_room(new.room, new.metadata,
-                                    coalesce(new.audience, presence._default_audience(new.room)));
+    if not _presence._same_json(new.metadata, case tg_op when 'INSERT' then '{}' else old.metadata end) then
+        perform _presence._tell_room(new.room, new.metadata,
+                                    coalesce(new.audience, _presence._default_audience(new.room)));
     end if;
     return null;
 end
 $$;
-comment on function presence._room_after() is 'A change of metadata is a room event.';
+comment on function _presence._room_after() is 'A change of metadata is a room event.';
 
 create trigger presence_before before insert or update on presence.room
-    for each row execute function presence._room_before();
+    for each row execute function _presence._room_before();
 create trigger presence_after after insert or update on presence.room
-    for each row execute function presence._room_after();
+    for each row execute function _presence._room_after();
 
 alter table presence.room enable row level security;
 create policy room_read on presence.room for select using (
     (select presence.is_service())
-    or (coalesce(audience, presence._default_audience(room)) operator(pg_catalog.&&) (select presence.tokens())
-        and presence._may(room, 'read'))
-    or presence._may(room, 'manage')
+    or (coalesce(audience, _presence._default_audience(room)) operator(pg_catalog.&&) (select presence.tokens())
+        and _presence._may(room, 'read'))
+    or _presence._may(room, 'manage')
 );
-create policy room_make on presence.room for insert with check (presence._may(room, 'manage'));
-create policy room_change on presence.room for update using (presence._may(room, 'manage'));
-create policy room_drop on presence.room for delete using (presence._may(room, 'manage'));
+create policy room_make on presence.room for insert with check (_presence._may(room, 'manage'));
+create policy room_change on presence.room for update using (_presence._may(room, 'manage'));
+create policy room_drop on presence.room for delete using (_presence._may(room, 'manage'));
 
 create function presence.set_room(
     room           text,
@@ -129,33 +86,27 @@ create function presence.set_room(
     max_members    integer  default null,
     keep_history   boolean  default null
 ) returns presence.room
-    language plpgsql volatile parallel unsafe
-    set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_column
-declare
-    result presence.room;
-begin
-    perform presence._require_manage(presence._room(set_room.room));
+    language sql volatile parallel unsafe
+begin atomic
+    select _presence._require_manage(_presence._room(set_room.room));
+    -- The row as a whole: it may have columns of others, too.
     insert into presence.room as r (room, metadata, audience, count_audience, ttl, max_members, keep_history,
                                     version, created_at, updated_at)
     values (set_room.room,
             case when set_room.patch is null then coalesce(set_room.metadata, '{}')
-                 else presence._merge_patch(coalesce(set_room.metadata, '{}'), set_room.patch) end,
+                 else _presence._merge_patch(coalesce(set_room.metadata, '{}'), set_room.patch) end,
             set_room.audience, set_room.count_audience, set_room.ttl, set_room.max_members,
             coalesce(set_room.keep_history, true), 0, now(), now())
     on conflict (room) do update set
         metadata = case when set_room.patch is null then coalesce(set_room.metadata, r.metadata)
-                        else presence._merge_patch(coalesce(set_room.metadata, r.metadata), set_room.patch) end,
+                        else _presence._merge_patch(coalesce(set_room.metadata, r.metadata), set_room.patch) end,
         audience = coalesce(set_room.audience, r.audience),
         count_audience = coalesce(set_room.count_audience, r.count_audience),
         ttl = coalesce(set_room.ttl, r.ttl),
         max_members = coalesce(set_room.max_members, r.max_members),
         keep_history = coalesce(set_room.keep_history, r.keep_history)
-    returning r.* into result;
-    return result;
-end
-$$;
+    returning r;
+end;
 comment on function presence.set_room(text, jsonb, jsonb, text[], text[], interval, integer, boolean) is
     'Make or change the settings of a room; NULL keeps what it has (to set a column to NULL, UPDATE the table). '
     'patch is a JSON merge patch (RFC 7396) on metadata. A change of metadata is a room event. For service roles '
@@ -165,7 +116,7 @@ create function presence.get_room(room text) returns setof presence.room
     language sql stable parallel restricted rows 1
 begin atomic
     -- The row as a whole: it may have columns of others, too.
-    select r from presence.room r where r.room operator(pg_catalog.=) presence._room(get_room.room);
+    select r from presence.room r where r.room operator(pg_catalog.=) _presence._room(get_room.room);
 end;
 comment on function presence.get_room(text) is 'The settings of a room, if it has any and the caller may read them.';
 

@@ -1,10 +1,10 @@
 -- The sink: a function of the application's that gets every event, in order, exactly once.
 
-create table presence._sink (
+create table _presence._sink (
     function_name text        primary key,
     position      bigint      not null,
     updated_at    timestamptz not null
 );
-comment on table presence._sink is
+comment on table _presence._sink is
     'How far each function that was presence.sink has come: written in the transaction that called it.';
-alter table presence._sink enable row level security;
+alter table _presence._sink enable row level security;

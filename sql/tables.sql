@@ -1,4 +1,4 @@
--- The tables. Everything of the extension lives in schema presence, which CREATE EXTENSION has made.
+-- The tables. What is for people lives in schema presence, which CREATE EXTENSION has made; the rest in _presence.
 
 -- For the whole script: a name without a schema is PostgreSQL's own, whatever somebody put into schema presence
 -- before us. CREATE EXTENSION takes it back.
@@ -26,6 +26,10 @@ begin
             hint = 'Drop it, or make a superuser its owner.';
     end if;
 end $$;
+
+-- What is nobody's business but the extension's. Only the owner may look in.
+create schema _presence;
+comment on schema _presence is 'internals of presence_ext; for the extension only';
 
 -- Presence is worth nothing after a crash, and a commit that touched only unlogged tables does not wait for the
 -- disk. No index on a time, no foreign key: an update that changes no indexed column stays on its page. A heap,
@@ -61,10 +65,6 @@ create unlogged table presence.member (
 -- With the room: the worker counts what a user has in it.
 create index member_user_id on presence.member (user_id, room);
 create index member_key_hash on presence.member (key_hash);
-
--- What is nobody's business but the extension's. Only the owner may look in.
-create schema _presence;
-comment on schema _presence is 'internals of presence_ext; for the extension only';
 
 -- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
 -- somebody has added to it.
@@ -108,23 +108,23 @@ create unlogged table presence.event (
 comment on table presence.event is
     'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" '
     'marks a line that was made for others than the owner (a leave or enter by a changed audience).';
-create unlogged table presence._event_0 () inherits (presence.event) using heap with (autovacuum_enabled = off);
-create unlogged table presence._event_1 () inherits (presence.event) using heap with (autovacuum_enabled = off);
-create unlogged table presence._event_2 () inherits (presence.event) using heap with (autovacuum_enabled = off);
-create unique index _event_0_seq on presence._event_0 (seq);
-create unique index _event_1_seq on presence._event_1 (seq);
-create unique index _event_2_seq on presence._event_2 (seq);
-create index _event_0_room on presence._event_0 (room, seq);
-create index _event_1_room on presence._event_1 (room, seq);
-create index _event_2_room on presence._event_2 (room, seq);
+create unlogged table _presence._event_0 () inherits (presence.event) using heap with (autovacuum_enabled = off);
+create unlogged table _presence._event_1 () inherits (presence.event) using heap with (autovacuum_enabled = off);
+create unlogged table _presence._event_2 () inherits (presence.event) using heap with (autovacuum_enabled = off);
+create unique index _event_0_seq on _presence._event_0 (seq);
+create unique index _event_1_seq on _presence._event_1 (seq);
+create unique index _event_2_seq on _presence._event_2 (seq);
+create index _event_0_room on _presence._event_0 (room, seq);
+create index _event_1_room on _presence._event_1 (room, seq);
+create index _event_2_room on _presence._event_2 (room, seq);
 
 -- Each logged table has a primary key: without one a publication FOR ALL TABLES makes PostgreSQL refuse UPDATE and
 -- DELETE.
 
 -- The key of all keyed hashes: of members in shared memory, of channel names. Nobody but the owner reads it, and a
 -- dump does not have it: a restored database has its own.
-create table presence.secret (key bytea primary key);
-insert into presence.secret (key)
+create table _presence.secret (key bytea primary key);
+insert into _presence.secret (key)
 select pg_catalog.decode(
     pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', ''), 'hex');
-comment on table presence.secret is 'the key of all keyed hashes; for the extension only';
+comment on table _presence.secret is 'the key of all keyed hashes; for the extension only';

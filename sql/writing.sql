@@ -44,9 +44,9 @@ comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interv
     'Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, '
     'another''s member; 0A000 no session members here. JSON merge is presence.update.';
 
-create function presence._merge_patch(target jsonb, patch jsonb) returns jsonb
+create function _presence._merge_patch(target jsonb, patch jsonb) returns jsonb
     language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_merge_patch';
-comment on function presence._merge_patch(jsonb, jsonb) is 'JSON merge patch, RFC 7396.';
+comment on function _presence._merge_patch(jsonb, jsonb) is 'JSON merge patch, RFC 7396.';
 
 create function presence.update(
     room          text,

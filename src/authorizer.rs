@@ -271,7 +271,7 @@ impl Function {
     }
 }
 
-/// SQL `presence._may(room, action)`, for the policies. A NULL room is the database's own affair.
+/// SQL `_presence._may(room, action)`, for the policies. A NULL room is the database's own affair.
 fn may(call: &Call) -> Result<Option<Datum>> {
     let action = match call.text(1) {
         Some(b"read") => Action::Read,

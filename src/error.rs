@@ -46,6 +46,7 @@ pub enum Error {
         limit: usize,
     },
     KeyIsFixed,
+    RoomIsFixed,
     /// Nobody is asking: presence needs a name.
     NoIdentity,
     NotYourName {
@@ -114,7 +115,8 @@ impl Error {
             | Error::InvalidMaxRows { .. }
             | Error::InvalidTimeout
             | Error::InvalidArgument { .. }
-            | Error::KeyIsFixed => ERRCODE_INVALID_PARAMETER_VALUE,
+            | Error::KeyIsFixed
+            | Error::RoomIsFixed => ERRCODE_INVALID_PARAMETER_VALUE,
             Error::StateTooLarge { .. } | Error::TooManyMembers { .. } | Error::TooManySeats => {
                 ERRCODE_PROGRAM_LIMIT_EXCEEDED
             }
@@ -154,6 +156,7 @@ impl Error {
             Error::InvalidArgument { argument, .. } => format!("invalid {argument}"),
             Error::StateTooLarge { .. } => "state and metadata are too large".into(),
             Error::KeyIsFixed => "room, member_id and connection_id of a member cannot be changed".into(),
+            Error::RoomIsFixed => "the name of a room cannot be changed".into(),
             Error::NoIdentity => "presence needs to know who is asking".into(),
             Error::NotYourName { .. } => "member_id is not yours".into(),
             Error::ServiceOnly { what } => format!("only a service role may {what}"),
@@ -210,6 +213,7 @@ impl Error {
             Error::NotInstalled => "There is no table presence.member.".into(),
             Error::MissingArgument { .. } => "It is NULL, and has no default.".into(),
             Error::KeyIsFixed => "They are the key of the member.".into(),
+            Error::RoomIsFixed => "It is the key of the room.".into(),
             Error::NoIdentity => "presence.user_id() is NULL.".into(),
             Error::ServiceOnly { .. } => "presence.is_service() is false.".into(),
             Error::NotTrusted => {
@@ -254,6 +258,7 @@ impl Error {
             }
             Error::StateTooLarge { .. } => "Keep large data in a table of your own and its key in the state.".into(),
             Error::KeyIsFixed => "Delete the member and insert another.".into(),
+            Error::RoomIsFixed => "Delete the room and make another.".into(),
             Error::NotItsTrigger { .. } => "Give your own trigger a function of your own.".into(),
             Error::NoTruncate => "Use DELETE, so that everybody hears who left.".into(),
             Error::NoSessionFeatures { .. } => {

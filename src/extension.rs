@@ -93,16 +93,21 @@ pub fn member_table() -> Option<Oid> {
 
 /// A table, index or view of the extension, where that is installed.
 pub fn relation(name: &CStr) -> Option<Oid> {
-    relation_in(c"presence", name)
+    relation_in(schema(c"presence"), name)
 }
 
-/// One of those that are nobody's business. Not in the SQL of versions before 0.3.0.
+/// One of those that are nobody's business.
 pub fn internal_relation(name: &CStr) -> Option<Oid> {
-    relation_in(c"_presence", name)
+    relation_in(internals(), name)
 }
 
-/// Whether what is nobody's business has a schema of its own, `_presence`; before 0.3.0 it is in `presence` with the
-/// rest. Where it has none, that stays so until the transaction ends: ALTER EXTENSION UPDATE waits.
+/// The schema of what is nobody's business: `_presence`; before 0.3.0 that is in `presence` with the rest.
+pub fn internals() -> Oid {
+    internal_schema().unwrap_or_else(|| schema(c"presence"))
+}
+
+/// Whether that is a schema of its own. Where it is not, it stays so until the transaction ends: ALTER EXTENSION UPDATE
+/// waits.
 pub fn has_internal_schema() -> bool {
     accept_invalidations();
     internal_schema().is_some() || {
@@ -116,31 +121,33 @@ pub fn has_internal_schema() -> bool {
 
 /// Anybody who may make schemas may have made one of this name, where we have none.
 fn internal_schema() -> Option<Oid> {
-    // SAFETY: look-ups in the catalog, in a transaction.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"_presence".as_ptr(), true);
-        if schema == pg_sys::InvalidOid {
-            return None;
-        }
-        if schema != INTERNALS.get() {
-            let extension = pg_sys::getExtensionOfObject(pg_sys::NamespaceRelationId, schema);
-            if extension == pg_sys::InvalidOid
-                || extension != pg_sys::get_extension_oid(c"presence_ext".as_ptr(), true)
-            {
-                return None;
-            }
-            INTERNALS.set(schema);
-        }
-        Some(schema)
+    let schema = schema(c"_presence");
+    if schema == pg_sys::InvalidOid || schema == INTERNALS.get() {
+        return (schema != pg_sys::InvalidOid).then_some(schema);
     }
+    // SAFETY: look-ups in the catalog, in a transaction.
+    let (owner, extension) = unsafe {
+        (
+            pg_sys::getExtensionOfObject(pg_sys::NamespaceRelationId, schema),
+            pg_sys::get_extension_oid(c"presence_ext".as_ptr(), true),
+        )
+    };
+    let is_ours = owner == extension && extension != pg_sys::InvalidOid;
+    is_ours.then(|| {
+        INTERNALS.set(schema);
+        schema
+    })
 }
 
-fn relation_in(schema: &CStr, name: &CStr) -> Option<Oid> {
-    // SAFETY: catalog look-ups inside a transaction; nothing is locked or kept.
-    let found = unsafe {
-        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
-        pg_sys::get_relname_relid(name.as_ptr(), schema)
-    };
+/// The one of this name, or none.
+pub fn schema(name: &CStr) -> Oid {
+    // SAFETY: a look-up in the catalog, in a transaction.
+    unsafe { pg_sys::get_namespace_oid(name.as_ptr(), true) }
+}
+
+fn relation_in(schema: Oid, name: &CStr) -> Option<Oid> {
+    // SAFETY: a catalog look-up inside a transaction; nothing is locked or kept.
+    let found = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
     (found != pg_sys::InvalidOid).then_some(found)
 }
 
@@ -171,7 +178,7 @@ fn look_up() -> Result<Extension> {
 /// A column of the only row of `secret`, by its number. Read whoever owns the table: whether we know our own keys is no
 /// question of rights. And no lock stays: ALTER EXTENSION UPDATE changes the table, and waits for no open transaction.
 pub fn secret_column(number: i32) -> Result<Vec<u8>> {
-    let table = relation(c"secret").ok_or(Error::NotInstalled)?;
+    let table = internal_relation(c"secret").ok_or(Error::NotInstalled)?;
     // SAFETY: a scan of our own table as it is now, ended and closed below. Its columns are a bytea and a text.
     unsafe {
         let lock = pg_sys::AccessShareLock as i32;
@@ -262,9 +269,7 @@ impl Extension {
 
     /// Whether the current role may name our tables at all.
     pub fn may_use_schema(&self) -> bool {
-        // SAFETY: a look-up in the catalog.
-        let schema = unsafe { pg_sys::get_namespace_oid(c"presence".as_ptr(), true) };
-        is_granted(pg_sys::NamespaceRelationId, schema, pg_sys::ACL_USAGE)
+        is_granted(pg_sys::NamespaceRelationId, schema(c"presence"), pg_sys::ACL_USAGE)
     }
 
     /// All of these rights.

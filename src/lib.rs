@@ -27,6 +27,7 @@ mod ownership;
 mod policy;
 mod read;
 mod room;
+mod room_row;
 mod session_settings;
 mod settings;
 mod shared;

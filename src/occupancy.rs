@@ -20,7 +20,7 @@ static MAY_COUNT: Statement = Statement {
     arguments: &[pg_sys::TEXTOID, pg_sys::TEXTARRAYOID],
 };
 
-/// SQL `presence._full_occupancy(room)`: the numbers of all members, if the room's count_audience lets the caller
+/// SQL `_presence._full_occupancy(room)`: the numbers of all members, if the room's count_audience lets the caller
 /// have them; else of those whom the built-in policies show. No row where SQL must count, under other policies.
 fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;

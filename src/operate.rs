@@ -57,13 +57,13 @@ fn sweep(_call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(sweeper::sweep_now(&extension)? as i32)))
 }
 
-/// SQL `presence._announce()`: at the end of CREATE EXTENSION.
+/// SQL `_presence._announce()`: at the end of CREATE EXTENSION.
 fn announce(_call: &Call) -> Result<Option<Datum>> {
     crate::event::transaction::announce(extension::current()?.database);
     Ok(None)
 }
 
-/// SQL `presence._health()`: one row; the view `health` gives it names.
+/// SQL `_presence._health()`: one row; the view `health` gives it names.
 fn health(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let database = extension.database;
@@ -110,13 +110,13 @@ fn health(call: &Call) -> Result<Option<Datum>> {
     ]])
 }
 
-/// SQL `presence._trouble()`: one row.
+/// SQL `_presence._trouble()`: one row.
 fn trouble(call: &Call) -> Result<Option<Datum>> {
     let trouble = &extension::current()?.database.trouble;
     call.rows([vec![trouble.last().map(|(_, at)| Datum::from(at)), trouble.since().map(Datum::from)]])
 }
 
-/// SQL `presence._fast_writes()`.
+/// SQL `_presence._fast_writes()`.
 fn fast_writes(_call: &Call) -> Result<Option<Datum>> {
     let written = extension::current()?.database.counters.fast_writes.load(Relaxed);
     Ok(Some(Datum::from(written as i64)))

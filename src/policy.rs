@@ -139,7 +139,7 @@ static TEXT: Statement =
 
 /// None if it was updated while we waited.
 fn has_policies_of_old(extension: &Extension) -> Result<Option<bool>> {
-    let Some(secret) = extension::relation(c"secret") else { return Err(Error::NotInstalled) };
+    let Some(secret) = extension::internal_relation(c"secret") else { return Err(Error::NotInstalled) };
     // SAFETY: ALTER EXTENSION UPDATE changes this table, so what we look at stays for as long as we hold the lock; and
     // it waits for no open transaction, as we give the lock back. An ERROR does so by the abort.
     unsafe { pg_sys::LockRelationOid(secret, pg_sys::AccessShareLock as i32) };
@@ -163,7 +163,7 @@ fn twin() -> Option<Oid> {
     extension::internal_relation(c"member_twin")
 }
 
-/// SQL `presence._has_builtin_policies()`.
+/// SQL `_presence._has_builtin_policies()`.
 fn has_builtin_policies(_call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(is_builtin(&extension::current()?)?)))
 }

@@ -8,19 +8,19 @@ use crate::sqlfn::{self, Call};
 use pgrx::pg_sys::Datum;
 use std::sync::atomic::Ordering::*;
 
-/// SQL `presence._limit(max_rows)`: 1 to 1000.
+/// SQL `_presence._limit(max_rows)`: 1 to 1000.
 fn limit(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(validate::max_rows(call.int(0), 1_000)? as i64)))
 }
 
-/// SQL `presence._room(room)`: the room, if it is a name.
+/// SQL `_presence._room(room)`: the room, if it is a name.
 fn room(call: &Call) -> Result<Option<Datum>> {
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
     validate::name("room", room)?;
     Ok(call.datum(0))
 }
 
-/// SQL `presence._after(after, parts)`: the key after which a page starts, with that many parts.
+/// SQL `_presence._after(after, parts)`: the key after which a page starts, with that many parts.
 fn after(call: &Call) -> Result<Option<Datum>> {
     let wrong = |why: String| Error::InvalidArgument { argument: "after", why };
     let key = call.texts(0).map_err(|why| wrong(why.into()))?;
@@ -32,12 +32,12 @@ fn after(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(sqlfn::text_array(key.iter())))
 }
 
-/// SQL `presence._log_floor()`: the log has every event after this seq.
+/// SQL `_presence._log_floor()`: the log has every event after this seq.
 fn log_floor(_call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(extension::current()?.database.log_floor.load(Acquire) as i64)))
 }
 
-/// SQL `presence._seq(after_seq)`.
+/// SQL `_presence._seq(after_seq)`.
 fn given_seq(call: &Call) -> Result<Option<Datum>> {
     call.datum(0).ok_or(Error::MissingArgument { argument: "after_seq" }).map(Some)
 }
@@ -45,7 +45,7 @@ fn given_seq(call: &Call) -> Result<Option<Datum>> {
 static NEWEST: Statement =
     Statement { sql: c"select seq from presence.event order by seq desc limit 1", arguments: &[] };
 
-/// SQL `presence._log_position()`: the newest seq that this statement's snapshot sees, whoever may see its row.
+/// SQL `_presence._log_position()`: the newest seq that this statement's snapshot sees, whoever may see its row.
 fn log_position(_call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let newest = spi::as_role(extension.owner, || {
@@ -57,7 +57,7 @@ fn log_position(_call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(newest.unwrap_or(floor).max(floor))))
 }
 
-/// SQL `presence._direction(direction)`.
+/// SQL `_presence._direction(direction)`.
 fn direction(call: &Call) -> Result<Option<Datum>> {
     match call.text(0) {
         Some(b"forwards") => Ok(Some(Datum::from(true))),

@@ -57,13 +57,13 @@ fn require_manage(room: &[u8]) -> Result<()> {
     authorizer::require(room, Action::Manage)
 }
 
-/// SQL `presence._require_manage(room)`.
+/// SQL `_presence._require_manage(room)`.
 fn sql_require_manage(call: &Call) -> Result<Option<Datum>> {
     require_manage(call.text(0).ok_or(Error::MissingArgument { argument: "room" })?)?;
     Ok(None)
 }
 
-/// SQL `presence._audience(tokens, room)`.
+/// SQL `presence._audience(tokens, room)`, of versions before 0.3.0.
 fn sql_audience(call: &Call) -> Result<Option<Datum>> {
     let Some(room) = call.text(1) else { return Ok(None) };
     let tokens = call.texts(0).map_err(|why| Error::InvalidAudience { why: why.into() })?;
@@ -71,14 +71,14 @@ fn sql_audience(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(text_array(&validate::audience(tokens.iter(), room)?)))
 }
 
-/// SQL `presence._default_audience(room)`.
+/// SQL `_presence._default_audience(room)`.
 fn sql_default_audience(call: &Call) -> Result<Option<Datum>> {
     let Some(room) = call.text(0) else { return Ok(None) };
     let default = settings::default_audience();
     Ok(Some(text_array(&validate::audience(&default, room)?)))
 }
 
-/// SQL `presence._check_ttl(ttl)`.
+/// SQL `presence._check_ttl(ttl)`, of versions before 0.3.0.
 fn sql_check_ttl(call: &Call) -> Result<Option<Datum>> {
     if let Some(ttl) = call.interval(0) {
         validate::ttl(ttl)?;
@@ -86,12 +86,12 @@ fn sql_check_ttl(call: &Call) -> Result<Option<Datum>> {
     Ok(call.datum(0))
 }
 
-/// SQL `presence._next_version()`.
+/// SQL `presence._next_version()`, of versions before 0.3.0.
 fn sql_next_version(_call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(next_version() as i64)))
 }
 
-/// SQL `presence._tell_room(room, metadata, audience)`.
+/// SQL `_presence._tell_room(room, metadata, audience)`.
 fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
@@ -106,7 +106,7 @@ fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     Ok(None)
 }
 
-/// SQL `presence._same_json(jsonb, jsonb)`.
+/// SQL `_presence._same_json(jsonb, jsonb)`.
 fn sql_same_json(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(call.varlena(0) == call.varlena(1))))
 }
@@ -131,7 +131,7 @@ static KEEPS_HISTORY: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-/// SQL `presence._keeps_history(room)`.
+/// SQL `_presence._keeps_history(room)`.
 fn sql_keeps_history(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let Some(room) = call.text(0) else { return Ok(None) };

@@ -5,6 +5,7 @@
 //! others while somebody has a transaction open. So the rights are asked for here, before there is a lock.
 
 use crate::error::{Error, Result};
+use crate::extension;
 use crate::spi::{Connection, Statement, with_catalog_snapshot};
 use pgrx::pg_sys::{self, Datum, Node, NodeTag, Oid, RangeVar};
 use pgrx::{PgList, pg_guard};
@@ -148,8 +149,7 @@ fn require_on(right: Right, relation: Oid) -> Result<()> {
         let user = pg_sys::GetUserId();
         let schema = pg_sys::get_rel_namespace(relation);
         let is_ours = schema != pg_sys::InvalidOid
-            && (schema == pg_sys::get_namespace_oid(c"presence".as_ptr(), true)
-                || schema == pg_sys::get_namespace_oid(c"_presence".as_ptr(), true));
+            && (schema == extension::schema(c"presence") || schema == extension::internals());
         !is_ours
             || pg_sys::get_extension_oid(c"presence_ext".as_ptr(), true) == pg_sys::InvalidOid
             || match right {

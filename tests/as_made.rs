@@ -93,8 +93,10 @@ fn policies_ask_with_the_rights_of_the_caller() {
     let cluster = Cluster::start();
     let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
     alice.run("select presence.upsert('hall', '1')");
-    for function in ["tokens()", "user_id()", "is_service()", "_may(text, text)"] {
-        service.run(&format!("revoke execute on function presence.{function} from alice"));
+    for function in
+        ["presence.tokens()", "presence.user_id()", "presence.is_service()", "_presence._may(text, text)"]
+    {
+        service.run(&format!("revoke execute on function {function} from alice"));
         for verb in [
             "upsert('hall', '2')",
             "upsert('side')",
@@ -103,7 +105,7 @@ fn policies_ask_with_the_rights_of_the_caller() {
         ] {
             assert_eq!(alice.fails(&format!("select presence.{verb}")).code, "42501", "{function}: {verb}");
         }
-        service.run(&format!("grant execute on function presence.{function} to alice"));
+        service.run(&format!("grant execute on function {function} to alice"));
     }
     alice.run("select presence.upsert('hall', '2')");
     // Another function under the same number: the policies ask that one.

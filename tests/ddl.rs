@@ -46,13 +46,13 @@ fn a_publication_of_all_tables_is_in_nobodys_way() {
         "create function public.hear(events presence.event[]) returns void language sql begin atomic select; end;
          alter database app set presence.sink = 'public.hear'",
     );
-    until("the sink has begun", || service.is("select count(*) = 1 from presence._sink"));
+    until("the sink has begun", || service.is("select count(*) = 1 from _presence._sink"));
     alice.run("select presence.upsert('lobby', '\"again\"')");
     service.flush();
     until("the sink goes on", || service.is("select sink_lag = 0 from presence.health"));
-    until("users are written down", || service.is("select exists (select from presence._last_seen)"));
+    until("users are written down", || service.is("select exists (select from _presence._last_seen)"));
     service.run("select presence.forget('alice'); select presence.forget('bob')");
-    service.run("delete from presence._sink; delete from presence._last_seen");
+    service.run("delete from _presence._sink; delete from _presence._last_seen");
     assert_eq!(service.value("select last_error from presence.health"), "");
     // It and a sink at work may lock tables the other way round.
     until("it is dropped", || match service.try_run("drop extension presence_ext cascade") {
@@ -110,7 +110,7 @@ fn reader_with_quote_all_identifiers() {
              begin atomic insert into \"Our App\".heard select e.seq from unnest(events) e; end;
          alter database app set presence.sink = '\"Our App\".hear'",
     );
-    until("the sink has begun", || service.is("select count(*) = 1 from presence._sink"));
+    until("the sink has begun", || service.is("select count(*) = 1 from _presence._sink"));
     alice.run("select presence.upsert('lobby', '\"once more\"')");
     until("the sink has it", || service.is("select count(*) > 0 from \"Our App\".heard"));
 }
@@ -125,15 +125,15 @@ fn try_columns(table: &str, columns: &[&str]) {
              insert into public.heard select e.seq, e.event, e.room from unnest(events) e; end;
          alter database app set presence.sink = 'public.hear'",
     );
-    until("the sink has begun", || service.is("select count(*) = 1 from presence._sink"));
+    until("the sink has begun", || service.is("select count(*) = 1 from _presence._sink"));
     use_everything(&mut service, &mut alice, &mut bob);
     for column in columns {
         let name = column.split(' ').next().expect("a name");
         for ddl in [format!("add column {column}"), format!("drop column {name}")] {
-            if let Err(refused) = service.try_run(&format!("alter table presence.{table} {ddl}")) {
+            if let Err(refused) = service.try_run(&format!("alter table {table} {ddl}")) {
                 // Since 15.20 PostgreSQL refuses some by itself: functions return these rows.
                 assert_eq!(refused.code, "0A000", "{refused:?}");
-                assert_ne!(table, "member");
+                assert_ne!(table, "presence.member");
                 break;
             }
             use_everything(&mut service, &mut alice, &mut bob);
@@ -144,7 +144,7 @@ fn try_columns(table: &str, columns: &[&str]) {
     }
     // What the log never had begins with a resync, made by the names of columns.
     service.run("alter table presence.event add column mine text");
-    service.run("update presence._sink set position = -1");
+    service.run("update _presence._sink set position = -1");
     until("the sink begins anew", || {
         service.is("select exists (select from public.heard where event = 'resync')")
     });
@@ -180,18 +180,18 @@ const COLUMNS: [&str; 3] =
 
 #[test]
 fn columns_of_others_in_member() {
-    try_columns("member", &COLUMNS);
+    try_columns("presence.member", &COLUMNS);
 }
 
 #[test]
 fn columns_of_others_in_the_log() {
-    try_columns("event", &COLUMNS);
-    try_columns("_event_1", &COLUMNS[..1]);
+    try_columns("presence.event", &COLUMNS);
+    try_columns("_presence._event_1", &COLUMNS[..1]);
 }
 
 #[test]
 fn columns_of_others_in_room() {
-    try_columns("room", &COLUMNS);
+    try_columns("presence.room", &COLUMNS);
 }
 
 /// A column that says more than ours does is obeyed as in any INSERT: the log is not written past it.
@@ -233,8 +233,8 @@ fn an_index_by_any_name_or_none() {
         "reindex index concurrently presence.again",
         "alter index presence.again set tablespace pg_default",
         "reindex table presence.member",
-        "alter index presence._event_0_seq rename to renamed_0; alter index presence._event_1_room rename to renamed_1",
-        "drop index presence.renamed_0, presence.renamed_1",
+        "alter index _presence._event_0_seq rename to renamed_0; alter index _presence._event_1_room rename to renamed_1",
+        "drop index _presence.renamed_0, _presence.renamed_1",
     ] {
         service.run(ddl);
         use_everything(&mut service, &mut alice, &mut bob);
@@ -293,7 +293,7 @@ fn a_trigger_function_of_ours_is_for_our_triggers_alone() {
             let relation =
                 if relation.contains('.') { relation.to_owned() } else { format!("presence.{relation}") };
             owner.run(&format!(
-                "begin; create trigger wrong {when} on {relation} for each {level} execute function presence.{function}()"
+                "begin; create trigger wrong {when} on {relation} for each {level} execute function _presence.{function}()"
             ));
             let statement = match relation.as_str() {
                 "public.numbers" if when.contains("truncate") => "truncate public.numbers".to_owned(),

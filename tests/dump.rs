@@ -107,7 +107,7 @@ fn a_copy_has_its_own_secret_and_the_limits_of_its_rooms() {
     );
     cluster.until_worker("copy");
     let mut copy = cluster.session("postgres", "copy");
-    let key = "select encode(sha256(key), 'hex') from presence.secret";
+    let key = "select encode(sha256(key), 'hex') from _presence.secret";
     assert_ne!(copy.value(key), service.value(key));
     copy.run(
         "select presence.upsert_many((select jsonb_agg(jsonb_build_object('room', 'all \"of\" it', 'user_id', n::text))

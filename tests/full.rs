@@ -162,7 +162,7 @@ fn with_a_full_disk_under_the_log_presence_goes_on_and_the_rest_follows() {
     let place = disk.dir.display();
     service.run(&format!("create tablespace small location '{place}'"));
     for part in 0..3 {
-        service.run(&format!("alter table presence._event_{part} set tablespace small"));
+        service.run(&format!("alter table _presence._event_{part} set tablespace small"));
     }
     service.run("select presence.listen()");
     alice.run("select presence.upsert('lobby', '0')");

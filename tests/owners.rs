@@ -71,8 +71,8 @@ fn of_admin() -> Cluster {
 
 const OWNERS: &str = "
     select string_agg(distinct owner::regrole::text, ' ') from (
-        select relowner as owner from pg_class where relnamespace = 'presence'::regnamespace
-        union select proowner from pg_proc where pronamespace = 'presence'::regnamespace
+        select relowner as owner from pg_class where relnamespace in ('presence'::regnamespace, '_presence'::regnamespace)
+        union select proowner from pg_proc where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace)
         union select extowner from pg_extension where extname = 'presence_ext') o";
 
 #[test]
@@ -128,8 +128,16 @@ fn reassigned_to_somebody_who_is_no_superuser() {
 fn tables_with_other_owners() {
     let cluster = of_admin();
     let (mut service, mut alice, mut bob) = people(&cluster);
-    for table in ["secret", "room", "event", "_event_0", "_event_1", "_last_seen", "_sink"] {
-        service.run(&format!("alter table presence.{table} owner to successor"));
+    for table in [
+        "_presence.secret",
+        "presence.room",
+        "presence.event",
+        "_presence._event_0",
+        "_presence._event_1",
+        "_presence._last_seen",
+        "_presence._sink",
+    ] {
+        service.run(&format!("alter table {table} owner to successor"));
         service.run("alter role admin superuser");
         use_everything(&mut service, &mut alice, &mut bob);
         let (mut service, mut alice, mut bob) = people(&cluster);

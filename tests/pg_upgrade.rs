@@ -19,7 +19,7 @@ const BEFORE: &str = "
     create policy app_reads on presence.room for select to carol using (true);";
 
 const ROOMS: &str = "select * from presence.room order by room";
-const LAST_SEEN: &str = "select user_id, last_seen_at from presence._last_seen order by user_id";
+const LAST_SEEN: &str = "select user_id, last_seen_at from _presence._last_seen order by user_id";
 const SETTINGS: &str = "
     select coalesce(datname, ''), coalesce(rolname, ''), setconfig
     from pg_db_role_setting left join pg_database d on d.oid = setdatabase left join pg_roles r on r.oid = setrole
@@ -50,7 +50,7 @@ fn pg_upgrade_keeps_what_is_there() {
     let mut service = old.service();
     service.flush();
     // Written behind, within two seconds.
-    let noted = "select count(*) = 2 from presence._last_seen";
+    let noted = "select count(*) = 2 from _presence._last_seen";
     until("both were noted", || service.is(noted));
     // Those who stay are noted again at any time: compare what stands still.
     let questions = [ROOMS, SETTINGS, GRANTS];

@@ -263,7 +263,7 @@ fn plain(user: usize, step: &Step) -> String {
             )
         }
         Step::Update { room, patch, status, .. } => {
-            let state = format!("presence._merge_patch(m.state, '{{\"p\": {patch}}}')");
+            let state = format!("m.state || '{{\"p\": {patch}}}'");
             format!("{} end if; end $$", change(room, &state, &literal(status)))
         }
         Step::Delete { room, .. } => format!("delete from presence.member where {}", of(room)),

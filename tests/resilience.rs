@@ -151,7 +151,7 @@ fn a_reader_of_the_log_stops_nothing_however_long_it_stays() {
     reader.run("commit");
     let parts = |service: &mut Session| {
         (0..3)
-            .filter(|part| service.number(&format!("select count(*) from presence._event_{part}")) > 0)
+            .filter(|part| service.number(&format!("select count(*) from _presence._event_{part}")) > 0)
             .count()
     };
     until("it rotates", || {
@@ -201,7 +201,7 @@ fn who_may_not_lock_a_table_makes_nobody_wait() {
     alice.run("begin; select presence.upsert('hall'); select count(*) from presence.online, presence.event");
     bob.run("set lock_timeout = '10s'");
     for statement in LOCKING_OUT {
-        for table in ["presence.member", "presence.room", "presence.event", "presence._event_0"] {
+        for table in ["presence.member", "presence.room", "presence.event", "_presence._event_0"] {
             let statement = statement.replace("TABLE", table);
             let began = Instant::now();
             assert_eq!(bob.fails(&format!("begin; {statement}")).code, "42501", "{statement}");
@@ -261,7 +261,7 @@ fn censor(code: &str) -> String {
     let when = if kind.starts_with("constraint") { "deferrable initially deferred" } else { "" };
     let triggers: String = (0..3)
         .map(|part| {
-            format!("create {kind} on presence._event_{part} {when} for each row execute function public.censor();")
+            format!("create {kind} on _presence._event_{part} {when} for each row execute function public.censor();")
         })
         .collect();
     format!(
@@ -311,7 +311,7 @@ fn an_event_that_cannot_be_written_holds_up_nobody_elses() {
 fn a_line_of_last_seen_that_cannot_be_written_holds_up_nobody_elses() {
     let cluster = Cluster::start();
     let mut service = cluster.service();
-    service.run("alter table presence._last_seen add check (user_id not in ('u17', 'u60'))");
+    service.run("alter table _presence._last_seen add check (user_id not in ('u17', 'u60'))");
     service.run("select presence.upsert('hall', user_id => 'u' || n) from generate_series(1, 100) n");
     service.run("select presence.delete_all('u' || n) from generate_series(1, 100) n");
     until("the others are written", || service.number("select count(*) from presence.last_seen") == 98);
@@ -329,10 +329,10 @@ fn steps_of_the_housekeeping_that_fail_hold_up_no_others() {
     // Neither can the log be rotated, nor last_seen be written.
     service.run(
         "create function public.never() returns trigger language plpgsql as $$ begin raise 'never'; end $$;
-         create trigger never before truncate on presence._event_1 execute function public.never();
-         create trigger never before truncate on presence._event_2 execute function public.never();
-         create trigger never before truncate on presence._event_0 execute function public.never();
-         create trigger never before insert on presence._last_seen execute function public.never()",
+         create trigger never before truncate on _presence._event_1 execute function public.never();
+         create trigger never before truncate on _presence._event_2 execute function public.never();
+         create trigger never before truncate on _presence._event_0 execute function public.never();
+         create trigger never before insert on _presence._last_seen execute function public.never()",
     );
     alice.run("select presence.upsert('hall', '0', ttl => '30 d')");
     service.flush();
@@ -373,7 +373,7 @@ fn a_cancel_of_the_worker_costs_no_event() {
     service.run(
         "create function public.slowly() returns trigger language plpgsql as
              $$ begin perform pg_sleep(0.3); return coalesce(new, old); end $$;
-         create trigger slowly before insert on presence._event_0 for each row execute function public.slowly();
+         create trigger slowly before insert on _presence._event_0 for each row execute function public.slowly();
          create trigger slowly before delete on presence.member for each row execute function public.slowly()",
     );
     alice.run("select presence.upsert('hall', '0', ttl => '2 s')");

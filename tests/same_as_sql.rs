@@ -333,7 +333,7 @@ fn our_triggers_refuse_other_tables() {
     for (table, when) in [("wide", "before insert"), ("wide", "after insert"), ("twin", "before insert")] {
         let function = if when.starts_with("before") { "before" } else { "after" };
         service.run(&format!(
-            "create trigger t {when} on public.{table} for each row execute function presence._member_{function}()"
+            "create trigger t {when} on public.{table} for each row execute function _presence._member_{function}()"
         ));
         let refused = service.fails(&format!("insert into public.{table} default values"));
         assert_eq!(refused.code, "39P01", "{table} {when}: {}", refused.message);

@@ -51,7 +51,7 @@ fn use_sink(cluster: &Cluster, function: &str) {
     let mut service = cluster.service();
     service.run(&format!("alter database app set presence.sink = '{function}'"));
     until("the sink has begun", || {
-        service.is(&format!("select count(*) = 1 from presence._sink where function_name = '{function}'"))
+        service.is(&format!("select count(*) = 1 from _presence._sink where function_name = '{function}'"))
     });
 }
 
@@ -62,7 +62,7 @@ fn caught_up(service: &mut Session) {
     let mut health = String::new();
     let reached = attempt(|| {
         health = service.value("select to_jsonb(h) from presence.health h");
-        service.is(&format!("select max(position) >= {seq} from presence._sink"))
+        service.is(&format!("select max(position) >= {seq} from _presence._sink"))
     });
     assert!(reached, "the sink does not get as far as {seq}: {health}");
 }
@@ -238,7 +238,7 @@ fn a_sink_that_is_not_there_is_waited_for() {
     service.run("select presence.upsert('lobby')");
     service.flush();
     cluster.sql("app", SINK);
-    until("it begins", || service.is("select count(*) = 1 from presence._sink"));
+    until("it begins", || service.is("select count(*) = 1 from _presence._sink"));
     service.run("select presence.upsert('lobby', '2')");
     caught_up(&mut service);
     assert_eq!(service.value("select max(state::text) from app.log"), "2");
@@ -566,7 +566,7 @@ fn the_log_rotates() {
     cluster.sql("app", SINK);
     use_sink(&cluster, "app.on_presence");
     let first = service.number("select presence.seq()");
-    let floor = "select presence._log_floor()";
+    let floor = "select _presence._log_floor()";
     let began = Instant::now();
     let floor_at_first = service.number(floor);
     let mut turn = 0;

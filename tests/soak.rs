@@ -122,7 +122,7 @@ fn long_enough() -> bool {
 fn sample(service: &mut Session, pids: &BTreeMap<u64, i64>) -> Sample {
     let mut sample = Sample::new();
     let sizes = "select c.relname, pg_total_relation_size(c.oid) / 1024 from pg_class c
-                 where c.relnamespace = 'presence'::regnamespace and c.relkind = 'r'";
+                 where c.relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and c.relkind = 'r'";
     for row in service.rows(sizes) {
         sample.insert(format!("table {}", row[0]), row[1].parse().expect("kilobytes"));
     }

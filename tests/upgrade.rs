@@ -139,10 +139,10 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         service.flush();
         let everything = "select array(select m::text from presence.member m order by 1),
                                  array(select r::text from presence.room r), array(select e::text from presence.event e order by seq),
-                                 (select encode(key, 'hex') from presence.secret)";
-        let before = service.rows(everything);
+                                 (select encode(key, 'hex') from SCHEMA.secret)";
+        let before = service.rows(&everything.replace("SCHEMA", "presence"));
         service.run("alter extension presence_ext update");
-        assert_eq!(service.rows(everything), before);
+        assert_eq!(service.rows(&everything.replace("SCHEMA", "_presence")), before);
         assert!(alice.is("select presence.heartbeat('lobby')"));
         alice.run("select presence.upsert('lobby', '2')");
         assert_eq!(lines(&bob.hear()), ["update alice"], "on the channels it listened to before");

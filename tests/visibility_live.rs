@@ -819,7 +819,7 @@ fn last_seen_follows_the_audience() {
     olga.run("select presence.upsert('lobby', audience => '{any}')");
     let mut service = cluster.service();
     until("last_seen is written", || {
-        service.number("select count(*) from presence._last_seen where user_id = 'olga'") == 1
+        service.number("select count(*) from _presence._last_seen where user_id = 'olga'") == 1
     });
     assert_eq!(dan.number(seen), 1);
     olga.run("select presence.update('lobby', audience => '{}')");

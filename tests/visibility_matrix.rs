@@ -583,7 +583,7 @@ fn when_users_were_last_seen() {
     }
     service.flush();
     until("last_seen is written", || {
-        service.number("select count(*) from presence._last_seen where user_id like 'seen%'")
+        service.number("select count(*) from _presence._last_seen where user_id like 'seen%'")
             == AUDIENCES.len() as i64
     });
     look("last_seen after the leave");

@@ -46,7 +46,7 @@ fn update(call: &Call) -> Result<Option<Datum>> {
     call.at_most_one_row(upsert::run(&request)?)
 }
 
-/// SQL `presence._merge_patch(target jsonb, patch jsonb)`.
+/// SQL `_presence._merge_patch(target jsonb, patch jsonb)`.
 fn merge_patch(call: &Call) -> Result<Option<Datum>> {
     let (Some(target), Some(patch)) = (call.datum(0), call.datum(1)) else { return Ok(None) };
     // SAFETY: declared jsonb in SQL.

@@ -281,7 +281,7 @@ mod tests {
         for _ in 0..500 {
             let (target, patch) = (some_json(&mut random, 3), some_object(&mut random, 3));
             let got: JsonB = Spi::get_one_with_args(
-                "select presence._merge_patch($1, $2)",
+                "select _presence._merge_patch($1, $2)",
                 &[JsonB(target.clone()).into(), JsonB(patch.clone()).into()],
             )
             .unwrap()

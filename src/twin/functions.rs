@@ -1,7 +1,7 @@
 //! The functions of ours that policies and triggers of `member` call: whether they are still this library's, for their
 //! owner may replace them, and whether the current role may call what policies call.
 
-use crate::extension::is_granted;
+use crate::extension::{self, is_granted};
 use crate::sqlfn::bytes_of;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::CStr;
@@ -70,6 +70,8 @@ fn is(function: Oid, symbols: &[&str]) -> bool {
 
 /// Whoever asks: this is no question of rights.
 fn by_name(name: &CStr, arguments: &[Oid]) -> Option<Oid> {
+    let is_internal = name.to_bytes().starts_with(b"_");
+    let schema = if is_internal { extension::internals() } else { extension::schema(c"presence") };
     // SAFETY: a look-up in the catalog, by a C string and a vector of as many types as we say.
     let found = unsafe {
         let arguments = pg_sys::buildoidvector(arguments.as_ptr(), arguments.len() as i32);
@@ -78,7 +80,7 @@ fn by_name(name: &CStr, arguments: &[Oid]) -> Option<Oid> {
             pg_sys::Anum_pg_proc_oid as i16,
             Datum::from(name.as_ptr()),
             Datum::from(arguments),
-            Datum::from(pg_sys::get_namespace_oid(c"presence".as_ptr(), true)),
+            Datum::from(schema),
             Datum::from(0),
         )
     };

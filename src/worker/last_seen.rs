@@ -60,7 +60,7 @@ pub struct LastSeen {
 
 static WRITE: Statement = Statement {
     sql:
-        c"insert into presence._last_seen as l (user_id, last_seen_at, room, audience) values ($1, $2, $3, $4)
+        c"insert into _presence._last_seen as l (user_id, last_seen_at, room, audience) values ($1, $2, $3, $4)
            on conflict (user_id) do update
            set last_seen_at = excluded.last_seen_at, room = excluded.room, audience = excluded.audience
            where l.last_seen_at operator(pg_catalog.<=) excluded.last_seen_at",
@@ -72,19 +72,19 @@ static STALE: Statement = Statement {
                   _presence._last_seen_at(m.key_hash, m.version, m.generation, m.deadline, m.session, m.ttl,
                                          m.last_seen_at) as seen, l.last_seen_at
            from (select * from presence.member where user_id operator(pg_catalog.>) $1 order by user_id limit 200) m
-                left join presence._last_seen l on l.user_id operator(pg_catalog.=) m.user_id
+                left join _presence._last_seen l on l.user_id operator(pg_catalog.=) m.user_id
            order by m.user_id, seen desc nulls last",
     arguments: &[pg_sys::TEXTOID],
 };
 
 /// `presence.forget`.
 pub static FORGET: Statement = Statement {
-    sql: c"delete from presence._last_seen where user_id operator(pg_catalog.=) $1",
+    sql: c"delete from _presence._last_seen where user_id operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID],
 };
 
 static CLEAN_UP: Statement = Statement {
-    sql: c"delete from presence._last_seen l where l.last_seen_at operator(pg_catalog.<) $1
+    sql: c"delete from _presence._last_seen l where l.last_seen_at operator(pg_catalog.<) $1
            and not exists (select from presence.member m where m.user_id operator(pg_catalog.=) l.user_id)",
     arguments: &[pg_sys::TIMESTAMPTZOID],
 };

@@ -45,7 +45,7 @@ macro_rules! insert {
         Statement {
             sql: match CStr::from_bytes_with_nul(
                 concat!(
-                    "insert into presence.",
+                    "insert into _presence.",
                     $table,
                     " (seq, version, event, room, member_id, connection_id, user_id, status, state, metadata, \
                      connections, reason, at, joined_at, audience) \
@@ -66,12 +66,12 @@ static INSERT: [Statement; PARTS] = [insert!("_event_0"), insert!("_event_1"), i
 const NAMES: [&CStr; PARTS] = [c"_event_0", c"_event_1", c"_event_2"];
 
 const TRUNCATE: [&CStr; PARTS] =
-    [c"truncate presence._event_0", c"truncate presence._event_1", c"truncate presence._event_2"];
+    [c"truncate _presence._event_0", c"truncate _presence._event_1", c"truncate _presence._event_2"];
 
 const NEWEST: [&CStr; PARTS] = [
-    c"select seq from presence._event_0 order by seq desc limit 1",
-    c"select seq from presence._event_1 order by seq desc limit 1",
-    c"select seq from presence._event_2 order by seq desc limit 1",
+    c"select seq from _presence._event_0 order by seq desc limit 1",
+    c"select seq from _presence._event_1 order by seq desc limit 1",
+    c"select seq from _presence._event_2 order by seq desc limit 1",
 ];
 
 const NEWEST_VERSION: &CStr = c"select greatest((select pg_catalog.max(version) from presence.member),
@@ -141,7 +141,7 @@ impl Log {
     /// None: somebody reads that part just now; until they have done, the current one grows.
     pub fn rotate(&self) -> Result<Option<(Log, u64)>> {
         let next = (self.part + 1) % PARTS;
-        let Some(part) = extension::relation(NAMES[next]) else { return Ok(None) };
+        let Some(part) = extension::internal_relation(NAMES[next]) else { return Ok(None) };
         // SAFETY: a lock on an oid, held until the transaction ends.
         if !unsafe { pg_sys::ConditionalLockRelationOid(part, pg_sys::AccessExclusiveLock as i32) } {
             return Ok(None);
@@ -183,7 +183,7 @@ impl OpenPart {
     /// None if there is more to a row than heap and columns: somebody has added a column, a trigger, a rule, a check,
     /// or an index on an expression. Then SQL knows what to do.
     fn of(name: &CStr) -> Option<OpenPart> {
-        let oid = extension::relation(name)?;
+        let oid = extension::internal_relation(name)?;
         // SAFETY: a table of ours, opened here and closed by `drop`; the arrays are as long as they say.
         unsafe {
             let table = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);

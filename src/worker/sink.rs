@@ -142,19 +142,19 @@ static FUNCTION: Statement = Statement {
 };
 
 static POSITION: Statement = Statement {
-    sql: c"select position from presence._sink where function_name operator(pg_catalog.=) $1 for update",
+    sql: c"select position from _presence._sink where function_name operator(pg_catalog.=) $1 for update",
     arguments: &[pg_sys::TEXTOID],
 };
 
 /// A new sink begins with what happens from now on.
 static BEGIN: Statement = Statement {
-    sql: c"insert into presence._sink (function_name, position, updated_at)
-           values ($1, presence._log_position(), pg_catalog.clock_timestamp()) returning position",
+    sql: c"insert into _presence._sink (function_name, position, updated_at)
+           values ($1, _presence._log_position(), pg_catalog.clock_timestamp()) returning position",
     arguments: &[pg_sys::TEXTOID],
 };
 
 static ADVANCE: Statement = Statement {
-    sql: c"update presence._sink set position = $2, updated_at = pg_catalog.clock_timestamp() where function_name operator(pg_catalog.=) $1",
+    sql: c"update _presence._sink set position = $2, updated_at = pg_catalog.clock_timestamp() where function_name operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID],
 };
 
@@ -173,9 +173,9 @@ static BATCH: Statement = Statement {
                   order by e.seq limit 1000)
                  union all
                  select pg_catalog.jsonb_populate_record(null::presence.event,
-                            pg_catalog.jsonb_build_object('seq', presence._log_floor(), 'event', 'resync')),
-                        presence._log_floor()
-                 where $1 operator(pg_catalog.<) presence._log_floor()) b",
+                            pg_catalog.jsonb_build_object('seq', _presence._log_floor(), 'event', 'resync')),
+                        _presence._log_floor()
+                 where $1 operator(pg_catalog.<) _presence._log_floor()) b",
     arguments: &[pg_sys::INT8OID, pg_sys::INT8OID],
 };
 
@@ -260,8 +260,7 @@ static SET_SEARCH_PATH: Statement = Statement {
 fn event_array() -> pg_sys::Oid {
     // SAFETY: catalog look-ups.
     unsafe {
-        let schema = pg_sys::get_namespace_oid(c"presence".as_ptr(), true);
-        let relation = pg_sys::get_relname_relid(c"event".as_ptr(), schema);
+        let relation = extension::relation(c"event").unwrap_or(pg_sys::InvalidOid);
         pg_sys::get_array_type(pg_sys::get_rel_type_id(relation))
     }
 }

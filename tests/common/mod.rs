@@ -47,10 +47,10 @@ pub fn attempt(mut condition: impl FnMut() -> bool) -> bool {
 pub const GRANTS: &str = "
     select name, grantee::regrole, string_agg(privilege_type, ' ' order by privilege_type)
     from (select oid::regclass::text as name, relacl as acl, relowner as owner from pg_class
-          where relnamespace = 'presence'::regnamespace
+          where relnamespace in ('presence'::regnamespace, '_presence'::regnamespace)
           union all
           select oid::regprocedure::text, proacl, proowner from pg_proc
-          where pronamespace = 'presence'::regnamespace) o, aclexplode(acl)
+          where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace)) o, aclexplode(acl)
     where grantee <> owner group by 1, 2 order by 1, 2";
 
 /// Says that it is over when it is dropped, also by a panic: threads that wait for it end.

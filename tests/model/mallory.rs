@@ -73,7 +73,7 @@ const STATEMENTS: [&str; 56] = [
     "select count(*) from presence.event, presence.room, presence.last_seen",
     "declare c cursor with hold for select * from presence.list()",
     "create rule no as on insert to presence.member do instead nothing",
-    "create rule no as on insert to presence._event_0 do instead nothing",
+    "create rule no as on insert to _presence._event_0 do instead nothing",
     "create trigger no before insert on presence.member for each row execute function mallory.nothing()",
     "create table mallory.cursor (room text references presence.member)",
     "alter table mallory.parted attach partition presence.member default",

@@ -1,22 +1,27 @@
 -- What the catalog says: comments, descriptions, storage, volatility.
 select p.oid::regprocedure as without_comment from pg_proc p
-where p.pronamespace = 'presence'::regnamespace and coalesce(obj_description(p.oid, 'pg_proc'), '') = '' order by 1;
+where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and coalesce(obj_description(p.oid, 'pg_proc'), '') = '' order by 1;
 select c.oid::regclass as without_comment from pg_class c
-where c.relnamespace = 'presence'::regnamespace and c.relkind in ('r', 'v') and c.relname !~ '^_' and coalesce(obj_description(c.oid, 'pg_class'), '') = '' order by 1;
+where c.relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and c.relkind in ('r', 'v') and c.relname !~ '^_event' and coalesce(obj_description(c.oid, 'pg_class'), '') = '' order by 1;
 
 -- Each function is there once: no overloads; no argument name is a reserved word.
-select proname from pg_proc where pronamespace = 'presence'::regnamespace group by 1 having count(*) > 1;
+select proname from pg_proc where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) group by 1 having count(*) > 1;
 select p.oid::regprocedure, a from pg_proc p, unnest(p.proargnames) a join pg_get_keywords() k on k.word = a
-where p.pronamespace = 'presence'::regnamespace and k.catcode = 'R';
-select p.oid::regprocedure as security_definer from pg_proc p where pronamespace = 'presence'::regnamespace and prosecdef;
+where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and k.catcode = 'R';
+select p.oid::regprocedure as security_definer from pg_proc p where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and prosecdef;
 
 -- Functions that only read are stable.
-select p.proname, p.provolatile from pg_proc p where p.pronamespace = 'presence'::regnamespace and p.provolatile <> 's'
+select p.proname, p.provolatile from pg_proc p where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.provolatile <> 's'
     and p.proname = any('{user_id,tokens,is_service,list,get,users,occupancy,rooms,state,history,get_room,seq,changes,worker_pid}');
 
 -- Settings: each has a description of one line, security is for superusers.
 select name from pg_settings where name like 'presence.%' and (coalesce(short_desc, '') = '' or short_desc ~ '\n' or short_desc !~ '\.$');
 select name, context, unit, boot_val from pg_settings where name like 'presence.%' and name !~ 'stall' order by 1;
+
+-- What people are shown: nothing of the extension's own. That is in a schema into which only the owner looks.
+select relname, relkind from pg_class where relnamespace = 'presence'::regnamespace and relkind <> 'i' order by 1;
+select proname from pg_proc where pronamespace = 'presence'::regnamespace order by 1;
+select nspname, nspacl from pg_namespace where nspname = '_presence';
 
 -- How members are stored.
 select relpersistence, relrowsecurity, relforcerowsecurity, array(select unnest(reloptions) order by 1) as options from pg_class where oid = 'presence.member'::regclass;
@@ -24,8 +29,8 @@ select array(select unnest(t.reloptions) order by 1) as toast from pg_class c jo
 select pg_get_indexdef(indexrelid) from pg_index where indrelid = 'presence.member'::regclass order by 1;
 select conname, contype from pg_constraint where conrelid = 'presence.member'::regclass and contype <> 'n' order by 1;
 select tgname, tgenabled from pg_trigger where tgrelid = 'presence.member'::regclass order by 1;
-select relname from pg_class where relnamespace = 'presence'::regnamespace and relkind = 'r' and not relrowsecurity;
-select relname from pg_class where relnamespace = 'presence'::regnamespace and relkind = 'r' and relpersistence = 'u' order by 1;
+select relname from pg_class where relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and relkind = 'r' and not relrowsecurity;
+select relname from pg_class where relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and relkind = 'r' and relpersistence = 'u' order by 1;
 
 -- The slots cost at most 128 bytes a member.
 select sum(s.allocated_size) filter (where s.name ~ 'lease') / current_setting('presence.max_members')::bigint <= 128 as small
@@ -37,7 +42,7 @@ select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order
 
 -- All belong to the extension, which is in its own schema and does not move.
 select extrelocatable, extnamespace::regnamespace from pg_extension where extname = 'presence_ext';
-select c.oid::regclass from pg_class c where relnamespace = 'presence'::regnamespace and relkind in ('r', 'v')
+select c.oid::regclass from pg_class c where relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and relkind in ('r', 'v')
     and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e');
 
 -- health is one row.

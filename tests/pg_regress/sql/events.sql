@@ -270,7 +270,7 @@ select event, seq = :after + 1000 as as_given from presence.changes(:after + 100
 reset role;
 set role regress_alice;
 select e.code, e.message from unnest(array['insert into presence.event (seq, event) values (1, ''enter'')', 'delete from presence.event', 'update presence.event set seq = 1',
-    'truncate presence.event', 'select * from presence._event_0', 'select key from presence.secret']) s, test.error(s) e;
+    'truncate presence.event', 'select * from _presence._event_0', 'select key from _presence.secret']) s, test.error(s) e;
 
 reset role;
 select count(*) from unnest(array['regress_alice', 'regress_bob']) u, presence.delete_all(u);

@@ -13,7 +13,7 @@ $$;
 
 -- Wait until the worker has written what it knew of last seen: who comes after it is written after it.
 create function test.written() returns text language sql as $$
-    select test.wait_until($q$ exists (select from presence._last_seen where user_id = 'marker' and last_seen_at >= (select joined_at from presence.get('fg', 'marker'))) $q$)
+    select test.wait_until($q$ exists (select from _presence._last_seen where user_id = 'marker' and last_seen_at >= (select joined_at from presence.get('fg', 'marker'))) $q$)
 $$;
 
 -- For service roles.

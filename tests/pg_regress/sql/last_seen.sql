@@ -52,14 +52,14 @@ select presence.delete('mine');
 -- Whoever hid before leaving is hidden after it.
 reset role;
 select (presence.upsert('ls', user_id => 'seen_shy', audience => '{any}')).user_id;
-select test.wait_until($$ exists (select from presence._last_seen where user_id = 'seen_shy') $$);
+select test.wait_until($$ exists (select from _presence._last_seen where user_id = 'seen_shy') $$);
 select (presence.upsert('ls', user_id => 'seen_shy', audience => '{}')).user_id;
 select test.flushed() is not null as published \gset
 set role regress_bob;
 select test.wait_until($$ not exists (select from presence.last_seen where user_id = 'seen_shy') $$) as hidden_while_here;
 reset role;
 select presence.delete_all('seen_shy');
-select test.wait_until($$ exists (select from presence._last_seen where user_id = 'seen_shy' and audience = '{}') $$);
+select test.wait_until($$ exists (select from _presence._last_seen where user_id = 'seen_shy' and audience = '{}') $$);
 set role regress_bob;
 select count(*) from presence.last_seen where user_id = 'seen_shy';
 reset role;
@@ -73,12 +73,18 @@ select test.wait_until(format($$ clock_timestamp() > %L::timestamptz + interval 
 select online, last_seen_at >= :'renewed' as since_renewal, last_seen_at < :'deadline' as before_the_end from presence.last_seen where user_id = 'seen_lost';
 
 -- It is a table that survives: logged, and the worker's alone.
-select relpersistence from pg_class where oid = 'presence._last_seen'::regclass;
+select relpersistence from pg_class where oid = '_presence._last_seen'::regclass;
 set role regress_alice;
-select e.code from unnest(array['insert into presence._last_seen (user_id, last_seen_at, room, audience) values (''x'', now(), ''r'', ''{}'')', 'update presence._last_seen set last_seen_at = now()',
-    'delete from presence._last_seen', 'truncate presence._last_seen']) s, test.error(s) e;
--- nor does it tell by its raw rows what the view does not
-select user_id from presence._last_seen where user_id like 'seen%' order by 1;
+select e.code from unnest(array['insert into _presence._last_seen (user_id, last_seen_at, room, audience) values (''x'', now(), ''r'', ''{}'')', 'update _presence._last_seen set last_seen_at = now()',
+    'delete from _presence._last_seen', 'truncate _presence._last_seen', 'select * from _presence._last_seen']) s, test.error(s) e;
+-- nor do its raw rows tell, where somebody is let in, what the view does not
+reset role;
+grant usage on schema _presence to regress_alice;
+set role regress_alice;
+select user_id from _presence._last_seen where user_id like 'seen%' order by 1;
+reset role;
+revoke usage on schema _presence from regress_alice;
+set role regress_alice;
 -- as the authorizer says
 reset role;
 create function test.authorize(room text, action text) returns boolean language sql stable as $$ select room <> 'ls' $$;

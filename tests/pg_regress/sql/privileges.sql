@@ -1,14 +1,14 @@
 -- Nothing is granted to PUBLIC; grant_access and revoke_access give and take all that is needed.
 select p.oid::regprocedure from pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
-where p.pronamespace = 'presence'::regnamespace and a.grantee = 0 order by 1;
+where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and a.grantee = 0 order by 1;
 select c.oid::regclass, a.privilege_type from pg_class c, aclexplode(c.relacl) a
-where c.relnamespace = 'presence'::regnamespace and a.grantee = 0;
+where c.relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and a.grantee = 0;
 select a.privilege_type from pg_namespace n, aclexplode(n.nspacl) a where n.nspname = 'presence' and a.grantee = 0;
 
 -- A stranger.
 set role regress_nobody;
 select s, e.code from unnest(array['select * from presence.online', 'select * from presence.member', 'select * from presence.event',
-    'select presence.upsert(''r'')', 'select presence.user_id()', 'select * from presence.health', 'select * from presence.secret']) s, test.error(s) e;
+    'select presence.upsert(''r'')', 'select presence.user_id()', 'select * from presence.health', 'select * from _presence.secret']) s, test.error(s) e;
 reset role;
 
 -- Read only.
@@ -19,7 +19,7 @@ select s, coalesce(e.code, e.message) from unnest(array['select * from presence.
     'select * from presence.changes(0)', 'select presence.user_id()', 'select presence.tokens()', 'select presence.channels()', 'select presence.heartbeat(''r'')',
     'select presence.upsert(''r'')', 'select presence.delete(''r'')', 'insert into presence.member (room) values (''r'')', 'delete from presence.member',
     'update presence.member set status = ''x''', 'truncate presence.member',
-    'insert into presence.event (seq, event) values (1, ''x'')', 'select * from presence.secret', 'select * from presence._event_0',
+    'insert into presence.event (seq, event) values (1, ''x'')', 'select * from _presence.secret', 'select * from _presence._event_0',
     'select presence.sweep()', 'select presence.grant_access(''regress_nobody'')', 'select presence.revoke_access(''regress_alice'')']) s, test.error(s) e;
 reset role;
 
@@ -29,15 +29,15 @@ set role regress_nobody;
 select s, coalesce(e.code, e.message) from unnest(array['select presence.upsert(''r'')', 'select presence.update(''r'')', 'select presence.heartbeat(''r'')',
     'select presence.delete(''r'')', 'select presence.delete_all()', 'insert into presence.member (room) values (''r'')',
     'update presence.member set status = ''x''', 'delete from presence.member', 'select presence.seq()', 'select presence.worker_pid()',
-    'select presence.wait_for_flush(''10 s'')', 'truncate presence.member', 'select * from presence.secret', 'select presence._announce()',
+    'select presence.wait_for_flush(''10 s'')', 'truncate presence.member', 'select * from _presence.secret', 'select _presence._announce()',
     'select _presence._claim(gen_random_uuid(), 1, 1, 1, 1)', 'select presence.grant_access(''regress_nobody'')',
     'alter table presence.member disable trigger all', 'create table presence.mine ()']) s, test.error(s) e;
 reset role;
 
 -- And nothing is left.
 select presence.revoke_access('regress_nobody');
-select p.oid::regprocedure from pg_proc p, aclexplode(p.proacl) a where p.pronamespace = 'presence'::regnamespace and a.grantee = 'regress_nobody'::regrole;
-select c.oid::regclass from pg_class c, aclexplode(c.relacl) a where c.relnamespace = 'presence'::regnamespace and a.grantee = 'regress_nobody'::regrole;
+select p.oid::regprocedure from pg_proc p, aclexplode(p.proacl) a where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and a.grantee = 'regress_nobody'::regrole;
+select c.oid::regclass from pg_class c, aclexplode(c.relacl) a where c.relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and a.grantee = 'regress_nobody'::regrole;
 set role regress_nobody;
 select e.code, e.message from test.error('select presence.user_id()') e;
 reset role;

@@ -82,9 +82,9 @@ select presence.delete('lobby');
 reset role;
 
 -- The same for the log, which the worker writes: an index on an expression is kept.
-create index by_tool on presence._event_0 ((state ->> 'tool'));
-create index by_tool_1 on presence._event_1 ((state ->> 'tool'));
-create index by_tool_2 on presence._event_2 ((state ->> 'tool'));
+create index by_tool on _presence._event_0 ((state ->> 'tool'));
+create index by_tool_1 on _presence._event_1 ((state ->> 'tool'));
+create index by_tool_2 on _presence._event_2 ((state ->> 'tool'));
 set role regress_alice;
 select state from presence.upsert('lobby', '{"tool": "chalk"}');
 select presence.delete('lobby');
@@ -95,6 +95,6 @@ set enable_bitmapscan = off;
 select event, state from presence.event where state ->> 'tool' = 'chalk' order by seq;
 reset enable_seqscan;
 reset enable_bitmapscan;
-drop index presence.by_tool, presence.by_tool_1, presence.by_tool_2;
+drop index _presence.by_tool, _presence.by_tool_1, _presence.by_tool_2;
 drop table audit;
 drop function audit;
