@@ -12,9 +12,9 @@ comment on function presence.unlisten(text) is 'Stop listening to the channels o
 create function presence.channels(room text default null) returns setof text
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_channels';
 comment on function presence.channels(text) is
-    'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. Names change '
-    'with every start of the server and by rotate_channels: ask after each connect. Refused (0A000) outside of a '
-    'client''s own session.';
+    'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. The first one is '
+    'presence, always. The others change now and then, and with a crash: ask after each connect. Refused (0A000) outside '
+    'of a client''s own session.';
 
 create function presence.rotate_channels(room text default null) returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_rotate_channels';

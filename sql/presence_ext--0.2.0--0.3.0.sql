@@ -376,9 +376,9 @@ comment on function presence.listen(text) is
     '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused (0A000) where sessions are shared, and '
     'outside of a client''s own session.';
 comment on function presence.channels(text) is
-    'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. Names change '
-    'with every start of the server and by rotate_channels: ask after each connect. Refused (0A000) outside of a '
-    'client''s own session.';
+    'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. The first one is '
+    'presence, always. The others change now and then, and with a crash: ask after each connect. Refused (0A000) outside '
+    'of a client''s own session.';
 
 -- With the room: the worker counts what a user has in it.
 drop index if exists presence.member_user_id;

@@ -50,6 +50,8 @@ pub enum Purpose {
     Told = 5,
     /// Those who enter one room.
     RoomSeats = 6,
+    /// Which names channels have.
+    Boot = 7,
 }
 
 thread_local! {

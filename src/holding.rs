@@ -11,7 +11,22 @@ use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 
-type Name = [u8; LENGTH];
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Name {
+    /// With zeroes behind it.
+    text: [u8; LENGTH],
+    place: usize,
+}
+
+impl Name {
+    /// Of a channel of ours.
+    fn of(channel: &[u8]) -> Option<Name> {
+        let place = place_of(channel)?;
+        let mut text = [0; LENGTH];
+        text[..channel.len()].copy_from_slice(channel);
+        Some(Name { text, place })
+    }
+}
 
 enum Change {
     Listen(Name),
@@ -60,9 +75,7 @@ pub fn unlisten_all() {
 }
 
 fn change(channel: &[u8], change: impl FnOnce(Name) -> Change) {
-    if let Ok(name) = Name::try_from(channel)
-        && place_of(channel).is_some()
-    {
+    if let Some(name) = Name::of(channel) {
         HOLDING.with_borrow_mut(|holding| holding.push(change(name)));
     }
 }
@@ -97,15 +110,15 @@ impl Holding {
             match change {
                 Change::Listen(name) => {
                     if self.names.insert(name) {
-                        database.held.add(&name);
+                        database.held.add(name.place);
                     }
                 }
                 Change::Unlisten(name) => {
                     if self.names.remove(&name) {
-                        database.held.remove(&name);
+                        database.held.remove(name.place);
                     }
                 }
-                Change::UnlistenAll => self.names.drain().for_each(|name| database.held.remove(&name)),
+                Change::UnlistenAll => self.names.drain().for_each(|name| database.held.remove(name.place)),
             }
         }
     }
@@ -154,6 +167,6 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
 unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
     let holding = HOLDING.take();
     if let Some(database) = holding.database {
-        holding.names.iter().for_each(|name| database.held.remove(name));
+        holding.names.iter().for_each(|name| database.held.remove(name.place));
     }
 }

@@ -4,8 +4,7 @@ use crate::authorizer::{self, Action};
 use crate::client;
 use crate::error::{Error, Result};
 use crate::event::channel::{
-    Channel, DOORBELL, EVERYBODY, MOST_GROUPS, SERVICE, Scope, WIDE_DOORBELL, own_token, present_cell,
-    room_cell,
+    Channel, DOORBELL, MOST_GROUPS, SERVICE, Scope, WIDE_DOORBELL, boot, own_token, present_cell, room_cell,
 };
 use crate::event::record::Kind;
 use crate::event::transaction;
@@ -13,6 +12,7 @@ use crate::extension::{self, Extension, Purpose};
 use crate::holding;
 use crate::identity::{self, Identity};
 use crate::member::{session, validate};
+use crate::shared::held::FIXED;
 use crate::shared::names::Cell;
 use crate::spi::with_committed_snapshot;
 use crate::sqlfn::{Call, varlena};
@@ -29,7 +29,10 @@ unsafe extern "C-unwind" {
 
 /// The channels that the caller's rights open; `room` None is all rooms.
 fn open_channels(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<String>> {
-    extension.database.names.read(|| names(extension, room))
+    extension.database.names.read(|| {
+        extension.database.beacon.knows(boot(extension));
+        names(extension, room)
+    })
 }
 
 /// The same, by the names as they are; whoever gets new ones meanwhile is not noted for them.
@@ -39,7 +42,7 @@ fn names(extension: &Extension, room: Option<&[u8]>) -> Result<Vec<String>> {
         return Err(Error::NotAuthorized { action: "read" });
     }
     let scope = room.map_or(Scope::AllRooms, Scope::Room);
-    let mut names = vec![Channel::new(extension, Scope::Database, EVERYBODY).name(extension)];
+    let mut names = vec![FIXED.to_owned()];
     if let Some(user_id) = &identity.user_id {
         names.push(Channel::new(extension, Scope::Database, &own_token(user_id)).name(extension));
     }

@@ -39,6 +39,7 @@ static WORKER_MEMORY: Int = GucSetting::<i32>::new(64 * 1024);
 static DEFAULT_TTL: Int = GucSetting::<i32>::new(90);
 static SWEEP_INTERVAL: Int = GucSetting::<i32>::new(1_000);
 static NOTIFY_DELAY: Int = GucSetting::<i32>::new(10);
+static BEACON: Int = GucSetting::<i32>::new(30);
 static RESTART_GRACE: Int = GucSetting::<i32>::new(30);
 static HISTORY_RETENTION: Int = GucSetting::<i32>::new(3_600);
 static LAST_SEEN_RETENTION: Int = GucSetting::<i32>::new(30 * 24 * 60);
@@ -132,6 +133,15 @@ pub fn define() {
         10_000,
         GucContext::Suset,
         GucFlags::UNIT_MS,
+    );
+    int(
+        c"presence.beacon",
+        c"How often listeners are told that the server is alive; 0 is never.",
+        &BEACON,
+        0,
+        86_400,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
     );
     int(
         c"presence.restart_grace",
@@ -360,6 +370,11 @@ pub fn sweep_interval() -> u64 {
 /// Microseconds.
 pub fn notify_delay() -> u64 {
     NOTIFY_DELAY.get() as u64 * 1_000
+}
+
+/// Microseconds; 0 is never.
+pub fn beacon() -> u64 {
+    BEACON.get() as u64 * 1_000_000
 }
 
 /// Microseconds.

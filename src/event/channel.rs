@@ -1,16 +1,16 @@
 //! Channels: the names under which events are notified, and the tokens an event is for.
 //!
 //! NOTIFY has no access control, so a name is a capability: a keyed hash of room and token that nobody can guess
-//! and that only `presence.listen` and `presence.channels` hand out, after the rights check. The hash has the
-//! server's boot id and an epoch in it: `rotate_channels` and a restart make new names.
+//! and that only `presence.listen` and `presence.channels` hand out, after the rights check. The hash has a random
+//! number and epochs in it: `rotate_channels` and a crash make new names, a clean restart keeps them.
+//!
+//! One channel is not secret (`held::FIXED`): every listener hears there what concerns all, and that the server is alive.
 
 use crate::extension::{Extension, Purpose};
-use crate::shared::control;
 use crate::shared::held::{PLACES, PREFIX};
 use crate::shared::names::{Cell, Names};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
-use std::sync::atomic::Ordering::*;
 
 /// Where a channel listens: one room, all rooms, or the database's own affairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,9 +34,6 @@ pub const MOST_GROUPS: usize = 7;
 
 /// All who know names of a cell hear this of it: `relisten`, when they get new ones.
 pub const LISTENERS: &[u8] = b"listeners";
-/// The one channel that every listener hears: `resync`, and `relisten` when all have new names. It tells nothing else, so
-/// its own name stays: who was just listening anew when that happened is not deaf.
-pub const EVERYBODY: &[u8] = b"everybody";
 
 /// `user:<id>` in the scope of the database: `relisten`, for that user alone.
 pub fn own_token(user_id: &[u8]) -> Vec<u8> {
@@ -97,10 +94,8 @@ impl<'a> Channel<'a> {
     /// What the name is made of: with other epochs it is another.
     fn all_parts<T>(&self, extension: &Extension, body: impl FnOnce([&[u8]; 6]) -> T) -> T {
         let names = &extension.database.names;
-        let stays = self.token == EVERYBODY;
-        let epochs = [if stays { 0 } else { names.epoch() }].into_iter();
         let cells = self.cells.map(|cell| cell.map_or(0, |cell| names.epoch_of(cell)));
-        let mut epochs = epochs.chain(cells).map(u32::to_le_bytes);
+        let mut epochs = [names.epoch()].into_iter().chain(cells).map(u32::to_le_bytes);
         let [all, first, second] = std::array::from_fn(|_| epochs.next().unwrap_or_default());
         self.with_parts(|[scope, room, token]| body([&all, &first, &second, scope, room, token]))
     }
@@ -109,7 +104,7 @@ impl<'a> Channel<'a> {
     pub fn name(&self, extension: &Extension) -> String {
         // HMAC takes keys of any length; without one there is no name to guess either.
         let Ok(mut hash) = Hmac::<Sha256>::new_from_slice(extension.secret()) else { return String::new() };
-        hash.update(&control().boot_id.load(Relaxed).to_le_bytes());
+        hash.update(&extension.database.names.boot().to_le_bytes());
         self.all_parts(extension, |parts| {
             for part in parts {
                 hash.update(&(part.len() as u32).to_le_bytes());
@@ -133,6 +128,21 @@ impl<'a> Channel<'a> {
     pub fn is_held(&self, extension: &Extension) -> bool {
         extension.database.held.is_held(self.place(extension))
     }
+}
+
+/// A number for all names as they are: when it is another, none of them is good any more.
+pub fn boot(extension: &Extension) -> u64 {
+    boot_of(extension, extension.database.names.epoch())
+}
+
+/// The one that comes with new names for all.
+pub fn next_boot(extension: &Extension) -> u64 {
+    boot_of(extension, extension.database.names.epoch().wrapping_add(1))
+}
+
+fn boot_of(extension: &Extension, epoch: u32) -> u64 {
+    let boot = extension.database.names.boot();
+    extension.hash(Purpose::Boot, &[&boot.to_le_bytes(), &epoch.to_le_bytes()])
 }
 
 /// Which of a room's doorbells ring for an event of the room that is shared with this token, and whether the token has a

@@ -51,13 +51,21 @@ pub struct RoomEvent<'a> {
     pub truncated: bool,
 }
 
-/// `resync`, `relisten`, `changes`: something to do, no member in it.
+/// `resync`, `relisten`, `changes`, `alive`: no member in it.
 #[derive(Serialize)]
 pub struct Signal<'a> {
     pub event: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<&'a str>,
     pub seq: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub room: Option<&'a str>,
+}
+
+impl<'a> Signal<'a> {
+    fn new(event: &'a str, seq: u64) -> Signal<'a> {
+        Signal { event, boot: None, seq, room: None }
+    }
 }
 
 /// The event whole; without state and metadata if that is too long; a doorbell if even the names are.
@@ -81,16 +89,21 @@ pub fn room(event: &RoomEvent) -> String {
 
 /// There is something new: read `presence.changes`.
 pub fn doorbell(seq: u64) -> String {
-    ascii(&Signal { event: "changes", seq, room: None })
+    ascii(&Signal::new("changes", seq))
 }
 
 pub fn resync(seq: u64) -> String {
-    ascii(&Signal { event: "resync", seq, room: None })
+    ascii(&Signal::new("resync", seq))
 }
 
 pub fn relisten(seq: u64, room: Option<&str>) -> String {
-    let whole = ascii(&Signal { event: "relisten", seq, room });
-    if whole.len() <= LIMIT { whole } else { ascii(&Signal { event: "relisten", seq, room: None }) }
+    let whole = ascii(&Signal { room, ..Signal::new("relisten", seq) });
+    if whole.len() <= LIMIT { whole } else { ascii(&Signal::new("relisten", seq)) }
+}
+
+/// On the channel that everybody knows, with the names that there are (a number beyond what JavaScript can count to).
+pub fn beacon(event: &str, boot: u64, seq: u64) -> String {
+    ascii(&Signal { boot: Some(&format!("{boot:016x}")), ..Signal::new(event, seq) })
 }
 
 fn ascii(value: &impl Serialize) -> String {

@@ -291,6 +291,7 @@ fn prepare() {
 /// The transaction is committed: an error in here would take the server down.
 fn commit() {
     if let Some(database) = BUFFER.with_borrow_mut(|buffer| buffer.announced.take()) {
+        database.beacon.is_first();
         launcher::want_anew(database);
     }
     let Some(prepared) = BUFFER.with_borrow_mut(|buffer| buffer.prepared.take()) else { return finish() };

@@ -3,14 +3,13 @@
 use super::held::Held;
 use super::locks::{self, DATABASES_LOCK};
 use super::names::Names;
+use super::rights::Rights;
 use super::trouble::Trouble;
 use super::{control, databases};
 use crate::error::{Error, Result};
 use crate::event::ring::Ring;
 use crate::lease::shared::leases;
 use pgrx::pg_sys;
-use siphasher::sip::SipHasher13;
-use std::hash::Hasher;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 
 #[repr(C)]
@@ -36,6 +35,7 @@ pub struct Database {
     losses_told: AtomicU64,
     pub names: Names,
     pub rights: Rights,
+    pub beacon: Beacon,
     pub narrowing: Narrowing,
     /// Who listens.
     pub held: Held,
@@ -63,48 +63,30 @@ pub struct Sink {
     pub started: AtomicU64,
 }
 
-/// Who may read, by the catalog, when the worker looked last: so many facts as hashes, of the first ones each, and one hash
-/// of all. Only the worker writes.
+/// What was told on the channel that everybody knows (`worker::beacon`).
 #[repr(C)]
-pub struct Rights {
-    /// Of which table `member`.
-    table: AtomicU32,
-    count: AtomicU64,
-    digest: AtomicU64,
-    first: [AtomicU64; FACTS],
+pub struct Beacon {
+    /// Which names there are (`channel::boot`): where it is another all must listen anew.
+    pub told: AtomicU64,
+    /// Clients come back after a crash: until then they are told with each beacon. By the boot clock.
+    pub until: AtomicU64,
 }
 
-const FACTS: usize = 2_048;
+impl Beacon {
+    /// Nobody was given a name yet.
+    pub const NONE: u64 = 0;
+    /// Somebody may have names of which we do not know.
+    pub const LOST: u64 = 1;
 
-impl Rights {
-    /// Whether all that was so is so now, of facts in order. Where there are too many to tell, only if nothing changed.
-    /// Those of an extension that was dropped took their channels along: the next one has another secret.
-    pub fn are_kept_by(&self, table: pg_sys::Oid, facts: &[u64]) -> bool {
-        if self.table.load(Acquire) != u32::from(table) {
-            return true;
-        }
-        match self.count.load(Acquire) as usize {
-            count if count > FACTS => self.digest.load(Acquire) == digest(facts),
-            count => self.first[..count].iter().all(|fact| facts.binary_search(&fact.load(Acquire)).is_ok()),
-        }
+    /// The extension is new here.
+    pub fn is_first(&self) {
+        let _ = self.told.compare_exchange(Self::LOST, Self::NONE, AcqRel, Relaxed);
     }
 
-    pub fn set(&self, table: pg_sys::Oid, facts: &[u64]) {
-        self.table.store(u32::from(table), Release);
-        self.first.iter().zip(facts).for_each(|(place, fact)| place.store(*fact, Release));
-        self.digest.store(digest(facts), Release);
-        self.count.store(facts.len() as u64, Release);
+    /// Somebody is given names: these.
+    pub fn knows(&self, boot: u64) {
+        let _ = self.told.compare_exchange(Self::NONE, boot, AcqRel, Relaxed);
     }
-
-    fn forget(&self) {
-        self.count.store(0, Release);
-    }
-}
-
-fn digest(facts: &[u64]) -> u64 {
-    let mut hasher = SipHasher13::new();
-    facts.iter().for_each(|fact| hasher.write_u64(*fact));
-    hasher.finish()
 }
 
 /// Settings that take away what listeners hear. Sessions that begin have them at once; the worker has to be told.
@@ -215,9 +197,17 @@ impl Database {
             entry.log_floor.store(entry.seq.load(Acquire), Release);
             // There may be rows from before; the sweeper will look.
             entry.slotless.store(1, Release);
+            entry.begin_names();
             entry.oid.store(u32::from(oid), Release);
             Ok(entry)
         })
+    }
+
+    /// All channels have names that they never had.
+    pub fn begin_names(&self) {
+        self.names.begin(super::save::random());
+        self.beacon.told.store(Beacon::LOST, Release);
+        self.beacon.until.store(0, Release);
     }
 
     pub fn find(oid: pg_sys::Oid) -> Option<&'static Database> {

@@ -8,6 +8,7 @@ pub mod database;
 pub mod held;
 pub mod locks;
 pub mod names;
+pub mod rights;
 pub mod save;
 mod saved;
 pub mod seats;
@@ -25,8 +26,6 @@ pub const VERSION_CELLS: usize = 1 << 16;
 /// One of these in the cluster.
 #[repr(C)]
 pub struct Control {
-    /// Random, new at each start: part of every channel name, so old names never come back to life.
-    pub boot_id: AtomicU64,
     /// Versions below this one were given before the server's start.
     pub started_version: AtomicU64,
     /// When, by the boot clock.

@@ -1,5 +1,6 @@
 //! Which names the channels of a database have, and which of them shall have new ones. In shared memory, so that nothing
-//! of it is forgotten when a worker dies. Only the worker marks and renews; everybody reads.
+//! of it is forgotten when a worker dies; a clean restart keeps it (`shared::save`). Only the worker marks and renews;
+//! everybody reads.
 //!
 //! Rooms share epochs by hash, some in a cell: those who listen to any of them are told when the names of the cell change.
 
@@ -36,6 +37,9 @@ pub enum Renewal {
 
 #[repr(C)]
 pub struct Names {
+    /// Random, and part of every name: whatever is not kept over a restart has other names than it ever had. So has a
+    /// database that others are copied from.
+    boot: AtomicU64,
     /// Of all channels.
     epoch: AtomicU32,
     /// How often new names for all were wanted, and which of these wishes are fulfilled.
@@ -57,6 +61,15 @@ struct Cells {
 }
 
 impl Names {
+    pub fn boot(&self) -> u64 {
+        self.boot.load(Acquire)
+    }
+
+    /// Nobody knows a name yet.
+    pub fn begin(&self, boot: u64) {
+        self.boot.store(boot, Release);
+    }
+
     pub fn epoch(&self) -> u32 {
         self.epoch.load(Acquire)
     }
@@ -145,6 +158,37 @@ impl Names {
         }
     }
 
+    /// All of it, for the next start.
+    pub fn save(&self) -> Vec<u64> {
+        let wants_all = self.wants_all().is_some().into();
+        let kinds = [&self.rooms, &self.present];
+        let epochs = kinds.iter().flat_map(|cells| &cells.epochs).map(|epoch| epoch.load(Acquire).into());
+        let words = kinds.iter().flat_map(|cells| &cells.stale).chain(&self.knowers);
+        let words = words.map(|word| word.load(Acquire));
+        [self.boot(), self.epoch().into(), wants_all].into_iter().chain(epochs).chain(words).collect()
+    }
+
+    /// Into fresh memory. False: these numbers are none of `save`, and nothing has happened.
+    pub fn restore(&self, saved: &[u64]) -> bool {
+        let kinds = [&self.rooms, &self.present];
+        let epochs: Vec<&AtomicU32> = kinds.iter().flat_map(|cells| &cells.epochs).collect();
+        let words: Vec<&AtomicU64> =
+            kinds.iter().flat_map(|cells| &cells.stale).chain(&self.knowers).collect();
+        let Some((&[boot, epoch, wants_all], cells)) = saved.split_first_chunk() else { return false };
+        if cells.len() != epochs.len() + words.len() {
+            return false;
+        }
+        let (saved_epochs, saved_words) = cells.split_at(epochs.len());
+        self.begin(boot);
+        self.epoch.store(epoch as u32, Release);
+        if wants_all != 0 {
+            self.want_all();
+        }
+        epochs.into_iter().zip(saved_epochs).for_each(|(epoch, saved)| epoch.store(*saved as u32, Release));
+        words.into_iter().zip(saved_words).for_each(|(word, saved)| word.store(*saved, Release));
+        true
+    }
+
     fn cells(&self, cell: Cell) -> (&Cells, usize) {
         match cell {
             Cell::Room(number) => (&self.rooms, number as usize),
@@ -196,6 +240,30 @@ mod tests {
         assert!(!names.knows(one, 70) && names.knows(other, 70));
         names.renew(Renewal::All(0));
         assert!(!names.knows(other, 70));
+    }
+
+    #[test]
+    fn what_is_saved_is_restored() {
+        let before = names();
+        before.begin(7);
+        before.renew(Renewal::All(0));
+        let (room, present, other) = (Cell::of_room(4_095), Cell::of_present(3), Cell::of_present(64));
+        [room, present].into_iter().for_each(|cell| before.renew(Renewal::Of(cell)));
+        [room, other].into_iter().for_each(|cell| before.want(cell));
+        before.note_knower(present, 70);
+        before.want_all();
+        let after = names();
+        assert!(after.restore(&before.save()));
+        assert_eq!((after.boot(), after.epoch()), (7, 1));
+        assert_eq!([room, present, other].map(|cell| after.epoch_of(cell)), [1, 1, 0]);
+        assert_eq!([room, present, other].map(|cell| after.wants(cell)), [true, false, true]);
+        assert!(after.knows(present, 70) && !after.knows(other, 70) && after.wants_all().is_some());
+        assert_eq!(after.save(), before.save());
+        let fresh = names();
+        for other in [&before.save()[1..], &[7], &[]] {
+            assert!(!fresh.restore(other));
+        }
+        assert_eq!(fresh.save(), names().save());
     }
 
     #[test]

@@ -3,9 +3,12 @@
 //! pg_stat_statements keeps its numbers the same way: the postmaster writes a file as it exits and reads and
 //! unlinks it as it starts. The file counts only if pg_control says that the stop was clean: after anything
 //! else the unlogged tables are empty, and a lease without a row would be a ghost.
+//!
+//! The names of channels are kept only if nothing ran between that stop and this start, not even without the library:
+//! who may hear, and who left, would be unknown. Otherwise all are new, and old ones never come back to life.
 
 use super::database::Database;
-use super::saved::{Saved, SavedDatabase, SavedLease};
+use super::saved::{Saved, SavedChannels, SavedDatabase, SavedLease, SavedNames};
 use super::{control, databases};
 use crate::clock;
 use crate::event::record::Record;
@@ -13,6 +16,8 @@ use crate::lease::shared::leases;
 use crate::lease::table::{CLAIMED, Key, Lease, NEVER, TOMBSTONE, alive};
 use crate::settings;
 use pgrx::{pg_guard, pg_sys};
+use siphasher::sip::SipHasher13;
+use std::hash::Hasher;
 use std::io::Write;
 use std::sync::atomic::Ordering::*;
 
@@ -28,7 +33,6 @@ pub fn load() {
     let control = control();
     let now = clock::boot();
     control.started_at.store(now, Relaxed);
-    control.boot_id.store(random(), Relaxed);
     control.wall_offset.store(clock::wall() - now as i64, Relaxed);
 
     let bytes = std::fs::read(SAVED).ok();
@@ -101,6 +105,13 @@ fn was_clean_stop() -> bool {
     std::fs::read("global/pg_control").is_ok_and(|bytes| bytes.get(16..20) == Some(&1u32.to_le_bytes()[..]))
 }
 
+/// A number for this very stop: pg_control says when it was, and every start changes it.
+fn stop() -> Option<u64> {
+    let mut hasher = SipHasher13::new();
+    hasher.write(&std::fs::read("global/pg_control").ok()?);
+    Some(hasher.finish())
+}
+
 fn write_durably(path: &str, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = format!("{path}.tmp");
     let mut file = std::fs::File::create(&temporary)?;
@@ -127,6 +138,15 @@ fn state() -> Saved {
         stopped_at: clock::wall(),
         databases: known().map(database).collect(),
         leases: leases.iter().map(|(key, lease)| saved_lease(key, lease, now)).collect(),
+        names: stop().map(|stop| SavedNames { stop, databases: known().map(channels).collect() }),
+    }
+}
+
+fn channels(database: &'static Database) -> SavedChannels {
+    SavedChannels {
+        names: database.names.save(),
+        rights: database.rights.save(),
+        told: database.beacon.told.load(Relaxed),
     }
 }
 
@@ -169,7 +189,11 @@ fn restore(saved: Saved, now: u64) {
     let grace = settings::restart_grace();
     let places: Vec<(SavedDatabase, &'static Database)> =
         saved.databases.into_iter().zip(databases()).collect();
-    for (database, entry) in &places {
+    let names = saved.names.filter(|names| Some(names.stop) == stop());
+    let mut channels = names.map(|names| names.databases).unwrap_or_default();
+    channels.resize_with(places.len(), SavedChannels::default);
+    for ((database, entry), channels) in places.iter().zip(&channels) {
+        restore_channels(entry, channels);
         entry.oid.store(database.oid, Relaxed);
         entry.seq.store(plausible(database.seq), Relaxed);
         entry.log_floor.store(plausible(database.log_floor), Relaxed);
@@ -207,5 +231,14 @@ fn restore(saved: Saved, now: u64) {
             pins: 0,
         };
         leases().apply_present(&key, &lease);
+    }
+}
+
+/// The names that there were, if it is known who might hear by them.
+fn restore_channels(entry: &Database, saved: &SavedChannels) {
+    if entry.rights.restore(&saved.rights) && entry.names.restore(&saved.names) {
+        entry.beacon.told.store(saved.told, Relaxed);
+    } else {
+        entry.begin_names();
     }
 }

@@ -19,6 +19,24 @@ pub struct Saved {
     pub stopped_at: i64,
     pub databases: Vec<SavedDatabase>,
     pub leases: Vec<SavedLease>,
+    /// Not by versions before 0.3.0.
+    pub names: Option<SavedNames>,
+}
+
+/// What channels are called, and who may hear.
+#[derive(Debug, Default, PartialEq)]
+pub struct SavedNames {
+    /// Which stop it was: they are good for the start after it, and no other.
+    pub stop: u64,
+    /// For each database, in order.
+    pub databases: Vec<SavedChannels>,
+}
+
+#[derive(Debug, Default, PartialEq)]
+pub struct SavedChannels {
+    pub names: Vec<u64>,
+    pub rights: Vec<u64>,
+    pub told: u64,
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -69,6 +87,16 @@ impl Saved {
             put(&mut body, &[lease.database, lease.relation as u64, hash[0], hash[1], lease.left, lease.ttl]);
             put(&mut body, &[lease.version, lease.generation, lease.owner, lease.session]);
         }
+        if let Some(names) = &self.names {
+            put(&mut body, &[names.stop]);
+            for database in &names.databases {
+                put(&mut body, &[database.told]);
+                for numbers in [&database.names, &database.rights] {
+                    put(&mut body, &[numbers.len() as u64]);
+                    put(&mut body, numbers);
+                }
+            }
+        }
         let mut bytes = Vec::with_capacity(body.len() + 16);
         put(&mut bytes, &[MAGIC, checksum(&body)]);
         bytes.extend(body);
@@ -107,6 +135,15 @@ impl Saved {
                 session: reader.number()?,
             });
         }
+        if !reader.0.is_empty() {
+            let mut names = SavedNames { stop: reader.number()?, databases: Vec::new() };
+            for _ in &saved.databases {
+                let told = reader.number()?;
+                let (channels, rights) = (reader.numbers()?, reader.numbers()?);
+                names.databases.push(SavedChannels { names: channels, rights, told });
+            }
+            saved.names = Some(names);
+        }
         reader.0.is_empty().then_some(saved)
     }
 }
@@ -124,6 +161,11 @@ impl Reader<'_> {
         let (head, rest) = self.0.split_first_chunk::<8>()?;
         self.0 = rest;
         Some(u64::from_le_bytes(*head))
+    }
+
+    fn numbers(&mut self) -> Option<Vec<u64>> {
+        let count = self.number()?;
+        (0..count).map(|_| self.number()).collect()
     }
 
     fn records(&mut self) -> Option<Vec<Record>> {
@@ -164,9 +206,19 @@ mod tests {
     }
 
     prop_compose! {
+        fn channels()(names in vec(any::<u64>(), 0..5), rights in vec(any::<u64>(), 0..5), told in any::<u64>())
+                     -> SavedChannels {
+            SavedChannels { names, rights, told }
+        }
+    }
+
+    prop_compose! {
         fn saved()(next_version in any::<u64>(), stopped_at in any::<i64>(), databases in vec(database(), 0..4),
-                   leases in vec(lease(), 0..8)) -> Saved {
-            Saved { next_version, stopped_at, databases, leases }
+                   leases in vec(lease(), 0..8), stop in proptest::option::of(any::<u64>()),
+                   channels in vec(channels(), 4)) -> Saved {
+            let channels = channels.into_iter().take(databases.len()).collect();
+            let names = stop.map(|stop| SavedNames { stop, databases: channels });
+            Saved { next_version, stopped_at, databases, leases, names }
         }
     }
 

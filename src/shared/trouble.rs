@@ -4,7 +4,7 @@ use crate::clock;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::*};
 
 const BYTES: usize = 256;
-const PARTS: usize = 17;
+const PARTS: usize = 18;
 
 /// Whose attempts these are: each goes well again by itself.
 #[derive(Clone, Copy)]
@@ -29,6 +29,7 @@ pub enum Part {
     LastSeenLook = 14,
     LastSeenForget = 15,
     LastSeenClean = 16,
+    Beacon = 17,
 }
 
 #[repr(C)]

@@ -1,6 +1,7 @@
 //! Once a second: whether the worker is still wanted, and what is to be done now and then. Each of these is tried by
 //! itself: one that fails, or has to wait, holds up no other.
 
+use super::beacon::Beacon;
 use super::process::{read_configuration, transaction};
 use super::publisher::Publisher;
 use super::sink;
@@ -38,6 +39,8 @@ pub struct Housekeeping {
     settings: Step,
     rotation: Step,
     relisten: Step,
+    lighting: Step,
+    beacon: Beacon,
     last_tombstones: u64,
     tombstones: Tombstones,
 }
@@ -50,6 +53,8 @@ impl Housekeeping {
             settings: Step::new(Part::Settings, "reading settings"),
             rotation: Step::new(Part::LogRotation, "rotating the event log"),
             relisten: Step::new(Part::Relisten, "telling listeners to listen again"),
+            lighting: Step::new(Part::Beacon, "telling listeners that the server is alive"),
+            beacon: Beacon::default(),
             last_tombstones: clock::boot(),
             tombstones: Tombstones::default(),
         }
@@ -86,6 +91,7 @@ impl Housekeeping {
         sink::start_if_wanted(database);
         self.rotation.attempt(database, || publisher.rotate_log(extension));
         self.relisten.attempt(database, || publisher.repeat_relistens(extension));
+        self.lighting.attempt(database, || self.beacon.turn(extension));
         publisher.write_last_seen(extension);
         let is_nearly_full = leases().used() * 10 > leases().capacity() as u64 * 9;
         if self.tombstones.is_empty() && (now >= self.last_tombstones + TOMBSTONES || is_nearly_full) {

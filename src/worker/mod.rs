@@ -1,5 +1,6 @@
 //! Background workers: one launcher for the cluster, one worker for each database with the extension.
 
+pub mod beacon;
 pub mod connections;
 pub mod database;
 pub mod dropped;

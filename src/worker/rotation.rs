@@ -13,10 +13,11 @@
 use super::process::transaction;
 use super::writer::notify;
 use crate::clock;
-use crate::event::channel::{Channel, EVERYBODY, Scope, present_cell, room_cell};
+use crate::event::channel::{Channel, present_cell, room_cell};
 use crate::event::payload;
 use crate::event::record::{Field, Record};
 use crate::extension::{Extension, Purpose};
+use crate::shared::held::FIXED;
 use crate::shared::names::{Cell, Names, Renewal};
 use crate::subtransaction::Failure;
 use std::collections::{HashMap, HashSet};
@@ -91,10 +92,7 @@ impl Rotation {
         let names = &extension.database.names;
         self.rotated.retain(|_, last| now < *last + PAUSE);
         let rotating = match names.wants_all().filter(|_| !owes_resync) {
-            Some(wishes) => {
-                let everybody = Channel::new(extension, Scope::Database, EVERYBODY);
-                vec![(everybody.name(extension), Renewal::All(wishes))]
-            }
+            Some(wishes) => vec![(FIXED.to_owned(), Renewal::All(wishes))],
             None => {
                 let due: Vec<Cell> = self.due_cells(names, now).collect();
                 // A wish for a room is somebody's who may: it does not wait for the one before.
@@ -105,7 +103,8 @@ impl Rotation {
                     .collect()
             }
         };
-        for (name, _) in &rotating {
+        // The beacon says it again to all.
+        for (name, _) in rotating.iter().filter(|(_, renewal)| matches!(renewal, Renewal::Of(_))) {
             self.repeats.extend(REPEATS.map(|pause| (now + pause, name.clone())));
         }
         rotating

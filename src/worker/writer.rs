@@ -8,13 +8,14 @@ use super::rotation::{self, Rotation};
 use crate::authorizer;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::event::channel::{Channel, EVERYBODY, SERVICE, Scope, covered, in_room, own_token, reach};
+use crate::event::channel::{Channel, SERVICE, Scope, covered, in_room, next_boot, own_token, reach};
 use crate::event::payload;
 use crate::event::record::{Field, Image, Kind, Reason, Record};
 use crate::extension::Extension;
 use crate::narrowing;
 use crate::policy;
 use crate::settings::{self, NotifyPayload};
+use crate::shared::held::FIXED;
 use crate::shared::names::Renewal;
 use crate::spi::Connection;
 use crate::sqlfn::{decode, text_array, texts_of, varlena};
@@ -126,7 +127,12 @@ impl<'a> Writer<'a> {
         if !self.quiet {
             for (name, renewal) in self.rotation.take_due(self.extension, self.owes_resync) {
                 if self.extension.database.held.holds(&name) {
-                    self.notify(&name, &payload::relisten(self.written.seq, None))?;
+                    let seq = self.written.seq;
+                    let payload = match renewal {
+                        Renewal::All(_) => payload::beacon("relisten", next_boot(self.extension), seq),
+                        Renewal::Of(_) => payload::relisten(seq, None),
+                    };
+                    self.notify(&name, &payload)?;
                 }
                 self.written.renewals.push(renewal);
             }
@@ -446,9 +452,8 @@ impl<'a> Writer<'a> {
         row[12] = Some(Datum::from(clock::wall()));
         row[14] = Some(text_array([b"any"]));
         self.page.insert(self.connection, &row)?;
-        let channel = Channel::new(self.extension, Scope::Database, EVERYBODY);
-        if channel.is_held(self.extension) {
-            self.notify(&channel.name(self.extension), &payload::resync(self.written.seq))?;
+        if self.extension.database.held.holds(FIXED) {
+            self.notify(FIXED, &payload::resync(self.written.seq))?;
         }
         Ok(())
     }

@@ -97,7 +97,11 @@ impl Cluster {
     }
 
     pub fn start_again(&self) {
-        self.script("start", &[]);
+        self.start_again_with(&[]);
+    }
+
+    pub fn start_again_with(&self, options: &[&str]) {
+        self.script("start", &options.iter().flat_map(|option| ["-o", option]).collect::<Vec<_>>());
     }
 
     fn script(&self, command: &str, arguments: &[&str]) {
