@@ -45,6 +45,7 @@ pub fn looked(differences: u64) {
 pub unsafe extern "C-unwind" fn authorizer(value: *const c_char, _extra: *mut c_void) {
     // SAFETY: the new value, a zero-terminated string or null.
     let value = unsafe { if value.is_null() { &[][..] } else { CStr::from_ptr(value).to_bytes() } };
+    settings::rights_change();
     authorizer_is(value);
 }
 

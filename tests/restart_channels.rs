@@ -141,6 +141,14 @@ fn rights_that_end_with_the_server_do_not_come_back() {
         ("revoke select on presence.member from bob", "dan", "grant select on presence.member to bob"),
         ("revoke usage on schema presence from bob", "bob", "grant usage on schema presence to bob"),
         ("revoke bob from dan", "dan", "grant bob to dan"),
+        ("presence.service_roles=", "carol", "presence.service_roles=carol"),
+        ("presence.anonymous_roles=bob", "bob", "presence.anonymous_roles=anon"),
+        // Last, for a worker begins anew when it is taken back.
+        (
+            "alter database app set presence.authorizer = 'public.authorize'",
+            "bob",
+            "alter database app reset presence.authorizer",
+        ),
     ] {
         service.run("select presence.upsert('elsewhere', jsonb_build_object('n', gen_random_uuid()))");
         service.flush();

@@ -1,11 +1,14 @@
-//! Rights in the catalog that shrink: REVOKE, DROP ROLE, ALTER ROLE, a membership that ends. Whoever listens may be one
-//! whose rights ended, so all channels get new names, and carry doorbells only until then.
+//! Rights that shrink: REVOKE, DROP ROLE, ALTER ROLE, a membership that ends, and settings that say who somebody is, or
+//! who decides. Whoever listens may be one whose rights ended, so all channels get new names, and carry doorbells only
+//! until then.
 //!
 //! The catalog's invalidations say that something changed. Then what opens channels is read as a set of facts, and
-//! compared with what it was: a new role or a GRANT takes nothing away, and changes no names.
+//! compared with what it was: a new role or a GRANT takes nothing away, and changes no names. It may have changed while
+//! the server was down, too, or before the worker had a look.
 
 use crate::error::Result;
 use crate::extension::Extension;
+use crate::settings;
 use crate::spi::{Connection, Statement, with_catalog_snapshot};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum};
@@ -54,22 +57,22 @@ thread_local! {
 
 #[derive(Default)]
 pub struct Rights {
-    /// Of which epoch, and what was so then: hashes, in order.
-    looked: u64,
+    /// Of which epochs (of the catalog, and of settings), and what was so then: hashes, in order.
+    looked: (u64, u64),
     facts: Option<Vec<u64>>,
 }
 
 impl Rights {
     pub fn may_have_changed(&self) -> bool {
-        self.looked != EPOCH.get()
+        self.looked != epochs()
     }
 
     /// Look, if anything may have changed, and have the channels renamed if something is not so any more. In a
     /// transaction that has the table locked: with the lock came the invalidations of all that was committed before.
     pub fn look(&mut self, extension: &Extension) -> Result<()> {
         watch(extension);
-        let epoch = EPOCH.get();
-        if self.looked == epoch {
+        let epochs = epochs();
+        if self.looked == epochs {
             return Ok(());
         }
         let facts = with_catalog_snapshot(|| facts(extension))?;
@@ -83,20 +86,26 @@ impl Rights {
             database.names.want_all();
         }
         database.rights.set(extension.member, &facts);
-        (self.looked, self.facts) = (epoch, Some(facts));
+        (self.looked, self.facts) = (epochs, Some(facts));
         Ok(())
     }
+}
+
+fn epochs() -> (u64, u64) {
+    (EPOCH.get(), settings::rights_epoch())
 }
 
 fn facts(extension: &Extension) -> Result<Vec<u64>> {
     let connection = Connection::open()?;
     let rows = connection.run(&FACTS, &[Some(Datum::from(extension.member))], false)?;
-    let hash = |row| {
+    let hash = |fact: &[u8]| {
         let mut hasher = SipHasher13::new();
-        hasher.write(rows.text(row, 0).unwrap_or_default());
+        hasher.write(fact);
         hasher.finish()
     };
-    let mut facts: Vec<u64> = (0..rows.count).map(hash).collect();
+    let mut facts: Vec<u64> =
+        (0..rows.count).map(|row| hash(rows.text(row, 0).unwrap_or_default())).collect();
+    facts.extend(settings::of_rights().iter().map(|setting| hash(setting)));
     facts.sort_unstable();
     facts.dedup();
     Ok(facts)
