@@ -15,6 +15,7 @@
 
 use super::changes::Changes;
 use super::fold::{Change, LeaseChange, What, fold};
+use super::loss::Loss;
 use super::record::{Field, Image, Kind};
 use crate::error::Error;
 use crate::extension::{Extension, Purpose};
@@ -39,6 +40,8 @@ struct Buffer {
     pins: HashSet<u32>,
     /// For each version cell we touched: (our newest there, the newest of others that we saw there).
     cells: HashMap<usize, (u64, u64)>,
+    /// What happens if the events are lost.
+    loss: Loss,
     prepared: Option<Prepared>,
     /// CREATE EXTENSION ran here: a worker is wanted once it is committed.
     announced: Option<&'static Database>,
@@ -78,6 +81,7 @@ pub fn push(extension: &Extension, change: Change) {
         if let What::Leave { .. } = change.what {
             buffer.seats.leave(level(), change.key.hash);
         }
+        buffer.loss.note(extension, &change);
         buffer.changes.push(change, level(), settings::event_buffer());
     });
 }
@@ -310,11 +314,20 @@ fn commit() {
             prepared.database.slotless.fetch_add(1, AcqRel);
         }
     }
-    if BUFFER.with_borrow(|buffer| buffer.changes.too_many()) {
-        prepared.database.drop_events(prepared.count);
-    } else if prepared.count > 0 {
-        prepared.database.append_events(&prepared.records, prepared.count);
-    }
+    BUFFER.with_borrow(|buffer| {
+        let is_told = match buffer.changes.too_many() {
+            true => {
+                prepared.database.drop_events(prepared.count);
+                false
+            }
+            false => {
+                prepared.count == 0 || prepared.database.append_events(&prepared.records, prepared.count)
+            }
+        };
+        if !is_told {
+            buffer.loss.rotate(&prepared.database.names);
+        }
+    });
     finish();
     // A renewal moves a deadline away: the worker has nothing to do sooner.
     let wanted = prepared.count > 0
@@ -343,6 +356,7 @@ fn finish() {
         }
         buffer.extension = None;
         buffer.cells.clear();
+        buffer.loss.clear();
         buffer.prepared = None;
         buffer.announced = None;
     });

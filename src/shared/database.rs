@@ -249,17 +249,17 @@ impl Database {
 
     /// Put encoded records into the ring, or flag that they were lost. Neither fails nor blocks: this runs in
     /// COMMIT callbacks.
-    pub fn append_events(&'static self, records: &[u8], count: u64) {
+    pub fn append_events(&'static self, records: &[u8], count: u64) -> bool {
         let fits = locks::exclusive(self.ring_lock(), || self.ring().append(records));
         if !fits {
             self.drop_events(count);
         }
+        fits
     }
 
-    /// Who left, and who wanted new names for channels, may be among what was lost: all get new names.
+    /// Events are lost.
     pub fn drop_events(&self, count: u64) {
         self.counters.dropped.fetch_add(count, Relaxed);
-        self.names.want_all();
         self.ask_resync();
     }
 

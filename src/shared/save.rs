@@ -205,7 +205,10 @@ fn restore(saved: Saved, now: u64) {
             // Its transaction is long over: the worker need not look for it.
             let mut bytes = Vec::new();
             Record { xid: 0, ..record.clone() }.encode(&mut bytes);
-            entry.append_events(&bytes, 1);
+            if !entry.append_events(&bytes, 1) {
+                // Somebody's leave, perhaps.
+                entry.names.want_all();
+            }
         }
     }
     for lease in saved.leases {

@@ -145,7 +145,7 @@ impl Worker {
         let next = publication.min(self.sweeping.next(&self.extension)).min(self.housekeeping.next());
         let sleep = next.saturating_sub(clock::boot());
         // Between two publications commits need not wake us: the clock will.
-        let deaf = publication != u64::MAX && sleep > 0;
+        let deaf = sleep > 0 && self.publishing.publisher.has_events(&self.extension);
         process::wait(Duration::from_micros(sleep.min(if deaf { 20_000 } else { 1_000_000 })), deaf);
     }
 }

@@ -26,6 +26,8 @@ pub struct Batch {
     pub more: bool,
     /// The leaves among those, and among those that wait.
     pub leaves: Vec<Place>,
+    /// Where the first of those lies; the largest number if there are none.
+    pub left_from: u64,
 }
 
 /// The ring, as far as a snapshot says that its transactions are over.
@@ -111,8 +113,11 @@ impl Window {
 
     /// The oldest of them, as many as are wanted, and one at least; `skip` says which members' wait.
     pub fn take(&self, most: usize, bytes: usize, skip: impl Fn(u128) -> bool) -> Batch {
-        let mut leaves = Vec::new();
-        let mut leave_out = |place: Place, is_leave: bool| leaves.extend(is_leave.then_some(place));
+        let (mut leaves, mut left_from) = (Vec::new(), u64::MAX);
+        let mut leave_out = |place: Place, is_leave: bool| {
+            leaves.extend(is_leave.then_some(place));
+            left_from = left_from.min(place.position);
+        };
         // The newest version on top, to make way for an older one.
         let mut oldest = BinaryHeap::new();
         let mut more = false;
@@ -146,7 +151,7 @@ impl Window {
             }
         }
         self.ring.advance();
-        Batch { ready, more, leaves }
+        Batch { ready, more, leaves, left_from }
     }
 }
 

@@ -17,6 +17,7 @@ pub mod place;
 pub mod process;
 pub mod publisher;
 pub mod publishing;
+pub mod resync;
 pub mod rights;
 pub mod rotation;
 pub mod sink;

@@ -13,6 +13,7 @@ use super::gap::{Batch, Ready, Window, conflate};
 use super::last_seen::LastSeen;
 use super::log::Log;
 use super::process::transaction;
+use super::resync::{Owed, Resync};
 use super::rights::Rights;
 use super::rotation::Rotation;
 use super::stuck::Stuck;
@@ -45,6 +46,7 @@ pub struct Publisher {
     connections: Connections,
     /// Members with an event that could not be written for now.
     waiting: Stuck,
+    resync: Resync,
     /// How far the ring was looked through, and everything found to be published, or to wait.
     looked: u64,
     obeys_cancel: bool,
@@ -111,6 +113,8 @@ unsafe extern "C-unwind" fn at_transaction_end(
     counters.notifications.fetch_add(batch.notifications, Relaxed);
     if batch.dropped > 0 {
         batch.database.drop_events(batch.dropped);
+        // Somebody's leave, perhaps.
+        batch.database.names.want_all();
     }
     if let Some(losses) = batch.resync {
         counters.resyncs.fetch_add(1, Relaxed);
@@ -128,6 +132,7 @@ impl Publisher {
         Publisher {
             connections: Connections::default(),
             waiting: Stuck::new(100_000, 5_000_000),
+            resync: Resync::default(),
             looked: u64::MAX,
             obeys_cancel: true,
             log: None,
@@ -141,16 +146,21 @@ impl Publisher {
     pub fn has_events(&self, extension: &Extension) -> bool {
         let database = extension.database;
         let ring = database.ring();
-        (database.owed_resync().is_some() && self.waiting.is_empty())
+        clock::boot() >= self.next_resync(database)
             || self.rotation.is_due(extension)
             || self.rights.may_have_changed()
             || (ring.used() > 0 && ring.head.load(Acquire) != self.looked)
             || clock::boot() >= self.waiting.next()
     }
 
-    /// When to try again what could not be written.
-    pub fn next_attempt(&self) -> u64 {
-        self.waiting.next()
+    /// When there is something to do, though there are no events: to try again what could not be written, or a `resync`.
+    pub fn next_attempt(&self, extension: &Extension) -> u64 {
+        self.waiting.next().min(self.next_resync(extension.database))
+    }
+
+    /// Not while an event waits: it is older.
+    fn next_resync(&self, database: &Database) -> u64 {
+        if self.waiting.is_empty() { self.resync.next(database) } else { u64::MAX }
     }
 
     /// Publish a batch of what is in the ring. `obeys_cancel`: a cancel is not taken for the failure of an event.
@@ -175,12 +185,12 @@ impl Publisher {
     }
 
     fn try_publish(&mut self, extension: &Extension, way: Way) -> std::result::Result<Outcome, Failure> {
-        // Looked at before the snapshot: whatever was lost by now is over by then.
-        let resync = extension.database.owed_resync();
-        if resync.is_some() {
+        // Before the snapshot.
+        if self.resync.look(extension.database) {
             // Records are missing: what we counted is wrong.
             self.connections = Connections::default();
         }
+        let resync = self.resync.owed();
         let rotation = self.rotation.clone();
         let mut done = Done { looked: u64::MAX, ..Done::default() };
         let result = transaction(c"publishing events", || {
@@ -229,6 +239,9 @@ impl Publisher {
     /// The batch is committed.
     fn finish(&mut self, extension: &Extension, done: Done) {
         self.looked = done.looked;
+        if done.told_resync {
+            self.resync.told();
+        }
         for (hash, version) in done.gone {
             leases().free(&extension.key_of(hash), version);
         }
@@ -255,10 +268,10 @@ impl Publisher {
         window: &Window,
         batch: Batch,
         way: Way,
-        resync: Option<u64>,
+        resync: Option<Owed>,
         done: &mut Done,
     ) -> Result<Outcome> {
-        let Batch { ready, mut more, .. } = batch;
+        let Batch { ready, mut more, mut left_from, .. } = batch;
         if self.log.is_none() {
             self.log = Some(Log::open()?);
         }
@@ -272,7 +285,8 @@ impl Publisher {
         for event in ready {
             if writer.is_full() {
                 more = true;
-                break;
+                left_from = event.positions.iter().copied().fold(left_from, u64::min);
+                continue;
             }
             let record = &event.record;
             if waiting.iter().any(|(earlier, _)| earlier.record.hash == record.hash) {
@@ -318,10 +332,11 @@ impl Publisher {
             done.looked = window.looked();
         }
         // Last, when nothing older is left in the ring: whoever lists now hears only what is newer.
-        let nothing_older = !more && done.waiting.is_empty() && self.waiting.is_empty();
-        let resync = resync.filter(|_| nothing_older && way != Way::LogOnly);
+        let none_waits = done.waiting.is_empty() && self.waiting.is_empty();
+        let resync = resync.filter(|owed| left_from >= owed.head && none_waits && way != Way::LogOnly);
         if resync.is_some() {
             writer.resync()?;
+            done.told_resync = true;
         }
         let written = writer.finish()?;
         if written.events > 0 {
@@ -333,7 +348,7 @@ impl Publisher {
             seq: written.seq,
             events: written.events,
             notifications: written.notifications,
-            resync,
+            resync: resync.map(|owed| owed.losses),
             dropped,
             renewals: written.renewals,
         }));
@@ -373,6 +388,7 @@ struct Done {
     waiting: Vec<(u128, Failure)>,
     /// There is nothing else in the ring up to here, but what waits.
     looked: u64,
+    told_resync: bool,
 }
 
 impl Done {

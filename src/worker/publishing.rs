@@ -32,7 +32,7 @@ impl Publishing {
             return self.next.max(self.step.not_before());
         }
         // What waits has its own times.
-        self.publisher.next_attempt().max(self.step.not_before())
+        self.publisher.next_attempt(extension).max(self.step.not_before())
     }
 
     /// Publish a batch, if it is time. False: the extension is not the one we know any more.

@@ -1,0 +1,63 @@
+//! What must have new names if the events of a transaction are lost: nobody else would take them back from those who
+//! left, nor hear of a wish to rotate.
+
+use super::channel::{present_cell, room_cell};
+use super::fold::{Change, What};
+use super::record::{Field, Kind};
+use crate::extension::{Extension, Purpose};
+use crate::shared::names::{Cell, Names};
+use std::collections::{HashMap, HashSet};
+
+/// Bounded, so it forgets nothing that was rolled back to a savepoint: a rotation too many.
+#[derive(Default)]
+pub struct Loss {
+    /// Who left, as `Names` knows them: a bit for each of 64 kinds.
+    left: HashMap<Cell, u64>,
+    wishes: HashSet<Cell>,
+    wish_for_all: bool,
+}
+
+impl Loss {
+    /// The change may be lost.
+    pub fn note(&mut self, extension: &Extension, change: &Change) {
+        let field = |field| change.image.get(field).unwrap_or_default();
+        match &change.what {
+            What::Leave { .. } => self.left(extension, field(Field::UserId), field(Field::Room)),
+            What::Update { old: Some(old), .. } => {
+                let before = old.get(Field::UserId).unwrap_or_default();
+                if before != field(Field::UserId) {
+                    self.left(extension, before, field(Field::Room));
+                }
+            }
+            What::Told(Kind::Rotate) => match change.image.get(Field::Room) {
+                Some(room) => drop(self.wishes.insert(room_cell(extension, room))),
+                None => self.wish_for_all = true,
+            },
+            _ => {}
+        }
+    }
+
+    fn left(&mut self, extension: &Extension, user_id: &[u8], room: &[u8]) {
+        let knower = extension.hash(Purpose::RoomChannel, &[user_id, room]);
+        *self.left.entry(present_cell(extension, room)).or_default() |= 1 << (knower % 64);
+    }
+
+    /// They are lost. Neither fails nor blocks.
+    pub fn rotate(&self, names: &Names) {
+        if self.wish_for_all {
+            names.want_all();
+        }
+        self.wishes.iter().for_each(|cell| names.want(*cell));
+        for (cell, users) in &self.left {
+            if (0..64).any(|bit| users & 1 << bit != 0 && names.knows(*cell, bit)) {
+                names.want(*cell);
+            }
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.left.clear();
+        self.wishes.clear();
+        self.wish_for_all = false;
+    }
+}
