@@ -309,7 +309,7 @@ fn a_trigger_function_of_ours_is_for_our_triggers_alone() {
             assert!(!failure.detail.is_empty() && !failure.hint.is_empty(), "{failure:?}");
             owner.run("rollback");
         }
-        let failure = owner.fails(&format!("select presence.{function}()"));
+        let failure = owner.fails(&format!("select _presence.{function}()"));
         assert!(["39P01", "0A000"].contains(&failure.code.as_str()), "{failure:?}");
     }
     // Ours still work.
