@@ -390,3 +390,75 @@ comment on column presence.member.expires_at is
     'end of the lease as of the last write, NULL where none ends; for the current value see presence.online';
 comment on function _presence._expires_at(uuid, bigint, bigint, bigint, bigint) is
     'When the lease of a row ends; NULL if it never does, or the member is gone.';
+
+-- Where a member is, and where an event happened: NULL as long as servers have no names. Functions that return these rows
+-- have it, too.
+alter table presence.event add column node text;
+comment on column presence.event.node is 'the server where it happened; NULL as long as servers have no names';
+
+create or replace view presence.online with (security_invoker = true) as
+select m.room,
+       m.member_id,
+       m.connection_id,
+       m.user_id,
+       m.status,
+       m.state,
+       m.metadata,
+       case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+            then m.audience end as audience,
+       m.version,
+       m.joined_at,
+       m.updated_at,
+       _presence._last_seen_at(m.key_hash, m.version, m.generation, m.deadline, m.session, m.ttl, m.last_seen_at)
+           as last_seen_at,
+       _presence._expires_at(m.key_hash, m.version, m.generation, m.deadline, m.session) as expires_at,
+       m.ttl,
+       case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+            then m.session_pid end as session_pid,
+       null::text as node
+from presence.member m
+where _presence._is_alive(m.key_hash, m.version, m.generation, m.deadline, m.session);
+comment on view presence.online is
+    'Every member that is here and that the caller may see. A member is here until its lease ends, to the '
+    'microsecond. audience and session_pid are NULL except for the owner and service roles; node is NULL.';
+
+create or replace function presence.list(room text default null, max_rows integer default 100, after text[] default null)
+    returns setof presence.online
+    language sql stable parallel restricted rows 100
+begin atomic
+    (select o.* from presence.online o
+     where list.room is not null and list.after is null
+       and _presence._room(list.room) is not null and o.room operator(pg_catalog.=) list.room
+     order by o.member_id, o.connection_id limit _presence._limit(list.max_rows))
+    union all
+    (select o.* from presence.online o
+     where list.room is not null and _presence._after(list.after, 2) is not null
+       and _presence._room(list.room) is not null and o.room operator(pg_catalog.=) list.room
+       and (o.member_id, o.connection_id) operator(pg_catalog.>)
+           ((_presence._after(list.after, 2))[1], (_presence._after(list.after, 2))[2])
+     order by o.member_id, o.connection_id limit _presence._limit(list.max_rows))
+    union all
+    (select o.* from presence.online o
+     where list.room is null and list.after is null
+     order by o.room, o.member_id, o.connection_id limit _presence._limit(list.max_rows))
+    union all
+    (select o.* from presence.online o
+     where list.room is null and _presence._after(list.after, 3) is not null
+       and (o.room, o.member_id, o.connection_id) operator(pg_catalog.>)
+           ((_presence._after(list.after, 3))[1], (_presence._after(list.after, 3))[2],
+            (_presence._after(list.after, 3))[3])
+     order by o.room, o.member_id, o.connection_id limit _presence._limit(list.max_rows));
+end;
+
+create or replace function presence.get(room text, member_id text default null, connection_id text default null)
+    returns setof presence.online
+    language sql stable parallel restricted rows 10
+begin atomic
+    select o.* from presence.online o
+    where _presence._room(get.room) is not null and o.room operator(pg_catalog.=) _presence._room(get.room)
+      -- No coalesce: PostgreSQL would not look for it in the index under row-level security.
+      and o.member_id operator(pg_catalog.=)
+          case when get.member_id is null then presence.user_id() else get.member_id end
+      and (get.connection_id is null or o.connection_id operator(pg_catalog.=) get.connection_id)
+    order by o.connection_id;
+end;

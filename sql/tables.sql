@@ -103,11 +103,13 @@ create unlogged table presence.event (
     reason         text,
     at             timestamptz,
     joined_at      timestamptz,
-    audience       text[]
+    audience       text[],
+    node           text
 ) using heap;
 comment on table presence.event is
     'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" '
     'marks a line that was made for others than the owner (a leave or enter by a changed audience).';
+comment on column presence.event.node is 'the server where it happened; NULL as long as servers have no names';
 create unlogged table _presence._event_0 () inherits (presence.event) using heap with (autovacuum_enabled = off);
 create unlogged table _presence._event_1 () inherits (presence.event) using heap with (autovacuum_enabled = off);
 create unlogged table _presence._event_2 () inherits (presence.event) using heap with (autovacuum_enabled = off);

@@ -131,6 +131,17 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         let (mut service, mut alice, mut bob) =
             (cluster.service(), cluster.user("alice"), cluster.user("bob"));
         service.run("select presence.set_room('lobby', '{\"topic\": \"t\"}')");
+        service.run(
+            "create view public.here as select * from presence.online;
+             create view public.whole as select o from presence.online o;
+             create view public.listed as select * from presence.list('lobby');
+             create view public.log as select * from presence.event;
+             create materialized view public.kept as select * from presence.changes(0);
+             create table public.stored (o presence.online, e presence.event);
+             create view public.may as select presence._may('lobby', 'read') as may;
+             create function public.plain() returns setof presence.online language sql
+                 as 'select * from presence.online'",
+        );
         for session in [&mut alice, &mut bob] {
             session.run("select presence.upsert('lobby', '1')");
             session.run("select presence.listen('lobby')"); // what one has entered and not committed opens nothing
@@ -138,11 +149,22 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         }
         service.flush();
         let everything = "select array(select m::text from presence.member m order by 1),
-                                 array(select r::text from presence.room r), array(select e::text from presence.event e order by seq),
+                                 array(select r::text from presence.room r),
+                                 array(select (to_jsonb(e) - 'node')::text from presence.event e order by seq),
                                  (select encode(key, 'hex') from SCHEMA.secret)";
         let before = service.rows(&everything.replace("SCHEMA", "presence"));
         service.run("alter extension presence_ext update");
         assert_eq!(service.rows(&everything.replace("SCHEMA", "_presence")), before);
+        for of_their_own in ["public.here", "public.whole", "public.listed", "public.plain()"] {
+            assert_eq!(service.number(&format!("select count(*) from {of_their_own}")), 2, "{of_their_own}");
+        }
+        assert!(
+            service.is("select count(*) >= 2 from public.log") && service.is("select may from public.may")
+        );
+        service.run("refresh materialized view public.kept");
+        service.run("insert into public.stored select o, e from presence.online o, presence.event e");
+        let nodes = "select count(*), count((o).node), count((e).node) from public.stored";
+        assert!(service.rows(nodes)[0][0] != "0" && service.rows(nodes)[0][1..] == ["0", "0"]);
         assert!(alice.is("select presence.heartbeat('lobby')"));
         alice.run("select presence.upsert('lobby', '2')");
         assert_eq!(lines(&bob.hear()), ["update alice"], "on the channels it listened to before");

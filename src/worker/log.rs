@@ -35,7 +35,11 @@ const TYPES: [pg_sys::Oid; COLUMNS] = [
     pg_sys::TIMESTAMPTZOID,
     pg_sys::TIMESTAMPTZOID,
     pg_sys::TEXTARRAYOID,
+    pg_sys::TEXTOID,
 ];
+
+/// The last one, which is not there before 0.3.0, and NULL as long as servers have no names.
+const NODE: &CStr = c"node";
 
 /// Those that are NOT NULL.
 const NEVER_NULL: [usize; 2] = [0, 2];
@@ -99,7 +103,7 @@ pub static FORGET: Statement = Statement {
 
 /// A row of the log.
 pub type Values = [Option<Datum>; COLUMNS];
-const COLUMNS: usize = 15;
+pub const COLUMNS: usize = 16;
 
 pub struct Log {
     part: usize,
@@ -223,8 +227,9 @@ impl OpenPart {
 
 /// Whether a part has our columns as we know them, and none of others.
 fn has_our_columns(part: pg_sys::Oid, columns: i16) -> bool {
-    columns as usize == COLUMNS
-        && TYPES.iter().enumerate().all(|(at, of_type)| {
+    let columns = columns as usize;
+    (columns == COLUMNS - 1 || columns == COLUMNS)
+        && TYPES[..columns].iter().enumerate().all(|(at, of_type)| {
             // SAFETY: a look-up in the catalog, released below.
             unsafe {
                 let tuple = pg_sys::SearchSysCacheAttNum(part, at as i16 + 1);
@@ -232,7 +237,9 @@ fn has_our_columns(part: pg_sys::Oid, columns: i16) -> bool {
                     return false; // dropped
                 }
                 let column = &*(pg_sys::GETSTRUCT(tuple) as pg_sys::Form_pg_attribute);
-                let is_ours = column.atttypid == *of_type
+                let name = CStr::from_ptr(column.attname.data.as_ptr());
+                let is_ours = (at < COLUMNS - 1 || name == NODE)
+                    && column.atttypid == *of_type
                     && column.atttypmod == -1
                     && column.attgenerated == 0
                     && (!column.attnotnull || NEVER_NULL.contains(&at));

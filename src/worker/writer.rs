@@ -2,7 +2,7 @@
 
 use super::connections::Counted;
 use super::line::{Line, Rendered};
-use super::log::{FORGET, Log, Page, Values};
+use super::log::{COLUMNS, FORGET, Log, Page, Values};
 use super::memory::{self, Scratch};
 use super::rotation::{self, Rotation};
 use crate::authorizer;
@@ -361,6 +361,7 @@ impl<'a> Writer<'a> {
             Some(Datum::from(record.at)),
             (record.kind != Kind::Room).then(|| Datum::from(record.joined_at)),
             Some(text_array(&line.audience)),
+            None,
         ]
     }
 
@@ -446,7 +447,7 @@ impl<'a> Writer<'a> {
     pub fn resync(&mut self) -> Result<()> {
         self.owes_resync = false;
         self.written.seq += 1;
-        let mut row: Values = [None; 15];
+        let mut row: Values = [None; COLUMNS];
         row[0] = Some(Datum::from(self.written.seq as i64));
         row[2] = Some(varlena(b"resync"));
         row[12] = Some(Datum::from(clock::wall()));

@@ -37,8 +37,8 @@ select sum(s.allocated_size) filter (where s.name ~ 'lease') / current_setting('
 from pg_shmem_allocations s where s.name ilike '%presence%';
 
 -- Row type of online: new columns only at the end.
-select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attnum) from pg_attribute where attrelid = 'presence.online'::regclass and attnum between 1 and 15;
-select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attnum) from pg_attribute where attrelid = 'presence.event'::regclass and attnum between 1 and 15;
+select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attnum) from pg_attribute where attrelid = 'presence.online'::regclass and attnum between 1 and 16;
+select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attnum) from pg_attribute where attrelid = 'presence.event'::regclass and attnum between 1 and 16;
 
 -- All belong to the extension, which is in its own schema and does not move.
 select extrelocatable, extnamespace::regnamespace from pg_extension where extname = 'presence_ext';

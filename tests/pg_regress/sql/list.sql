@@ -37,7 +37,7 @@ begin
             case when pages.room is null then array[l.room, l.member_id, l.connection_id]
                  else array[l.member_id, l.connection_id] end::text order by n desc))[1]::text[]
         into page, place from presence.list(pages.room, pages.size, place) with ordinality l (room, member_id, connection_id,
-            user_id, status, state, metadata, audience, version, joined_at, updated_at, last_seen_at, expires_at, ttl, session_pid, n);
+            user_id, status, state, metadata, audience, version, joined_at, updated_at, last_seen_at, expires_at, ttl, session_pid, node, n);
         exit when page is null;
         turns := turns + 1;
         keys := keys || page;
