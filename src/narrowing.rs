@@ -3,7 +3,7 @@
 //! the worker has looked it rings doorbells only: what narrows holds for events no later than for sessions.
 
 use crate::settings;
-use crate::shared::database::Narrows;
+use crate::shared::database::{Narrowing, Narrows};
 use crate::shared::{self, Database};
 use pgrx::{pg_guard, pg_sys};
 use siphasher::sip::SipHasher13;
@@ -45,7 +45,6 @@ pub fn looked(differences: u64) {
 pub unsafe extern "C-unwind" fn authorizer(value: *const c_char, _extra: *mut c_void) {
     // SAFETY: the new value, a zero-terminated string or null.
     let value = unsafe { if value.is_null() { &[][..] } else { CStr::from_ptr(value).to_bytes() } };
-    settings::rights_change();
     authorizer_is(value);
 }
 
@@ -58,7 +57,7 @@ pub unsafe extern "C-unwind" fn notify_payload(value: c_int, _extra: *mut c_void
 fn authorizer_is(value: &[u8]) {
     let mut hasher = SipHasher13::new();
     hasher.write(value);
-    is(Narrows::Authorizer, hasher.finish());
+    is(Narrows::Authorizer, if value.is_empty() { Narrowing::NOBODY } else { hasher.finish() });
 }
 
 fn notify_payload_is(value: i32) {
@@ -74,7 +73,10 @@ fn is(setting: Narrows, value: u64) {
     }
     let Some(database) = Database::find(database) else { return };
     if IS_WORKER.get() {
-        database.narrowing.applies(setting, value);
+        // Names were handed out as another one said, or to all.
+        if database.narrowing.applies(setting, value) {
+            database.names.want_all();
+        }
     } else if database.narrowing.differs(setting, value) {
         shared::wake(&database.worker.process);
     }

@@ -64,8 +64,6 @@ static FAST_PATH: GucSetting<bool> = GucSetting::<bool>::new(true);
 thread_local! {
     /// Grows when a setting changes that decides who somebody is: what identity remembers is then stale.
     static IDENTITY_EPOCH: Cell<u64> = const { Cell::new(0) };
-    /// Grows when a setting changes that decides who may hear.
-    static RIGHTS_EPOCH: Cell<u64> = const { Cell::new(0) };
 }
 
 pub fn define() {
@@ -335,30 +333,17 @@ unsafe extern "C-unwind" fn check_audience(
 #[pg_guard]
 unsafe extern "C-unwind" fn forget_identity(_value: *const c_char, _extra: *mut c_void) {
     IDENTITY_EPOCH.with(|epoch| epoch.set(epoch.get() + 1));
-    rights_change();
 }
 
-/// A setting that `of_rights` names has another value, or is about to.
-pub fn rights_change() {
-    RIGHTS_EPOCH.set(RIGHTS_EPOCH.get() + 1);
-}
-
-pub fn rights_epoch() -> u64 {
-    RIGHTS_EPOCH.get()
-}
-
-/// The settings that decide who somebody is, and who may hear: with others, names of channels may be in the wrong hands.
-/// (To be a service role is a right by itself: one more takes nothing from anybody.)
-pub fn of_rights() -> Vec<Vec<u8>> {
-    let whole = [
-        ("trusted", &TRUSTED_LOGIN_ROLES),
-        ("anonymous", &ANONYMOUS_ROLES),
-        ("teams", &TEAMS_CLAIM),
-        ("authorizer", &AUTHORIZER),
-    ];
-    let whole = whole.map(|(name, setting)| [name.as_bytes(), b" ", &bytes(setting)].concat());
-    let service = service_roles().into_iter().map(|role| [b"service ", role.as_slice()].concat());
-    whole.into_iter().chain(service).collect()
+/// What settings say of who somebody is: where any of it is not so any more, names of channels may be in the wrong hands.
+pub fn of_identity() -> Vec<Vec<u8>> {
+    let fact = |name: &str, value: &[u8]| [name.as_bytes(), b" ", value].concat();
+    let whole = [("anonymous", &ANONYMOUS_ROLES), ("teams", &TEAMS_CLAIM)];
+    let whole = whole.into_iter().map(|(name, setting)| fact(name, &bytes(setting)));
+    // One more of these takes nothing from anybody.
+    let trusted = trusted_login_roles().into_iter().map(|role| fact("trusted", &role));
+    let service = service_roles().into_iter().map(|role| fact("service", &role));
+    whole.chain(trusted).chain(service).collect()
 }
 
 pub fn identity_epoch() -> u64 {

@@ -637,7 +637,7 @@ fn reference_lists_every_field_of_a_payload() {
     assert_same("payload", first("### Payload of a member's event"), fields("Event<"));
     assert_same("payload of room", first("### Payload of a room's event"), fields("RoomEvent<"));
     assert_same("payload of signals", first("### Payload of a signal"), fields("Signal<"));
-    let kinds = ["enter", "update", "leave", "room", "resync", "relisten", "changes", "position"];
+    let kinds = ["enter", "update", "leave", "room", "resync", "relisten", "changes", "alive", "position"];
     assert_same("events", first("### Which there are"), kinds.into_iter().map(str::to_owned).collect());
 }
 

@@ -92,7 +92,7 @@ impl Beacon {
 /// Settings that take away what listeners hear. Sessions that begin have them at once; the worker has to be told.
 #[repr(C)]
 pub struct Narrowing {
-    /// Those that the worker goes by, as hashes.
+    /// Those that the worker goes by, as hashes; 0 is not known yet.
     applied: [AtomicU64; 2],
     /// How often somebody was found to have others.
     differences: AtomicU64,
@@ -106,9 +106,19 @@ pub enum Narrows {
 }
 
 impl Narrowing {
-    /// The worker goes by this value from now on.
-    pub fn applies(&self, setting: Narrows, value: u64) {
-        self.applied[setting as usize].store(value, Release);
+    /// An authorizer that there is not.
+    pub const NOBODY: u64 = 1;
+
+    /// The worker goes by this value from now on. True: another one decides now who may hear, or the first.
+    pub fn applies(&self, setting: Narrows, value: u64) -> bool {
+        let before = self.applied[setting as usize].swap(value, AcqRel);
+        let decides = matches!(setting, Narrows::Authorizer) && value != Self::NOBODY;
+        decides && before != value && before != 0
+    }
+
+    /// By whom the worker has gone last, for the next start.
+    pub fn authorizer(&self) -> u64 {
+        self.applied[Narrows::Authorizer as usize].load(Acquire)
     }
 
     /// A session has this value. True: the worker goes by another.
@@ -118,6 +128,10 @@ impl Narrowing {
             self.differences.fetch_add(1, AcqRel);
         }
         differs
+    }
+
+    fn forget(&self) {
+        self.applied.iter().for_each(|applied| applied.store(0, Release));
     }
 
     pub fn differences(&self) -> u64 {
@@ -231,6 +245,7 @@ impl Database {
             // Its sessions are gone, and with them everybody who knew a name.
             self.names.forget();
             self.rights.forget();
+            self.narrowing.forget();
             self.sink.position.store(0, Release);
             self.worker.set_state(WorkerState::None);
             self.worker.wanted.store(false, Release);

@@ -7,7 +7,7 @@
 //! The names of channels are kept only if nothing ran between that stop and this start, not even without the library:
 //! who may hear, and who left, would be unknown. Otherwise all are new, and old ones never come back to life.
 
-use super::database::Database;
+use super::database::{Database, Narrows};
 use super::saved::{Saved, SavedChannels, SavedDatabase, SavedLease, SavedNames};
 use super::{control, databases};
 use crate::clock;
@@ -146,6 +146,7 @@ fn channels(database: &'static Database) -> SavedChannels {
     SavedChannels {
         names: database.names.save(),
         rights: database.rights.save(),
+        authorizer: database.narrowing.authorizer(),
         told: database.beacon.told.load(Relaxed),
     }
 }
@@ -240,6 +241,7 @@ fn restore(saved: Saved, now: u64) {
 /// The names that there were, if it is known who might hear by them.
 fn restore_channels(entry: &Database, saved: &SavedChannels) {
     if entry.rights.restore(&saved.rights) && entry.names.restore(&saved.names) {
+        entry.narrowing.applies(Narrows::Authorizer, saved.authorizer);
         entry.beacon.told.store(saved.told, Relaxed);
     } else {
         entry.begin_names();

@@ -36,6 +36,7 @@ pub struct SavedNames {
 pub struct SavedChannels {
     pub names: Vec<u64>,
     pub rights: Vec<u64>,
+    pub authorizer: u64,
     pub told: u64,
 }
 
@@ -90,7 +91,7 @@ impl Saved {
         if let Some(names) = &self.names {
             put(&mut body, &[names.stop]);
             for database in &names.databases {
-                put(&mut body, &[database.told]);
+                put(&mut body, &[database.authorizer, database.told]);
                 for numbers in [&database.names, &database.rights] {
                     put(&mut body, &[numbers.len() as u64]);
                     put(&mut body, numbers);
@@ -138,9 +139,9 @@ impl Saved {
         if !reader.0.is_empty() {
             let mut names = SavedNames { stop: reader.number()?, databases: Vec::new() };
             for _ in &saved.databases {
-                let told = reader.number()?;
+                let (authorizer, told) = (reader.number()?, reader.number()?);
                 let (channels, rights) = (reader.numbers()?, reader.numbers()?);
-                names.databases.push(SavedChannels { names: channels, rights, told });
+                names.databases.push(SavedChannels { names: channels, rights, authorizer, told });
             }
             saved.names = Some(names);
         }
@@ -206,9 +207,9 @@ mod tests {
     }
 
     prop_compose! {
-        fn channels()(names in vec(any::<u64>(), 0..5), rights in vec(any::<u64>(), 0..5), told in any::<u64>())
-                     -> SavedChannels {
-            SavedChannels { names, rights, told }
+        fn channels()(names in vec(any::<u64>(), 0..5), rights in vec(any::<u64>(), 0..5), authorizer in any::<u64>(),
+                      told in any::<u64>()) -> SavedChannels {
+            SavedChannels { names, rights, authorizer, told }
         }
     }
 

@@ -1,5 +1,5 @@
-//! Rights that shrink: REVOKE, DROP ROLE, ALTER ROLE, a membership that ends, and settings that say who somebody is, or
-//! who decides. Whoever listens may be one whose rights ended, so all channels get new names, and carry doorbells only
+//! Rights that shrink: REVOKE, DROP ROLE, ALTER ROLE, a membership that ends, and settings that say who somebody is. (That
+//! of the authorizer: `crate::narrowing`.) Whoever listens may be one whose rights ended, so all channels get new names, and carry doorbells only
 //! until then.
 //!
 //! The catalog's invalidations say that something changed. Then what opens channels is read as a set of facts, and
@@ -92,7 +92,7 @@ impl Rights {
 }
 
 fn epochs() -> (u64, u64) {
-    (EPOCH.get(), settings::rights_epoch())
+    (EPOCH.get(), settings::identity_epoch())
 }
 
 fn facts(extension: &Extension) -> Result<Vec<u64>> {
@@ -105,7 +105,7 @@ fn facts(extension: &Extension) -> Result<Vec<u64>> {
     };
     let mut facts: Vec<u64> =
         (0..rows.count).map(|row| hash(rows.text(row, 0).unwrap_or_default())).collect();
-    facts.extend(settings::of_rights().iter().map(|setting| hash(setting)));
+    facts.extend(settings::of_identity().iter().map(|setting| hash(setting)));
     facts.sort_unstable();
     facts.dedup();
     Ok(facts)
