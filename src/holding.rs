@@ -112,6 +112,7 @@ impl Holding {
                     if self.names.insert(name) {
                         database.held.add(name.place);
                     }
+                    database.retired.ask(&name.text);
                 }
                 Change::Unlisten(name) => {
                     if self.names.remove(&name) {

@@ -288,6 +288,54 @@ fn a_database_without_a_place_gets_new_names() {
     bob.hear_until("relisten", |event| event.kind() == "relisten");
 }
 
+/// Whoever was away while a room got new names listens to the old ones, and is told by one of them.
+#[test]
+fn who_listens_to_names_that_were_good_is_told() {
+    let cluster = Cluster::start();
+    let (mut alice, mut bob) = (cluster.user("alice"), cluster.user("bob"));
+    alice.run("select presence.upsert('hall', ttl => '1 h')");
+    bob.run("select presence.upsert('hall', ttl => '1 h')");
+    let mut service = cluster.service();
+    for how in ["rotate", "leave", "restart"] {
+        bob.listen("hall");
+        let names = channels(&mut bob, "hall");
+        drop(bob);
+        if how == "leave" {
+            let mut carol = cluster.user("carol");
+            carol.run("select presence.upsert('hall')");
+            channels(&mut carol, "hall");
+            carol.run("select presence.delete('hall')");
+        } else {
+            service.run("select presence.rotate_channels('hall')");
+        }
+        service.flush();
+        // What the worker says again by the clock is over with it.
+        if how == "restart" {
+            drop((alice, service));
+            restart(&cluster, "fast");
+            (alice, service) = (cluster.user("alice"), cluster.service());
+        } else {
+            let worker = service.number("select presence.worker_pid()");
+            signal("TERM", worker);
+            until("another worker", || {
+                ![worker, 0].contains(&service.number("select coalesce(presence.worker_pid(), 0)"))
+            });
+        }
+        bob = cluster.user("bob");
+        listen_to(&mut bob, &names);
+        let heard = bob.hear_until("relisten", |event| event.kind() == "relisten");
+        let told = heard.last().expect("it");
+        assert!(told.channel != "presence" && names.contains(&told.channel), "{how}");
+        bob.listen("hall");
+        assert_eq!(hears(&mut bob, &mut alice), 1, "{how}");
+        // Once, and for names that are no good only.
+        let mut other = cluster.user("bob");
+        let good = channels(&mut other, "hall");
+        listen_to(&mut other, &good);
+        assert!(other.next_event(millis(1_300)).is_none(), "{how}");
+    }
+}
+
 /// A copy of a database, and an extension that was made anew, have names of their own.
 #[test]
 fn other_databases_and_extensions_have_other_names() {

@@ -3,6 +3,7 @@
 use super::held::Held;
 use super::locks::{self, DATABASES_LOCK};
 use super::names::Names;
+use super::retired::Retired;
 use super::rights::Rights;
 use super::trouble::Trouble;
 use super::{control, databases};
@@ -34,6 +35,7 @@ pub struct Database {
     losses: AtomicU64,
     losses_told: AtomicU64,
     pub names: Names,
+    pub retired: Retired,
     pub rights: Rights,
     pub beacon: Beacon,
     pub narrowing: Narrowing,

@@ -145,6 +145,7 @@ fn state() -> Saved {
 fn channels(database: &'static Database) -> SavedChannels {
     SavedChannels {
         names: database.names.save(),
+        retired: database.retired.save(),
         rights: database.rights.save(),
         authorizer: database.narrowing.authorizer(),
         told: database.beacon.told.load(Relaxed),
@@ -242,6 +243,7 @@ fn restore(saved: Saved, now: u64) {
 fn restore_channels(entry: &Database, saved: &SavedChannels) {
     if entry.rights.restore(&saved.rights) && entry.names.restore(&saved.names) {
         entry.narrowing.applies(Narrows::Authorizer, saved.authorizer);
+        entry.retired.restore(&saved.retired);
         entry.beacon.told.store(saved.told, Relaxed);
     } else {
         entry.begin_names();

@@ -35,6 +35,7 @@ pub struct SavedNames {
 #[derive(Debug, Default, PartialEq)]
 pub struct SavedChannels {
     pub names: Vec<u64>,
+    pub retired: Vec<u64>,
     pub rights: Vec<u64>,
     pub authorizer: u64,
     pub told: u64,
@@ -92,7 +93,7 @@ impl Saved {
             put(&mut body, &[names.stop]);
             for database in &names.databases {
                 put(&mut body, &[database.authorizer, database.told]);
-                for numbers in [&database.names, &database.rights] {
+                for numbers in [&database.names, &database.retired, &database.rights] {
                     put(&mut body, &[numbers.len() as u64]);
                     put(&mut body, numbers);
                 }
@@ -140,8 +141,10 @@ impl Saved {
             let mut names = SavedNames { stop: reader.number()?, databases: Vec::new() };
             for _ in &saved.databases {
                 let (authorizer, told) = (reader.number()?, reader.number()?);
-                let (channels, rights) = (reader.numbers()?, reader.numbers()?);
-                names.databases.push(SavedChannels { names: channels, rights, authorizer, told });
+                let mut list = || reader.numbers();
+                let (channels, retired, rights) = (list()?, list()?, list()?);
+                let channels = SavedChannels { names: channels, retired, rights, authorizer, told };
+                names.databases.push(channels);
             }
             saved.names = Some(names);
         }
@@ -207,9 +210,10 @@ mod tests {
     }
 
     prop_compose! {
-        fn channels()(names in vec(any::<u64>(), 0..5), rights in vec(any::<u64>(), 0..5), authorizer in any::<u64>(),
-                      told in any::<u64>()) -> SavedChannels {
-            SavedChannels { names, rights, authorizer, told }
+        fn channels()(lists in vec(vec(any::<u64>(), 0..5), 3), authorizer in any::<u64>(), told in any::<u64>())
+                     -> SavedChannels {
+            let [names, retired, rights] = std::array::from_fn(|at| lists[at].clone());
+            SavedChannels { names, retired, rights, authorizer, told }
         }
     }
 

@@ -78,8 +78,8 @@ struct Committed {
     resync: Option<u64>,
     /// Events that could not be published, ever.
     dropped: u64,
-    /// Channels that have new names from the commit on.
-    renewals: Vec<Renewal>,
+    /// Channels that have new names from the commit on, and by which old one that is told.
+    renewals: Vec<(String, Renewal)>,
 }
 
 thread_local! {
@@ -120,7 +120,10 @@ unsafe extern "C-unwind" fn at_transaction_end(
         counters.resyncs.fetch_add(1, Relaxed);
         batch.database.resync_told(losses);
     }
-    batch.renewals.into_iter().for_each(|renewal| batch.database.names.renew(renewal));
+    for (name, renewal) in batch.renewals {
+        batch.database.retired.add(&name);
+        batch.database.names.renew(renewal);
+    }
     batch.database.seq.fetch_max(batch.seq, AcqRel);
     // Who waits for the tail finds the rest done.
     ring.advance();

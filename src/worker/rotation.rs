@@ -8,7 +8,7 @@
 //! Until then the old names carry doorbells only. What is to rotate stands in shared memory (`shared::names`).
 //!
 //! The old names hear `relisten` with the rotation and again 1 s and 5 s later, for a LISTEN that was just
-//! committing.
+//! committing; and whenever a session listens to one (`shared::retired`).
 
 use super::process::transaction;
 use super::writer::notify;
@@ -110,9 +110,10 @@ impl Rotation {
         rotating
     }
 
-    /// Say `relisten` again where it is time.
+    /// Say `relisten` again where it is time, and to those who listen to old names only now.
     pub fn repeat(&mut self, extension: &Extension) -> Result<(), Failure> {
         let now = clock::boot();
+        self.repeats.extend(extension.database.retired.take_asked().into_iter().map(|name| (now, name)));
         if !self.repeats.iter().any(|(due, _)| *due <= now) {
             return Ok(());
         }

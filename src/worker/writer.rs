@@ -65,8 +65,8 @@ pub struct Written {
     pub seq: u64,
     pub events: u64,
     pub notifications: u64,
-    /// Channels that have new names from the commit on.
-    pub renewals: Vec<Renewal>,
+    /// Channels that have new names from the commit on, and by which old one that is told.
+    pub renewals: Vec<(String, Renewal)>,
 }
 
 /// In front of the audience of a line that the owner and service roles do not see: they see the `update`.
@@ -134,7 +134,7 @@ impl<'a> Writer<'a> {
                     };
                     self.notify(&name, &payload)?;
                 }
-                self.written.renewals.push(renewal);
+                self.written.renewals.push((name, renewal));
             }
         }
         Ok(self.written)
