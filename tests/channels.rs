@@ -244,6 +244,60 @@ fn rights_that_end_in_the_catalog() {
     }
 }
 
+/// Settings say who is who as well: what they take away ends with them, by ALTER DATABASE as by a reload.
+#[test]
+fn rights_that_end_by_a_setting() {
+    let cluster = Cluster::start();
+    let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
+    alice.run("select presence.upsert('hall', audience => '{}', ttl => '1 hour')");
+    for (set, reset) in [
+        (
+            "alter database app set presence.service_roles = 'bob'",
+            "alter database app reset presence.service_roles",
+        ),
+        (
+            "alter database app set presence.service_roles = 'bob'",
+            "alter database app set presence.service_roles = 'x'",
+        ),
+        ("alter system set presence.service_roles = 'bob'", "alter system reset presence.service_roles"),
+    ] {
+        let reload = |service: &mut Session, change: &str| {
+            service.run(change);
+            service.run("select pg_reload_conf()");
+        };
+        let before = channels(&mut alice, "hall");
+        reload(&mut service, set);
+        until("the worker goes by it", || {
+            settle(&mut service);
+            channels(&mut alice, "hall") != before
+        });
+        let mut ear = cluster.user("bob");
+        until("bob is a service", || ear.is("select presence.is_service()"));
+        until("bob hears", || {
+            cluster.until_worker("app");
+            ear.run("select presence.listen('hall'), presence.listen()");
+            !hears(&mut ear, &mut alice).is_empty()
+        });
+        reload(&mut service, reset);
+        // Whatever this session believes itself to be.
+        until(reset, || hears(&mut ear, &mut alice).is_empty());
+        for _ in 0..3 {
+            assert!(hears(&mut ear, &mut alice).is_empty(), "{reset}");
+        }
+        let mut late = cluster.user("bob");
+        until("bob is a user", || !late.is("select presence.is_service()"));
+        late.run("select presence.listen('hall'), presence.listen()");
+        assert!(hears(&mut late, &mut alice).is_empty(), "{reset}");
+        service.run("alter database app reset presence.service_roles");
+        // What says the same again renames nothing.
+        settle(&mut service);
+        let before = channels(&mut alice, "hall");
+        reload(&mut service, "alter database app set presence.default_ttl = 91");
+        settle(&mut service);
+        assert_eq!(channels(&mut alice, "hall"), before, "{reset}");
+    }
+}
+
 /// Rooms share places among the names: whoever loses names because of a stranger's room is told.
 #[test]
 fn rotation_of_other_rooms_deafens_nobody() {
@@ -261,7 +315,10 @@ fn rotation_of_other_rooms_deafens_nobody() {
             "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', format('other %s %s', {turn}, n))))
              from generate_series(1, 900) n"
         ));
-        carol.run("select count(*) from presence.channels(); select presence.delete_all()");
+        carol.run(&format!(
+            "select presence.channels(format('other %s %s', {turn}, n)) from generate_series(1, 900) n;
+             select presence.delete_all()"
+        ));
         service.flush();
         if channels(&mut bob, "hall") != before {
             break;
