@@ -47,6 +47,8 @@ pub struct RoomEvent<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<&'a RawValue>,
     pub at: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audience: Option<&'a [String]>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }

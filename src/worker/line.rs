@@ -78,6 +78,7 @@ impl Rendered {
                 room: &self.room,
                 metadata: self.metadata.as_deref(),
                 at: &self.at,
+                audience: audiences.map(|(audience, _)| audience),
                 truncated: self.truncated,
             });
         }
