@@ -1,46 +1,67 @@
-//! Which of our channels this session listens to, counted for each name in shared memory: a name that nobody holds is
-//! not notified. However the session listens (`presence.listen`, LISTEN) and however it ends that.
+//! What this session listens to: for which rooms it has called `presence.listen`, and which of our channels it holds, however
+//! it came to that (`presence.listen`, LISTEN) and however it ends.
 //!
-//! LISTEN and UNLISTEN take effect with the commit, and count from then on: a listener lists after it. What a savepoint
-//! or a transaction takes back has never counted.
+//! Names are counted in shared memory: one that nobody holds is not notified. LISTEN and UNLISTEN take effect with the
+//! commit, and count from then on: a listener lists after it. What a savepoint or a transaction takes back has never
+//! counted.
 
 use crate::event::savepoints::Savepoints;
 use crate::shared::Database;
 use crate::shared::held::{LENGTH, place_of};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Name {
+/// A channel of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Name {
     /// With zeroes behind it.
     text: [u8; LENGTH],
     place: usize,
 }
 
 impl Name {
-    /// Of a channel of ours.
     fn of(channel: &[u8]) -> Option<Name> {
         let place = place_of(channel)?;
         let mut text = [0; LENGTH];
         text[..channel.len()].copy_from_slice(channel);
         Some(Name { text, place })
     }
+
+    pub fn text(&self) -> &[u8] {
+        let length = self.text.iter().position(|byte| *byte == 0).unwrap_or(LENGTH);
+        &self.text[..length]
+    }
 }
 
-enum Change {
+/// What `presence.listen` opens channels for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    Room(Vec<u8>),
+    AllRooms,
+    /// What a user has to be told, whatever they listen to.
+    User(Vec<u8>),
+}
+
+/// What this transaction has done, to undo it.
+enum Done {
     Listen(Name),
     Unlisten(Name),
-    UnlistenAll,
+    /// With what was open for the target before.
+    Open(Target, Vec<Name>),
 }
 
 #[derive(Default)]
 struct Holding {
     database: Option<&'static Database>,
     names: HashSet<Name>,
-    /// What this transaction has done so far.
-    changes: Vec<Change>,
+    opened: HashMap<Target, Vec<Name>>,
+    /// For how many targets a name is open: those of rooms in one cell share some.
+    uses: HashMap<Name, usize>,
+    done: Vec<Done>,
     savepoints: Savepoints,
+    /// How deep in savepoints this is; 1 is in none.
+    level: i32,
 }
 
 thread_local! {
@@ -59,40 +80,96 @@ pub fn register_callbacks() {
 
 /// This transaction listens to a channel. Those of others are no concern of ours.
 pub fn listen(channel: &[u8]) {
-    change(channel, Change::Listen);
-}
-
-pub fn unlisten(channel: &[u8]) {
-    change(channel, Change::Unlisten);
-}
-
-pub fn unlisten_all() {
-    HOLDING.with_borrow_mut(|holding| {
-        if !holding.names.is_empty() || !holding.changes.is_empty() {
-            holding.push(Change::UnlistenAll);
-        }
-    });
-}
-
-fn change(channel: &[u8], change: impl FnOnce(Name) -> Change) {
     if let Some(name) = Name::of(channel) {
-        HOLDING.with_borrow_mut(|holding| holding.push(change(name)));
+        in_transaction(|holding| holding.listen(name));
     }
 }
 
-impl Holding {
-    fn push(&mut self, change: Change) {
+pub fn unlisten(channel: &[u8]) {
+    if let Some(name) = Name::of(channel) {
+        in_transaction(|holding| holding.unlisten(name));
+    }
+}
+
+pub fn unlisten_all() {
+    in_transaction(Holding::unlisten_all);
+}
+
+/// These channels, and no others, are open for this from now on. Returns those that were, and are for nothing now.
+pub fn open(target: Target, names: &[String]) -> Vec<Name> {
+    let names = names.iter().filter_map(|name| Name::of(name.as_bytes())).collect();
+    in_transaction(|holding| holding.open(target, names))
+}
+
+fn in_transaction<T>(body: impl FnOnce(&mut Holding) -> T) -> T {
+    HOLDING.with_borrow_mut(|holding| {
         // SAFETY: plain read of this process's state.
-        self.savepoints.note(unsafe { pg_sys::GetCurrentTransactionNestLevel() }, self.changes.len());
-        self.changes.push(change);
+        holding.level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+        body(holding)
+    })
+}
+
+impl Holding {
+    fn note(&mut self, done: Done) {
+        self.savepoints.note(self.level, self.done.len());
+        self.done.push(done);
+    }
+
+    fn listen(&mut self, name: Name) {
+        if self.names.insert(name) {
+            self.note(Done::Listen(name));
+        }
+    }
+
+    fn unlisten(&mut self, name: Name) {
+        if self.names.remove(&name) {
+            self.note(Done::Unlisten(name));
+        }
+    }
+
+    fn unlisten_all(&mut self) {
+        for name in std::mem::take(&mut self.names) {
+            self.note(Done::Unlisten(name));
+        }
+        for (target, names) in std::mem::take(&mut self.opened) {
+            self.note(Done::Open(target, names));
+        }
+        self.uses.clear();
+    }
+
+    fn open(&mut self, target: Target, names: Vec<Name>) -> Vec<Name> {
+        let before = self.set_open(&target, names);
+        let unused = before.iter().filter(|name| !self.uses.contains_key(*name)).copied().collect();
+        self.note(Done::Open(target, before));
+        unused
+    }
+
+    /// Returns what was open before.
+    fn set_open(&mut self, target: &Target, names: Vec<Name>) -> Vec<Name> {
+        for name in &names {
+            *self.uses.entry(*name).or_insert(0) += 1;
+        }
+        let before = match names.is_empty() {
+            true => self.opened.remove(target),
+            false => self.opened.insert(target.clone(), names),
+        };
+        let before = before.unwrap_or_default();
+        for name in &before {
+            if let Some(uses) = self.uses.get_mut(name) {
+                *uses -= 1;
+                if *uses == 0 {
+                    self.uses.remove(name);
+                }
+            }
+        }
+        before
     }
 
     /// All that can fail, while it may.
     fn prepare(&mut self) {
-        if self.changes.is_empty() {
+        if self.done.is_empty() {
             return;
         }
-        self.names.reserve(self.changes.len());
         if self.database.is_none() {
             // SAFETY: set when the process connected to its database.
             self.database = Database::find(unsafe { pg_sys::MyDatabaseId });
@@ -104,29 +181,36 @@ impl Holding {
     }
 
     fn commit(&mut self) {
+        // Where no names were ever made, none is ours.
+        let Some(database) = self.database else { return self.roll_back() };
         self.savepoints.clear();
-        let Some(database) = self.database else { return self.changes.clear() };
-        for change in self.changes.drain(..) {
-            match change {
-                Change::Listen(name) => {
-                    if self.names.insert(name) {
-                        database.held.add(name.place);
-                    }
+        for done in self.done.drain(..) {
+            match done {
+                Done::Listen(name) => {
+                    database.held.add(name.place);
                     database.retired.ask(&name.text);
                 }
-                Change::Unlisten(name) => {
-                    if self.names.remove(&name) {
-                        database.held.remove(name.place);
-                    }
-                }
-                Change::UnlistenAll => self.names.drain().for_each(|name| database.held.remove(name.place)),
+                Done::Unlisten(name) => database.held.remove(name.place),
+                Done::Open(..) => {}
             }
         }
     }
 
-    fn forget_changes(&mut self) {
-        self.changes.clear();
+    fn roll_back(&mut self) {
+        self.undo_from(0);
         self.savepoints.clear();
+    }
+
+    /// Back to when so much was done.
+    fn undo_from(&mut self, length: usize) {
+        while self.done.len() > length {
+            match self.done.pop() {
+                Some(Done::Listen(name)) => drop(self.names.remove(&name)),
+                Some(Done::Unlisten(name)) => drop(self.names.insert(name)),
+                Some(Done::Open(target, names)) => drop(self.set_open(&target, names)),
+                None => {}
+            }
+        }
     }
 }
 
@@ -139,7 +223,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
     HOLDING.with_borrow_mut(|holding| match event {
         XACT_EVENT_PRE_COMMIT => holding.prepare(),
         XACT_EVENT_COMMIT => holding.commit(),
-        XACT_EVENT_ABORT | XACT_EVENT_PREPARE => holding.forget_changes(),
+        XACT_EVENT_ABORT | XACT_EVENT_PREPARE => holding.roll_back(),
         _ => {}
     });
 }
@@ -157,7 +241,7 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => holding.savepoints.release(level),
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
             if let Some(length) = holding.savepoints.roll_back(level) {
-                holding.changes.truncate(length);
+                holding.undo_from(length);
             }
         }
         _ => {}
@@ -166,8 +250,78 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
 
 #[pg_guard]
 unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
-    let holding = HOLDING.take();
+    let mut holding = HOLDING.take();
+    // A transaction that is open will never commit.
+    holding.roll_back();
     if let Some(database) = holding.database {
         holding.names.iter().for_each(|name| database.held.remove(name.place));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::savepoints::tests::{Step, steps};
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Listen(u8),
+        Unlisten(u8),
+        UnlistenAll,
+        Open(u8, Vec<u8>),
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            3 => (0..6u8).prop_map(Act::Listen),
+            2 => (0..6u8).prop_map(Act::Unlisten),
+            1 => Just(Act::UnlistenAll),
+            4 => (0..3u8, prop::collection::vec(0..6u8, 0..4)).prop_map(|(room, names)| Act::Open(room, names)),
+        ]
+    }
+
+    type State = (HashSet<Name>, HashMap<Target, Vec<Name>>, HashMap<Name, usize>);
+
+    fn state(holding: &Holding) -> State {
+        (holding.names.clone(), holding.opened.clone(), holding.uses.clone())
+    }
+
+    proptest! {
+        /// Against a stack of copies.
+        #[test]
+        fn what_is_rolled_back_never_was(steps in steps(act())) {
+            let name = |number: u8| Name { text: [number; LENGTH], place: 0 };
+            let (mut holding, mut copies) = (Holding::default(), vec![state(&Holding::default())]);
+            for step in steps {
+                holding.level = copies.len() as i32;
+                match step {
+                    Step::Do(Act::Listen(number)) => holding.listen(name(number)),
+                    Step::Do(Act::Unlisten(number)) => holding.unlisten(name(number)),
+                    Step::Do(Act::UnlistenAll) => holding.unlisten_all(),
+                    Step::Do(Act::Open(room, names)) => {
+                        let before = holding.uses.clone();
+                        let unused = holding.open(Target::Room(vec![room]), names.into_iter().map(name).collect());
+                        prop_assert!(unused.iter().all(|name| before.contains_key(name)));
+                        let is_split = |name| unused.contains(name) != holding.uses.contains_key(name);
+                        prop_assert!(before.keys().all(is_split));
+                    }
+                    Step::Savepoint => copies.push(state(&holding)),
+                    Step::Release if copies.len() > 1 => {
+                        copies.pop();
+                        holding.savepoints.release(holding.level);
+                    }
+                    Step::RollBack if copies.len() > 1 => {
+                        if let Some(length) = holding.savepoints.roll_back(holding.level) {
+                            holding.undo_from(length);
+                        }
+                        prop_assert_eq!(Some(state(&holding)), copies.pop());
+                    }
+                    Step::Release | Step::RollBack => {}
+                }
+            }
+            holding.roll_back();
+            prop_assert_eq!(state(&holding), state(&Holding::default()));
+        }
     }
 }

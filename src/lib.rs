@@ -6,6 +6,7 @@
 
 mod authorizer;
 mod cached;
+mod channels;
 mod claims;
 mod client;
 mod clock;

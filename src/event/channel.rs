@@ -25,12 +25,18 @@ pub enum Scope<'a> {
 /// Service roles hear everything on one channel: no token of a caller can be this.
 pub const SERVICE: &[u8] = b"service";
 /// Who listens to a room has a doorbell there, for events that reach them by none of its channels: those that are shared
-/// with the members of another room.
+/// with the members of another room. Who listens to all rooms, and is in too many for a channel each, has one for those that
+/// are shared with the members of a room that is too large to look for them.
 pub const DOORBELL: &[u8] = b"doorbell";
 /// The same for those who have more teams and roles than channels of them: it also rings for what is shared with any.
 pub const WIDE_DOORBELL: &[u8] = b"wide doorbell";
+/// Of these a listener has one at most.
+pub const DOORBELLS: &[&[u8]] = &[DOORBELL, WIDE_DOORBELL];
 /// A listener's channels of teams and roles, in each room.
 pub const MOST_GROUPS: usize = 7;
+/// Who listens to all rooms, and is in so many at most, has a channel for the members of each. Who is in more hears by a
+/// channel of their own what the worker finds to be for them.
+pub const MOST_ROOMS: usize = 100;
 
 /// All who know names of a cell hear this of it: `relisten`, when they get new ones.
 pub const LISTENERS: &[u8] = b"listeners";
@@ -38,6 +44,11 @@ pub const LISTENERS: &[u8] = b"listeners";
 /// `user:<id>` in the scope of the database: `relisten`, for that user alone.
 pub fn own_token(user_id: &[u8]) -> Vec<u8> {
     [b"user:", user_id].concat()
+}
+
+/// For all rooms: what is for the members of a room that this user is in, as the worker finds it. No token of a caller.
+pub fn roaming_token(user_id: &[u8]) -> Vec<u8> {
+    [b"roaming:", user_id].concat()
 }
 
 pub fn room_cell(extension: &Extension, room: &[u8]) -> Cell {
@@ -60,7 +71,9 @@ impl<'a> Channel<'a> {
         let cell = match scope {
             Scope::Room(room) => Some(room_cell(extension, room)),
             Scope::Cell(cell) => Some(cell),
-            Scope::AllRooms | Scope::Database => None,
+            // A service role's right is no room's.
+            Scope::AllRooms => (token != SERVICE).then_some(Cell::ALL_ROOMS),
+            Scope::Database => None,
         };
         let present = token.strip_prefix(b"room:").map(|room| present_cell(extension, room));
         Channel { scope, token, cells: [cell, present] }
@@ -145,17 +158,17 @@ fn boot_of(extension: &Extension, epoch: u32) -> u64 {
     extension.hash(Purpose::Boot, &[&boot.to_le_bytes(), &epoch.to_le_bytes()])
 }
 
-/// Which of a room's doorbells ring for an event of the room that is shared with this token, and whether the token has a
-/// channel of its own in the room.
+/// Which doorbells of a listener to a room ring for an event of the room that is shared with this token, and whether the
+/// token has a channel of its own in the room.
 pub fn in_room(room: &[u8], token: &[u8]) -> (&'static [&'static [u8]], bool) {
     match token.strip_prefix(b"room:") {
-        Some(other) if other != room => (&[DOORBELL, WIDE_DOORBELL], false),
+        Some(other) if other != room => (DOORBELLS, false),
         _ if is_group(token) => (&[WIDE_DOORBELL], true),
         _ => (&[], true),
     }
 }
 
-fn is_group(token: &[u8]) -> bool {
+pub fn is_group(token: &[u8]) -> bool {
     token.starts_with(b"team:") || token.starts_with(b"role:")
 }
 

@@ -26,6 +26,15 @@ pub fn of_room(extension: &Extension, room: &[u8], body: impl FnMut(&Row) -> Res
     each(extension, (Column::Room, room), None, body)
 }
 
+/// The same, while the body says true.
+pub fn of_room_while(
+    extension: &Extension,
+    room: &[u8],
+    body: impl FnMut(&Row) -> Result<bool>,
+) -> Result<()> {
+    each_while(extension, (Column::Room, room), None, body)
+}
+
 /// Those of a room with a member_id.
 pub fn of_member_id(
     extension: &Extension,
@@ -52,6 +61,15 @@ fn each(
     second: Option<(Column, &[u8])>,
     mut body: impl FnMut(&Row) -> Result<()>,
 ) -> Result<()> {
+    each_while(extension, (column, text), second, |row| body(row).map(|()| true))
+}
+
+fn each_while(
+    extension: &Extension,
+    (column, text): (Column, &[u8]),
+    second: Option<(Column, &[u8])>,
+    mut body: impl FnMut(&Row) -> Result<bool>,
+) -> Result<()> {
     // SAFETY: a snapshot is active while a function runs.
     let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
     let condition = (column, pg_sys::F_TEXTEQ, varlena(text));
@@ -61,7 +79,7 @@ fn each(
         let row = unsafe { Row::deform(tuple, layout) };
         // An index may know the first column only.
         if second.is_none_or(|(column, text)| row.text(column) == Some(text)) {
-            body(&row)?;
+            return body(&row);
         }
         Ok(true)
     })

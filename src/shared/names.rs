@@ -18,6 +18,9 @@ pub enum Cell {
 }
 
 impl Cell {
+    /// The channels for all rooms, like those of one more room. (A multiple of 64, as a table of bits has it.)
+    pub const ALL_ROOMS: Cell = Cell::Room(CELLS as u32);
+
     pub fn of_room(hash: u64) -> Cell {
         Cell::Room((hash % CELLS as u64) as u32)
     }
@@ -55,9 +58,9 @@ pub struct Names {
 
 #[repr(C)]
 struct Cells {
-    epochs: [AtomicU32; CELLS],
+    epochs: [AtomicU32; CELLS + 1],
     /// New names are wanted: until then the old ones carry doorbells only.
-    stale: [AtomicU64; CELLS / 64],
+    stale: [AtomicU64; CELLS / 64 + 1],
 }
 
 impl Names {

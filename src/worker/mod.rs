@@ -19,6 +19,7 @@ pub mod publisher;
 pub mod publishing;
 pub mod resync;
 pub mod rights;
+pub mod roaming;
 pub mod rotation;
 pub mod sink;
 pub mod step;

@@ -4,6 +4,7 @@ use super::connections::Counted;
 use super::line::{Line, Rendered};
 use super::log::{COLUMNS, FORGET, Log, Page, Values};
 use super::memory::{self, Scratch};
+use super::roaming::Roaming;
 use super::rotation::{self, Rotation};
 use crate::authorizer;
 use crate::clock;
@@ -40,6 +41,7 @@ pub struct Writer<'a> {
     doorbell: bool,
     /// The same for those who listen to all rooms, where an authorizer decides room by room.
     doorbell_for_all_rooms: bool,
+    roaming: Roaming<'a>,
     /// Doorbells to ring at the end: one a channel, with the newest seq.
     rung: HashMap<String, u64>,
     /// For what one line takes.
@@ -92,6 +94,7 @@ impl<'a> Writer<'a> {
                 || narrowing::news(extension.database).is_some()
                 || !policy::is_builtin(extension)?,
             doorbell_for_all_rooms: authorizer::is_set(),
+            roaming: Roaming::new(extension),
             rung: HashMap::new(),
             scratch: Scratch::new(),
             memory: 0,
@@ -142,8 +145,9 @@ impl<'a> Writer<'a> {
 
     pub fn event(&mut self, record: &Record, counted: &Counted) -> Result<()> {
         if record.kind == Kind::Rotate {
-            rotation::ask(self.extension, record.image.get(Field::Room));
-            return Ok(());
+            let room = record.image.get(Field::Room);
+            rotation::ask(self.extension, room);
+            return room.map_or(Ok(()), |room| self.relisten_for_service(room));
         }
         let audience = self.scratch.within(|| audience_of(&record.image))?;
         let owner = record.image.get(Field::UserId).unwrap_or_default();
@@ -379,8 +383,14 @@ impl<'a> Writer<'a> {
             if has_channel {
                 self.address(Scope::Room(room), token, Some(&mut whole), &mut bells);
             }
-            let all = (!self.doorbell_for_all_rooms).then_some(&mut whole);
-            self.address(Scope::AllRooms, token, all, &mut bells);
+            let (roaming, doorbells) = self.roaming.hear(token)?;
+            for doorbell in doorbells {
+                self.address(Scope::AllRooms, doorbell, None, &mut bells);
+            }
+            for token in std::iter::once(token).chain(roaming.iter()) {
+                let all = (!self.doorbell_for_all_rooms).then_some(&mut whole);
+                self.address(Scope::AllRooms, token, all, &mut bells);
+            }
         }
         let mut service = Vec::new();
         if line.for_service {
@@ -433,12 +443,22 @@ impl<'a> Writer<'a> {
     /// To the user: the rooms you are in are not the same as before.
     fn relisten(&mut self, user_id: &[u8], room: &[u8]) -> Result<()> {
         let token = own_token(user_id);
-        let channel = Channel::new(self.extension, Scope::Database, &token);
+        self.signal_relisten(&Channel::new(self.extension, Scope::Database, &token), room)
+    }
+
+    /// To service roles: rights in this room may have changed, ask for them again. (Of all rooms everybody is told.)
+    fn relisten_for_service(&mut self, room: &[u8]) -> Result<()> {
+        for scope in [Scope::Room(room), Scope::AllRooms] {
+            let channel = Channel::new(self.extension, scope, SERVICE);
+            self.signal_relisten(&channel, room)?;
+        }
+        Ok(())
+    }
+
+    fn signal_relisten(&mut self, channel: &Channel, room: &[u8]) -> Result<()> {
         if !self.quiet && channel.is_held(self.extension) {
-            self.notify(
-                &channel.name(self.extension),
-                &payload::relisten(self.written.seq, Some(&decode(room))),
-            )?;
+            let payload = payload::relisten(self.written.seq, Some(&decode(room)));
+            self.notify(&channel.name(self.extension), &payload)?;
         }
         Ok(())
     }

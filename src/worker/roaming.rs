@@ -1,0 +1,89 @@
+//! Who listens to all rooms and is in too many of them for a channel each: the worker looks for them among the members of a
+//! room when it tells what is for these. So they hear of a room exactly while they are in it.
+
+use super::memory::Scratch;
+use crate::error::Result;
+use crate::event::channel::{Channel, DOORBELLS, Scope, WIDE_DOORBELL, is_group, roaming_token};
+use crate::extension::Extension;
+use crate::member::row::Column;
+use crate::member::{lease, scan};
+use crate::sqlfn::hash_of;
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
+
+/// Members of a room that are looked at; in a larger one a bell rings for all.
+const MOST_MEMBERS: usize = 1_000;
+/// Listeners that are told of an event one by one.
+const MOST_LISTENERS: usize = 64;
+/// Members that are looked at in one batch, where a room counts as some.
+const MOST_IN_BATCH: usize = 50_000;
+const ROOM: usize = 10;
+
+type Tokens = Rc<[Vec<u8>]>;
+
+/// Of one batch: as its snapshot has it.
+pub struct Roaming<'a> {
+    extension: &'a Extension,
+    /// Whether there is anybody. All of them hold one of these doorbells, or nobody is in such a room.
+    is_wanted: bool,
+    rooms: HashMap<Vec<u8>, Option<Tokens>>,
+    looked_at: usize,
+}
+
+impl<'a> Roaming<'a> {
+    pub fn new(extension: &'a Extension) -> Roaming<'a> {
+        let is_held = |bell: &&[u8]| Channel::new(extension, Scope::AllRooms, bell).is_held(extension);
+        let is_wanted = DOORBELLS.iter().any(is_held);
+        Roaming { extension, is_wanted, rooms: HashMap::new(), looked_at: 0 }
+    }
+
+    /// Of an event that is shared with this token, besides the token's channel for all rooms: the tokens of those who hear it
+    /// one by one, and the doorbells that ring.
+    pub fn hear(&mut self, token: &[u8]) -> Result<(Tokens, &'static [&'static [u8]])> {
+        let nobody: Tokens = [].into();
+        match token.strip_prefix(b"room:") {
+            Some(room) if self.is_wanted => Ok(match self.in_room(room)? {
+                Some(tokens) => (tokens, &[]),
+                None => (nobody, DOORBELLS),
+            }),
+            Some(_) => Ok((nobody, &[])),
+            None => Ok((nobody, if is_group(token) { &[WIDE_DOORBELL] } else { &[] })),
+        }
+    }
+
+    /// Those who are in the room; None if there are too many to look for, or to tell.
+    fn in_room(&mut self, room: &[u8]) -> Result<Option<Tokens>> {
+        if let Some(known) = self.rooms.get(room) {
+            return Ok(known.clone());
+        }
+        let found = self.look(room)?;
+        self.rooms.insert(room.to_vec(), found.clone());
+        Ok(found)
+    }
+
+    fn look(&mut self, room: &[u8]) -> Result<Option<Tokens>> {
+        self.looked_at += ROOM;
+        let (mut members, mut tokens) = (0, BTreeSet::new());
+        let scratch = Scratch::new();
+        scratch.within(|| {
+            scan::of_room_while(self.extension, room, |row| {
+                members += 1;
+                self.looked_at += 1;
+                if let (Some(user_id), Some(hash)) = (row.text(Column::UserId), row.get(Column::KeyHash)) {
+                    let token = roaming_token(user_id);
+                    // SAFETY: a uuid.
+                    let key = self.extension.key_of(unsafe { hash_of(hash) });
+                    if Channel::new(self.extension, Scope::AllRooms, &token).is_held(self.extension)
+                        && lease::deadline(&key, &row.lease()).is_some()
+                    {
+                        tokens.insert(token);
+                    }
+                }
+                Ok(members <= MOST_MEMBERS && self.looked_at <= MOST_IN_BATCH)
+            })
+        })?;
+        scratch.clear();
+        let is_whole = members <= MOST_MEMBERS && self.looked_at <= MOST_IN_BATCH;
+        Ok((is_whole && tokens.len() <= MOST_LISTENERS).then(|| tokens.into_iter().collect()))
+    }
+}
