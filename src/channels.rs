@@ -7,7 +7,8 @@ use crate::event::channel::{
     roaming_token, room_cell,
 };
 use crate::extension::{Extension, Purpose};
-use crate::identity::{self, Identity};
+use crate::identity;
+use crate::member::whereabouts;
 use crate::shared::held::FIXED;
 use crate::shared::names::Cell;
 use crate::spi::with_committed_snapshot;
@@ -59,52 +60,64 @@ fn names(extension: &Extension, room: Option<&[u8]>) -> Result<Open> {
         open.target.push(name(scope, SERVICE));
         return Ok(open);
     }
+    let user_id = identity.user_id.as_deref();
     // As is committed now, whatever an old snapshot says: who enters and rolls back, or leaves at once, was never there,
     // and nobody would ever be told to take the names back. Again once the worker knows whom to rotate for.
-    note(extension, &identity, present_in(extension, &identity, room)?.as_deref().unwrap_or_default());
-    let rooms = present_in(extension, &identity, room)?;
-    note(extension, &identity, rooms.as_deref().unwrap_or_default());
-    let rooms_by_name = rooms.as_deref().unwrap_or_default();
-    let cells: BTreeSet<Cell> = rooms_by_name.iter().map(|room| present_cell(extension, room)).collect();
+    note(extension, user_id, &present_in(extension, user_id, room)?);
+    let presence = present_in(extension, user_id, room)?;
+    note(extension, user_id, &presence);
+    let cells: BTreeSet<Cell> = presence.rooms.iter().map(|room| present_cell(extension, room)).collect();
     open.target.extend(cells.into_iter().map(|cell| Channel::of_cell(extension, cell).name(extension)));
     let mut tokens = identity.own_tokens();
-    tokens.extend(rooms_by_name.iter().map(|room| [b"room:", room.as_slice()].concat()));
-    let groups = identity.group_tokens()?;
-    let rings = match (room, &identity.user_id) {
-        _ if groups.len() > MOST_GROUPS => Some(WIDE_DOORBELL),
-        // Who enters another room later is told to listen again.
-        (Some(room), _) => {
-            with_committed_snapshot(|| identity.is_elsewhere(extension, room))?.then_some(DOORBELL)
-        }
-        (None, _) => rooms.is_none().then_some(DOORBELL),
-    };
-    if let (None, Some(user_id)) = (&rooms, &identity.user_id) {
+    tokens.extend(presence.rooms.iter().map(|room| [b"room:", room.as_slice()].concat()));
+    if let (None, true, Some(user_id)) = (room, presence.rings, user_id) {
         tokens.push(roaming_token(user_id));
     }
+    let groups = identity.group_tokens()?;
+    if groups.len() > MOST_GROUPS {
+        tokens.push(WIDE_DOORBELL.to_vec());
+    } else if presence.rings {
+        tokens.push(DOORBELL.to_vec());
+    }
     tokens.extend(groups.into_iter().take(MOST_GROUPS));
-    tokens.extend(rings.map(<[u8]>::to_vec));
     open.target.extend(tokens.iter().map(|token| name(scope, token)));
     Ok(open)
 }
 
-/// Who listens to a room hears what is for its members if they are one; what is for those of another room rings. Who listens
-/// to all rooms hears what is for the members of those that they are in; None if these are too many for a channel each.
-fn present_in(
-    extension: &Extension,
-    identity: &Identity,
-    room: Option<&[u8]>,
-) -> Result<Option<Vec<Vec<u8>>>> {
-    with_committed_snapshot(|| match room {
-        Some(room) => Ok(Some(identity.is_in(extension, room)?.then(|| room.to_vec()).into_iter().collect())),
-        None => identity.few_rooms(extension, MOST_ROOMS),
+/// Where a listener is, as far as it matters to what is listened to.
+#[derive(Default)]
+struct Presence {
+    /// What is for the members of these has a channel.
+    rooms: Vec<Vec<u8>>,
+    /// They are in others. (Who enters one later is told to listen again.)
+    rings: bool,
+}
+
+/// A listener to a room has a channel for its members, if it is one; a listener to all rooms one for those of each that they
+/// are in, unless these are too many.
+fn present_in(extension: &Extension, user_id: Option<&[u8]>, room: Option<&[u8]>) -> Result<Presence> {
+    let Some(user_id) = user_id else { return Ok(Presence::default()) };
+    with_committed_snapshot(|| {
+        Ok(match room {
+            Some(room) => Presence {
+                rooms: whereabouts::is_in(extension, user_id, room)?
+                    .then(|| room.to_vec())
+                    .into_iter()
+                    .collect(),
+                rings: whereabouts::is_elsewhere(extension, user_id, room)?,
+            },
+            None => match whereabouts::few_rooms(extension, user_id, MOST_ROOMS)? {
+                Some(rooms) => Presence { rooms, rings: false },
+                None => Presence { rooms: Vec::new(), rings: true },
+            },
+        })
     })
 }
 
 /// The names of those present in these rooms are about to be given away.
-fn note(extension: &Extension, identity: &Identity, rooms: &[Vec<u8>]) {
-    let user_id = identity.user_id.as_deref().unwrap_or_default();
-    for room in rooms {
-        let knower = extension.hash(Purpose::RoomChannel, &[user_id, room]);
+fn note(extension: &Extension, user_id: Option<&[u8]>, presence: &Presence) {
+    for room in &presence.rooms {
+        let knower = extension.hash(Purpose::RoomChannel, &[user_id.unwrap_or_default(), room]);
         extension.database.names.note_knower(present_cell(extension, room), knower);
     }
 }

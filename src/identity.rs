@@ -206,39 +206,10 @@ impl Identity {
     /// The rooms where the caller is present right now. Read with the owner's rights, never through the policy
     /// that asks.
     pub fn rooms(&self, extension: &Extension) -> Result<Vec<Vec<u8>>> {
-        Ok(self.rooms_of(extension, &ROOMS, None)?.0)
-    }
-
-    /// The same if these are at most so many. None also if there are so few, but by very many connections.
-    pub fn few_rooms(&self, extension: &Extension, most: usize) -> Result<Option<Vec<Vec<u8>>>> {
-        let (rooms, looked_at) = self.rooms_of(extension, &SOME_ROOMS, None)?;
-        Ok((rooms.len() <= most && looked_at < MOST_LOOKED_AT).then_some(rooms))
-    }
-
-    /// Whether the caller is present in this room.
-    pub fn is_in(&self, extension: &Extension, room: &[u8]) -> Result<bool> {
-        Ok(!self.rooms_of(extension, &IN_ROOM, Some(room))?.0.is_empty())
-    }
-
-    /// Whether in another one. If the first ones found are all over, and there may be more, that is a yes.
-    pub fn is_elsewhere(&self, extension: &Extension, room: &[u8]) -> Result<bool> {
-        let (rooms, looked_at) = self.rooms_of(extension, &ELSEWHERE, Some(room))?;
-        Ok(!rooms.is_empty() || looked_at >= MOST_ELSEWHERE)
-    }
-
-    /// With the number of members that were looked at.
-    fn rooms_of(
-        &self,
-        extension: &Extension,
-        statement: &'static Statement,
-        room: Option<&[u8]>,
-    ) -> Result<(Vec<Vec<u8>>, usize)> {
-        let Some(user_id) = &self.user_id else { return Ok((Vec::new(), 0)) };
+        let Some(user_id) = &self.user_id else { return Ok(Vec::new()) };
         spi::as_role(extension.owner, || {
             let connection = Connection::open()?;
-            let arguments = [Some(user_id.as_slice()), room].into_iter().flatten();
-            let arguments: Vec<Option<Datum>> = arguments.map(|text| Some(sqlfn::varlena(text))).collect();
-            let rows = connection.run(statement, &arguments, false)?;
+            let rows = connection.run(&ROOMS, &[Some(sqlfn::varlena(user_id))], false)?;
             let (mut rooms, mut known) = (Vec::new(), HashSet::new());
             for row in 0..rows.count {
                 let (Some(room), Some(hash)) = (rows.text(row, 0), rows.get(row, 1)) else { continue };
@@ -250,7 +221,7 @@ impl Identity {
                     rooms.push(room.to_vec());
                 }
             }
-            Ok((rooms, rows.count))
+            Ok(rooms)
         })
     }
 }
@@ -258,28 +229,6 @@ impl Identity {
 static ROOMS: Statement = Statement {
     sql: c"select room, key_hash, version, generation, deadline, session from presence.member where user_id operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID],
-};
-
-const MOST_LOOKED_AT: usize = 500;
-
-static SOME_ROOMS: Statement = Statement {
-    sql: c"select room, key_hash, version, generation, deadline, session from presence.member
-           where user_id operator(pg_catalog.=) $1 limit 500",
-    arguments: &[pg_sys::TEXTOID],
-};
-
-static IN_ROOM: Statement = Statement {
-    sql: c"select room, key_hash, version, generation, deadline, session from presence.member
-           where user_id operator(pg_catalog.=) $1 and room operator(pg_catalog.=) $2",
-    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
-};
-
-const MOST_ELSEWHERE: usize = 100;
-
-static ELSEWHERE: Statement = Statement {
-    sql: c"select room, key_hash, version, generation, deadline, session from presence.member
-           where user_id operator(pg_catalog.=) $1 and room operator(pg_catalog.<>) $2 limit 100",
-    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
 };
 
 static ROLE_NAMES: Statement = Statement {

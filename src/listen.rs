@@ -13,7 +13,7 @@ use crate::member::{session, validate};
 use crate::sqlfn::{Call, varlena};
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::{self, Datum};
-use std::ffi::{CString, c_char};
+use std::ffi::{CStr, CString, c_char};
 
 unsafe extern "C-unwind" {
     fn Async_Listen(channel: *const c_char);
@@ -29,6 +29,7 @@ fn room(call: &Call) -> Result<Option<&[u8]>> {
 /// SQL `presence.channels(room)`.
 fn channels(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
+    refuse_on_standby(c"presence.channels()");
     client::require_own_session("channels")?;
     let open = channels::open(&extension, room(call)?)?;
     call.rows(open.all().map(|name| vec![Some(varlena(name.as_bytes()))]))
@@ -38,8 +39,7 @@ fn channels(call: &Call) -> Result<Option<Datum>> {
 /// what the caller has no right to now.
 fn listen(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    // SAFETY: raises on a standby, where nobody would be heard.
-    unsafe { pg_sys::PreventCommandDuringRecovery(c"presence.listen()".as_ptr()) };
+    refuse_on_standby(c"presence.listen()");
     let identity = identity::current(&extension)?;
     session::require(&identity, "listen")?;
     let room = room(call)?;
@@ -66,6 +66,12 @@ fn unlisten(call: &Call) -> Result<Option<Datum>> {
 
 fn target(room: Option<&[u8]>) -> Target {
     room.map_or(Target::AllRooms, |room| Target::Room(room.to_vec()))
+}
+
+/// Nobody is present there, and nobody would be heard.
+fn refuse_on_standby(what: &CStr) {
+    // SAFETY: raises, or does nothing.
+    unsafe { pg_sys::PreventCommandDuringRecovery(what.as_ptr()) };
 }
 
 fn stop(names: &[holding::Name]) -> Result<()> {

@@ -67,7 +67,7 @@ fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Resu
     let mut users = Vec::new();
     scan::of_room(extension, room, |row| {
         if visibility.shows(row) {
-            let Some(hash) = row.get(Column::KeyHash) else { return Ok(()) };
+            let Some(hash) = row.get(Column::KeyHash) else { return Ok(true) };
             // SAFETY: a uuid.
             let key = extension.key_of(unsafe { hash_of(hash) });
             leases().prefetch(&key, false);
@@ -78,7 +78,7 @@ fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Resu
                 take_living(&mut candidates, &mut users);
             }
         }
-        Ok(())
+        Ok(true)
     })?;
     take_living(&mut candidates, &mut users);
     let members = users.len();

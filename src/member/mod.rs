@@ -10,6 +10,7 @@ pub mod index;
 pub mod intent;
 pub mod lease;
 pub mod limits;
+
 pub mod request;
 pub mod row;
 pub mod scan;
@@ -19,3 +20,4 @@ pub mod trigger;
 pub mod update;
 pub mod upsert;
 pub mod validate;
+pub mod whereabouts;

@@ -21,18 +21,9 @@ pub fn by_key(extension: &Extension, key: &Key, snapshot: pg_sys::Snapshot) -> R
     Ok(found)
 }
 
-/// Every row of a room as the active snapshot has it; each lives only as long as the body has it.
-pub fn of_room(extension: &Extension, room: &[u8], body: impl FnMut(&Row) -> Result<()>) -> Result<()> {
+/// Every row of a room as the active snapshot has it, while the body says true; each lives only as long as the body has it.
+pub fn of_room(extension: &Extension, room: &[u8], body: impl FnMut(&Row) -> Result<bool>) -> Result<()> {
     each(extension, (Column::Room, room), None, body)
-}
-
-/// The same, while the body says true.
-pub fn of_room_while(
-    extension: &Extension,
-    room: &[u8],
-    body: impl FnMut(&Row) -> Result<bool>,
-) -> Result<()> {
-    each_while(extension, (Column::Room, room), None, body)
 }
 
 /// Those of a room with a member_id.
@@ -40,31 +31,22 @@ pub fn of_member_id(
     extension: &Extension,
     room: &[u8],
     member_id: &[u8],
-    body: impl FnMut(&Row) -> Result<()>,
+    body: impl FnMut(&Row) -> Result<bool>,
 ) -> Result<()> {
     each(extension, (Column::Room, room), Some((Column::MemberId, member_id)), body)
 }
 
-/// Those of a user in a room.
+/// Those of a user, in a room or in all.
 pub fn of_user(
     extension: &Extension,
     user_id: &[u8],
-    room: &[u8],
-    body: impl FnMut(&Row) -> Result<()>,
+    room: Option<&[u8]>,
+    body: impl FnMut(&Row) -> Result<bool>,
 ) -> Result<()> {
-    each(extension, (Column::UserId, user_id), Some((Column::Room, room)), body)
+    each(extension, (Column::UserId, user_id), room.map(|room| (Column::Room, room)), body)
 }
 
 fn each(
-    extension: &Extension,
-    (column, text): (Column, &[u8]),
-    second: Option<(Column, &[u8])>,
-    mut body: impl FnMut(&Row) -> Result<()>,
-) -> Result<()> {
-    each_while(extension, (column, text), second, |row| body(row).map(|()| true))
-}
-
-fn each_while(
     extension: &Extension,
     (column, text): (Column, &[u8]),
     second: Option<(Column, &[u8])>,
@@ -78,10 +60,8 @@ fn each_while(
         // SAFETY: a tuple of the table, which the scan keeps until the next one.
         let row = unsafe { Row::deform(tuple, layout) };
         // An index may know the first column only.
-        if second.is_none_or(|(column, text)| row.text(column) == Some(text)) {
-            return body(&row);
-        }
-        Ok(true)
+        let is_meant = second.is_none_or(|(column, text)| row.text(column) == Some(text));
+        if is_meant { body(&row) } else { Ok(true) }
     })
 }
 

@@ -77,16 +77,16 @@ impl Connections {
             scratch.within(|| {
                 scan::of_member_id(extension, room, member_id, |row| {
                     add(self.group(Some(room), Some(member_id), row.varlena(Column::Audience)));
-                    Ok(())
+                    Ok(true)
                 })
             })?;
             scratch.clear();
         }
         for (room, user_id) in users {
             scratch.within(|| {
-                scan::of_user(extension, user_id, room, |_| {
+                scan::of_user(extension, user_id, Some(room), |_| {
                     add(self.user(Some(room), Some(user_id)));
-                    Ok(())
+                    Ok(true)
                 })
             })?;
             scratch.clear();

@@ -6,8 +6,7 @@ use crate::error::Result;
 use crate::event::channel::{Channel, DOORBELLS, Scope, WIDE_DOORBELL, is_group, roaming_token};
 use crate::extension::Extension;
 use crate::member::row::Column;
-use crate::member::{lease, scan};
-use crate::sqlfn::hash_of;
+use crate::member::{scan, whereabouts};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -66,15 +65,13 @@ impl<'a> Roaming<'a> {
         let (mut members, mut tokens) = (0, BTreeSet::new());
         let scratch = Scratch::new();
         scratch.within(|| {
-            scan::of_room_while(self.extension, room, |row| {
+            scan::of_room(self.extension, room, |row| {
                 members += 1;
                 self.looked_at += 1;
-                if let (Some(user_id), Some(hash)) = (row.text(Column::UserId), row.get(Column::KeyHash)) {
+                if let Some(user_id) = row.text(Column::UserId) {
                     let token = roaming_token(user_id);
-                    // SAFETY: a uuid.
-                    let key = self.extension.key_of(unsafe { hash_of(hash) });
                     if Channel::new(self.extension, Scope::AllRooms, &token).is_held(self.extension)
-                        && lease::deadline(&key, &row.lease()).is_some()
+                        && whereabouts::is_alive(self.extension, row)
                     {
                         tokens.insert(token);
                     }

@@ -1,0 +1,56 @@
+//! Where a user is, for listeners: looked up by index as far as that answers the question, however many rooms there are.
+
+use super::lease;
+use super::row::{Column, Row};
+use super::scan;
+use crate::error::Result;
+use crate::extension::Extension;
+use crate::sqlfn::hash_of;
+use std::collections::BTreeSet;
+
+/// Members of a user that are looked at, where one answer is as good as another.
+const MOST_LOOKED_AT: usize = 500;
+
+/// Whether the user is present in this room.
+pub fn is_in(extension: &Extension, user_id: &[u8], room: &[u8]) -> Result<bool> {
+    let mut found = false;
+    scan::of_user(extension, user_id, Some(room), |row| {
+        found = is_alive(extension, row);
+        Ok(!found)
+    })?;
+    Ok(found)
+}
+
+/// Whether in another one. If the first members are all over, and there may be more, that is a yes.
+pub fn is_elsewhere(extension: &Extension, user_id: &[u8], room: &[u8]) -> Result<bool> {
+    let (mut found, mut looked_at) = (false, 0);
+    scan::of_user(extension, user_id, None, |row| {
+        looked_at += 1;
+        found =
+            looked_at >= MOST_LOOKED_AT || (row.text(Column::Room) != Some(room) && is_alive(extension, row));
+        Ok(!found)
+    })?;
+    Ok(found)
+}
+
+/// All rooms that the user is in, if these are at most so many. None also if so few are in sight, of very many members.
+pub fn few_rooms(extension: &Extension, user_id: &[u8], most: usize) -> Result<Option<Vec<Vec<u8>>>> {
+    let (mut rooms, mut looked_at) = (BTreeSet::new(), 0);
+    scan::of_user(extension, user_id, None, |row| {
+        looked_at += 1;
+        if is_alive(extension, row) {
+            rooms.extend(row.text(Column::Room).map(<[u8]>::to_vec));
+        }
+        Ok(rooms.len() <= most && looked_at < MOST_LOOKED_AT)
+    })?;
+    let is_all = rooms.len() <= most && looked_at < MOST_LOOKED_AT;
+    Ok(is_all.then(|| rooms.into_iter().collect()))
+}
+
+/// Whether it is a member whose lease is not over.
+pub fn is_alive(extension: &Extension, row: &Row) -> bool {
+    let Some(hash) = row.get(Column::KeyHash) else { return false };
+    // SAFETY: a uuid.
+    let key = extension.key_of(unsafe { hash_of(hash) });
+    lease::deadline(&key, &row.lease()).is_some()
+}
