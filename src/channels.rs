@@ -7,16 +7,16 @@ use crate::event::channel::{
     roaming_token, room_cell,
 };
 use crate::extension::{Extension, Purpose};
-use crate::identity;
+use crate::identity::{self, Identity};
 use crate::member::whereabouts;
 use crate::shared::held::FIXED;
-use crate::shared::names::Cell;
+use crate::shared::names::{AsOf, Cell};
 use crate::spi::with_committed_snapshot;
 use std::collections::BTreeSet;
 
-#[derive(Default)]
 pub struct Open {
-    /// The database's own, which all listeners share.
+    pub as_of: AsOf,
+    /// What everybody is told, and what the caller is, whatever they listen to.
     pub database: Vec<String>,
     /// Of what was asked for: a room, or all rooms.
     pub target: Vec<String>,
@@ -30,22 +30,27 @@ impl Open {
 
 /// `room` None is all rooms.
 pub fn open(extension: &Extension, room: Option<&[u8]>) -> Result<Open> {
+    let identity = identity::current(extension)?;
+    let as_of = extension.database.names.as_of(moves_of(extension, identity.user_id.as_deref()));
     // By the names as they are: whoever gets new ones meanwhile is not noted for them.
     extension.database.names.read(|| {
         extension.database.beacon.knows(boot(extension));
-        names(extension, room)
+        names(extension, &identity, room, as_of)
     })
 }
 
-fn names(extension: &Extension, room: Option<&[u8]>) -> Result<Open> {
-    let identity = identity::current(extension)?;
+/// By which it is counted how often the user was told to listen again.
+pub fn moves_of(extension: &Extension, user_id: Option<&[u8]>) -> u64 {
+    extension.hash(Purpose::Moves, &[user_id.unwrap_or_default()])
+}
+
+fn names(extension: &Extension, identity: &Identity, room: Option<&[u8]>, as_of: AsOf) -> Result<Open> {
     if !extension.may_read() {
         return Err(Error::NotAuthorized { action: "read" });
     }
     let scope = room.map_or(Scope::AllRooms, Scope::Room);
     let name = |scope, token: &[u8]| Channel::new(extension, scope, token).name(extension);
-    let mut open = Open::default();
-    open.database.push(FIXED.to_owned());
+    let mut open = Open { as_of, database: vec![FIXED.to_owned()], target: Vec::new() };
     if let Some(user_id) = &identity.user_id {
         open.database.push(name(Scope::Database, &own_token(user_id)));
     }

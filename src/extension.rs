@@ -52,6 +52,8 @@ pub enum Purpose {
     RoomSeats = 6,
     /// Which names channels have.
     Boot = 7,
+    /// A user who is told to listen again.
+    Moves = 8,
 }
 
 thread_local! {

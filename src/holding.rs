@@ -5,12 +5,16 @@
 //! commit, and count from then on: a listener lists after it. What a savepoint or a transaction takes back has never
 //! counted.
 
+use crate::event::payload;
 use crate::event::savepoints::Savepoints;
 use crate::shared::Database;
 use crate::shared::held::{LENGTH, place_of};
+use crate::shared::names::AsOf;
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::ffi::{CStr, CString, c_char};
+use std::sync::atomic::Ordering::Acquire;
 
 /// A channel of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +64,8 @@ struct Holding {
     uses: HashMap<Name, usize>,
     done: Vec<Done>,
     savepoints: Savepoints,
+    /// By which names this transaction opened channels, and on which of these the user is told to do so again.
+    opened_by: Vec<(AsOf, CString)>,
     /// How deep in savepoints this is; 1 is in none.
     level: i32,
 }
@@ -99,6 +105,12 @@ pub fn unlisten_all() {
 pub fn open(target: Target, names: &[String]) -> Vec<Name> {
     let names = names.iter().filter_map(|name| Name::of(name.as_bytes())).collect();
     in_transaction(|holding| holding.open(target, names))
+}
+
+/// By these names. Where others would be opened once this transaction is committed, the client is told on that channel to
+/// listen again: what the worker told before that, it has not heard.
+pub fn opened(as_of: AsOf, channel: CString) {
+    in_transaction(|holding| holding.opened_by.push((as_of, channel)));
 }
 
 fn in_transaction<T>(body: impl FnOnce(&mut Holding) -> T) -> T {
@@ -194,10 +206,16 @@ impl Holding {
                 Done::Open(..) => {}
             }
         }
+        // After they are counted: from then on the worker tells.
+        let old = self.opened_by.drain(..).rfind(|(as_of, _)| !database.names.are_as_of(as_of));
+        if let Some((_, channel)) = old {
+            tell_client(database, &channel);
+        }
     }
 
     fn roll_back(&mut self) {
         self.undo_from(0);
+        self.opened_by.clear();
         self.savepoints.clear();
     }
 
@@ -210,6 +228,23 @@ impl Holding {
                 Some(Done::Open(target, names)) => drop(self.set_open(&target, names)),
                 None => {}
             }
+        }
+    }
+}
+
+unsafe extern "C-unwind" {
+    fn NotifyMyFrontEnd(channel: *const c_char, payload: *const c_char, sender: i32);
+}
+
+/// As if the worker had said it.
+fn tell_client(database: &Database, channel: &CStr) {
+    let payload = payload::relisten(database.seq.load(Acquire), None);
+    let Ok(payload) = CString::new(payload) else { return };
+    // SAFETY: C strings; a message of some hundred bytes to the client, if there is one, which no interrupt breaks off: they
+    // are held while a transaction commits.
+    unsafe {
+        if pg_sys::whereToSendOutput == pg_sys::CommandDest::DestRemote {
+            NotifyMyFrontEnd(channel.as_ptr(), payload.as_ptr(), database.worker.pid.load(Acquire));
         }
     }
 }

@@ -47,6 +47,9 @@ fn listen(call: &Call) -> Result<Option<Datum>> {
     let user = Target::User(identity.user_id.clone().unwrap_or_default());
     stop(&holding::open(user, &open.database))?;
     stop(&holding::open(target(room), &open.target))?;
+    if let Some(own) = open.database.last() {
+        holding::opened(open.as_of, c_name(own.as_bytes())?);
+    }
     for name in open.all() {
         let channel = c_name(name.as_bytes())?;
         // SAFETY: a C string, copied by the callee; errors become panics at the boundary.

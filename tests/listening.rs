@@ -212,6 +212,58 @@ fn what_is_rolled_back_was_neither_opened_nor_closed() {
     }
 }
 
+/// What was told before a LISTEN was committed is told again by its commit, however long that took.
+#[test]
+fn who_was_just_listening_is_not_deaf() {
+    let cluster = Cluster::start();
+    let (mut alice, mut bob, mut tab) = (cluster.user("alice"), cluster.user("bob"), cluster.user("bob"));
+    let mut service = cluster.service();
+    alice.run("select presence.upsert('hall', ttl => '1 hour')");
+    for (change, back) in [
+        ("select presence.upsert('hall', ttl => '1 hour')", "select 1"),
+        ("select presence.delete('hall')", "select presence.upsert('hall', ttl => '1 hour')"),
+        ("rotate", "select presence.upsert('hall', ttl => '1 hour')"),
+        ("rotate all", "select presence.upsert('hall', ttl => '1 hour')"),
+    ] {
+        for begin in ["begin; select presence.listen('hall')", "begin; select presence.listen()"] {
+            tab.run(&format!("{back}; select presence.wait_for_flush('20 s')"));
+            bob.run("unlisten *");
+            bob.hear();
+            // Of rotations all are told again later, on other channels.
+            let own = bob.rows("select presence.channels('hall')").remove(1).remove(0);
+            bob.run(begin);
+            match change {
+                "rotate" => service.run("select presence.rotate_channels('hall')"),
+                "rotate all" => service.run("select presence.rotate_channels()"),
+                change => tab.run(change),
+            }
+            service.flush();
+            bob.run("commit");
+            let heard: Vec<Event> = bob.heard().into_iter().filter(|event| event.channel == own).collect();
+            let worker = bob.number("select presence.worker_pid()");
+            assert_eq!(heard.len(), 1, "{change}, {begin}: {heard:#?}");
+            assert_eq!((heard[0].kind(), heard[0].sender), ("relisten", worker), "{change}, {begin}");
+            // Who does so hears all, and is told no more.
+            let listen = begin.replace("begin; ", "");
+            bob.run(&listen);
+            // In full, or by a bell: somebody may have left a moment ago.
+            let is_told = !hears(&mut bob, &mut alice, "hall").is_empty();
+            assert_eq!(is_told, !change.contains("delete"), "{change}, {begin}");
+            let own = bob.rows("select presence.channels('hall')").remove(1).remove(0);
+            bob.run(&listen);
+            assert!(bob.hear().iter().all(|event| event.channel != own), "{change}, {begin}");
+            tab.run("select presence.delete('hall')");
+        }
+    }
+    // What is not committed is no news.
+    bob.run("unlisten *");
+    bob.hear();
+    bob.run("begin; select presence.listen('hall')");
+    tab.run("select presence.upsert('hall'); select presence.wait_for_flush('20 s')");
+    bob.run("rollback");
+    assert!(bob.heard().is_empty());
+}
+
 /// A gateway asks for its users' rights in a room anew when somebody says that they have changed.
 #[test]
 fn service_roles_are_told_which_room_rotates() {
@@ -254,8 +306,8 @@ fn service_roles_are_told_which_room_rotates() {
              end loop;
          end $$; commit",
     );
-    let heard = all.hear_until("resync", |event| event.kind() == "resync");
-    assert!([heard, all.hear()].concat().iter().any(|event| event.kind() == "relisten"));
+    all.hear_until("resync", |event| event.kind() == "resync");
+    one.hear_until("relisten", |event| event.kind() == "relisten");
 }
 
 /// A right that only the outside world takes away ends with the rotation of a room, also for those who listen to all rooms.

@@ -55,6 +55,11 @@ pub fn room_cell(extension: &Extension, room: &[u8]) -> Cell {
     Cell::of_room(extension.hash(Purpose::RoomEpoch, &[room]))
 }
 
+/// What gets new names by `rotate_channels(room)`: who listens to all rooms hears of this one, too.
+pub fn rotated_with(extension: &Extension, room: &[u8]) -> [Cell; 2] {
+    [room_cell(extension, room), Cell::ALL_ROOMS]
+}
+
 pub fn present_cell(extension: &Extension, room: &[u8]) -> Cell {
     Cell::of_present(extension.hash(Purpose::RoomEpoch, &[room]))
 }

@@ -1,7 +1,7 @@
 //! What must have new names if the events of a transaction are lost: nobody else would take them back from those who
 //! left, nor hear of a wish to rotate.
 
-use super::channel::{present_cell, room_cell};
+use super::channel::{present_cell, rotated_with};
 use super::fold::{Change, What};
 use super::record::{Field, Kind};
 use crate::extension::{Extension, Purpose};
@@ -30,7 +30,7 @@ impl Loss {
                 }
             }
             What::Told(Kind::Rotate) => match change.image.get(Field::Room) {
-                Some(room) => drop(self.wishes.insert(room_cell(extension, room))),
+                Some(room) => self.wishes.extend(rotated_with(extension, room)),
                 None => self.wish_for_all = true,
             },
             _ => {}

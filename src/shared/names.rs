@@ -54,6 +54,16 @@ pub struct Names {
     knowers: [AtomicU64; CELLS],
     /// Grows before and after names change, so it is odd while they do.
     changes: AtomicU64,
+    /// How often users were told that the rooms which they are in are others, by hash.
+    moves: [AtomicU32; CELLS],
+}
+
+/// What names were when a user asked for theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AsOf {
+    changes: u64,
+    user: u64,
+    moves: u32,
 }
 
 #[repr(C)]
@@ -120,6 +130,21 @@ impl Names {
     pub fn knows(&self, cell: Cell, hash: u64) -> bool {
         let (_, number) = self.cells(cell);
         self.knowers[number].load(SeqCst) & 1 << (hash % 64) != 0
+    }
+
+    /// A user (by hash) is about to be told that the rooms which they are in are others.
+    pub fn moved(&self, user: u64) {
+        self.moves[user as usize % CELLS].fetch_add(1, SeqCst);
+    }
+
+    pub fn as_of(&self, user: u64) -> AsOf {
+        let moves = self.moves[user as usize % CELLS].load(SeqCst);
+        AsOf { changes: self.changes.load(SeqCst), user, moves }
+    }
+
+    /// Whether that user would get the same names now.
+    pub fn are_as_of(&self, then: &AsOf) -> bool {
+        self.as_of(then.user) == *then
     }
 
     /// Do something about names that do not change meanwhile; it is done again if they did.
@@ -267,6 +292,19 @@ mod tests {
             assert!(!fresh.restore(other));
         }
         assert_eq!(fresh.save(), names().save());
+    }
+
+    #[test]
+    fn names_are_old_when_they_change_or_their_user_moves() {
+        let names = names();
+        let then = names.as_of(3);
+        names.moved(4);
+        assert!(names.are_as_of(&then));
+        names.moved(3);
+        assert!(!names.are_as_of(&then));
+        let then = names.as_of(3);
+        names.renew(Renewal::Of(Cell::of_room(9)));
+        assert!(!names.are_as_of(&then));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::process::transaction;
 use super::writer::notify;
 use crate::authorizer;
 use crate::clock;
-use crate::event::channel::{Channel, present_cell, room_cell};
+use crate::event::channel::{Channel, present_cell, rotated_with};
 use crate::event::payload;
 use crate::event::record::{Field, Record};
 use crate::extension::{Extension, Purpose};
@@ -50,12 +50,13 @@ pub fn left(extension: &Extension, user_id: &[u8], room: &[u8]) {
     }
 }
 
-/// `rotate_channels`; no room is all. Who listens to all rooms hears of this one, too.
+/// `rotate_channels`; no room is all.
 pub fn ask(extension: &Extension, room: Option<&[u8]>) {
     let names = &extension.database.names;
-    let Some(room) = room else { return names.want_all() };
-    names.want(room_cell(extension, room));
-    names.want(Cell::ALL_ROOMS);
+    match room {
+        Some(room) => rotated_with(extension, room).into_iter().for_each(|cell| names.want(cell)),
+        None => names.want_all(),
+    }
 }
 
 impl Rotation {

@@ -7,6 +7,7 @@ use super::memory::{self, Scratch};
 use super::roaming::Roaming;
 use super::rotation::{self, Rotation};
 use crate::authorizer;
+use crate::channels;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::channel::{Channel, SERVICE, Scope, covered, in_room, next_boot, own_token, reach};
@@ -443,6 +444,8 @@ impl<'a> Writer<'a> {
     /// To the user: the rooms you are in are not the same as before.
     fn relisten(&mut self, user_id: &[u8], room: &[u8]) -> Result<()> {
         let token = own_token(user_id);
+        // Who is about to commit a LISTEN, and does not hear it, finds out by this.
+        self.extension.database.names.moved(channels::moves_of(self.extension, Some(user_id)));
         self.signal_relisten(&Channel::new(self.extension, Scope::Database, &token), room)
     }
 
