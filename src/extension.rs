@@ -54,6 +54,8 @@ pub enum Purpose {
     Boot = 7,
     /// A user who is told to listen again.
     Moves = 8,
+    /// How many are in a room.
+    Numbers = 9,
 }
 
 thread_local! {

@@ -10,15 +10,10 @@ use crate::lease::shared::leases;
 use crate::lease::table::Key;
 use crate::member::row::Column;
 use crate::member::{lease, scan, validate};
-use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{Call, hash_of, text_array, varlena};
+use crate::room;
+use crate::sqlfn::{Call, hash_of};
 use crate::visibility::{self, Visibility};
 use pgrx::pg_sys::{self, Datum};
-
-static MAY_COUNT: Statement = Statement {
-    sql: c"select count_audience operator(pg_catalog.&&) $2 from presence.room where room operator(pg_catalog.=) $1",
-    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTARRAYOID],
-};
 
 /// SQL `_presence._full_occupancy(room)`: the numbers of all members, if the room's count_audience lets the caller
 /// have them; else of those whom the built-in policies show. No row where SQL must count, under other policies.
@@ -41,12 +36,10 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     call.rows([vec![Some(Datum::from(members)), Some(Datum::from(users))]])
 }
 
+/// Whether the room's count_audience lets somebody with these tokens have the numbers.
 fn may_count(extension: &Extension, room: &[u8], tokens: &[Vec<u8>]) -> Result<bool> {
-    spi::as_role(extension.owner, || {
-        let connection = Connection::open()?;
-        let values = [Some(varlena(room)), Some(text_array(tokens))];
-        Ok(connection.run(&MAY_COUNT, &values, false)?.get(0, 0).is_some_and(|may| may.value() as u8 != 0))
-    })
+    let audience = room::count_audience(extension, room)?.unwrap_or_default();
+    Ok(audience.iter().any(|token| tokens.contains(token)))
 }
 
 /// A row that the caller may see, whose lease is still to be looked up.

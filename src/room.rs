@@ -50,6 +50,21 @@ pub fn defaults(extension: &Extension, room: &[u8]) -> Result<Defaults> {
     })
 }
 
+static COUNT_AUDIENCE: Statement = Statement {
+    sql: c"select count_audience from presence.room where room operator(pg_catalog.=) $1",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+/// Who may have the full numbers of a room, whose members they may not see; None where nobody said so. Read with the
+/// owner's rights.
+pub fn count_audience(extension: &Extension, room: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
+    spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&COUNT_AUDIENCE, &[Some(varlena(room))], false)?;
+        Ok(rows.texts(0, 0).map(|tokens| tokens.iter().map(<[u8]>::to_vec).collect()))
+    })
+}
+
 fn require_manage(room: &[u8]) -> Result<()> {
     if identity::current(&extension::current()?)?.service {
         return Ok(());

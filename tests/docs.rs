@@ -636,8 +636,20 @@ fn reference_lists_every_field_of_a_payload() {
     let first = |heading| cells(section(&page, heading)).into_iter().map(|row| row[0].clone()).collect();
     assert_same("payload", first("### Payload of a member's event"), fields("Event<"));
     assert_same("payload of room", first("### Payload of a room's event"), fields("RoomEvent<"));
+    assert_same("payload of an occupancy", first("### Payload of an occupancy"), fields("Occupancy<"));
     assert_same("payload of signals", first("### Payload of a signal"), fields("Signal<"));
-    let kinds = ["enter", "update", "leave", "room", "resync", "relisten", "changes", "alive", "position"];
+    let kinds = [
+        "enter",
+        "update",
+        "leave",
+        "room",
+        "resync",
+        "relisten",
+        "occupancy",
+        "changes",
+        "alive",
+        "position",
+    ];
     assert_same("events", first("### Which there are"), kinds.into_iter().map(str::to_owned).collect());
 }
 

@@ -177,16 +177,18 @@ pub fn is_group(token: &[u8]) -> bool {
     token.starts_with(b"team:") || token.starts_with(b"role:")
 }
 
-/// The fewest tokens that reach an audience and the owner.
-pub fn reach(audience: &[Vec<u8>], owner: &[u8]) -> Vec<Vec<u8>> {
+/// The fewest tokens that reach an audience.
+pub fn fewest(audience: &[Vec<u8>]) -> Vec<Vec<u8>> {
     if audience.iter().any(|token| token == b"any") {
         return vec![b"any".to_vec()];
     }
-    let mut reached: Vec<Vec<u8>> = audience
-        .iter()
-        .filter(|token| *token == b"users" || !covers_with_users(audience, token))
-        .cloned()
-        .collect();
+    let is_needed = |token: &&Vec<u8>| *token == b"users" || !covers_with_users(audience, token);
+    audience.iter().filter(is_needed).cloned().collect()
+}
+
+/// The fewest tokens that reach an audience and the owner.
+pub fn reach(audience: &[Vec<u8>], owner: &[u8]) -> Vec<Vec<u8>> {
+    let mut reached = fewest(audience);
     let owner = own_token(owner);
     if !covered(&owner, audience) {
         reached.push(owner);

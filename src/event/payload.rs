@@ -70,6 +70,15 @@ impl<'a> Signal<'a> {
     }
 }
 
+/// How many are in a room.
+#[derive(Serialize)]
+pub struct Occupancy<'a> {
+    pub event: &'a str,
+    pub room: &'a str,
+    pub members: u32,
+    pub users: u32,
+}
+
 /// The event whole; without state and metadata if that is too long; a doorbell if even the names are.
 pub fn event(event: &Event) -> String {
     let whole = ascii(event);
@@ -106,6 +115,11 @@ pub fn relisten(seq: u64, room: Option<&str>) -> String {
 /// On the channel that everybody knows, with the names that there are (a number beyond what JavaScript can count to).
 pub fn beacon(event: &str, boot: u64, seq: u64) -> String {
     ascii(&Signal { boot: Some(&format!("{boot:016x}")), ..Signal::new(event, seq) })
+}
+
+/// A name of a room is at most half as long as a notification.
+pub fn occupancy(room: &str, members: u32, users: u32) -> String {
+    ascii(&Occupancy { event: "occupancy", room, members, users })
 }
 
 fn ascii(value: &impl Serialize) -> String {

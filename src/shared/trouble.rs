@@ -30,6 +30,7 @@ pub enum Part {
     LastSeenForget = 15,
     LastSeenClean = 16,
     Beacon = 17,
+    Numbers = 18,
 }
 
 #[repr(C)]

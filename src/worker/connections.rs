@@ -24,6 +24,19 @@ pub struct Connections {
     counts: HashMap<u64, u32>,
 }
 
+/// What an event changes: so many members like this more.
+pub fn effects(record: &Record, mut body: impl FnMut(&Image, i32)) {
+    match (record.kind, &record.old) {
+        (Kind::Enter, _) => body(&record.image, 1),
+        (Kind::Leave, _) => body(&record.image, -1),
+        (Kind::Update, Some(old)) => {
+            body(old, -1);
+            body(&record.image, 1);
+        }
+        _ => {}
+    }
+}
+
 /// What one event counts.
 pub struct Counted {
     pub connections: u32,
@@ -130,20 +143,11 @@ impl Connections {
 
     /// What an event changes.
     fn effects(&self, record: &Record, mut add: impl FnMut(u64, i32)) {
-        let mut both = |image: &Image, change| {
+        effects(record, |image, change| {
             let (group, user) = self.keys_of(image);
             add(group, change);
             add(user, change);
-        };
-        match (record.kind, &record.old) {
-            (Kind::Enter, _) => both(&record.image, 1),
-            (Kind::Leave, _) => both(&record.image, -1),
-            (Kind::Update, Some(old)) => {
-                both(old, -1);
-                both(&record.image, 1);
-            }
-            _ => {}
-        }
+        });
     }
 
     fn keys_of(&self, image: &Image) -> (u64, u64) {

@@ -1,9 +1,9 @@
-//! The worker of one database: publishes, sweeps, keeps house.
+//! The worker of one database: publishes, tells how many there are, sweeps, keeps house.
 //!
 //! ```text
 //!             ┌───────────── woken by a commit, or by the clock ─────────────┐
 //!             ▼                                                              │
-//!   a second over? keep house ──▶ events? publish ──▶ a deadline passed? sweep ──▶ sleep
+//!   a second over? keep house ──▶ events? publish, tell numbers ──▶ a deadline passed? sweep ──▶ sleep
 //!             │
 //!             ├──▶ extension gone: ABSENT, exit
 //!             └──▶ somebody waits for the database: YIELDED, exit; the launcher comes back
@@ -14,6 +14,7 @@ use super::place::Place;
 use super::process::{self, transaction};
 use super::publishing::Publishing;
 use super::sweeping::Sweeping;
+use super::telling::Telling;
 use super::{dropped, house, log, publisher};
 use crate::clock;
 use crate::extension::{self, Extension};
@@ -107,10 +108,11 @@ fn take_place(database: &'static Database) -> bool {
     true
 }
 
-/// Three things apart from each other: what goes wrong with one does not hold up the others.
+/// Four things apart from each other: what goes wrong with one does not hold up the others.
 struct Worker {
     extension: Extension,
     publishing: Publishing,
+    telling: Telling,
     sweeping: Sweeping,
     housekeeping: Housekeeping,
 }
@@ -120,6 +122,7 @@ impl Worker {
         Worker {
             extension,
             publishing: Publishing::new(),
+            telling: Telling::new(),
             sweeping: Sweeping::new(),
             housekeeping: Housekeeping::new(),
         }
@@ -133,6 +136,7 @@ impl Worker {
                 verdict => return DEPARTING.set(verdict == Verdict::Depart),
             }
             let is_ours = self.publishing.turn(&self.extension)
+                && self.telling.turn(&self.extension, &mut self.publishing.publisher)
                 && self.sweeping.turn(&self.extension, &mut self.publishing);
             // The extension was dropped, or is being dropped: look what there is now.
             is_stale = !is_ours;
@@ -142,7 +146,10 @@ impl Worker {
 
     fn wait(&self) {
         let publication = self.publishing.next(&self.extension);
-        let next = publication.min(self.sweeping.next(&self.extension)).min(self.housekeeping.next());
+        let next = publication
+            .min(self.telling.next(&self.extension, &self.publishing.publisher))
+            .min(self.sweeping.next(&self.extension))
+            .min(self.housekeeping.next());
         let sleep = next.saturating_sub(clock::boot());
         // Between two publications commits need not wake us: the clock will.
         let deaf = sleep > 0 && self.publishing.publisher.has_events(&self.extension);

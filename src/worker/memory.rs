@@ -29,6 +29,16 @@ pub fn for_counts() -> usize {
     settings::worker_memory() / 16
 }
 
+/// Rooms whose numbers somebody may want to hear.
+pub fn for_rooms() -> usize {
+    settings::worker_memory() / 32
+}
+
+/// What counting a room takes. (It is not done while a batch is published.)
+pub fn for_counting() -> usize {
+    settings::worker_memory() / 4
+}
+
 /// Users whose last sight is not written yet.
 pub fn for_last_seen() -> usize {
     settings::worker_memory() / 16

@@ -2,6 +2,7 @@
 
 pub mod beacon;
 pub mod connections;
+pub mod counting;
 pub mod database;
 pub mod dropped;
 pub mod gap;
@@ -20,11 +21,13 @@ pub mod publishing;
 pub mod resync;
 pub mod rights;
 pub mod roaming;
+pub mod rooms;
 pub mod rotation;
 pub mod sink;
 pub mod step;
 pub mod stuck;
 pub mod sweeper;
 pub mod sweeping;
+pub mod telling;
 pub mod walk;
 pub mod writer;

@@ -15,6 +15,7 @@ use super::log::Log;
 use super::process::transaction;
 use super::resync::{Owed, Resync};
 use super::rights::Rights;
+use super::rooms::{Change, Rooms};
 use super::rotation::Rotation;
 use super::stuck::Stuck;
 use super::writer::Writer;
@@ -51,8 +52,10 @@ pub struct Publisher {
     looked: u64,
     obeys_cancel: bool,
     log: Option<Log>,
-    rotation: Rotation,
-    rights: Rights,
+    pub(super) rotation: Rotation,
+    pub(super) rights: Rights,
+    /// With their numbers as published.
+    pub(super) rooms: Rooms,
     last_seen: LastSeen,
 }
 
@@ -141,6 +144,7 @@ impl Publisher {
             log: None,
             rotation: Rotation::default(),
             rights: Rights::default(),
+            rooms: Rooms::default(),
             last_seen: LastSeen::new(),
         }
     }
@@ -192,6 +196,7 @@ impl Publisher {
         if self.resync.look(extension.database) {
             // Records are missing: what we counted is wrong.
             self.connections = Connections::default();
+            self.rooms.forget_numbers(clock::boot());
         }
         let resync = self.resync.owed();
         let rotation = self.rotation.clone();
@@ -202,13 +207,14 @@ impl Publisher {
             }
             let Some(window) = Window::open(extension)? else { return Ok(Outcome::Blocked) };
             let now = clock::boot();
-            let batch = window.take(BATCH, memory::for_records(), |hash| self.waiting.waits(hash, now));
+            let most = if self.rooms.make_room(now) { BATCH } else { 0 };
+            let batch = window.take(most, memory::for_records(), |hash| self.waiting.waits(hash, now));
             // Whatever was committed before what we tell here must be known by now.
             self.rights.look(extension)?;
             self.rotation
                 .will_be_told(extension, batch.leaves.iter().filter_map(|place| window.record(*place)));
             if batch.ready.is_empty() && resync.is_none() && !self.rotation.is_due(extension) {
-                done.looked = window.looked();
+                done.looked = if batch.more { u64::MAX } else { window.looked() };
                 return Ok(Outcome::Nothing);
             }
             let outcome = spi::as_role(extension.owner, || {
@@ -245,6 +251,7 @@ impl Publisher {
         if done.told_resync {
             self.resync.told();
         }
+        self.rooms.apply(done.changes, clock::boot());
         for (hash, version) in done.gone {
             leases().free(&extension.key_of(hash), version);
         }
@@ -313,6 +320,7 @@ impl Publisher {
                 );
                 dropped += 1;
             }
+            done.changes.extend(self.rooms.change(extension, record, &counted));
             done.published(event, &mut self.last_seen, &mut positions);
         }
         // What waits while others are written is given up in the end; while nothing can be written, it is kept.
@@ -325,7 +333,8 @@ impl Publisher {
             if others_wait && (!done.written.is_empty() || (too_long && resync.is_some())) {
                 pgrx::warning!("presence_ext dropped an event that others waited for: {}", failure.message);
                 dropped += 1;
-                self.connections.count(&event.record);
+                let counted = self.connections.count(&event.record);
+                done.changes.extend(self.rooms.change(extension, &event.record, &counted));
                 done.published(event, &mut self.last_seen, &mut positions);
             } else {
                 done.waiting.push((event.record.hash, failure));
@@ -389,6 +398,8 @@ struct Done {
     /// Members of whom something was published.
     written: Vec<u128>,
     waiting: Vec<(u128, Failure)>,
+    /// Of the numbers of rooms.
+    changes: Vec<Change>,
     /// There is nothing else in the ring up to here, but what waits.
     looked: u64,
     told_resync: bool,

@@ -38,7 +38,7 @@ pub struct Writer<'a> {
     quiet: bool,
     /// Listeners are owed a `resync`, and this batch does not tell it.
     owes_resync: bool,
-    /// Only say that there is something: by setting, or because the policies are not ours.
+    /// Only say that there is something.
     doorbell: bool,
     /// The same for those who listen to all rooms, where an authorizer decides room by room.
     doorbell_for_all_rooms: bool,
@@ -51,9 +51,16 @@ pub struct Writer<'a> {
     memory: usize,
 }
 
+/// Whether notifications only say that there is something: by setting, or because the policies are not ours.
+pub fn rings_only(extension: &Extension) -> Result<bool> {
+    Ok(settings::notify_payload() == NotifyPayload::Doorbell
+        || narrowing::news(extension.database).is_some()
+        || !policy::is_builtin(extension)?)
+}
+
 /// What a notification takes until the commit: PostgreSQL keeps channel and payload in memory that comes in powers of
 /// two, with an entry in a list and in a hash table.
-fn memory_of(payload: usize) -> usize {
+pub fn memory_of(payload: usize) -> usize {
     (payload + 64).next_power_of_two() + 128
 }
 
@@ -91,9 +98,7 @@ impl<'a> Writer<'a> {
             written: Written { seq: extension.database.seq.load(Acquire), ..Written::default() },
             quiet,
             owes_resync: extension.database.owed_resync().is_some(),
-            doorbell: settings::notify_payload() == NotifyPayload::Doorbell
-                || narrowing::news(extension.database).is_some()
-                || !policy::is_builtin(extension)?,
+            doorbell: rings_only(extension)?,
             doorbell_for_all_rooms: authorizer::is_set(),
             roaming: Roaming::new(extension),
             rung: HashMap::new(),

@@ -1,0 +1,219 @@
+//! Counts that are pushed: who may have the full numbers of a room (`count_audience`) and listens to it hears when they
+//! changed, at most once a second a room. By the channels of the room that they listen to anyway.
+//!
+//! In transactions of its own, so that nothing of it holds up an event: the numbers are those of what was published by
+//! then. What ends a right ends it here as there: the audience is read when the numbers are told, and a channel that shall
+//! have a new name carries none.
+
+use super::counting;
+use super::gap::Window;
+use super::house;
+use super::memory::{self, Scratch};
+use super::process::transaction;
+use super::publisher::Publisher;
+use super::rooms::{Due, Numbers, Outcome, is_listened_to};
+use super::step::Step;
+use super::writer::{self, memory_of, notify};
+use crate::error::Result;
+use crate::event::channel::{Channel, SERVICE, Scope, fewest, in_room};
+use crate::event::payload;
+use crate::extension::{self, Extension};
+use crate::shared::trouble::Part;
+use crate::sqlfn::decode;
+use crate::subtransaction::Failure;
+use crate::{clock, narrowing, room, settings, spi};
+use pgrx::pg_sys;
+use std::sync::atomic::Ordering::*;
+
+/// Rooms of one transaction, at most.
+const MOST_ROOMS: usize = 256;
+
+pub struct Telling {
+    step: Step,
+    next: u64,
+}
+
+/// Which channels of a room hear of its numbers.
+#[derive(Default)]
+struct Hearers {
+    whole: Vec<String>,
+    /// Who is in the audience by a token that has no channel there.
+    bells: Vec<String>,
+    /// Some shall have new names.
+    some_are_stale: bool,
+}
+
+impl Telling {
+    pub fn new() -> Telling {
+        Telling { step: Step::new(Part::Numbers, "telling how many there are"), next: 0 }
+    }
+
+    /// When there is something to do next.
+    pub fn next(&self, extension: &Extension, publisher: &Publisher) -> u64 {
+        // Lost events: their `resync` comes first.
+        if extension.database.owed_resync().is_some() {
+            return u64::MAX;
+        }
+        publisher.rooms.next().max(self.next).max(self.step.not_before())
+    }
+
+    /// Tell what is due, if it is time. False: the extension is not the one we know any more.
+    pub fn turn(&mut self, extension: &Extension, publisher: &mut Publisher) -> bool {
+        let now = clock::boot();
+        publisher.rooms.clean(now, |room| is_listened_to(extension, room));
+        if now < self.next(extension, publisher) {
+            return true;
+        }
+        let due = publisher.rooms.due(now, MOST_ROOMS);
+        let is_all = due.len() < MOST_ROOMS;
+        self.next = if is_all { now + settings::notify_delay() } else { now };
+        let told = publisher.tell_numbers(extension, &due);
+        if told.is_err() {
+            publisher.rooms.note_progress(false);
+        }
+        self.step.note(extension.database, told).unwrap_or(true)
+    }
+}
+
+/// What one transaction tells.
+#[derive(Default)]
+struct Told {
+    outcomes: Vec<(u64, Outcome)>,
+    notifications: u64,
+    memory: usize,
+}
+
+impl Publisher {
+    /// False: the extension is not the one we know any more.
+    fn tell_numbers(&mut self, extension: &Extension, due: &[Due]) -> std::result::Result<bool, Failure> {
+        let told = transaction(c"telling how many there are", || {
+            if !house::is_still_ours(extension)? {
+                return Ok(None);
+            }
+            let Some(window) = Window::open(extension)? else { return Ok(Some(Told::default())) };
+            // As before a batch is told.
+            self.rights.look(extension)?;
+            let leaves = window.take(0, 0, |_| false).leaves;
+            self.rotation.will_be_told(extension, leaves.iter().filter_map(|place| window.record(*place)));
+            spi::as_role(extension.owner, || self.tell(extension, &window, due)).map(Some)
+        })?;
+        let Some(told) = told else { return Ok(false) };
+        extension.database.counters.notifications.fetch_add(told.notifications, Relaxed);
+        let now = clock::boot();
+        self.rooms
+            .note_progress(told.outcomes.iter().any(|(_, outcome)| !matches!(outcome, Outcome::NotNow)));
+        for (room, outcome) in told.outcomes {
+            self.rooms.settle(room, outcome, now);
+        }
+        Ok(true)
+    }
+
+    fn tell(&self, extension: &Extension, window: &Window, due: &[Due]) -> Result<Told> {
+        let mut told = Told::default();
+        if writer::rings_only(extension)? {
+            // Unless that is only until settings are read.
+            let is_passing = narrowing::news(extension.database).is_some();
+            let outcome = if is_passing { Outcome::NotNow } else { Outcome::Nobody };
+            told.outcomes.extend(due.iter().map(|due| (due.room, outcome)));
+            return Ok(told);
+        }
+        if !may_read_rooms() {
+            told.outcomes.extend(due.iter().map(|due| (due.room, Outcome::NotNow)));
+            return Ok(told);
+        }
+        let mut hearing: Vec<(&Due, Hearers)> = Vec::new();
+        let scratch = Scratch::new();
+        for due in due {
+            if !due.is_news {
+                told.outcomes.push((due.room, Outcome::NoNews));
+                continue;
+            }
+            let audience = scratch.within(|| room::count_audience(extension, &due.name))?;
+            scratch.clear();
+            let Some(audience) = audience else {
+                told.outcomes.push((due.room, Outcome::Nobody));
+                continue;
+            };
+            let hearers = self.hearers(extension, &due.name, &audience);
+            match hearers {
+                Hearers { some_are_stale: true, .. } if hearers.is_nobody() => {
+                    told.outcomes.push((due.room, Outcome::NotNow));
+                }
+                _ if hearers.is_nobody() => told.outcomes.push((due.room, Outcome::NobodyYet)),
+                _ => hearing.push((due, hearers)),
+            }
+        }
+        let unknown: Vec<&[u8]> =
+            hearing.iter().filter(|(due, _)| due.numbers.is_none()).map(|(due, _)| &*due.name).collect();
+        let mut counted = match unknown.is_empty() {
+            true => Vec::new(),
+            false => counting::count(extension, &unknown, window)?,
+        }
+        .into_iter();
+        for (due, hearers) in hearing {
+            // In the order in which they were asked for.
+            let Some(numbers) = due.numbers.or_else(|| counted.next()) else { continue };
+            if told.memory > memory::for_notifications() {
+                continue;
+            }
+            told.tell(extension, due, &hearers, numbers)?;
+            let outcome =
+                if hearers.some_are_stale { Outcome::ToldSome(numbers) } else { Outcome::Told(numbers) };
+            told.outcomes.push((due.room, outcome));
+        }
+        Ok(told)
+    }
+
+    fn hearers(&self, extension: &Extension, room: &[u8], audience: &[Vec<u8>]) -> Hearers {
+        let mut hearers = Hearers::default();
+        let mut held = |token: &[u8]| {
+            let channel = Channel::new(extension, Scope::Room(room), token);
+            if !channel.is_held(extension) {
+                return None;
+            }
+            let is_stale = self.rotation.is_stale(extension, &channel);
+            hearers.some_are_stale |= is_stale;
+            (!is_stale).then(|| channel.name(extension))
+        };
+        let (mut whole, mut bells) = (Vec::new(), Vec::new());
+        for token in fewest(audience) {
+            let (doorbells, has_channel) = in_room(room, &token);
+            bells.extend(doorbells.iter().filter_map(|doorbell| held(doorbell)));
+            whole.extend(has_channel.then(|| held(&token)).flatten());
+        }
+        whole.extend(held(SERVICE));
+        bells.sort_unstable();
+        bells.dedup();
+        (hearers.whole, hearers.bells) = (whole, bells);
+        hearers
+    }
+}
+
+impl Hearers {
+    fn is_nobody(&self) -> bool {
+        self.whole.is_empty() && self.bells.is_empty()
+    }
+}
+
+impl Told {
+    fn tell(&mut self, extension: &Extension, due: &Due, hearers: &Hearers, numbers: Numbers) -> Result<()> {
+        let whole = payload::occupancy(&decode(&due.name), numbers.members, numbers.users);
+        let bell = payload::doorbell(extension.database.seq.load(Acquire));
+        for (names, payload) in [(&hearers.whole, whole), (&hearers.bells, bell)] {
+            for name in names {
+                notify(name, &payload)?;
+                self.notifications += 1;
+                self.memory += memory_of(payload.len());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whoever changes the table `room` right now is not waited for: events would wait with us.
+fn may_read_rooms() -> bool {
+    extension::relation(c"room").is_some_and(|table| {
+        // SAFETY: a lock on an oid, kept until the transaction ends.
+        unsafe { pg_sys::ConditionalLockRelationOid(table, pg_sys::AccessShareLock as i32) }
+    })
+}
