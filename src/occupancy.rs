@@ -1,8 +1,10 @@
-//! How many are in a room: counted in one pass over its rows, because a room may have a hundred thousand.
+//! How many are in a room. The full numbers of a large room are those that the worker keeps, at most sweep_interval and
+//! notify_delay behind; else they are counted in one pass over its rows, because a room may have a hundred thousand.
 
 use crate::authorizer::{self, Action};
 use crate::clock;
 use crate::error::Result;
+use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::identity;
 use crate::lease::rule::RowLease;
@@ -11,9 +13,14 @@ use crate::lease::table::Key;
 use crate::member::row::Column;
 use crate::member::{lease, scan, validate};
 use crate::room;
+use crate::settings;
+use crate::shared;
+use crate::shared::numbers::Numbers;
 use crate::sqlfn::{Call, hash_of};
 use crate::visibility::{self, Visibility};
+use crate::worker::change::key;
 use pgrx::pg_sys::{self, Datum};
+use std::sync::atomic::Ordering::*;
 
 /// SQL `_presence._full_occupancy(room)`: the numbers of all members, if the room's count_audience lets the caller
 /// have them; else of those whom the built-in policies show. No row where SQL must count, under other policies.
@@ -30,10 +37,53 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     if standby || !(all || visibility::is_by_built_in_policies(&extension, &identity)?) {
         return call.rows([]);
     }
-    let visibility =
-        if all { Visibility::all() } else { Visibility::of(&identity, if may_read { &tokens } else { &[] }) };
-    let [members, users] = count(&extension, room, visibility)?;
-    call.rows([vec![Some(Datum::from(members)), Some(Datum::from(users))]])
+    let answer =
+        |[members, users]: [i64; 2]| call.rows([vec![Some(Datum::from(members)), Some(Datum::from(users))]]);
+    if !(all || identity.service) {
+        let visibility = Visibility::of(&identity, if may_read { &tokens } else { &[] });
+        return answer(count(&extension, room, visibility)?);
+    }
+    let kept = kept(&extension, room);
+    if let Some(numbers) = kept.filter(|_| are_kept_true(&extension)) {
+        return answer([numbers.members.into(), numbers.users.into()]);
+    }
+    let numbers = count(&extension, room, Visibility::all())?;
+    if kept.is_none() && numbers[0] >= LARGE && settings::fast_path() {
+        let database = extension.database;
+        database.change_numbers(|table| table.wish(room));
+        shared::wake(&database.worker.process);
+    }
+    answer(numbers)
+}
+
+/// A room with fewer members is counted as fast as its numbers are kept.
+const LARGE: i64 = 500;
+/// An idle worker wakes at least this often.
+const IDLE_WORKER: u64 = 1_000_000;
+
+/// The numbers that the worker keeps for those who ask.
+fn kept(extension: &Extension, room: &[u8]) -> Option<Numbers> {
+    let (database, room, now) = (extension.database, key(extension, room), clock::boot());
+    database.numbers().note_asked(room, now);
+    database.read_numbers(|table| table.get(room, now))
+}
+
+/// Whether they are what they should be: the worker is not behind, and they are not to be those of a snapshot from before
+/// or of this session's own changes.
+fn are_kept_true(extension: &Extension) -> bool {
+    let database = extension.database;
+    let now = clock::boot();
+    let behind = settings::sweep_interval() + settings::notify_delay();
+    let idle = if database.ring().used() == 0 { IDLE_WORKER } else { 0 };
+    // SAFETY: a plain read of this process's state.
+    let sees_the_past = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32;
+    settings::fast_path()
+        && !sees_the_past
+        && database.worker.pid.load(Acquire) != 0
+        && database.owed_resync().is_none()
+        && now <= database.numbers().current() + behind + idle
+        && now <= leases().earliest(extension.database_index).saturating_add(behind)
+        && transaction::is_all_published(database)
 }
 
 /// Whether the room's count_audience lets somebody with these tokens have the numbers.

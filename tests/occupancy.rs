@@ -133,6 +133,13 @@ fn at_most_once_a_second_and_the_last_change_always() {
          begin; select presence.upsert('stage', user_id => 'x'), presence.delete('stage', 'x'); commit;",
     );
     assert_eq!(told(&rest(&mut anybody)), []);
+    // Unless somebody has seen it.
+    enter(&mut service, "a", "");
+    hear_numbers(&mut anybody, count + 1, count + 1);
+    enter(&mut service, "b", "");
+    assert_eq!(anybody.number("select members from presence.occupancy('stage')"), count + 2);
+    service.run("select presence.delete('stage', 'b')");
+    hear_numbers(&mut anybody, count + 1, count + 1);
 }
 
 #[test]

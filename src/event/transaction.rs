@@ -26,7 +26,7 @@ use crate::shared::{self, Database, VERSION_CELLS, control};
 use crate::worker::launcher;
 use crate::{clock, settings};
 use pgrx::{pg_guard, pg_sys};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::*;
 
@@ -56,6 +56,8 @@ struct Prepared {
 }
 
 thread_local! {
+    /// How far the ring was filled after this session's last events.
+    static APPENDED: Cell<u64> = const { Cell::new(0) };
     static BUFFER: RefCell<Buffer> = RefCell::new(Buffer::default());
 }
 
@@ -129,6 +131,12 @@ pub fn tell(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
 /// A worker is wanted in this database once the transaction is committed.
 pub fn announce(database: &'static Database) {
     BUFFER.with_borrow_mut(|buffer| buffer.announced = Some(database));
+}
+
+/// Whether all that this session has changed is published.
+pub fn is_all_published(database: &Database) -> bool {
+    let is_changing = BUFFER.with_borrow(|buffer| !buffer.changes.is_empty());
+    !is_changing && database.flushed.load(Acquire) >= APPENDED.get()
 }
 
 /// What this transaction has made of a member so far.
@@ -326,6 +334,8 @@ fn commit() {
         };
         if !is_told {
             buffer.loss.rotate(&prepared.database.names);
+        } else if prepared.count > 0 {
+            APPENDED.set(prepared.database.head.load(Acquire));
         }
     });
     finish();

@@ -3,6 +3,7 @@
 use super::held::Held;
 use super::locks::{self, DATABASES_LOCK};
 use super::names::Names;
+use super::numbers::RoomNumbers;
 use super::retired::Retired;
 use super::rights::Rights;
 use super::trouble::Trouble;
@@ -41,6 +42,7 @@ pub struct Database {
     pub narrowing: Narrowing,
     /// Who listens.
     pub held: Held,
+    numbers: RoomNumbers,
     pub counters: Counters,
     pub trouble: Trouble,
 }
@@ -248,6 +250,7 @@ impl Database {
             self.names.forget();
             self.rights.forget();
             self.narrowing.forget();
+            self.change_numbers(RoomNumbers::clear);
             self.sink.position.store(0, Release);
             self.worker.set_state(WorkerState::None);
             self.worker.wanted.store(false, Release);
@@ -261,7 +264,20 @@ impl Database {
     }
 
     pub fn ring_lock(&self) -> usize {
-        locks::FIRST_RING_LOCK + self.index()
+        locks::FIRST_DATABASE_LOCK + 2 * self.index()
+    }
+
+    /// Of rooms that somebody asks for, to look at; without a lock only what says so.
+    pub fn numbers(&self) -> &RoomNumbers {
+        &self.numbers
+    }
+
+    pub fn read_numbers<T>(&self, body: impl FnOnce(&RoomNumbers) -> T) -> T {
+        locks::shared(self.ring_lock() + 1, || body(&self.numbers))
+    }
+
+    pub fn change_numbers<T>(&self, body: impl FnOnce(&RoomNumbers) -> T) -> T {
+        locks::exclusive(self.ring_lock() + 1, || body(&self.numbers))
     }
 
     /// Put encoded records into the ring, or flag that they were lost. Neither fails nor blocks: this runs in

@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicPtr, Ordering::*};
 /// 0 to PARTITIONS - 1 are the partitions of the lease table.
 pub const DATABASES_LOCK: usize = PARTITIONS;
 pub const SEATS_LOCK: usize = PARTITIONS + 1;
-pub const FIRST_RING_LOCK: usize = PARTITIONS + 2;
+/// From here on each database has two: of its ring, and of the numbers of its rooms.
+pub const FIRST_DATABASE_LOCK: usize = PARTITIONS + 2;
 
 pub const TRANCHE: &std::ffi::CStr = c"presence_ext";
 
 static LOCKS: AtomicPtr<pg_sys::LWLockPadded> = AtomicPtr::new(std::ptr::null_mut());
 
 pub fn count(databases: usize) -> usize {
-    FIRST_RING_LOCK + databases
+    FIRST_DATABASE_LOCK + 2 * databases
 }
 
 /// At server start, when the tranche is there.

@@ -8,6 +8,7 @@ pub mod database;
 pub mod held;
 pub mod locks;
 pub mod names;
+pub mod numbers;
 pub mod retired;
 pub mod rights;
 pub mod save;

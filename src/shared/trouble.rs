@@ -4,7 +4,7 @@ use crate::clock;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::*};
 
 const BYTES: usize = 256;
-const PARTS: usize = 18;
+const PARTS: usize = Part::Counting as usize + 1;
 
 /// Whose attempts these are: each goes well again by itself.
 #[derive(Clone, Copy)]
@@ -31,6 +31,7 @@ pub enum Part {
     LastSeenClean = 16,
     Beacon = 17,
     Numbers = 18,
+    Counting = 19,
 }
 
 #[repr(C)]

@@ -4,12 +4,12 @@
 use super::connections::effects;
 use super::gap::Window;
 use super::memory::{self, Scratch};
-use super::rooms::Numbers;
 use crate::error::Result;
 use crate::event::record::Field;
 use crate::extension::Extension;
 use crate::member::row::Column;
 use crate::member::scan;
+use crate::shared::numbers::Numbers;
 use crate::sqlfn::bytes_of;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -9,6 +9,7 @@
 //!             └──▶ somebody waits for the database: YIELDED, exit; the launcher comes back
 //! ```
 
+use super::asking::Asking;
 use super::housekeeping::{Housekeeping, Verdict};
 use super::place::Place;
 use super::process::{self, transaction};
@@ -113,6 +114,7 @@ struct Worker {
     extension: Extension,
     publishing: Publishing,
     telling: Telling,
+    asking: Asking,
     sweeping: Sweeping,
     housekeeping: Housekeeping,
 }
@@ -121,8 +123,9 @@ impl Worker {
     fn new(extension: Extension) -> Worker {
         Worker {
             extension,
-            publishing: Publishing::new(),
+            publishing: Publishing::new(extension.database),
             telling: Telling::new(),
+            asking: Asking::new(),
             sweeping: Sweeping::new(),
             housekeeping: Housekeeping::new(),
         }
@@ -137,6 +140,7 @@ impl Worker {
             }
             let is_ours = self.publishing.turn(&self.extension)
                 && self.telling.turn(&self.extension, &mut self.publishing.publisher)
+                && self.asking.turn(&self.extension, &mut self.publishing.publisher)
                 && self.sweeping.turn(&self.extension, &mut self.publishing);
             // The extension was dropped, or is being dropped: look what there is now.
             is_stale = !is_ours;
@@ -148,6 +152,7 @@ impl Worker {
         let publication = self.publishing.next(&self.extension);
         let next = publication
             .min(self.telling.next(&self.extension, &self.publishing.publisher))
+            .min(self.asking.next(&self.extension))
             .min(self.sweeping.next(&self.extension))
             .min(self.housekeeping.next());
         let sleep = next.saturating_sub(clock::boot());

@@ -1,6 +1,8 @@
 //! Background workers: one launcher for the cluster, one worker for each database with the extension.
 
+pub mod asking;
 pub mod beacon;
+pub mod change;
 pub mod connections;
 pub mod counting;
 pub mod database;
@@ -23,6 +25,7 @@ pub mod rights;
 pub mod roaming;
 pub mod rooms;
 pub mod rotation;
+pub mod shown;
 pub mod sink;
 pub mod step;
 pub mod stuck;

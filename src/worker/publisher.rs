@@ -8,6 +8,7 @@
 //!    The COMMIT callback marks the records as done: a worker that dies before has published nothing, one that dies
 //!    later everything.
 
+use super::change::{self, Change};
 use super::connections::Connections;
 use super::gap::{Batch, Ready, Window, conflate};
 use super::last_seen::LastSeen;
@@ -15,8 +16,9 @@ use super::log::Log;
 use super::process::transaction;
 use super::resync::{Owed, Resync};
 use super::rights::Rights;
-use super::rooms::{Change, Rooms};
+use super::rooms::Rooms;
 use super::rotation::Rotation;
+use super::shown::Shown;
 use super::stuck::Stuck;
 use super::writer::Writer;
 use super::{house, memory};
@@ -134,7 +136,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
 }
 
 impl Publisher {
-    pub fn new() -> Publisher {
+    pub fn new(database: &'static Database) -> Publisher {
         Publisher {
             connections: Connections::default(),
             waiting: Stuck::new(100_000, 5_000_000),
@@ -144,7 +146,7 @@ impl Publisher {
             log: None,
             rotation: Rotation::default(),
             rights: Rights::default(),
-            rooms: Rooms::default(),
+            rooms: Rooms::new(Shown::of(database)),
             last_seen: LastSeen::new(),
         }
     }
@@ -201,6 +203,7 @@ impl Publisher {
         let resync = self.resync.owed();
         let rotation = self.rotation.clone();
         let mut done = Done { looked: u64::MAX, ..Done::default() };
+        let began = clock::boot();
         let result = transaction(c"publishing events", || {
             if !house::is_still_ours(extension)? {
                 return Ok(Outcome::Stale);
@@ -226,10 +229,13 @@ impl Publisher {
             crate::injection::stall("publishing");
             Ok(outcome)
         });
-        extension.database.flushed.store(extension.database.tail.load(Acquire), Release);
-        match result {
+        let outcome = match result {
             Ok(outcome) => {
+                let is_all = done.looked != u64::MAX && done.waiting.is_empty();
                 self.finish(extension, done);
+                if is_all && self.waiting.is_empty() {
+                    extension.database.numbers().set_current(began);
+                }
                 if way == Way::LogOnly && matches!(outcome, Outcome::Published { .. }) {
                     extension.database.ask_resync();
                 }
@@ -242,7 +248,10 @@ impl Publisher {
                 self.rotation = rotation;
                 Err(failure)
             }
-        }
+        };
+        // Now the numbers are those of what was published, too.
+        extension.database.flushed.store(extension.database.tail.load(Acquire), Release);
+        outcome
     }
 
     /// The batch is committed.
@@ -320,7 +329,7 @@ impl Publisher {
                 );
                 dropped += 1;
             }
-            done.changes.extend(self.rooms.change(extension, record, &counted));
+            done.changes.extend(change::of(extension, record, &counted, |room| self.rooms.is_known(room)));
             done.published(event, &mut self.last_seen, &mut positions);
         }
         // What waits while others are written is given up in the end; while nothing can be written, it is kept.
@@ -334,7 +343,8 @@ impl Publisher {
                 pgrx::warning!("presence_ext dropped an event that others waited for: {}", failure.message);
                 dropped += 1;
                 let counted = self.connections.count(&event.record);
-                done.changes.extend(self.rooms.change(extension, &event.record, &counted));
+                done.changes
+                    .extend(change::of(extension, &event.record, &counted, |room| self.rooms.is_known(room)));
                 done.published(event, &mut self.last_seen, &mut positions);
             } else {
                 done.waiting.push((event.record.hash, failure));

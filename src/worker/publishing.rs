@@ -6,6 +6,7 @@ use super::step::Step;
 use crate::clock;
 use crate::extension::Extension;
 use crate::settings;
+use crate::shared::Database;
 use crate::shared::trouble::Part;
 
 /// While the NOTIFY queue is full, listeners are tried again this often.
@@ -22,8 +23,12 @@ pub struct Publishing {
 }
 
 impl Publishing {
-    pub fn new() -> Publishing {
-        Publishing { publisher: Publisher::new(), step: Step::new(Part::Publishing, "publishing"), next: 0 }
+    pub fn new(database: &'static Database) -> Publishing {
+        Publishing {
+            publisher: Publisher::new(database),
+            step: Step::new(Part::Publishing, "publishing"),
+            next: 0,
+        }
     }
 
     /// When there is something to do next.
@@ -37,7 +42,11 @@ impl Publishing {
 
     /// Publish a batch, if it is time. False: the extension is not the one we know any more.
     pub fn turn(&mut self, extension: &Extension) -> bool {
-        clock::boot() < self.next(extension) || self.publish(extension)
+        let now = clock::boot();
+        if extension.database.ring().used() == 0 {
+            extension.database.numbers().set_current(now);
+        }
+        now < self.next(extension) || self.publish(extension)
     }
 
     /// Before something that makes events: so many that they fill the ring are published, whatever the delay.

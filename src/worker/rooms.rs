@@ -1,18 +1,17 @@
 //! Rooms whose numbers somebody may want to hear: what they are, as published, and when they are to be told.
 //!
-//! A room is here from the first change of its numbers that somebody may hear, until nobody listens any more. What a
-//! change does to the numbers follows from what `Connections` counts; how many there were before is counted once, by
-//! whoever wants to tell it (`worker::counting`).
+//! A room is here from the first change of its numbers that somebody may hear, until nobody listens any more; and while
+//! sessions ask for it, who find its numbers in shared memory. What a change does to the numbers follows from what `Connections` counts; how many there were before is counted once, by
+//! whoever wants to tell them (`worker::counting`).
 //!
 //! ```text
 //!   a change ──▶ due: now, or a second after it was looked at last ──▶ told, if all changes since have changed anything
 //! ```
 
-use super::connections::Counted;
+use super::change::Change;
 use super::memory;
-use crate::event::channel::{Channel, room_cell};
-use crate::event::record::{Field, Kind, Record};
-use crate::extension::{Extension, Purpose};
+use super::shown::{Show, Shown};
+use crate::shared::numbers::Numbers;
 use std::collections::{BTreeSet, HashMap};
 
 /// A room is told of at most this often.
@@ -22,30 +21,6 @@ const MOST_TRIES: u32 = 6;
 /// What a room takes, beside its name: here and among those that are due.
 const ROOM_BYTES: usize = 200;
 
-/// Of a room.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Numbers {
-    pub members: u32,
-    pub users: u32,
-}
-
-impl Numbers {
-    fn plus(self, members: i32, users: i32) -> Numbers {
-        Numbers {
-            members: self.members.saturating_add_signed(members),
-            users: self.users.saturating_add_signed(users),
-        }
-    }
-}
-
-/// What an event does to the numbers of a room.
-pub struct Change {
-    room: u64,
-    name: Vec<u8>,
-    members: i32,
-    users: i32,
-}
-
 struct Room {
     name: Vec<u8>,
     /// None: nobody has counted yet.
@@ -54,6 +29,8 @@ struct Room {
     since: [i32; 2],
     /// To be told even if that comes to nothing.
     anyway: bool,
+    /// Sessions have asked for it: it is shown to them.
+    asked: bool,
     /// When it was looked at last.
     looked: u64,
     due: Option<u64>,
@@ -83,8 +60,7 @@ pub enum Outcome {
     NotNow,
 }
 
-#[derive(Default)]
-pub struct Rooms {
+pub struct Rooms<S = Shown> {
     rooms: HashMap<u64, Room>,
     /// When, and which.
     due: BTreeSet<(u64, u64)>,
@@ -92,42 +68,53 @@ pub struct Rooms {
     cleaned: u64,
     /// Nothing could be told when it was tried last.
     is_stuck: bool,
+    shown: S,
 }
 
-pub fn key(extension: &Extension, room: &[u8]) -> u64 {
-    extension.hash(Purpose::Numbers, &[room])
-}
-
-/// Whether somebody listens to the room; it may be another one.
-pub fn is_listened_to(extension: &Extension, room: &[u8]) -> bool {
-    Channel::of_cell(extension, room_cell(extension, room)).is_held(extension)
-}
-
-impl Rooms {
-    /// What an event does to the numbers of its room, if they are of any interest. For `apply`, once it is committed.
-    pub fn change(&self, extension: &Extension, record: &Record, counted: &Counted) -> Option<Change> {
-        let [members, users] = effect(record, counted)?;
-        let name = record.image.get(Field::Room)?;
-        let room = key(extension, name);
-        let is_wanted = self.rooms.contains_key(&room) || is_listened_to(extension, name);
-        is_wanted.then(|| Change { room, name: name.to_vec(), members, users })
+impl<S: Show + Copy> Rooms<S> {
+    pub fn new(shown: S) -> Rooms<S> {
+        let (rooms, due) = (HashMap::new(), BTreeSet::new());
+        Rooms { rooms, due, bytes: 0, cleaned: 0, is_stuck: false, shown }
     }
 
+    /// What a batch did, once it is committed.
     pub fn apply(&mut self, changes: Vec<Change>, now: u64) {
+        let (mut shown, mut due) = (HashMap::new(), Vec::new());
         for Change { room, name, members, users } in changes {
-            let bytes = &mut self.bytes;
-            let found = self.rooms.entry(room).or_insert_with(|| {
-                *bytes += ROOM_BYTES + name.len();
-                Room::new(name)
-            });
+            let found = self.entry(room, name, now);
             found.numbers = found.numbers.map(|numbers| numbers.plus(members, users));
             found.since = [found.since[0] + members, found.since[1] + users];
             found.tries = 0;
             if found.due.is_none() {
                 let at = now.max(found.looked + PAUSE);
                 found.due = Some(at);
-                self.due.insert((at, room));
+                due.push((at, room));
             }
+            if let Some(numbers) = found.numbers.filter(|_| found.asked) {
+                shown.insert(room, numbers);
+            }
+        }
+        self.due.extend(due);
+        self.shown.change(shown.into_iter());
+    }
+
+    pub fn is_known(&self, room: u64) -> bool {
+        self.rooms.contains_key(&room)
+    }
+
+    pub fn numbers(&self, room: u64) -> Option<Numbers> {
+        self.rooms.get(&room)?.numbers
+    }
+
+    pub fn may_show_more(&self) -> bool {
+        self.bytes < memory::for_rooms() / 2
+    }
+
+    /// From now on sessions find the numbers of a room, which are those of what was published.
+    pub fn show(&mut self, room: u64, name: Vec<u8>, numbers: Numbers, now: u64) {
+        if self.shown.put(room, numbers, now) {
+            let found = self.entry(room, name, now);
+            (found.numbers, found.asked) = (Some(numbers), true);
         }
     }
 
@@ -135,13 +122,14 @@ impl Rooms {
     /// events must not wait for it.
     pub fn make_room(&mut self, now: u64) -> bool {
         if self.bytes > memory::for_rooms() {
-            self.retain(|room| room.due.is_some());
+            self.retain(|_, room| room.due.is_some());
         }
         if self.bytes <= memory::for_rooms() {
             return true;
         }
         if self.is_stuck {
-            *self = Rooms::default();
+            self.shown.clear();
+            *self = Rooms::new(self.shown);
             return true;
         }
         self.due.clear();
@@ -159,8 +147,9 @@ impl Rooms {
 
     /// Events were lost: nobody knows what there is now.
     pub fn forget_numbers(&mut self, now: u64) {
+        self.shown.clear();
         for (key, room) in &mut self.rooms {
-            (room.numbers, room.anyway, room.tries) = (None, true, 0);
+            (room.numbers, room.asked, room.anyway, room.tries) = (None, false, true, 0);
             if room.due.is_none() {
                 room.due = Some(now);
                 self.due.insert((now, *key));
@@ -178,13 +167,15 @@ impl Rooms {
         let due = self.due.iter().take_while(|(at, _)| *at <= now).take(most);
         due.filter_map(|(_, key)| {
             let room = self.rooms.get(key)?;
-            let is_news = room.anyway || room.since != [0, 0];
+            // Who has asked in between may have seen what then came to nothing.
+            let is_news =
+                room.anyway || room.since != [0, 0] || self.shown.was_asked_since(*key, room.looked);
             Some(Due { room: *key, name: room.name.clone(), numbers: room.numbers, is_news })
         })
         .collect()
     }
 
-    /// This came of one that was due.
+    /// This came of one that was due, when it was looked at.
     pub fn settle(&mut self, key: u64, outcome: Outcome, now: u64) {
         let Some(room) = self.rooms.get_mut(&key) else { return };
         if let Some(at) = room.due.take() {
@@ -201,7 +192,8 @@ impl Rooms {
                 false
             }
             Outcome::Nobody | Outcome::NobodyYet => {
-                (room.numbers, room.since, room.anyway) = (None, [0, 0], false);
+                room.numbers = room.numbers.filter(|_| room.asked);
+                (room.since, room.anyway) = ([0, 0], false);
                 false
             }
             Outcome::Told(numbers) => {
@@ -226,125 +218,44 @@ impl Rooms {
             return;
         }
         self.cleaned = now;
-        self.retain(|room| {
-            room.due.is_some()
+        let shown = self.shown;
+        self.retain(|key, room| {
+            if room.asked && !shown.is_wanted(key, now) {
+                shown.remove(key);
+                room.asked = false;
+            }
+            room.asked
+                || room.due.is_some()
                 || now < room.looked + PAUSE
                 || (room.numbers.is_some() && is_listened_to(&room.name))
         });
     }
 
-    fn retain(&mut self, keep: impl Fn(&Room) -> bool) {
-        self.rooms.retain(|_, room| {
-            let stays = keep(room);
+    /// The room, which is here from now on.
+    fn entry(&mut self, room: u64, name: Vec<u8>, now: u64) -> &mut Room {
+        let bytes = &mut self.bytes;
+        self.rooms.entry(room).or_insert_with(|| {
+            *bytes += ROOM_BYTES + name.len();
+            let (numbers, since, due) = (None, [0, 0], None);
+            let looked = now.saturating_sub(PAUSE);
+            Room { name, numbers, since, anyway: false, asked: false, looked, due, tries: 0 }
+        })
+    }
+
+    fn retain(&mut self, keep: impl Fn(u64, &mut Room) -> bool) {
+        self.rooms.retain(|key, room| {
+            let stays = keep(*key, room);
             if !stays {
                 self.bytes -= ROOM_BYTES + room.name.len();
+                if room.asked {
+                    self.shown.remove(*key);
+                }
             }
             stays
         });
     }
 }
 
-impl Room {
-    fn new(name: Vec<u8>) -> Room {
-        Room { name, numbers: None, since: [0, 0], anyway: false, looked: 0, due: None, tries: 0 }
-    }
-}
-
-/// What an event does to the numbers of members and of users.
-fn effect(record: &Record, counted: &Counted) -> Option<[i32; 2]> {
-    let (first, last) = (i32::from(counted.of_user == 1), i32::from(counted.of_user == 0));
-    match (record.kind, &record.old) {
-        (Kind::Enter, _) => Some([1, first]),
-        (Kind::Leave, _) => Some([-1, -last]),
-        // Given to another.
-        (Kind::Update, Some(old)) if old.get(Field::UserId) != record.image.get(Field::UserId) => {
-            Some([0, first - i32::from(counted.of_old_user == 0)])
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: u64 = 1_000_000;
-
-    fn change(members: i32, users: i32) -> Vec<Change> {
-        vec![Change { room: 7, name: b"hall".to_vec(), members, users }]
-    }
-
-    fn due(rooms: &Rooms, now: u64) -> Option<(Option<Numbers>, bool)> {
-        rooms.due(now, 10).first().map(|due| (due.numbers, due.is_news))
-    }
-
-    fn numbers(members: u32, users: u32) -> Numbers {
-        Numbers { members, users }
-    }
-
-    #[test]
-    fn a_room_is_told_at_once_then_once_a_second_and_the_last_change_always() {
-        let mut rooms = Rooms::default();
-        rooms.apply(change(1, 1), 5 * SECOND);
-        assert_eq!(due(&rooms, 5 * SECOND), Some((None, true)));
-        rooms.settle(7, Outcome::Told(numbers(3, 3)), 5 * SECOND);
-        assert_eq!((due(&rooms, 9 * SECOND), rooms.next()), (None, u64::MAX));
-        for _ in 0..2 {
-            rooms.apply(change(1, 0), 5 * SECOND + 1);
-        }
-        assert_eq!((due(&rooms, 6 * SECOND - 1), rooms.next()), (None, 6 * SECOND));
-        assert_eq!(due(&rooms, 6 * SECOND), Some((Some(numbers(5, 3)), true)));
-    }
-
-    #[test]
-    fn what_comes_to_nothing_is_no_news() {
-        let mut rooms = Rooms::default();
-        rooms.apply(change(1, 1), SECOND);
-        rooms.apply(change(-1, -1), SECOND);
-        assert_eq!(due(&rooms, SECOND), Some((None, false)));
-        rooms.settle(7, Outcome::NoNews, SECOND);
-        // As many members, of fewer users.
-        rooms.apply(change(1, 0), 3 * SECOND);
-        rooms.apply(change(-1, -1), 3 * SECOND);
-        assert_eq!(due(&rooms, 3 * SECOND), Some((None, true)));
-    }
-
-    #[test]
-    fn who_cannot_hear_yet_hears_later() {
-        let mut rooms = Rooms::default();
-        rooms.apply(change(1, 1), SECOND);
-        rooms.settle(7, Outcome::ToldSome(numbers(1, 1)), SECOND);
-        assert_eq!(due(&rooms, 2 * SECOND), Some((Some(numbers(1, 1)), true)), "for the others");
-        rooms.settle(7, Outcome::Told(numbers(1, 1)), 2 * SECOND);
-        rooms.apply(change(1, 1), 4 * SECOND);
-        for turn in 0..6 {
-            let now = (4 + turn) * SECOND;
-            assert_eq!(due(&rooms, now), Some((Some(numbers(2, 2)), true)));
-            rooms.settle(7, Outcome::NobodyYet, now);
-        }
-        rooms.settle(7, Outcome::NobodyYet, 10 * SECOND);
-        assert_eq!(rooms.next(), u64::MAX, "nobody comes");
-    }
-
-    #[test]
-    fn after_lost_events_all_is_counted_and_told_anew() {
-        let mut rooms = Rooms::default();
-        rooms.apply(change(1, 1), SECOND);
-        rooms.settle(7, Outcome::Told(numbers(1, 1)), SECOND);
-        rooms.forget_numbers(2 * SECOND);
-        assert_eq!(due(&rooms, 2 * SECOND), Some((None, true)));
-    }
-
-    #[test]
-    fn where_nobody_listens_nothing_stays() {
-        let mut rooms = Rooms::default();
-        rooms.apply(change(1, 1), SECOND);
-        rooms.settle(7, Outcome::Told(numbers(1, 1)), SECOND);
-        rooms.clean(3 * SECOND, |_| true);
-        rooms.apply(change(1, 1), 3 * SECOND);
-        assert_eq!(due(&rooms, 3 * SECOND), Some((Some(numbers(2, 2)), true)), "somebody listened");
-        rooms.settle(7, Outcome::Told(numbers(2, 2)), 3 * SECOND);
-        rooms.clean(5 * SECOND, |_| false);
-        assert_eq!((rooms.rooms.len(), rooms.bytes), (0, 0));
-    }
-}
+#[path = "rooms_tests.rs"]
+mod tests;

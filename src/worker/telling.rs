@@ -5,19 +5,21 @@
 //! then. What ends a right ends it here as there: the audience is read when the numbers are told, and a channel that shall
 //! have a new name carries none.
 
+use super::change::is_listened_to;
 use super::counting;
 use super::gap::Window;
 use super::house;
 use super::memory::{self, Scratch};
 use super::process::transaction;
 use super::publisher::Publisher;
-use super::rooms::{Due, Numbers, Outcome, is_listened_to};
+use super::rooms::{Due, Outcome};
 use super::step::Step;
 use super::writer::{self, memory_of, notify};
 use crate::error::Result;
 use crate::event::channel::{Channel, SERVICE, Scope, fewest, in_room};
 use crate::event::payload;
 use crate::extension::{self, Extension};
+use crate::shared::numbers::Numbers;
 use crate::shared::trouble::Part;
 use crate::sqlfn::decode;
 use crate::subtransaction::Failure;
@@ -86,6 +88,7 @@ struct Told {
 impl Publisher {
     /// False: the extension is not the one we know any more.
     fn tell_numbers(&mut self, extension: &Extension, due: &[Due]) -> std::result::Result<bool, Failure> {
+        let began = clock::boot();
         let told = transaction(c"telling how many there are", || {
             if !house::is_still_ours(extension)? {
                 return Ok(None);
@@ -99,11 +102,10 @@ impl Publisher {
         })?;
         let Some(told) = told else { return Ok(false) };
         extension.database.counters.notifications.fetch_add(told.notifications, Relaxed);
-        let now = clock::boot();
         self.rooms
             .note_progress(told.outcomes.iter().any(|(_, outcome)| !matches!(outcome, Outcome::NotNow)));
         for (room, outcome) in told.outcomes {
-            self.rooms.settle(room, outcome, now);
+            self.rooms.settle(room, outcome, began);
         }
         Ok(true)
     }

@@ -1,0 +1,74 @@
+//! Rooms that sessions ask for: each is counted once, and then shown to all who may have its numbers, for as long as
+//! somebody asks. In transactions of their own, as what is told.
+
+use super::change::key;
+use super::counting;
+use super::gap::Window;
+use super::house;
+use super::process::transaction;
+use super::publisher::Publisher;
+use super::step::Step;
+use crate::clock;
+use crate::extension::Extension;
+use crate::shared::trouble::Part;
+use crate::spi;
+use crate::subtransaction::Failure;
+
+pub struct Asking {
+    step: Step,
+}
+
+impl Asking {
+    pub fn new() -> Asking {
+        Asking { step: Step::new(Part::Counting, "counting rooms") }
+    }
+
+    /// When there is something to do next.
+    pub fn next(&self, extension: &Extension) -> u64 {
+        let database = extension.database;
+        let may_count = database.numbers().has_wishes() && database.owed_resync().is_none();
+        if may_count { self.step.not_before() } else { u64::MAX }
+    }
+
+    /// Count what is asked for. False: the extension is not the one we know any more.
+    pub fn turn(&mut self, extension: &Extension, publisher: &mut Publisher) -> bool {
+        if clock::boot() < self.next(extension) {
+            return true;
+        }
+        let counted = publisher.count_asked(extension);
+        self.step.note(extension.database, counted).unwrap_or(true)
+    }
+}
+
+impl Publisher {
+    fn count_asked(&mut self, extension: &Extension) -> Result<bool, Failure> {
+        let wishes = extension.database.change_numbers(|table| table.take_wishes());
+        let now = clock::boot();
+        let mut unknown: Vec<Vec<u8>> = Vec::new();
+        for name in wishes {
+            let room = key(extension, &name);
+            match self.rooms.numbers(room) {
+                Some(numbers) => self.rooms.show(room, name, numbers, now),
+                None if self.rooms.may_show_more() => unknown.push(name),
+                None => {}
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(true);
+        }
+        let names: Vec<&[u8]> = unknown.iter().map(Vec::as_slice).collect();
+        let counted = transaction(c"counting rooms", || {
+            if !house::is_still_ours(extension)? {
+                return Ok(None);
+            }
+            // They will be asked for again.
+            let Some(window) = Window::open(extension)? else { return Ok(Some(Vec::new())) };
+            spi::as_role(extension.owner, || counting::count(extension, &names, &window)).map(Some)
+        })?;
+        let Some(counted) = counted else { return Ok(false) };
+        for (name, numbers) in unknown.into_iter().zip(counted) {
+            self.rooms.show(key(extension, &name), name, numbers, now);
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,58 @@
+//! Where sessions read the numbers of rooms that they ask for.
+
+use crate::shared::Database;
+use crate::shared::numbers::{Numbers, RoomNumbers};
+
+pub trait Show {
+    /// Keep the numbers of a room there from now on; false if there is no place.
+    fn put(&self, room: u64, numbers: Numbers, now: u64) -> bool;
+    /// Of these that are there.
+    fn change(&self, changed: impl Iterator<Item = (u64, Numbers)>);
+    fn remove(&self, room: u64);
+    fn clear(&self);
+    /// Whether somebody asks for the room.
+    fn is_wanted(&self, room: u64, now: u64) -> bool;
+    /// Whether somebody may have seen other numbers than those that were told then.
+    fn was_asked_since(&self, room: u64, time: u64) -> bool;
+}
+
+/// In shared memory.
+#[derive(Clone, Copy)]
+pub struct Shown(&'static Database);
+
+impl Shown {
+    /// For a new worker: nobody has kept true what is there.
+    pub fn of(database: &'static Database) -> Shown {
+        database.change_numbers(RoomNumbers::clear);
+        Shown(database)
+    }
+}
+
+impl Show for Shown {
+    fn put(&self, room: u64, numbers: Numbers, now: u64) -> bool {
+        self.0.change_numbers(|table| table.put(room, numbers, now))
+    }
+
+    fn change(&self, changed: impl Iterator<Item = (u64, Numbers)>) {
+        let mut changed = changed.peekable();
+        if changed.peek().is_some() {
+            self.0.change_numbers(|table| changed.for_each(|(room, numbers)| table.change(room, numbers)));
+        }
+    }
+
+    fn remove(&self, room: u64) {
+        self.0.change_numbers(|table| table.remove(room));
+    }
+
+    fn clear(&self) {
+        self.0.change_numbers(RoomNumbers::clear);
+    }
+
+    fn is_wanted(&self, room: u64, now: u64) -> bool {
+        self.0.read_numbers(|table| table.is_wanted(room, now))
+    }
+
+    fn was_asked_since(&self, room: u64, time: u64) -> bool {
+        self.0.numbers().was_asked_since(room, time)
+    }
+}
