@@ -9,9 +9,9 @@ use crate::event::channel::{
 use crate::extension::{Extension, Purpose};
 use crate::identity::{self, Identity};
 use crate::member::whereabouts;
+use crate::pg::spi::with_committed_snapshot;
 use crate::shared::held::FIXED;
 use crate::shared::names::{AsOf, Cell};
-use crate::spi::with_committed_snapshot;
 use std::collections::BTreeSet;
 
 pub struct Open {

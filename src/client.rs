@@ -5,7 +5,7 @@
 //! belongs to a session (LISTEN, session members) is not for that code: there it is its role, and nothing else.
 
 use crate::error::{Error, Result};
-use crate::spi;
+use crate::pg::spi;
 use pgrx::pg_sys;
 
 /// Whether this is a client's own session, running what the client asked for, be it with rights that we lent.

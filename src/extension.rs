@@ -1,13 +1,14 @@
 //! The extension as installed in this database: its tables, its owner, its secrets. Looked up once, and again
 //! after anything changed the table `member` (DROP and CREATE EXTENSION above all).
 
-use crate::cached::Cached;
 use crate::error::{Error, Result};
 use crate::lease::table::Key;
 use crate::narrowing;
+use crate::pg::cached::Cached;
+use crate::pg::datum::bytes_of;
+use crate::pg::encoding::decode;
+use crate::pg::spi::{Connection, Statement, accept_invalidations};
 use crate::shared::Database;
-use crate::spi::{Connection, Statement, accept_invalidations};
-use crate::sqlfn::{bytes_of, decode};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Oid};
 use siphasher::sip::SipHasher13;

@@ -9,13 +9,13 @@ use crate::event::record::Kind;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
-use crate::jsonb::{self, Value};
 use crate::member::delete::{self, Removal};
 use crate::member::request::Request;
-use crate::member::upsert;
-use crate::member::{session, validate};
-use crate::spi::{self, Connection};
-use crate::sqlfn::{Call, bytes_of, text_array, varlena};
+use crate::member::{session, upsert, validate};
+use crate::pg::datum::{bytes_of, text_array, varlena};
+use crate::pg::function::Call;
+use crate::pg::jsonb::{self, Value};
+use crate::pg::spi::{self, Connection};
 use crate::worker::{last_seen, log};
 use pgrx::direct_function_call;
 use pgrx::pg_sys::{self, Datum};
@@ -186,7 +186,7 @@ fn request(extension: &Extension, identity: &Rc<Identity>, element: &Element) ->
     let ttl = element.interval("ttl")?;
     if let Some(ttl) = ttl {
         // SAFETY: an interval.
-        validate::ttl(unsafe { crate::sqlfn::interval_of(ttl) })?;
+        validate::ttl(unsafe { crate::pg::datum::interval_of(ttl) })?;
     }
     if !identity.service {
         authorizer::require(&room, Action::Join)?;
@@ -254,7 +254,7 @@ fn removal(identity: &Identity, element: &Element) -> Result<Removal> {
     };
     let last_word = element.json("state");
     // SAFETY: a jsonb.
-    let last_word = last_word.map(|state| unsafe { crate::sqlfn::bytes_of(state) });
+    let last_word = last_word.map(|state| unsafe { crate::pg::datum::bytes_of(state) });
     let reason = delete::reason(identity, element.text("reason")?.as_deref())?;
     Removal::new(room, member_id, connection_id, last_word, reason)
 }

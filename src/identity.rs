@@ -1,15 +1,16 @@
 //! Who is asking (`user_id`), what they are to others (`tokens`), and whether they act for all (`is_service`).
 //! The rules are those of docs/visibility.md; what a role is, is remembered until roles or settings change.
 
-use crate::cached::Cached;
 use crate::claims::{self, Name};
-use crate::client;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::member::lease;
-use crate::settings;
-use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{self, Call, encode};
+use crate::pg::cached::Cached;
+use crate::pg::datum;
+use crate::pg::encoding::{self, encode};
+use crate::pg::function::Call;
+use crate::pg::spi::{self, Connection, Statement};
+use crate::{client, settings};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid, pg_enc};
 use serde_json::Value;
@@ -85,8 +86,9 @@ pub fn current(extension: &Extension) -> Result<Rc<Identity>> {
 
 fn identify(roles: &Roles, from: &Claims) -> Identity {
     // Of bytes that are no text two users could look the same.
-    let readable = sqlfn::database_encoding() != pg_enc::PG_SQL_ASCII || str::from_utf8(&from.claims).is_ok();
-    let claims = claims::Claims { json: readable.then(|| sqlfn::decode(&from.claims)) };
+    let readable =
+        encoding::database_encoding() != pg_enc::PG_SQL_ASCII || str::from_utf8(&from.claims).is_ok();
+    let claims = claims::Claims { json: readable.then(|| encoding::decode(&from.claims)) };
     let user_id = if from.believed && (roles.trusted_login || !from.claims.is_empty()) {
         match claims.sub() {
             Name::Named(sub) => Some(encode(&sub)),
@@ -209,12 +211,12 @@ impl Identity {
         let Some(user_id) = &self.user_id else { return Ok(Vec::new()) };
         spi::as_role(extension.owner, || {
             let connection = Connection::open()?;
-            let rows = connection.run(&ROOMS, &[Some(sqlfn::varlena(user_id))], false)?;
+            let rows = connection.run(&ROOMS, &[Some(datum::varlena(user_id))], false)?;
             let (mut rooms, mut known) = (Vec::new(), HashSet::new());
             for row in 0..rows.count {
                 let (Some(room), Some(hash)) = (rows.text(row, 0), rows.get(row, 1)) else { continue };
                 // SAFETY: a uuid.
-                let hash = unsafe { sqlfn::hash_of(hash) };
+                let hash = unsafe { datum::hash_of(hash) };
                 let lease = lease::found(&rows, row, [2, 3, 4, 5]);
                 let alive = lease::deadline(&extension.key_of(hash), &lease).is_some();
                 if alive && known.insert(room) {
@@ -257,7 +259,7 @@ fn look_up_role_tokens(role: Oid) -> Result<Vec<Vec<u8>>> {
 /// SQL `presence.user_id()`.
 fn user_id(_call: &Call) -> Result<Option<Datum>> {
     let identity = current(&extension::current()?)?;
-    Ok(identity.user_id.as_deref().map(sqlfn::varlena))
+    Ok(identity.user_id.as_deref().map(datum::varlena))
 }
 
 /// SQL `presence.is_service()`.
@@ -270,7 +272,7 @@ fn tokens(_call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let identity = current(&extension)?;
     let tokens = identity.tokens(&identity.rooms(&extension)?)?;
-    Ok(Some(sqlfn::text_array(&tokens)))
+    Ok(Some(datum::text_array(&tokens)))
 }
 
 /// SQL `presence.act_as(user_id, teams)`: the claims of that user, until the transaction ends.
@@ -284,7 +286,7 @@ fn act_as(call: &Call) -> Result<Option<Datum>> {
     let user_id = call.text(0).ok_or(Error::MissingArgument { argument: "user_id" })?;
     crate::member::validate::name("user_id", user_id)?;
     let teams = call.texts(1).map_err(|why| Error::InvalidArgument { argument: "teams", why: why.into() })?;
-    let mut claims = serde_json::json!({ "sub": sqlfn::decode(user_id) });
+    let mut claims = serde_json::json!({ "sub": encoding::decode(user_id) });
     let mut at = &mut claims;
     let path = settings::teams_claim();
     for step in path.split('.').filter(|step| !step.is_empty()) {
@@ -297,10 +299,10 @@ fn act_as(call: &Call) -> Result<Option<Datum>> {
         at = &mut at[step];
     }
     if let (Some(teams), true) = (teams, at.is_null()) {
-        *at = teams.iter().map(|team| Value::String(sqlfn::decode(team))).collect();
+        *at = teams.iter().map(|team| Value::String(encoding::decode(team))).collect();
     }
     let connection = Connection::open()?;
-    connection.run(&SET_CLAIMS, &[Some(sqlfn::varlena(&encode(&claims.to_string())))], false)?;
+    connection.run(&SET_CLAIMS, &[Some(datum::varlena(&encode(&claims.to_string())))], false)?;
     Ok(None)
 }
 

@@ -5,7 +5,6 @@
 //! log and NOTIFY. docs/internals.md walks through it.
 
 mod authorizer;
-mod cached;
 mod channels;
 mod claims;
 mod client;
@@ -17,7 +16,6 @@ mod gateway;
 mod holding;
 mod identity;
 mod injection;
-mod jsonb;
 mod lease;
 mod listen;
 mod member;
@@ -25,17 +23,14 @@ mod narrowing;
 mod occupancy;
 mod operate;
 mod ownership;
+mod pg;
 mod policy;
 mod read;
 mod room;
 mod room_row;
-mod session_settings;
 mod settings;
 mod shared;
-mod spi;
-mod sqlfn;
 mod strong_locks;
-mod subtransaction;
 mod twin;
 mod utility;
 mod visibility;

@@ -1,16 +1,14 @@
 //! `presence.listen`, `unlisten` and `channels`: who may hear what, as channel names.
 
 use crate::authorizer::{self, Action};
-use crate::channels;
-use crate::client;
 use crate::error::{Error, Result};
 use crate::event::record::Kind;
 use crate::event::transaction;
-use crate::extension;
 use crate::holding::{self, Target};
-use crate::identity;
 use crate::member::{session, validate};
-use crate::sqlfn::{Call, varlena};
+use crate::pg::datum::varlena;
+use crate::pg::function::Call;
+use crate::{channels, client, extension, identity};
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::{self, Datum};
 use std::ffi::{CStr, CString, c_char};

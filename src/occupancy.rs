@@ -2,23 +2,20 @@
 //! notify_delay behind; else they are counted in one pass over its rows, because a room may have a hundred thousand.
 
 use crate::authorizer::{self, Action};
-use crate::clock;
 use crate::error::Result;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
-use crate::identity;
 use crate::lease::rule::RowLease;
 use crate::lease::shared::leases;
 use crate::lease::table::Key;
 use crate::member::row::Column;
 use crate::member::{lease, scan, validate};
-use crate::room;
-use crate::settings;
-use crate::shared;
+use crate::pg::datum::hash_of;
+use crate::pg::function::Call;
 use crate::shared::numbers::Numbers;
-use crate::sqlfn::{Call, hash_of};
 use crate::visibility::{self, Visibility};
 use crate::worker::change::key;
+use crate::{clock, identity, room, settings, shared};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 

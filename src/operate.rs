@@ -1,15 +1,14 @@
 //! For those who run it: health, flush, sweep, the worker's pid.
 
-use crate::clock;
 use crate::error::{Error, Result};
-use crate::extension;
-use crate::identity;
 use crate::lease::shared::leases;
-use crate::settings;
+use crate::pg::datum::varlena;
+use crate::pg::encoding::encode_lossy;
+use crate::pg::function::Call;
 use crate::shared::database::WorkerState;
-use crate::sqlfn::{Call, encode_lossy, varlena};
 use crate::worker::process::wait_event;
 use crate::worker::{launcher, sweeper};
+use crate::{clock, extension, identity, settings};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 
@@ -95,7 +94,7 @@ fn health(call: &Call) -> Result<Option<Datum>> {
         number(counters.heartbeats.load(Relaxed)),
         number(counters.expired.load(Relaxed)),
         (last_sweep != 0).then(|| Datum::from(last_sweep)),
-        Some(crate::sqlfn::interval(counters.sweep_lag.load(Relaxed))),
+        Some(crate::pg::datum::interval(counters.sweep_lag.load(Relaxed))),
         number(counters.resyncs.load(Relaxed)),
         {
             let position = database.sink.position.load(Acquire);

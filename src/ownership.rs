@@ -9,8 +9,8 @@ use crate::lease::shared::leases;
 use crate::lease::table::{Key, alive};
 use crate::member::checks::check_member_id;
 use crate::member::lease;
-use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::uuid;
+use crate::pg::datum::uuid;
+use crate::pg::spi::{self, Connection, Statement};
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
 

@@ -4,12 +4,12 @@
 //! notifications become doorbells, and the log shows ordinary roles nothing until it gets policies of its own.
 //! While nothing at all was added, verbs know by themselves what the policies would say (`member::store`).
 
-use crate::cached::Cached;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::identity::role_epoch;
-use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::Call;
+use crate::pg::cached::Cached;
+use crate::pg::function::Call;
+use crate::pg::spi::{self, Connection, Statement};
 use crate::twin::{self, Asked, Likeness};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid};

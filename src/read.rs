@@ -3,8 +3,9 @@
 use crate::error::{Error, Result};
 use crate::extension;
 use crate::member::validate;
-use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{self, Call};
+use crate::pg::datum;
+use crate::pg::function::Call;
+use crate::pg::spi::{self, Connection, Statement};
 use pgrx::pg_sys::Datum;
 use std::sync::atomic::Ordering::*;
 
@@ -29,7 +30,7 @@ fn after(call: &Call) -> Result<Option<Datum>> {
         return Err(wrong(format!("The key of a member has {parts} parts here, not {}.", key.len())));
     }
     // Made anew: its first element is number 1, whatever it was in the caller's array.
-    Ok(Some(sqlfn::text_array(key.iter())))
+    Ok(Some(datum::text_array(key.iter())))
 }
 
 /// SQL `_presence._log_floor()`: the log has every event after this seq.

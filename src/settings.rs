@@ -2,7 +2,7 @@
 
 use crate::member::validate;
 use crate::narrowing;
-use crate::sqlfn::decode;
+use crate::pg::encoding::decode;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::{PostgresGucEnum, pg_guard, pg_sys};
 use std::cell::Cell;

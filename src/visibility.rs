@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::extension::Extension;
 use crate::identity::Identity;
 use crate::member::row::{Column, Row};
-use crate::sqlfn::texts_of;
+use crate::pg::datum::texts_of;
 use crate::{ownership, policy, settings};
 use pgrx::pg_sys::{self, Datum};
 

@@ -19,7 +19,8 @@
 //! A renewal and an expiry are both a compare-and-swap on this one word, so exactly one of them wins, and
 //! CLAIMED is final for that generation: whoever was told "true" by a heartbeat is alive.
 
-use super::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use super::atomic::Ordering::*;
+use super::atomic::{AtomicU32, AtomicU64};
 
 /// Number of partitions, each with a lock. A power of two.
 pub const PARTITIONS: usize = 128;

@@ -11,8 +11,8 @@ use crate::event::record::{Image, Reason};
 use crate::event::transaction::{self, Pending, is_outdated, issue_version};
 use crate::extension::Extension;
 use crate::lease::table::{Key, Lease, NEVER};
-use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::uuid;
+use crate::pg::datum::uuid;
+use crate::pg::spi::{self, Connection, Statement};
 use pgrx::pg_sys::{self, Datum};
 
 pub fn insert(firing: &Firing) -> Result<()> {

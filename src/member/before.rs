@@ -14,7 +14,7 @@ use crate::event::transaction::{self, issue_version};
 use crate::extension::Extension;
 use crate::identity::Identity;
 use crate::lease::table::NEVER;
-use crate::sqlfn::{uuid, varlena};
+use crate::pg::datum::{uuid, varlena};
 use pgrx::pg_sys::Datum;
 
 pub fn insert(firing: &Firing) -> Result<Option<Datum>> {

@@ -5,14 +5,13 @@ use super::lease::expires_at;
 use super::row::{Column, Row};
 use super::{session, validate};
 use crate::authorizer::{self, Action};
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::extension::Extension;
 use crate::identity::Identity;
 use crate::lease::table::{Key, NEVER};
-use crate::room;
+use crate::pg::datum::{self, texts_of, varlena};
 use crate::settings::{self, MemberIds};
-use crate::sqlfn::{self, texts_of, varlena};
+use crate::{clock, room};
 use pgrx::pg_sys::{self, Datum};
 
 /// jsonb '{}': the header of an object with no pairs.
@@ -35,11 +34,11 @@ pub fn set_room_defaults(extension: &Extension, row: &mut Row, intent: &Intent) 
     }
     let defaults = room::defaults(extension, row.text(Column::Room).unwrap_or_default())?;
     if let (None, Some(audience)) = (row.get(Column::Audience), defaults.audience) {
-        row.set(Column::Audience, Some(sqlfn::text_array(&audience)));
+        row.set(Column::Audience, Some(datum::text_array(&audience)));
     }
     // A member bound to its session needs no ttl.
     if let (None, Some(ttl), false) = (row.get(Column::Ttl), defaults.ttl, intent.session == Some(true)) {
-        row.set(Column::Ttl, Some(sqlfn::interval(ttl as i64)));
+        row.set(Column::Ttl, Some(datum::interval(ttl as i64)));
     }
     Ok(())
 }
@@ -85,7 +84,7 @@ pub fn normalize(row: &mut Row, old: Option<&Row>) -> Result<()> {
         }
         None => validate::audience(&default, room)?,
     };
-    row.set(Column::Audience, Some(sqlfn::text_array(&audience)));
+    row.set(Column::Audience, Some(datum::text_array(&audience)));
     Ok(())
 }
 
@@ -124,7 +123,7 @@ pub fn renew(row: &mut Row) -> Result<i64> {
         None if row.get(Column::Session).is_some() => None,
         None => {
             let default = settings::default_ttl();
-            row.set(Column::Ttl, Some(sqlfn::interval(default as i64)));
+            row.set(Column::Ttl, Some(datum::interval(default as i64)));
             Some(default)
         }
     };

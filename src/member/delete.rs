@@ -9,8 +9,9 @@ use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
 use crate::lease::table::Key;
 use crate::ownership;
-use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::{Call, hash_of, uuid, uuids, varlena};
+use crate::pg::datum::{hash_of, uuid, uuids, varlena};
+use crate::pg::function::Call;
+use crate::pg::spi::{self, Connection, Statement};
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 

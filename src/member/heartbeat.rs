@@ -2,7 +2,6 @@
 
 use super::intent::{self, Intent};
 use super::{lease, validate};
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction::{self, Pending};
 use crate::extension::{self, Extension};
@@ -10,9 +9,10 @@ use crate::identity::{self, Identity};
 use crate::lease::rule::RowLease;
 use crate::lease::shared::leases;
 use crate::lease::table::{Applied, Beat, Key, Lease, NEVER, alive};
-use crate::ownership;
-use crate::spi::{self, Connection, Rows, Statement};
-use crate::sqlfn::{self, Call, uuid};
+use crate::pg::datum::{self, uuid};
+use crate::pg::function::Call;
+use crate::pg::spi::{self, Connection, Rows, Statement};
+use crate::{clock, ownership};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 
@@ -60,7 +60,7 @@ impl<'a> Beater<'a> {
             let read_only = unsafe { pg_sys::XactReadOnly };
             // A stranger's row is not even locked.
             let own = if self.owner.is_some() { self.identity.user_id.as_deref() } else { None };
-            let values = [Some(uuid(key.hash)), own.map(sqlfn::varlena)];
+            let values = [Some(uuid(key.hash)), own.map(datum::varlena)];
             let found = connection.run(if read_only { &FIND } else { &LOCK }, &values, !read_only)?;
             let row = lease::found(&found, 0, [2, 3, 4, 5]);
             if found.count == 0 || lease::deadline(key, &row).is_none() {
@@ -90,7 +90,7 @@ impl<'a> Beater<'a> {
         let now = clock::boot();
         let owner = self.extension.owner_hash(found.text(0, 0).unwrap_or_default());
         // SAFETY: an interval.
-        let ttl = found.get(0, 1).map(|ttl| unsafe { sqlfn::interval_of(ttl) } as u64);
+        let ttl = found.get(0, 1).map(|ttl| unsafe { datum::interval_of(ttl) } as u64);
         Lease {
             deadline: ttl.map_or(NEVER, |ttl| now + ttl),
             last_seen: now,
@@ -182,7 +182,7 @@ fn heartbeat_many(call: &Call) -> Result<Option<Datum>> {
         }
     }
     extension.database.counters.heartbeats.fetch_add(rooms.len() as u64, Relaxed);
-    call.rows(missing.iter().map(|key| key.iter().map(|part| Some(sqlfn::varlena(part))).collect()))
+    call.rows(missing.iter().map(|key| key.iter().map(|part| Some(datum::varlena(part))).collect()))
 }
 
 crate::sql_function!(presence_heartbeat, pg_finfo_presence_heartbeat, heartbeat);

@@ -10,8 +10,8 @@ use crate::identity::Identity;
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, TOMBSTONE, alive};
 use crate::ownership::{holder, may_be_slotless, may_write};
-use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::uuid;
+use crate::pg::datum::uuid;
+use crate::pg::spi::{self, Connection, Statement};
 use pgrx::pg_sys;
 
 /// Before a member enters: whoever holds the key must be gone, or be oneself.

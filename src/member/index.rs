@@ -1,7 +1,7 @@
 //! Indexes of `presence.member`, found by what they index: whoever renames one, or makes it anew, changes nothing.
 
 use super::row::Column;
-use crate::cached::Cached;
+use crate::pg::cached::Cached;
 use crate::policy;
 use pgrx::pg_sys::{self, Oid};
 

@@ -1,17 +1,15 @@
 //! Leases as SQL sees them: the functions behind the view `online`, and the one that expires a row.
 
 use super::session;
-use crate::clock;
 use crate::error::Result;
 use crate::event::transaction;
-use crate::extension;
 use crate::lease::rule::{self, RowLease, Start};
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, Lease, NEVER, alive};
-use crate::settings;
+use crate::pg::function::{Call, Query};
+use crate::pg::spi::Rows;
 use crate::shared::control;
-use crate::spi::Rows;
-use crate::sqlfn::{Call, Query};
+use crate::{clock, extension, settings};
 use pgrx::pg_sys::Datum;
 use std::cell::Cell;
 use std::sync::atomic::Ordering::*;

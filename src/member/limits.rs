@@ -8,9 +8,9 @@ use crate::event::transaction;
 use crate::extension::{Extension, Purpose};
 use crate::identity::Identity;
 use crate::lease::table::Key;
+use crate::pg::datum::varlena;
+use crate::pg::spi::{self, Connection, Statement, with_new_snapshot};
 use crate::settings;
-use crate::spi::{self, Connection, Statement, with_new_snapshot};
-use crate::sqlfn::varlena;
 use pgrx::pg_sys::{self, Datum};
 
 static MAX_MEMBERS: Statement = Statement {

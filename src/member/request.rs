@@ -6,7 +6,6 @@ use super::intent::Intent;
 use super::row::{Column, Row};
 use super::store::Store;
 use super::{lease, validate};
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::fold::{Change, What};
 use crate::event::transaction::{self, Pending};
@@ -14,9 +13,9 @@ use crate::extension::Extension;
 use crate::identity::Identity;
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, Stay};
-use crate::ownership;
-use crate::spi::Connection;
-use crate::sqlfn::{bytes_of, interval_of, texts_of, varlena};
+use crate::pg::datum::{bytes_of, interval_of, texts_of, varlena};
+use crate::pg::spi::Connection;
+use crate::{clock, ownership};
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 
@@ -172,7 +171,7 @@ impl Request {
         let Some(patch) = self.patch else { return self.state };
         let held = held.get(Column::State).unwrap_or_else(|| varlena(&EMPTY_OBJECT));
         // SAFETY: both are jsonb, and the patch was checked to be an object.
-        Some(unsafe { crate::jsonb::merge_patch(held, patch) })
+        Some(unsafe { crate::pg::jsonb::merge_patch(held, patch) })
     }
 
     fn is_live(&self, found: &Row) -> bool {

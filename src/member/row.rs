@@ -6,8 +6,8 @@ use crate::event::record::Image;
 use crate::extension::Extension;
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
-use crate::spi::Rows;
-use crate::sqlfn::{bytes_in, hash_of, interval_of, text_in};
+use crate::pg::datum::{bytes_in, hash_of, interval_of, text_in};
+use crate::pg::spi::Rows;
 use crate::twin::attribute;
 use pgrx::pg_sys::{self, Datum, Oid};
 

@@ -6,7 +6,7 @@ use super::row::{Column, Layout, Row};
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::lease::table::Key;
-use crate::sqlfn::{uuid, varlena};
+use crate::pg::datum::{uuid, varlena};
 use pgrx::pg_sys::{self, Datum, Oid};
 
 /// The member's row as a snapshot has it, in the current memory context.

@@ -7,7 +7,7 @@ use super::{after, before};
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
-use crate::sqlfn::Call;
+use crate::pg::function::Call;
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 

@@ -3,9 +3,9 @@
 use super::request::Request;
 use super::{upsert, validate};
 use crate::error::{Error, Result};
-use crate::extension;
-use crate::identity;
-use crate::sqlfn::{Call, varlena};
+use crate::pg::datum::varlena;
+use crate::pg::function::Call;
+use crate::{extension, identity};
 use pgrx::pg_sys::Datum;
 
 /// SQL `presence.update(room, patch, member_id, connection_id, status, metadata, audience)`.
@@ -21,7 +21,7 @@ fn update(call: &Call) -> Result<Option<Datum>> {
     validate::key(room, member_id, connection_id)?;
     let patch = call.datum(1);
     // SAFETY: declared jsonb in SQL.
-    if patch.is_some_and(|patch| !unsafe { crate::jsonb::is_object(patch) }) {
+    if patch.is_some_and(|patch| !unsafe { crate::pg::jsonb::is_object(patch) }) {
         return Err(Error::InvalidPatch);
     }
     validate::state_size(call.varlena(1).as_slice())?;
@@ -51,11 +51,11 @@ fn merge_patch(call: &Call) -> Result<Option<Datum>> {
     let (Some(target), Some(patch)) = (call.datum(0), call.datum(1)) else { return Ok(None) };
     // SAFETY: declared jsonb in SQL.
     unsafe {
-        if !crate::jsonb::is_object(patch) {
+        if !crate::pg::jsonb::is_object(patch) {
             return Err(Error::InvalidPatch);
         }
         validate::state_size(call.varlena(1).as_slice())?;
-        Ok(Some(crate::jsonb::merge_patch(target, patch)))
+        Ok(Some(crate::pg::jsonb::merge_patch(target, patch)))
     }
 }
 

@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::identity::{self, Identity};
 use crate::lease::table::NEVER;
-use crate::spi::Connection;
-use crate::sqlfn::{Call, varlena};
+use crate::pg::datum::varlena;
+use crate::pg::function::Call;
+use crate::pg::spi::Connection;
 use pgrx::pg_sys::{self, Datum};
 
 /// Where a row has the columns of `online`.

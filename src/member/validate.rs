@@ -1,9 +1,9 @@
 //! What is a name, a ttl, an audience: the limits of DESIGN section 6, in one place for verbs and triggers.
 
 use crate::error::{Error, Result, printable};
-use crate::jsonb::text_len;
+use crate::pg::encoding::{characters, database_encoding};
+use crate::pg::jsonb::text_len;
 use crate::settings;
-use crate::sqlfn::{characters, database_encoding};
 use pgrx::pg_sys;
 
 pub const MAX_NAME: usize = 255;

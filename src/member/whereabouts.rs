@@ -1,11 +1,10 @@
 //! Where a user is, for listeners: looked up by index as far as that answers the question, however many rooms there are.
 
-use super::lease;
 use super::row::{Column, Row};
-use super::scan;
+use super::{lease, scan};
 use crate::error::Result;
 use crate::extension::Extension;
-use crate::sqlfn::hash_of;
+use crate::pg::datum::hash_of;
 use std::collections::BTreeSet;
 
 /// Members of a user that are looked at, where one answer is as good as another.

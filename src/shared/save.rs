@@ -10,11 +10,10 @@
 use super::database::{Database, Narrows};
 use super::saved::{Saved, SavedChannels, SavedDatabase, SavedLease, SavedNames};
 use super::{control, databases};
-use crate::clock;
 use crate::event::record::Record;
 use crate::lease::shared::leases;
 use crate::lease::table::{CLAIMED, Key, Lease, NEVER, TOMBSTONE, alive};
-use crate::settings;
+use crate::{clock, settings};
 use pgrx::{pg_guard, pg_sys};
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;

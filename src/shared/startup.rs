@@ -1,9 +1,8 @@
 //! Asking for the shared memory and laying it out, in the postmaster, at each start and after each crash.
 
 use super::database::Database;
-use super::locks;
 use super::seats::{self, Seats};
-use super::{Cell, Control, PLACES, Places, Process};
+use super::{Cell, Control, PLACES, Places, Process, locks};
 use crate::event::ring::Ring;
 use crate::lease::shared::PartitionLocks;
 use crate::lease::table::{Header, LeaseTable, Locks, PARTITIONS, Slot, bucket_count};

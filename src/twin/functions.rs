@@ -2,7 +2,7 @@
 //! owner may replace them, and whether the current role may call what policies call.
 
 use crate::extension::{self, is_granted};
-use crate::sqlfn::bytes_of;
+use crate::pg::datum::bytes_of;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::CStr;
 

@@ -2,17 +2,16 @@
 //! somebody asks. In transactions of their own, as what is told.
 
 use super::change::key;
-use super::counting;
 use super::gap::Window;
-use super::house;
 use super::process::transaction;
 use super::publisher::Publisher;
 use super::step::Step;
+use super::{counting, house};
 use crate::clock;
 use crate::extension::Extension;
+use crate::pg::spi;
+use crate::pg::subtransaction::Failure;
 use crate::shared::trouble::Part;
-use crate::spi;
-use crate::subtransaction::Failure;
 
 pub struct Asking {
     step: Step,

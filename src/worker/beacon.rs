@@ -6,14 +6,13 @@
 
 use super::house::guarded;
 use super::writer::notify;
-use crate::clock;
 use crate::event::channel::boot;
 use crate::event::payload;
 use crate::extension::Extension;
-use crate::settings;
+use crate::pg::subtransaction::Failure;
 use crate::shared::database;
 use crate::shared::held::FIXED;
-use crate::subtransaction::Failure;
+use crate::{clock, settings};
 use std::sync::atomic::Ordering::*;
 
 /// After new names `relisten` is said again, for a LISTEN that was just committing.

@@ -9,8 +9,8 @@ use crate::event::record::Field;
 use crate::extension::Extension;
 use crate::member::row::Column;
 use crate::member::scan;
+use crate::pg::datum::bytes_of;
 use crate::shared::numbers::Numbers;
-use crate::sqlfn::bytes_of;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 

@@ -3,8 +3,8 @@
 use super::process::transaction;
 use crate::error::Error;
 use crate::extension::{self, Extension};
-use crate::spi::{Connection, Statement};
-use crate::subtransaction::Failure;
+use crate::pg::spi::{Connection, Statement};
+use crate::pg::subtransaction::Failure;
 use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString};

@@ -4,18 +4,16 @@
 use super::beacon::Beacon;
 use super::process::{read_configuration, transaction};
 use super::publisher::Publisher;
-use super::sink;
 use super::step::Step;
-use super::{dropped, house};
-use crate::clock;
+use super::{dropped, house, sink};
 use crate::extension::{self, Extension};
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, TOMBSTONE};
-use crate::narrowing;
+use crate::pg::subtransaction::Failure;
 use crate::shared::database::WorkerState;
 use crate::shared::processes;
 use crate::shared::trouble::Part;
-use crate::subtransaction::Failure;
+use crate::{clock, narrowing};
 use std::sync::atomic::Ordering::*;
 
 const PAUSE: u64 = 1_000_000;

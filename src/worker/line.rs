@@ -2,8 +2,8 @@
 
 use crate::event::payload::{self, Event, RoomEvent};
 use crate::event::record::{Field, Image, Kind, Reason, Record};
-use crate::jsonb;
-use crate::sqlfn::decode;
+use crate::pg::encoding::decode;
+use crate::pg::jsonb;
 use serde_json::value::RawValue;
 
 type Tokens = Vec<Vec<u8>>;

@@ -3,12 +3,11 @@
 //! Three tables take turns, each for half of the retention time. Before a table is used again it is emptied with
 //! TRUNCATE: no row is ever deleted, so nothing is left for vacuum.
 
-use crate::clock;
 use crate::error::Result;
 use crate::extension::{self, Extension};
-use crate::settings;
+use crate::pg::spi::{Connection, Statement};
 use crate::shared::control;
-use crate::spi::{Connection, Statement};
+use crate::{clock, settings};
 use pgrx::pg_sys::{self, Datum};
 use std::ffi::CStr;
 use std::sync::atomic::Ordering::*;

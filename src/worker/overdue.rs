@@ -5,8 +5,8 @@ use super::rotation;
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::member::lease;
-use crate::spi::{Connection, Statement, with_new_snapshot};
-use crate::sqlfn::{hash_of, uuids};
+use crate::pg::datum::{hash_of, uuids};
+use crate::pg::spi::{Connection, Statement, with_new_snapshot};
 use pgrx::pg_sys;
 use std::collections::HashSet;
 

@@ -1,7 +1,7 @@
 //! What launcher and workers share: signals, waiting, transactions that survive errors.
 
 use crate::error::Error;
-use crate::subtransaction::{Failure, catch};
+use crate::pg::subtransaction::{Failure, catch};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 use std::time::Duration;

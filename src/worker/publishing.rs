@@ -3,11 +3,10 @@
 use super::house;
 use super::publisher::{Outcome, Publisher};
 use super::step::Step;
-use crate::clock;
 use crate::extension::Extension;
-use crate::settings;
 use crate::shared::Database;
 use crate::shared::trouble::Part;
+use crate::{clock, settings};
 
 /// While the NOTIFY queue is full, listeners are tried again this often.
 const QUEUE_PAUSE: u64 = 200_000;

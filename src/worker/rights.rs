@@ -8,8 +8,8 @@
 
 use crate::error::Result;
 use crate::extension::Extension;
+use crate::pg::spi::{Connection, Statement, with_catalog_snapshot};
 use crate::settings;
-use crate::spi::{Connection, Statement, with_catalog_snapshot};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum};
 use siphasher::sip::SipHasher13;

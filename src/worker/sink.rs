@@ -2,21 +2,19 @@
 //! function's owner, and stores its position in the same transaction. What the function writes in this database
 //! happens exactly once for each event; an error is tried again, ever more slowly, and delays nobody else.
 
-use super::house;
 use super::launcher::background_worker;
-use super::memory;
 use super::place::Place;
 use super::process::{self, transaction};
 use super::sweeper::raw_length;
-use crate::clock;
+use super::{house, memory};
 use crate::error::{Error, Result, printable};
 use crate::extension::{self, Extension};
-use crate::settings;
+use crate::pg::datum::varlena;
+use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::subtransaction::Failure;
 use crate::shared::Database;
 use crate::shared::trouble::Part;
-use crate::spi::{self, Connection, Statement};
-use crate::sqlfn::varlena;
-use crate::subtransaction::Failure;
+use crate::{clock, settings};
 use pgrx::pg_sys::Datum;
 use pgrx::{pg_guard, pg_sys};
 use std::cell::RefCell;

@@ -2,9 +2,9 @@
 //! waits with it.
 
 use crate::clock;
+use crate::pg::subtransaction::Failure;
 use crate::shared::Database;
 use crate::shared::trouble::Part;
-use crate::subtransaction::Failure;
 
 const FIRST_PAUSE: u64 = 100_000;
 const LONGEST_PAUSE: u64 = 6_400_000;

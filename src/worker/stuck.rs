@@ -1,6 +1,6 @@
 //! Things with which something cannot be done: each is tried again by itself, ever more seldom, and the others go on.
 
-use crate::subtransaction::Failure;
+use crate::pg::subtransaction::Failure;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 

@@ -12,9 +12,10 @@ use crate::lease::shared::leases;
 use crate::lease::table::{CLAIMED, Lease};
 use crate::member;
 use crate::member::intent::{self, Intent};
-use crate::spi::{self, Connection, Rows, Statement};
-use crate::sqlfn::{decode, hash_of, uuid, uuids};
-use crate::subtransaction::attempt;
+use crate::pg::datum::{hash_of, uuid, uuids};
+use crate::pg::encoding::decode;
+use crate::pg::spi::{self, Connection, Rows, Statement};
+use crate::pg::subtransaction::attempt;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
@@ -182,7 +183,7 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
         let (Some(hash), ttl) = (unsafe {
             (
                 rows.get(row, 0).map(|hash| hash_of(hash)),
-                rows.get(row, 2).map_or(0, |ttl| crate::sqlfn::interval_of(ttl) as u64),
+                rows.get(row, 2).map_or(0, |ttl| crate::pg::datum::interval_of(ttl) as u64),
             )
         }) else {
             continue;

@@ -7,13 +7,12 @@ use super::step::Step;
 use super::stuck::{Stuck, by_halves};
 use super::sweeper::{self, Room};
 use super::walk::{Due, Walk};
-use crate::clock;
 use crate::extension::Extension;
 use crate::lease::shared::leases;
-use crate::settings;
+use crate::pg::spi;
+use crate::pg::subtransaction::Failure;
 use crate::shared::trouble::Part;
-use crate::spi;
-use crate::subtransaction::Failure;
+use crate::{clock, settings};
 use std::cell::Cell;
 use std::sync::atomic::Ordering::*;
 

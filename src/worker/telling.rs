@@ -6,24 +6,24 @@
 //! have a new name carries none.
 
 use super::change::is_listened_to;
-use super::counting;
 use super::gap::Window;
-use super::house;
 use super::memory::{self, Scratch};
 use super::process::transaction;
 use super::publisher::Publisher;
 use super::rooms::{Due, Outcome};
 use super::step::Step;
 use super::writer::{self, memory_of, notify};
+use super::{counting, house};
 use crate::error::Result;
 use crate::event::channel::{Channel, SERVICE, Scope, fewest, in_room};
 use crate::event::payload;
 use crate::extension::{self, Extension};
+use crate::pg::encoding::decode;
+use crate::pg::spi;
+use crate::pg::subtransaction::Failure;
 use crate::shared::numbers::Numbers;
 use crate::shared::trouble::Part;
-use crate::sqlfn::decode;
-use crate::subtransaction::Failure;
-use crate::{clock, narrowing, room, settings, spi};
+use crate::{clock, narrowing, room, settings};
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
 

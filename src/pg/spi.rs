@@ -4,9 +4,9 @@
 //! planned anew each time. So each role gets its own. A pooled session may be a role for each user, so only those
 //! that were used last are kept.
 
+use super::datum::{Texts, bytes_in, text_in, texts_of};
 use crate::error::{Error, Result};
 use crate::extension;
-use crate::sqlfn::{Texts, bytes_in, text_in, texts_of};
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};

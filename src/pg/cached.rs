@@ -4,8 +4,8 @@
 //!
 //! As of now: the caller's statement may have begun before it waited for a lock, or see an old snapshot altogether.
 
+use super::spi::with_catalog_snapshot;
 use crate::error::Result;
-use crate::spi::with_catalog_snapshot;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 

@@ -4,7 +4,7 @@ mod text_len;
 
 pub use text_len::text_len;
 
-use crate::sqlfn::decode;
+use super::encoding::decode;
 use pgrx::pg_sys::{self, Datum};
 use std::ffi::CStr;
 
@@ -26,7 +26,7 @@ pub unsafe fn is_object(jsonb: Datum) -> bool {
 /// JSON text, in UTF-8, of the bytes of a jsonb behind its header.
 pub fn to_text(bytes: &[u8]) -> String {
     // A copy: the container must be aligned to 4, and bytes from a buffer may not be.
-    let datum = crate::sqlfn::varlena(bytes);
+    let datum = crate::pg::datum::varlena(bytes);
     // SAFETY: the bytes are a jsonb container; the result is a new, zero-terminated string.
     unsafe {
         let jsonb = datum.cast_mut_ptr::<pg_sys::Jsonb>();
@@ -44,7 +44,7 @@ pub fn to_text_within(bytes: &[u8], limit: usize) -> Option<String> {
 /// At most so many bytes the JSON text has for certain; counts no further than beyond `limit`.
 fn least_length(bytes: &[u8], limit: usize) -> usize {
     use pg_sys::JsonbIteratorToken::*;
-    let datum = crate::sqlfn::varlena(bytes);
+    let datum = crate::pg::datum::varlena(bytes);
     let mut length = 0;
     // SAFETY: the bytes are a jsonb container; a scalar of the iterator is what its type says.
     unsafe {
@@ -222,7 +222,7 @@ impl Value {
 
 /// jsonb of JSON text that is known to be good.
 fn parse(json: &str) -> Datum {
-    let text = std::ffi::CString::new(crate::sqlfn::encode(json)).unwrap_or_default();
+    let text = std::ffi::CString::new(crate::pg::encoding::encode(json)).unwrap_or_default();
     // SAFETY: jsonb_in(cstring).
     unsafe { pgrx::direct_function_call::<Datum>(pg_sys::jsonb_in, &[Some(Datum::from(text.as_ptr()))]) }
         .unwrap_or(Datum::from(0))

@@ -1,0 +1,215 @@
+//! Values as PostgreSQL passes them, and as Rust has them.
+
+use pgrx::pg_sys::{self, Datum, Oid};
+
+/// The bytes of a text, or of another varlena, without header. They belong to what holds the value.
+///
+/// # Safety
+/// `datum` is a varlena. It, and what is allocated in `memory`, lives as long as the holder.
+pub unsafe fn text_in<H>(_holder: &H, memory: pg_sys::MemoryContext, datum: Datum) -> &[u8] {
+    // SAFETY: the caller's promise. Where it is packed, it is unpacked into `memory`.
+    unsafe {
+        let before = pg_sys::MemoryContextSwitchTo(memory);
+        let plain = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+        pg_sys::MemoryContextSwitchTo(before);
+        content(plain)
+    }
+}
+
+/// The same with a full header, so that the bytes are aligned (jsonb, arrays).
+///
+/// # Safety
+/// As above.
+pub unsafe fn bytes_in<H>(_holder: &H, memory: pg_sys::MemoryContext, datum: Datum) -> &[u8] {
+    // SAFETY: as above.
+    unsafe {
+        let before = pg_sys::MemoryContextSwitchTo(memory);
+        let plain = pg_sys::pg_detoast_datum(datum.cast_mut_ptr());
+        pg_sys::MemoryContextSwitchTo(before);
+        content(plain)
+    }
+}
+
+/// A copy of the bytes of a varlena without header, for where nobody holds it.
+///
+/// # Safety
+/// `datum` is a text or another varlena.
+pub unsafe fn bytes_of(datum: Datum) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // SAFETY: the caller's promise.
+    unsafe { append(&mut bytes, datum) };
+    bytes
+}
+
+/// # Safety
+/// As above.
+unsafe fn append(bytes: &mut Vec<u8>, datum: Datum) {
+    // SAFETY: the caller's promise; what it was unpacked to is ours.
+    unsafe {
+        let given = datum.cast_mut_ptr();
+        let plain = pg_sys::pg_detoast_datum_packed(given);
+        bytes.extend_from_slice(content(plain));
+        if plain != given {
+            pg_sys::pfree(plain.cast());
+        }
+    }
+}
+
+/// # Safety
+/// `varlena` is one in plain memory, which lives as long as the result is used.
+unsafe fn content<'a>(varlena: *const pg_sys::varlena) -> &'a [u8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        std::slice::from_raw_parts(pgrx::vardata_any(varlena) as *const u8, pgrx::varsize_any_exhdr(varlena))
+    }
+}
+
+/// # Safety
+/// `datum` is a uuid.
+pub unsafe fn hash_of(datum: Datum) -> u128 {
+    // SAFETY: the caller's promise: 16 bytes.
+    let bytes = unsafe { *datum.cast_mut_ptr::<[u8; 16]>() };
+    u128::from_be_bytes(bytes)
+}
+
+/// # Safety
+/// `datum` is an interval.
+pub unsafe fn interval_of(datum: Datum) -> i128 {
+    // SAFETY: the caller's promise.
+    let interval = unsafe { *datum.cast_mut_ptr::<pg_sys::Interval>() };
+    const DAY: i128 = 86_400_000_000;
+    interval.time as i128 + (interval.day as i128 + interval.month as i128 * 30) * DAY
+}
+
+/// A new text (or jsonb, or array: any varlena) of these bytes.
+pub fn varlena(bytes: &[u8]) -> Datum {
+    // SAFETY: copies the bytes into the current memory context, with a header.
+    unsafe { Datum::from(pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32)) }
+}
+
+/// A new uuid of a hash.
+pub fn uuid(hash: u128) -> Datum {
+    // SAFETY: palloc gives room for 16 bytes or raises.
+    unsafe {
+        let place = pg_sys::palloc(16) as *mut [u8; 16];
+        *place = hash.to_be_bytes();
+        Datum::from(place)
+    }
+}
+
+pub fn interval(microseconds: i64) -> Datum {
+    // SAFETY: palloc gives room for an interval or raises.
+    unsafe {
+        let place = pg_sys::palloc(size_of::<pg_sys::Interval>()) as *mut pg_sys::Interval;
+        *place = pg_sys::Interval { time: microseconds, day: 0, month: 0 };
+        Datum::from(place)
+    }
+}
+
+/// A new array of values of one type.
+pub fn array(values: &[Datum], element: Oid) -> Datum {
+    let (length, by_value, align) = match element {
+        pg_sys::UUIDOID => (16, false, b'c'),
+        pg_sys::INT8OID => (8, true, b'd'),
+        _ => (-1, false, b'i'),
+    };
+    // SAFETY: the values are of the element's type; construct_array copies them.
+    unsafe {
+        Datum::from(pg_sys::construct_array(
+            values.as_ptr().cast_mut(),
+            values.len() as i32,
+            element,
+            length,
+            by_value,
+            align as _,
+        ))
+    }
+}
+
+/// A new array of hashes.
+pub fn uuids(hashes: &[u128]) -> Datum {
+    let values: Vec<Datum> = hashes.iter().map(|hash| uuid(*hash)).collect();
+    array(&values, pg_sys::UUIDOID)
+}
+
+pub fn text_array<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> Datum {
+    let values: Vec<Datum> = texts.into_iter().map(|text| varlena(text.as_ref())).collect();
+    array(&values, pg_sys::TEXTOID)
+}
+
+/// The elements of a text array: a copy of them.
+#[derive(Default, PartialEq, Eq)]
+pub struct Texts {
+    /// One after the other.
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.len()).map(|at| &self[at])
+    }
+}
+
+impl std::ops::Index<usize> for Texts {
+    type Output = [u8];
+
+    fn index(&self, at: usize) -> &[u8] {
+        let start = if at == 0 { 0 } else { self.ends[at - 1] };
+        &self.bytes[start..self.ends[at]]
+    }
+}
+
+/// The elements of a one-dimensional text array; Err tells what else it is.
+///
+/// # Safety
+/// `datum` is a text[].
+pub unsafe fn texts_of(datum: Datum) -> std::result::Result<Texts, &'static str> {
+    // SAFETY: the caller's promise; what is allocated for it is freed.
+    unsafe {
+        let given = datum.cast_mut_ptr();
+        let plain = pg_sys::pg_detoast_datum(given);
+        let texts = elements(plain as *mut pg_sys::ArrayType);
+        if plain != given {
+            pg_sys::pfree(plain.cast());
+        }
+        texts
+    }
+}
+
+/// # Safety
+/// `array` is a text[] in plain memory.
+unsafe fn elements(array: *mut pg_sys::ArrayType) -> std::result::Result<Texts, &'static str> {
+    // SAFETY: the caller's promise; what is allocated for the elements is freed.
+    unsafe {
+        if (*array).ndim > 1 {
+            return Err("The array has more than one dimension.");
+        }
+        let (mut values, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        pg_sys::deconstruct_array(
+            array,
+            pg_sys::TEXTOID,
+            -1,
+            false,
+            b'i' as _,
+            &mut values,
+            &mut nulls,
+            &mut count,
+        );
+        let mut texts = Texts::default();
+        for at in 0..count as usize {
+            if *nulls.add(at) {
+                return Err("An element is null.");
+            }
+            append(&mut texts.bytes, *values.add(at));
+            texts.ends.push(texts.bytes.len());
+        }
+        pg_sys::pfree(values.cast());
+        pg_sys::pfree(nulls.cast());
+        Ok(texts)
+    }
+}

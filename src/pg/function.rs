@@ -1,0 +1,229 @@
+//! Functions that SQL calls: the door between PostgreSQL's calling convention and ours.
+//!
+//! The SQL side of every function (names, defaults, comment) is written in `sql/*.sql`; here is its body. We take
+//! arguments as PostgreSQL has them, because names may be in any encoding and jsonb should pass through untouched.
+
+use super::datum::{Texts, bytes_in, hash_of, interval_of, text_in, texts_of};
+use crate::error::{Error, Result};
+use pgrx::PgMemoryContexts;
+use pgrx::pg_sys::{self, Datum};
+
+/// Define a C function for SQL: `sql_function!(presence_heartbeat, presence_heartbeat_info, heartbeat);`
+#[macro_export]
+macro_rules! sql_function {
+    ($symbol:ident, $info:ident, $body:path) => {
+        #[doc(hidden)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $info() -> &'static pgrx::pg_sys::Pg_finfo_record {
+            static INFO: pgrx::pg_sys::Pg_finfo_record = pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+            &INFO
+        }
+
+        #[doc(hidden)]
+        #[pgrx::pg_guard]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C-unwind" fn $symbol(call: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
+            let body: fn(&$crate::pg::function::Call) -> _ = $body;
+            // SAFETY: PostgreSQL calls this with a valid call.
+            unsafe { $crate::pg::function::enter(call, body) }
+        }
+    };
+}
+
+/// One call of a function.
+pub struct Call {
+    info: pg_sys::FunctionCallInfo,
+    /// What was current when it was called, and lives until it returns: for what arguments are unpacked to.
+    memory: pg_sys::MemoryContext,
+}
+
+/// Run the body; None is SQL NULL.
+///
+/// # Safety
+/// `call` is what PostgreSQL passed to a function of call convention 1.
+pub unsafe fn enter(call: pg_sys::FunctionCallInfo, body: fn(&Call) -> Result<Option<Datum>>) -> Datum {
+    // SAFETY: plain read of this process's state.
+    let memory = unsafe { pg_sys::CurrentMemoryContext };
+    let result = if crate::shared::is_available() {
+        body(&Call { info: call, memory })
+    } else {
+        Err(Error::NotPreloaded)
+    };
+    match result {
+        Ok(Some(datum)) => datum,
+        Ok(None) => {
+            // SAFETY: the caller's promise.
+            unsafe { (*call).isnull = true };
+            Datum::from(0)
+        }
+        Err(error) => error.raise(),
+    }
+}
+
+/// A query that is running, told from others by its memory. (PL/pgSQL computes what is no query in memory of the
+/// transaction's.)
+#[derive(Clone, Copy, PartialEq)]
+pub struct Query {
+    memory: pg_sys::MemoryContext,
+    started: i64,
+}
+
+struct AtEnd<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        if let Some(body) = self.0.take() {
+            body();
+        }
+    }
+}
+
+impl Call {
+    /// An argument as PostgreSQL passed it; None is NULL.
+    pub fn datum(&self, index: usize) -> Option<Datum> {
+        // SAFETY: the SQL definitions declare as many arguments as the bodies read.
+        unsafe {
+            debug_assert!(index < (*self.info).nargs as usize);
+            let arguments = (*self.info).args.as_slice((*self.info).nargs as usize);
+            let argument = arguments.get(index)?;
+            (!argument.isnull).then_some(argument.value)
+        }
+    }
+
+    pub fn text(&self, index: usize) -> Option<&[u8]> {
+        // SAFETY: declared text in SQL; arguments and memory live as long as the call.
+        self.datum(index).map(|datum| unsafe { text_in(self, self.memory, datum) })
+    }
+
+    /// The elements of a one-dimensional text array; Err tells what else it is.
+    pub fn texts(&self, index: usize) -> std::result::Result<Option<Texts>, &'static str> {
+        // SAFETY: declared text[] in SQL.
+        self.datum(index).map(|datum| unsafe { texts_of(datum) }).transpose()
+    }
+
+    /// The bytes of a jsonb or an array, without their header.
+    pub fn varlena(&self, index: usize) -> Option<&[u8]> {
+        // SAFETY: declared as a varlena type in SQL; arguments and memory live as long as the call.
+        self.datum(index).map(|datum| unsafe { bytes_in(self, self.memory, datum) })
+    }
+
+    pub fn int(&self, index: usize) -> Option<i32> {
+        self.datum(index).map(|datum| datum.value() as i32)
+    }
+
+    pub fn bigint(&self, index: usize) -> Option<i64> {
+        self.datum(index).map(|datum| datum.value() as i64)
+    }
+
+    pub fn bool(&self, index: usize) -> Option<bool> {
+        self.datum(index).map(|datum| datum.value() as u8 != 0)
+    }
+
+    pub fn hash(&self, index: usize) -> Option<u128> {
+        // SAFETY: declared uuid in SQL: a pointer to 16 bytes.
+        self.datum(index).map(|datum| unsafe { hash_of(datum) })
+    }
+
+    /// Interval in microseconds; a month counts 30 days, as in all of PostgreSQL's arithmetic of epochs.
+    pub fn interval(&self, index: usize) -> Option<i128> {
+        // SAFETY: declared interval in SQL.
+        self.datum(index).map(|datum| unsafe { interval_of(datum) })
+    }
+
+    /// The query that this call is part of.
+    pub fn query(&self) -> Query {
+        // SAFETY: the executor's description of the function, which it made in the memory of the query.
+        unsafe {
+            Query {
+                memory: (*(*self.info).flinfo).fn_mcxt,
+                started: pg_sys::GetCurrentStatementStartTimestamp(),
+            }
+        }
+    }
+
+    /// Do something when the query ends, however it does: once, wherever the query calls the function.
+    pub fn when_query_ends(&self, body: impl FnOnce() + 'static) {
+        // SAFETY: as above; `fn_extra` is ours, and null until then.
+        unsafe {
+            let function = (*self.info).flinfo;
+            if (*function).fn_extra.is_null() {
+                let end = AtEnd(Some(body));
+                let kept = PgMemoryContexts::For((*function).fn_mcxt).leak_and_drop_on_delete(end);
+                (*function).fn_extra = kept.cast();
+            }
+        }
+    }
+
+    /// For triggers.
+    pub fn trigger(&self) -> Option<&pg_sys::TriggerData> {
+        // SAFETY: the context of a call is null or a node, whose tag says what it is.
+        unsafe {
+            let context = (*self.info).context;
+            let is_trigger = !context.is_null() && (*context).type_ == pg_sys::NodeTag::T_TriggerData;
+            is_trigger.then(|| &*(context as *const pg_sys::TriggerData))
+        }
+    }
+
+    /// For set-returning functions that return at most one row: Some is the only row, None is none.
+    pub fn at_most_one_row(&self, row: Option<Datum>) -> Result<Option<Datum>> {
+        // SAFETY: resultinfo of a set-returning function is a ReturnSetInfo.
+        unsafe {
+            let info = (*self.info).resultinfo as *mut pg_sys::ReturnSetInfo;
+            if !info.is_null() && (*info).type_ == pg_sys::NodeTag::T_ReturnSetInfo {
+                (*info).isDone = match row {
+                    Some(_) => pg_sys::ExprDoneCond::ExprSingleResult,
+                    None => pg_sys::ExprDoneCond::ExprEndResult,
+                };
+            }
+        }
+        Ok(row)
+    }
+
+    /// For set-returning functions: the rows, each with as many columns as the SQL definition declares.
+    pub fn rows(&self, rows: impl IntoIterator<Item = Vec<Option<Datum>>>) -> Result<Option<Datum>> {
+        // SAFETY: InitMaterializedSRF prepares the call's ReturnSetInfo or raises; the tuplestore and descriptor
+        // it makes are valid until the call returns.
+        unsafe {
+            materialize(self.info);
+            let info = (*self.info).resultinfo as *mut pg_sys::ReturnSetInfo;
+            let columns = (*(*info).setDesc).natts as usize;
+            for row in rows {
+                if row.len() != columns {
+                    return Err(Error::TooManyColumns);
+                }
+                let mut values: Vec<Datum> =
+                    row.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
+                let mut nulls: Vec<bool> = row.iter().map(Option::is_none).collect();
+                pg_sys::tuplestore_putvalues(
+                    (*info).setResult,
+                    (*info).setDesc,
+                    values.as_mut_ptr(),
+                    nulls.as_mut_ptr(),
+                );
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(feature = "pg15")]
+unsafe fn materialize(call: pg_sys::FunctionCallInfo) {
+    // SAFETY: the caller's promise. 15 knows it by its first name; a set of one-column rows needs the flag.
+    unsafe { pg_sys::SetSingleFuncCall(call, scalar_flag(call)) };
+}
+
+#[cfg(not(feature = "pg15"))]
+unsafe fn materialize(call: pg_sys::FunctionCallInfo) {
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::InitMaterializedSRF(call, scalar_flag(call)) };
+}
+
+/// A function that returns SETOF a scalar takes its descriptor from the caller: MAT_SRF_USE_EXPECTED_DESC.
+unsafe fn scalar_flag(call: pg_sys::FunctionCallInfo) -> u32 {
+    // SAFETY: asks the catalog about this very call.
+    unsafe {
+        let mut kind_type = pg_sys::InvalidOid;
+        let kind = pg_sys::get_call_result_type(call, &mut kind_type, std::ptr::null_mut());
+        if kind == pg_sys::TypeFuncClass::TYPEFUNC_SCALAR { 1 } else { 0 }
+    }
+}

@@ -1,0 +1,10 @@
+//! How we talk to PostgreSQL: its calling convention, its values, its executor, its caches.
+
+pub mod cached;
+pub mod datum;
+pub mod encoding;
+pub mod function;
+pub mod jsonb;
+pub mod session_settings;
+pub mod spi;
+pub mod subtransaction;
