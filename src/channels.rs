@@ -1,13 +1,13 @@
 //! Which channels the caller's rights open, as names.
 
-use crate::authorizer::{self, Action};
+use crate::access::authorizer::{self, Action};
+use crate::access::identity::{self, Identity};
 use crate::error::{Error, Result};
 use crate::event::channel::{
     Channel, DOORBELL, MOST_GROUPS, MOST_ROOMS, SERVICE, Scope, WIDE_DOORBELL, boot, own_token, present_cell,
     roaming_token, room_cell,
 };
 use crate::extension::{Extension, Purpose};
-use crate::identity::{self, Identity};
 use crate::member::whereabouts;
 use crate::pg::spi::with_committed_snapshot;
 use crate::shared::held::FIXED;

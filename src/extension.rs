@@ -1,9 +1,9 @@
 //! The extension as installed in this database: its tables, its owner, its secrets. Looked up once, and again
 //! after anything changed the table `member` (DROP and CREATE EXTENSION above all).
 
+use crate::access::narrowing;
 use crate::error::{Error, Result};
 use crate::lease::table::Key;
-use crate::narrowing;
 use crate::pg::cached::Cached;
 use crate::pg::datum::bytes_of;
 use crate::pg::encoding::decode;

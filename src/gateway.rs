@@ -3,12 +3,12 @@
 //! All or nothing; members are locked in the order of their key hashes, as everywhere, so two gateways with the
 //! same members in opposite order do not deadlock.
 
-use crate::authorizer::{self, Action};
+use crate::access::authorizer::{self, Action};
+use crate::access::identity::{self, Identity};
 use crate::error::{Error, Result};
 use crate::event::record::Kind;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
-use crate::identity::{self, Identity};
 use crate::member::delete::{self, Removal};
 use crate::member::request::Request;
 use crate::member::{session, upsert, validate};

@@ -4,36 +4,27 @@
 //! (`event::transaction`) → COMMIT → leases (`lease`) and ring (`event::ring`) → worker (`worker::publisher`) →
 //! log and NOTIFY. docs/internals.md walks through it.
 
-mod authorizer;
+mod access;
 mod channels;
-mod claims;
-mod client;
 mod clock;
 mod error;
 mod event;
 mod extension;
 mod gateway;
 mod holding;
-mod identity;
 mod injection;
 mod lease;
 mod listen;
 mod member;
-mod narrowing;
 mod occupancy;
 mod operate;
-mod ownership;
 mod pg;
-mod policy;
 mod read;
 mod room;
 mod room_row;
 mod settings;
 mod shared;
-mod strong_locks;
-mod twin;
 mod utility;
-mod visibility;
 mod worker;
 
 #[cfg(any(test, feature = "pg_test"))]

@@ -1,7 +1,9 @@
 //! How many are in a room. The full numbers of a large room are those that the worker keeps, at most sweep_interval and
 //! notify_delay behind; else they are counted in one pass over its rows, because a room may have a hundred thousand.
 
-use crate::authorizer::{self, Action};
+use crate::access::authorizer::{self, Action};
+use crate::access::identity;
+use crate::access::visibility::{self, Visibility};
 use crate::error::Result;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
@@ -13,9 +15,8 @@ use crate::member::{lease, scan, validate};
 use crate::pg::datum::hash_of;
 use crate::pg::function::Call;
 use crate::shared::numbers::Numbers;
-use crate::visibility::{self, Visibility};
 use crate::worker::change::key;
-use crate::{clock, identity, room, settings, shared};
+use crate::{clock, room, settings, shared};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 

@@ -1,5 +1,6 @@
 //! For those who run it: health, flush, sweep, the worker's pid.
 
+use crate::access::identity;
 use crate::error::{Error, Result};
 use crate::lease::shared::leases;
 use crate::pg::datum::varlena;
@@ -8,7 +9,7 @@ use crate::pg::function::Call;
 use crate::shared::database::WorkerState;
 use crate::worker::process::wait_event;
 use crate::worker::{launcher, sweeper};
-use crate::{clock, extension, identity, settings};
+use crate::{clock, extension, settings};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 

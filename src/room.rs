@@ -1,6 +1,7 @@
 //! Rooms: what their settings mean to members, and the functions behind `sql/rooms.sql`.
 
-use crate::authorizer::{self, Action};
+use crate::access::authorizer::{self, Action};
+use crate::access::identity;
 use crate::error::{Error, Result};
 use crate::event::record::{Kind, Reason};
 use crate::event::transaction;
@@ -10,8 +11,8 @@ use crate::member::{delete, validate};
 use crate::pg::datum::{interval_of, text_array, varlena};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Statement};
+use crate::settings;
 use crate::shared::next_version;
-use crate::{identity, settings};
 use pgrx::pg_sys::{self, Datum};
 
 /// What a room's row says about those who enter.

@@ -1,7 +1,7 @@
 //! Every setting. docs/reference.md has a row for each; a test compares the two.
 
+use crate::access::narrowing;
 use crate::member::validate;
-use crate::narrowing;
 use crate::pg::encoding::decode;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::{PostgresGucEnum, pg_guard, pg_sys};

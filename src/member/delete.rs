@@ -2,13 +2,13 @@
 
 use super::intent::{self, Intent};
 use super::validate;
-use crate::authorizer::{self, Action};
+use crate::access::authorizer::{self, Action};
+use crate::access::identity::{self, Identity};
+use crate::access::ownership;
 use crate::error::{Error, Result};
 use crate::event::record::Reason;
 use crate::extension::{self, Extension};
-use crate::identity::{self, Identity};
 use crate::lease::table::Key;
-use crate::ownership;
 use crate::pg::datum::{hash_of, uuid, uuids, varlena};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Statement};

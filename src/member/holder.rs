@@ -2,14 +2,14 @@
 
 use super::intent::{self, Intent};
 use super::lease;
+use crate::access::identity::Identity;
+use crate::access::ownership::{holder, may_be_slotless, may_write};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction;
 use crate::extension::Extension;
-use crate::identity::Identity;
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, TOMBSTONE, alive};
-use crate::ownership::{holder, may_be_slotless, may_write};
 use crate::pg::datum::uuid;
 use crate::pg::spi::{self, Connection, Statement};
 use pgrx::pg_sys;

@@ -1,8 +1,8 @@
 //! Indexes of `presence.member`, found by what they index: whoever renames one, or makes it anew, changes nothing.
 
 use super::row::Column;
+use crate::access::policy;
 use crate::pg::cached::Cached;
-use crate::policy;
 use pgrx::pg_sys::{self, Oid};
 
 /// A column as an index scan needs to know it.

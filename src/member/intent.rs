@@ -3,8 +3,8 @@
 //! An intent belongs to the rows it is about, and to the verb's own statement: what a trigger of somebody else's writes
 //! meanwhile, to other rows or to these, is that trigger's own, and its caller is whom it runs as.
 
+use crate::access::identity::Identity;
 use crate::event::record::Reason;
-use crate::identity::Identity;
 use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -3,10 +3,10 @@
 //! Who enters takes a seat in shared memory (`shared::seats`) and counts. A seat is taken until the transaction ends, so
 //! nobody waits for anybody; it is free again once a leave is committed. Members whose lease has run out do not count.
 
+use crate::access::identity::Identity;
 use crate::error::{Error, Result};
 use crate::event::transaction;
 use crate::extension::{Extension, Purpose};
-use crate::identity::Identity;
 use crate::lease::table::Key;
 use crate::pg::datum::varlena;
 use crate::pg::spi::{self, Connection, Statement, with_new_snapshot};

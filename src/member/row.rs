@@ -1,5 +1,6 @@
 //! A row of `presence.member`, column by column.
 
+use crate::access::twin::attribute;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::record::Image;
@@ -8,7 +9,6 @@ use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
 use crate::pg::datum::{bytes_in, hash_of, interval_of, text_in};
 use crate::pg::spi::Rows;
-use crate::twin::attribute;
 use pgrx::pg_sys::{self, Datum, Oid};
 
 /// The columns, in the order of sql/tables.sql.

@@ -5,14 +5,15 @@
 //! that cannot clean up was killed the hard way: then the whole server starts over, with empty tables.
 //! DISCARD ALL, with which a pooler hands the session on, ends it for its members too; the next one has a new number.
 
+use crate::access::client;
+use crate::access::identity::Identity;
 use crate::error::{Error, Result};
 use crate::event::transaction::{self, Pending};
 use crate::extension::{self, Extension};
-use crate::identity::Identity;
 use crate::lease::shared::leases;
 use crate::lease::table::Key;
+use crate::settings;
 use crate::shared::{self, Database, Process, my_process, next_version, processes};
-use crate::{client, settings};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;

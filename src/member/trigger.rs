@@ -4,9 +4,9 @@
 use super::intent::{self, Intent};
 use super::row::{Column, Row};
 use super::{after, before};
+use crate::access::identity::{self, Identity};
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
-use crate::identity::{self, Identity};
 use crate::pg::function::Call;
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;

@@ -2,10 +2,11 @@
 
 use super::request::Request;
 use super::{upsert, validate};
+use crate::access::identity;
 use crate::error::{Error, Result};
+use crate::extension;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
-use crate::{extension, identity};
 use pgrx::pg_sys::Datum;
 
 /// SQL `presence.update(room, patch, member_id, connection_id, status, metadata, audience)`.

@@ -6,6 +6,8 @@ use super::process::{read_configuration, transaction};
 use super::publisher::Publisher;
 use super::step::Step;
 use super::{dropped, house, sink};
+use crate::access::narrowing;
+use crate::clock;
 use crate::extension::{self, Extension};
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, TOMBSTONE};
@@ -13,7 +15,6 @@ use crate::pg::subtransaction::Failure;
 use crate::shared::database::WorkerState;
 use crate::shared::processes;
 use crate::shared::trouble::Part;
-use crate::{clock, narrowing};
 use std::sync::atomic::Ordering::*;
 
 const PAUSE: u64 = 1_000_000;

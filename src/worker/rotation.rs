@@ -12,6 +12,8 @@
 
 use super::process::transaction;
 use super::writer::notify;
+use crate::access::authorizer;
+use crate::clock;
 use crate::event::channel::{Channel, present_cell, rotated_with};
 use crate::event::payload;
 use crate::event::record::{Field, Record};
@@ -19,7 +21,6 @@ use crate::extension::{Extension, Purpose};
 use crate::pg::subtransaction::Failure;
 use crate::shared::held::FIXED;
 use crate::shared::names::{Cell, Names, Renewal};
-use crate::{authorizer, clock};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::*;
 

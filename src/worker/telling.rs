@@ -14,6 +14,7 @@ use super::rooms::{Due, Outcome};
 use super::step::Step;
 use super::writer::{self, memory_of, notify};
 use super::{counting, house};
+use crate::access::narrowing;
 use crate::error::Result;
 use crate::event::channel::{Channel, SERVICE, Scope, fewest, in_room};
 use crate::event::payload;
@@ -23,7 +24,7 @@ use crate::pg::spi;
 use crate::pg::subtransaction::Failure;
 use crate::shared::numbers::Numbers;
 use crate::shared::trouble::Part;
-use crate::{clock, narrowing, room, settings};
+use crate::{clock, room, settings};
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
 

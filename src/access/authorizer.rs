@@ -6,12 +6,13 @@
 //! An answer is remembered for its room, for as long as nothing changes that a STABLE function can see: the statement,
 //! its snapshot and command, the role, the claims and any other setting, the catalog.
 
+use super::{client, identity};
 use crate::error::{Error, Result, printable};
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
 use crate::pg::session_settings;
 use crate::pg::spi::{Connection, Statement};
-use crate::{client, extension, identity, settings};
+use crate::{extension, settings};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid};
 use siphasher::sip128::{Hasher128, SipHasher13};

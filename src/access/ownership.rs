@@ -1,10 +1,10 @@
 //! Whose member may be written by whom. One rule: everybody their own, service roles everybody's. The policies of
 //! `presence.member` say the same in SQL (sql/policies.sql).
 
+use super::identity::Identity;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::extension::Extension;
-use crate::identity::Identity;
 use crate::lease::shared::leases;
 use crate::lease::table::{Key, alive};
 use crate::member::checks::check_member_id;

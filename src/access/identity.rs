@@ -1,7 +1,8 @@
 //! Who is asking (`user_id`), what they are to others (`tokens`), and whether they act for all (`is_service`).
 //! The rules are those of docs/visibility.md; what a role is, is remembered until roles or settings change.
 
-use crate::claims::{self, Name};
+use super::claims::{self, Name};
+use super::client;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::member::lease;
@@ -10,7 +11,7 @@ use crate::pg::datum;
 use crate::pg::encoding::{self, encode};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Statement};
-use crate::{client, settings};
+use crate::settings;
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid, pg_enc};
 use serde_json::Value;

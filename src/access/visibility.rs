@@ -2,12 +2,13 @@
 //! one of one's tokens, service roles everything. The policies of `presence.member` say the same in SQL
 //! (sql/policies.sql).
 
+use super::identity::Identity;
+use super::{ownership, policy};
 use crate::error::Result;
 use crate::extension::Extension;
-use crate::identity::Identity;
 use crate::member::row::{Column, Row};
 use crate::pg::datum::texts_of;
-use crate::{ownership, policy, settings};
+use crate::settings;
 use pgrx::pg_sys::{self, Datum};
 
 /// Whether SQL would show the caller what the built-in policies say, no more and no less.

@@ -4,13 +4,13 @@
 //! notifications become doorbells, and the log shows ordinary roles nothing until it gets policies of its own.
 //! While nothing at all was added, verbs know by themselves what the policies would say (`member::store`).
 
+use super::identity::role_epoch;
+use super::twin::{self, Asked, Likeness};
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
-use crate::identity::role_epoch;
 use crate::pg::cached::Cached;
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Statement};
-use crate::twin::{self, Asked, Likeness};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::Cell;
