@@ -5,23 +5,16 @@
 //! log and NOTIFY. docs/internals.md walks through it.
 
 mod access;
-mod channels;
 mod clock;
 mod error;
 mod event;
 mod extension;
-mod gateway;
+mod functions;
 mod holding;
 mod injection;
 mod lease;
-mod listen;
 mod member;
-mod occupancy;
-mod operate;
 mod pg;
-mod read;
-mod room;
-mod room_row;
 mod settings;
 mod shared;
 mod utility;

@@ -19,12 +19,13 @@ use crate::error::Result;
 use crate::event::channel::{Channel, SERVICE, Scope, fewest, in_room};
 use crate::event::payload;
 use crate::extension::{self, Extension};
+use crate::functions::room;
 use crate::pg::encoding::decode;
 use crate::pg::spi;
 use crate::pg::subtransaction::Failure;
 use crate::shared::numbers::Numbers;
 use crate::shared::trouble::Part;
-use crate::{clock, room, settings};
+use crate::{clock, settings};
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
 

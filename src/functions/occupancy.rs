@@ -1,6 +1,7 @@
 //! How many are in a room. The full numbers of a large room are those that the worker keeps, at most sweep_interval and
 //! notify_delay behind; else they are counted in one pass over its rows, because a room may have a hundred thousand.
 
+use super::room;
 use crate::access::authorizer::{self, Action};
 use crate::access::identity;
 use crate::access::visibility::{self, Visibility};
@@ -16,7 +17,7 @@ use crate::pg::datum::hash_of;
 use crate::pg::function::Call;
 use crate::shared::numbers::Numbers;
 use crate::worker::change::key;
-use crate::{clock, room, settings, shared};
+use crate::{clock, settings, shared};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 

@@ -1,15 +1,16 @@
 //! `presence.listen`, `unlisten` and `channels`: who may hear what, as channel names.
 
+use super::channels;
 use crate::access::authorizer::{self, Action};
 use crate::access::{client, identity};
 use crate::error::{Error, Result};
 use crate::event::record::Kind;
 use crate::event::transaction;
+use crate::extension;
 use crate::holding::{self, Target};
 use crate::member::{session, validate};
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
-use crate::{channels, extension};
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::{self, Datum};
 use std::ffi::{CStr, CString, c_char};

@@ -1,0 +1,10 @@
+//! SQL functions that are no verbs of one member; their SQL side is in `sql/`.
+
+pub mod arguments;
+pub mod bulk;
+pub mod channels;
+pub mod listen;
+pub mod monitoring;
+pub mod occupancy;
+pub mod room;
+pub mod room_row;
