@@ -10,7 +10,6 @@ mod error;
 mod event;
 mod extension;
 mod functions;
-mod holding;
 mod injection;
 mod lease;
 mod member;
@@ -18,6 +17,7 @@ mod pg;
 mod settings;
 mod shared;
 mod utility;
+mod validate;
 mod worker;
 
 #[cfg(any(test, feature = "pg_test"))]
@@ -56,7 +56,7 @@ pub extern "C-unwind" fn _PG_init() {
     settings::define();
     shared::startup::install_hooks();
     event::transaction::register_callbacks();
-    holding::register_callbacks();
+    event::holding::register_callbacks();
     utility::install_hook();
     if !upgrading {
         worker::launcher::register();

@@ -1,8 +1,8 @@
 //! Every setting. docs/reference.md has a row for each; a test compares the two.
 
 use crate::access::narrowing;
-use crate::member::validate;
 use crate::pg::encoding::decode;
+use crate::validate;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::{PostgresGucEnum, pg_guard, pg_sys};
 use std::cell::Cell;

@@ -1,7 +1,7 @@
 //! Utility statements that concern us: a hook sees them all, looks at their kind, and lets them run as ever.
 
 use crate::access::strong_locks;
-use crate::holding;
+use crate::event::holding;
 use crate::member::session;
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};

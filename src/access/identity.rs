@@ -285,7 +285,7 @@ fn act_as(call: &Call) -> Result<Option<Datum>> {
         return Err(Error::NotTrusted);
     }
     let user_id = call.text(0).ok_or(Error::MissingArgument { argument: "user_id" })?;
-    crate::member::validate::name("user_id", user_id)?;
+    crate::validate::name("user_id", user_id)?;
     let teams = call.texts(1).map_err(|why| Error::InvalidArgument { argument: "teams", why: why.into() })?;
     let mut claims = serde_json::json!({ "sub": encoding::decode(user_id) });
     let mut at = &mut claims;

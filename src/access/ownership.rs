@@ -5,12 +5,12 @@ use super::identity::Identity;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::extension::Extension;
-use crate::lease::shared::leases;
 use crate::lease::table::{Key, alive};
 use crate::member::checks::check_member_id;
 use crate::member::lease;
 use crate::pg::datum::uuid;
 use crate::pg::spi::{self, Connection, Statement};
+use crate::shared::leases::leases;
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
 

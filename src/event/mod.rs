@@ -3,6 +3,7 @@
 pub mod changes;
 pub mod channel;
 pub mod fold;
+pub mod holding;
 pub mod loss;
 pub mod payload;
 pub mod record;

@@ -1,11 +1,10 @@
 //! What the SQL of the reading functions cannot say: argument checks with our errors, and the log's position.
 
 use crate::error::{Error, Result};
-use crate::extension;
-use crate::member::validate;
 use crate::pg::datum;
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Statement};
+use crate::{extension, validate};
 use pgrx::pg_sys::Datum;
 use std::sync::atomic::Ordering::*;
 

@@ -2,11 +2,11 @@
 
 use crate::access::identity;
 use crate::error::{Error, Result};
-use crate::lease::shared::leases;
 use crate::pg::datum::varlena;
 use crate::pg::encoding::encode_lossy;
 use crate::pg::function::Call;
 use crate::shared::database::WorkerState;
+use crate::shared::leases::leases;
 use crate::worker::process::wait_event;
 use crate::worker::{launcher, sweeper};
 use crate::{clock, extension, settings};

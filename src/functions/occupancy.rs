@@ -9,15 +9,15 @@ use crate::error::Result;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::lease::rule::RowLease;
-use crate::lease::shared::leases;
 use crate::lease::table::Key;
 use crate::member::row::Column;
-use crate::member::{lease, scan, validate};
+use crate::member::{lease, scan};
 use crate::pg::datum::hash_of;
 use crate::pg::function::Call;
+use crate::shared::leases::leases;
 use crate::shared::numbers::Numbers;
 use crate::worker::change::key;
-use crate::{clock, settings, shared};
+use crate::{clock, settings, shared, validate};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 

@@ -6,13 +6,13 @@ use crate::error::{Error, Result};
 use crate::event::record::{Kind, Reason};
 use crate::event::transaction;
 use crate::extension::{self, Extension};
+use crate::member::delete;
 use crate::member::intent::Intent;
-use crate::member::{delete, validate};
 use crate::pg::datum::{interval_of, text_array, varlena};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Statement};
-use crate::settings;
 use crate::shared::next_version;
+use crate::{settings, validate};
 use pgrx::pg_sys::{self, Datum};
 
 /// What a room's row says about those who enter.

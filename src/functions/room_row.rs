@@ -3,12 +3,11 @@
 use crate::access::identity;
 use crate::access::twin::attribute;
 use crate::error::{Error, Result};
-use crate::extension;
 use crate::member::checks::EMPTY_OBJECT;
-use crate::member::validate;
 use crate::pg::datum::{interval_of, text_array, text_in, texts_of, varlena};
 use crate::pg::function::Call;
 use crate::shared::next_version;
+use crate::{extension, validate};
 use pgrx::pg_sys::{self, Datum, Oid};
 
 /// The columns, in the order of sql/rooms.sql. Others may stand behind them.

@@ -9,7 +9,6 @@ mod atomic {
 }
 
 pub mod rule;
-pub mod shared;
 pub mod table;
 
 #[cfg(test)]

@@ -3,16 +3,16 @@
 use super::intent::Intent;
 use super::lease::expires_at;
 use super::row::{Column, Row};
-use super::{session, validate};
+use super::session;
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::Identity;
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::extension::Extension;
 use crate::functions::room;
 use crate::lease::table::{Key, NEVER};
 use crate::pg::datum::{self, texts_of, varlena};
 use crate::settings::{self, MemberIds};
+use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
 
 /// jsonb '{}': the header of an object with no pairs.

@@ -1,7 +1,6 @@
 //! `presence.delete` and `presence.delete_all`: leave.
 
 use super::intent::{self, Intent};
-use super::validate;
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
 use crate::access::ownership;
@@ -12,6 +11,7 @@ use crate::lease::table::Key;
 use crate::pg::datum::{hash_of, uuid, uuids, varlena};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Statement};
+use crate::validate;
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 

@@ -1,19 +1,19 @@
 //! `presence.heartbeat`: proof of life. One compare-and-swap in shared memory; no table, no transaction id.
 
 use super::intent::{self, Intent};
-use super::{lease, validate};
+use super::lease;
 use crate::access::identity::{self, Identity};
 use crate::access::ownership;
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction::{self, Pending};
 use crate::extension::{self, Extension};
 use crate::lease::rule::RowLease;
-use crate::lease::shared::leases;
 use crate::lease::table::{Applied, Beat, Key, Lease, NEVER, alive};
 use crate::pg::datum::{self, uuid};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Rows, Statement};
+use crate::shared::leases::leases;
+use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 

@@ -8,10 +8,10 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction;
 use crate::extension::Extension;
-use crate::lease::shared::leases;
 use crate::lease::table::{Key, TOMBSTONE, alive};
 use crate::pg::datum::uuid;
 use crate::pg::spi::{self, Connection, Statement};
+use crate::shared::leases::leases;
 use pgrx::pg_sys;
 
 /// Before a member enters: whoever holds the key must be gone, or be oneself.

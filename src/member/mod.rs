@@ -19,5 +19,4 @@ pub mod store;
 pub mod trigger;
 pub mod update;
 pub mod upsert;
-pub mod validate;
 pub mod whereabouts;

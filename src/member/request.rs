@@ -3,20 +3,20 @@
 
 use super::checks::{EMPTY_OBJECT, check_join, check_member_id};
 use super::intent::Intent;
+use super::lease;
 use super::row::{Column, Row};
 use super::store::Store;
-use super::{lease, validate};
 use crate::access::identity::Identity;
 use crate::access::ownership;
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::fold::{Change, What};
 use crate::event::transaction::{self, Pending};
 use crate::extension::Extension;
-use crate::lease::shared::leases;
 use crate::lease::table::{Key, Stay};
 use crate::pg::datum::{bytes_of, interval_of, texts_of, varlena};
 use crate::pg::spi::Connection;
+use crate::shared::leases::leases;
+use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 

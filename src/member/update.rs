@@ -1,12 +1,12 @@
 //! `presence.update`: change what is there by JSON merge patch. A late update makes no ghost: absent is no row.
 
 use super::request::Request;
-use super::{upsert, validate};
+use super::upsert;
 use crate::access::identity;
 use crate::error::{Error, Result};
-use crate::extension;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
+use crate::{extension, validate};
 use pgrx::pg_sys::Datum;
 
 /// SQL `presence.update(room, patch, member_id, connection_id, status, metadata, audience)`.

@@ -3,16 +3,16 @@
 use super::checks::check_member_id;
 use super::request::{Request, Written};
 use super::row::{Column, Row};
-use super::{lease, session, validate};
+use super::{lease, session};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::lease::table::NEVER;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
 use crate::pg::spi::Connection;
+use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
 
 /// Where a row has the columns of `online`.

@@ -1,6 +1,7 @@
 //! What the cluster's shared memory holds for one database: its ring, its worker, its numbers.
 
 use super::held::Held;
+use super::leases::leases;
 use super::locks::{self, DATABASES_LOCK};
 use super::names::Names;
 use super::numbers::RoomNumbers;
@@ -10,7 +11,6 @@ use super::trouble::Trouble;
 use super::{control, databases};
 use crate::error::{Error, Result};
 use crate::event::ring::Ring;
-use crate::lease::shared::leases;
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 

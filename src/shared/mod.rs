@@ -6,6 +6,7 @@
 
 pub mod database;
 pub mod held;
+pub mod leases;
 pub mod locks;
 pub mod names;
 pub mod numbers;

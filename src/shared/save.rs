@@ -8,10 +8,10 @@
 //! who may hear, and who left, would be unknown. Otherwise all are new, and old ones never come back to life.
 
 use super::database::{Database, Narrows};
+use super::leases::leases;
 use super::saved::{Saved, SavedChannels, SavedDatabase, SavedLease, SavedNames};
 use super::{control, databases};
 use crate::event::record::Record;
-use crate::lease::shared::leases;
 use crate::lease::table::{CLAIMED, Key, Lease, NEVER, TOMBSTONE, alive};
 use crate::{clock, settings};
 use pgrx::{pg_guard, pg_sys};

@@ -1,10 +1,10 @@
 //! Asking for the shared memory and laying it out, in the postmaster, at each start and after each crash.
 
 use super::database::Database;
+use super::leases::PartitionLocks;
 use super::seats::{self, Seats};
 use super::{Cell, Control, PLACES, Places, Process, locks};
 use crate::event::ring::Ring;
-use crate::lease::shared::PartitionLocks;
 use crate::lease::table::{Header, LeaseTable, Locks, PARTITIONS, Slot, bucket_count};
 use crate::settings;
 use pgrx::{pg_guard, pg_sys};

@@ -5,9 +5,9 @@
 //! and what a session has done and not committed counts for nothing.
 
 use super::process::transaction;
-use crate::lease::shared::leases;
 use crate::shared::Database;
 use crate::shared::database::WorkerState;
+use crate::shared::leases::leases;
 use pgrx::pg_sys::{self, Datum, SysCacheIdentifier::RELOID};
 use std::cell::RefCell;
 use std::collections::HashSet;

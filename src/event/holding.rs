@@ -5,8 +5,8 @@
 //! commit, and count from then on: a listener lists after it. What a savepoint or a transaction takes back has never
 //! counted.
 
-use crate::event::payload;
-use crate::event::savepoints::Savepoints;
+use super::payload;
+use super::savepoints::Savepoints;
 use crate::shared::Database;
 use crate::shared::held::{LENGTH, place_of};
 use crate::shared::names::AsOf;

@@ -1,7 +1,7 @@
 //! The lease table in PostgreSQL's shared memory.
 
-use super::table::{LeaseTable, Locks};
-use crate::shared::{locks, startup};
+use super::{locks, startup};
+use crate::lease::table::{LeaseTable, Locks};
 
 /// LWLocks as the table's locks.
 pub struct PartitionLocks;
