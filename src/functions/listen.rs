@@ -10,15 +10,10 @@ use crate::event::transaction;
 use crate::member::session;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
+use crate::pg::notify;
 use crate::{extension, validate};
-use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::{self, Datum};
-use std::ffi::{CStr, CString, c_char};
-
-unsafe extern "C-unwind" {
-    fn Async_Listen(channel: *const c_char);
-    fn Async_Unlisten(channel: *const c_char);
-}
+use std::ffi::{CStr, CString};
 
 fn room(call: &Call) -> Result<Option<&[u8]>> {
     let room = call.text(0);
@@ -51,9 +46,7 @@ fn listen(call: &Call) -> Result<Option<Datum>> {
         holding::opened(open.as_of, c_name(own.as_bytes())?);
     }
     for name in open.all() {
-        let channel = c_name(name.as_bytes())?;
-        // SAFETY: a C string, copied by the callee; errors become panics at the boundary.
-        unsafe { pg_guard_ffi_boundary(|| Async_Listen(channel.as_ptr())) };
+        notify::listen(&c_name(name.as_bytes())?);
         holding::listen(name.as_bytes());
     }
     call.rows(open.all().map(|name| vec![Some(varlena(name.as_bytes()))]))
@@ -79,9 +72,7 @@ fn refuse_on_standby(what: &CStr) {
 
 fn stop(names: &[holding::Name]) -> Result<()> {
     for name in names {
-        let channel = c_name(name.text())?;
-        // SAFETY: as in `listen`.
-        unsafe { pg_guard_ffi_boundary(|| Async_Unlisten(channel.as_ptr())) };
+        notify::unlisten(&c_name(name.text())?);
         holding::unlisten(name.text());
     }
     Ok(())

@@ -5,6 +5,7 @@ pub mod datum;
 pub mod encoding;
 pub mod function;
 pub mod jsonb;
+pub mod notify;
 pub mod session_settings;
 pub mod spi;
 pub mod subtransaction;

@@ -5,10 +5,10 @@
 //! as long as it is the same, nobody was deaf but to what was renamed while they were away.
 
 use super::house::guarded;
-use super::writer::notify;
 use crate::event::channel::boot;
 use crate::event::payload;
 use crate::extension::Extension;
+use crate::pg::notify::notify;
 use crate::pg::subtransaction::Failure;
 use crate::shared::database;
 use crate::shared::held::FIXED;

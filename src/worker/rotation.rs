@@ -11,13 +11,13 @@
 //! committing; and whenever a session listens to one (`shared::retired`).
 
 use super::process::transaction;
-use super::writer::notify;
 use crate::access::authorizer;
 use crate::clock;
 use crate::event::channel::{Channel, present_cell, rotated_with};
 use crate::event::payload;
 use crate::event::record::{Field, Record};
 use crate::extension::{Extension, Purpose};
+use crate::pg::notify::notify;
 use crate::pg::subtransaction::Failure;
 use crate::shared::held::FIXED;
 use crate::shared::names::{Cell, Names, Renewal};

@@ -16,15 +16,14 @@ use crate::extension::Extension;
 use crate::functions::channels;
 use crate::pg::datum::{text_array, texts_of, varlena};
 use crate::pg::encoding::decode;
+use crate::pg::notify::notify;
 use crate::pg::spi::Connection;
 use crate::pg::subtransaction::Failure;
 use crate::settings::{self, NotifyPayload};
 use crate::shared::held::FIXED;
 use crate::shared::names::Renewal;
 use pgrx::pg_sys::Datum;
-use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use std::collections::HashMap;
-use std::ffi::CString;
 use std::sync::atomic::Ordering::*;
 
 pub struct Writer<'a> {
@@ -499,20 +498,4 @@ fn audience_of(image: &Image) -> Result<Vec<Vec<u8>>> {
     let tokens = unsafe { texts_of(varlena(bytes)) };
     let tokens = tokens.map_err(|why| Error::InvalidAudience { why: why.into() })?;
     Ok(tokens.iter().map(<[u8]>::to_vec).collect())
-}
-
-unsafe extern "C-unwind" {
-    fn Async_Notify(channel: *const std::ffi::c_char, payload: *const std::ffi::c_char);
-}
-
-/// NOTIFY in this transaction. Channel and payload are ours: short and ASCII.
-pub fn notify(channel: &str, payload: &str) -> Result<()> {
-    let text = |text: &str| {
-        CString::new(text)
-            .map_err(|_| Error::InvalidArgument { argument: "payload", why: "It has a NUL.".into() })
-    };
-    let (channel, payload) = (text(channel)?, text(payload)?);
-    // SAFETY: C strings; the function copies them and may raise, which the boundary turns into a panic.
-    unsafe { pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) };
-    Ok(())
 }
