@@ -20,10 +20,10 @@ use super::record::{Field, Image, Kind};
 use crate::error::Error;
 use crate::extension::{Extension, Purpose};
 use crate::lease::table::{Applied, Key, Lease, alive};
+use crate::shared::database;
 use crate::shared::leases::leases;
 use crate::shared::seats::{Others, Taken};
 use crate::shared::{self, Database, VERSION_CELLS, control};
-use crate::worker::launcher;
 use crate::{clock, settings};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
@@ -304,7 +304,7 @@ fn prepare() {
 fn commit() {
     if let Some(database) = BUFFER.with_borrow_mut(|buffer| buffer.announced.take()) {
         database.beacon.is_first();
-        launcher::want_anew(database);
+        database::request_new_worker(database);
     }
     let Some(prepared) = BUFFER.with_borrow_mut(|buffer| buffer.prepared.take()) else { return finish() };
     crate::injection::stall("commit_gap");
@@ -345,7 +345,7 @@ fn commit() {
     if wanted {
         shared::wake(&prepared.database.worker.process);
     }
-    launcher::want(prepared.database);
+    database::request_worker(prepared.database);
 }
 
 /// Nothing that this transaction is changing will be committed, or all of it is.

@@ -5,10 +5,11 @@ use crate::error::{Error, Result};
 use crate::pg::datum::varlena;
 use crate::pg::encoding::encode_lossy;
 use crate::pg::function::Call;
+use crate::shared::database;
 use crate::shared::database::WorkerState;
 use crate::shared::leases::leases;
 use crate::worker::process::wait_event;
-use crate::worker::{launcher, sweeper};
+use crate::worker::sweeper;
 use crate::{clock, extension, settings};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
@@ -31,7 +32,7 @@ fn wait_for_flush(call: &Call) -> Result<Option<Datum>> {
     if !(0..=86_400_000_000).contains(&timeout) {
         return Err(Error::InvalidTimeout);
     }
-    launcher::want(database);
+    database::request_worker(database);
     let goal = database.ring().head.load(Acquire);
     let end = clock::boot() + timeout as u64;
     while database.flushed.load(Acquire) < goal || database.owed_resync().is_some() {
@@ -67,7 +68,7 @@ fn announce(_call: &Call) -> Result<Option<Datum>> {
 fn health(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let database = extension.database;
-    launcher::want(database);
+    database::request_worker(database);
     let pid = database.worker.pid.load(Acquire);
     let state = match database.worker.state() {
         WorkerState::None => "none",

@@ -8,6 +8,7 @@ use super::numbers::RoomNumbers;
 use super::retired::Retired;
 use super::rights::Rights;
 use super::trouble::Trouble;
+use super::wake;
 use super::{control, databases};
 use crate::error::{Error, Result};
 use crate::event::ring::Ring;
@@ -309,5 +310,18 @@ impl Database {
 
     pub fn resync_told(&self, losses: u64) {
         self.losses_told.fetch_max(losses, AcqRel);
+    }
+}
+
+/// After CREATE EXTENSION. Also where a worker runs: it may be about to go, for what it knew was dropped.
+pub fn request_new_worker(database: &Database) {
+    database.worker.wanted.store(true, Release);
+    wake(&control().launcher);
+}
+
+/// A worker is wanted in this database: somebody found that there is none.
+pub fn request_worker(database: &Database) {
+    if database.worker.pid.load(Relaxed) == 0 && !database.worker.wanted.swap(true, AcqRel) {
+        wake(&control().launcher);
     }
 }

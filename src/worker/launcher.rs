@@ -24,7 +24,7 @@ use super::process;
 use crate::clock;
 use crate::shared::database::WorkerState;
 use crate::shared::trouble::Part;
-use crate::shared::{self, Database, control, databases, save};
+use crate::shared::{Database, control, databases, save};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::*;
@@ -226,17 +226,4 @@ fn exists(oid: u32) -> bool {
         Ok(found)
     })
     .unwrap_or(true)
-}
-
-/// After CREATE EXTENSION. Also where a worker runs: it may be about to go, for what it knew was dropped.
-pub fn want_anew(database: &Database) {
-    database.worker.wanted.store(true, Release);
-    shared::wake(&control().launcher);
-}
-
-/// A worker is wanted in this database: somebody found that there is none.
-pub fn want(database: &Database) {
-    if database.worker.pid.load(Relaxed) == 0 && !database.worker.wanted.swap(true, AcqRel) {
-        shared::wake(&control().launcher);
-    }
 }
