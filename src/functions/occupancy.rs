@@ -1,7 +1,6 @@
 //! How many are in a room. The full numbers of a large room are those that the worker keeps, at most sweep_interval and
 //! notify_delay behind; else they are counted in one pass over its rows, because a room may have a hundred thousand.
 
-use super::room;
 use crate::access::authorizer::{self, Action};
 use crate::access::identity;
 use crate::access::visibility::{self, Visibility};
@@ -10,6 +9,7 @@ use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
+use crate::member::room_defaults;
 use crate::member::row::Column;
 use crate::member::{lease, scan};
 use crate::pg::datum::hash_of;
@@ -87,7 +87,7 @@ fn are_kept_true(extension: &Extension) -> bool {
 
 /// Whether the room's count_audience lets somebody with these tokens have the numbers.
 fn may_count(extension: &Extension, room: &[u8], tokens: &[Vec<u8>]) -> Result<bool> {
-    let audience = room::count_audience(extension, room)?.unwrap_or_default();
+    let audience = room_defaults::count_audience(extension, room)?.unwrap_or_default();
     Ok(audience.iter().any(|token| tokens.contains(token)))
 }
 

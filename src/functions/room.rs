@@ -5,28 +5,15 @@ use crate::access::identity;
 use crate::error::{Error, Result};
 use crate::event::record::{Kind, Reason};
 use crate::event::transaction;
-use crate::extension::{self, Extension};
+use crate::extension::{self};
 use crate::member::delete;
 use crate::member::intent::Intent;
-use crate::pg::datum::{interval_of, text_array, varlena};
+use crate::pg::datum::{text_array, varlena};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Statement};
 use crate::shared::next_version;
 use crate::{settings, validate};
 use pgrx::pg_sys::{self, Datum};
-
-/// What a room's row says about those who enter.
-#[derive(Default)]
-pub struct Defaults {
-    /// Microseconds.
-    pub ttl: Option<u64>,
-    pub audience: Option<Vec<Vec<u8>>>,
-}
-
-static DEFAULTS: Statement = Statement {
-    sql: c"select ttl, audience from presence.room where room operator(pg_catalog.=) $1 and (ttl is not null or audience is not null)",
-    arguments: &[pg_sys::TEXTOID],
-};
 
 static DROP_ROOM: Statement = Statement {
     sql: c"delete from presence.room where room operator(pg_catalog.=) $1",
@@ -37,34 +24,6 @@ static MEMBERS_OF: Statement = Statement {
     sql: c"select key_hash from presence.member where room operator(pg_catalog.=) $1",
     arguments: &[pg_sys::TEXTOID],
 };
-
-/// The defaults of a room that has a row, read with the owner's rights.
-pub fn defaults(extension: &Extension, room: &[u8]) -> Result<Defaults> {
-    spi::as_role(extension.owner, || {
-        let connection = Connection::open()?;
-        let rows = connection.run(&DEFAULTS, &[Some(varlena(room))], false)?;
-        Ok(Defaults {
-            // SAFETY: an interval.
-            ttl: rows.get(0, 0).map(|ttl| unsafe { interval_of(ttl) } as u64),
-            audience: rows.texts(0, 1).map(|tokens| tokens.iter().map(<[u8]>::to_vec).collect()),
-        })
-    })
-}
-
-static COUNT_AUDIENCE: Statement = Statement {
-    sql: c"select count_audience from presence.room where room operator(pg_catalog.=) $1",
-    arguments: &[pg_sys::TEXTOID],
-};
-
-/// Who may have the full numbers of a room, whose members they may not see; None where nobody said so. Read with the
-/// owner's rights.
-pub fn count_audience(extension: &Extension, room: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
-    spi::as_role(extension.owner, || {
-        let connection = Connection::open()?;
-        let rows = connection.run(&COUNT_AUDIENCE, &[Some(varlena(room))], false)?;
-        Ok(rows.texts(0, 0).map(|tokens| tokens.iter().map(<[u8]>::to_vec).collect()))
-    })
-}
 
 fn require_manage(room: &[u8]) -> Result<()> {
     if identity::current(&extension::current()?)?.service {

@@ -2,13 +2,13 @@
 
 use super::intent::Intent;
 use super::lease::expires_at;
+use super::room_defaults;
 use super::row::{Column, Row};
 use super::session;
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::Identity;
 use crate::error::{Error, Result};
 use crate::extension::Extension;
-use crate::functions::room;
 use crate::lease::table::{Key, NEVER};
 use crate::pg::datum::{self, texts_of, varlena};
 use crate::settings::{self, MemberIds};
@@ -33,7 +33,7 @@ pub fn set_room_defaults(extension: &Extension, row: &mut Row, intent: &Intent) 
     if row.get(Column::Audience).is_some() && row.get(Column::Ttl).is_some() {
         return Ok(());
     }
-    let defaults = room::defaults(extension, row.text(Column::Room).unwrap_or_default())?;
+    let defaults = room_defaults::defaults(extension, row.text(Column::Room).unwrap_or_default())?;
     if let (None, Some(audience)) = (row.get(Column::Audience), defaults.audience) {
         row.set(Column::Audience, Some(datum::text_array(&audience)));
     }

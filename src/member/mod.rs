@@ -12,6 +12,7 @@ pub mod lease;
 pub mod limits;
 
 pub mod request;
+pub mod room_defaults;
 pub mod row;
 pub mod scan;
 pub mod session;

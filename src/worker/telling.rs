@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::event::channel::{Channel, SERVICE, Scope, fewest, in_room};
 use crate::event::payload;
 use crate::extension::{self, Extension};
-use crate::functions::room;
+use crate::member::room_defaults;
 use crate::pg::encoding::decode;
 use crate::pg::notify::notify;
 use crate::pg::spi;
@@ -133,7 +133,7 @@ impl Publisher {
                 told.outcomes.push((due.room, Outcome::NoNews));
                 continue;
             }
-            let audience = scratch.within(|| room::count_audience(extension, &due.name))?;
+            let audience = scratch.within(|| room_defaults::count_audience(extension, &due.name))?;
             scratch.clear();
             let Some(audience) = audience else {
                 told.outcomes.push((due.room, Outcome::Nobody));
