@@ -5,14 +5,13 @@ use crate::access::identity;
 use crate::error::{Error, Result};
 use crate::event::record::{Kind, Reason};
 use crate::event::transaction;
-use crate::extension::{self};
 use crate::member::delete;
 use crate::member::intent::Intent;
 use crate::pg::datum::{text_array, varlena};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Statement};
 use crate::shared::next_version;
-use crate::{settings, validate};
+use crate::{extension, settings, validate};
 use pgrx::pg_sys::{self, Datum};
 
 static DROP_ROOM: Statement = Statement {

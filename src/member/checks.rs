@@ -2,16 +2,15 @@
 
 use super::intent::Intent;
 use super::lease::expires_at;
-use super::room_defaults;
 use super::row::{Column, Row};
-use super::session;
+use super::{room_defaults, session};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::Identity;
 use crate::error::{Error, Result};
 use crate::extension::Extension;
 use crate::lease::table::{Key, NEVER};
 use crate::pg::datum::{self, texts_of, varlena};
-use crate::settings::{self, MemberIds};
+use crate::settings::{self};
 use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
 
@@ -49,15 +48,6 @@ pub fn check_join(identity: &Identity, row: &Row) -> Result<()> {
         return Ok(());
     }
     authorizer::require(row.text(Column::Room).unwrap_or_default(), Action::Join)
-}
-
-/// Nobody squats "bob".
-pub fn check_member_id(identity: &Identity, member_id: &[u8]) -> Result<()> {
-    if identity.service || settings::member_ids() == MemberIds::Any || identity.is(member_id) {
-        return Ok(());
-    }
-    let own = identity.user_id.as_deref().unwrap_or_default();
-    Err(Error::NotYourName { member_id: crate::error::printable(own) })
 }
 
 /// Status, state, metadata and audience as they shall be stored in place of `old`.

@@ -3,11 +3,11 @@
 use super::intent::{self, Intent};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
-use crate::access::ownership;
 use crate::error::{Error, Result};
 use crate::event::record::Reason;
 use crate::extension::{self, Extension};
 use crate::lease::table::Key;
+use crate::member::holder;
 use crate::pg::datum::{hash_of, uuid, uuids, varlena};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Statement};
@@ -142,7 +142,7 @@ impl Removal {
         }
         if deleted == 0 {
             let key = self.key(extension, self.connection_id.as_deref().unwrap_or_default());
-            ownership::require_none_of_anothers(extension, identity, &self.member_id, &key)?;
+            holder::require_none_of_anothers(extension, identity, &self.member_id, &key)?;
         }
         Ok(deleted)
     }

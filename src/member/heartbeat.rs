@@ -9,6 +9,7 @@ use crate::event::transaction::{self, Pending};
 use crate::extension::{self, Extension};
 use crate::lease::rule::RowLease;
 use crate::lease::table::{Applied, Beat, Key, Lease, NEVER, alive};
+use crate::member::holder;
 use crate::pg::datum::{self, uuid};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Rows, Statement};
@@ -48,7 +49,7 @@ impl<'a> Beater<'a> {
         }
         match leases().heartbeat(&key, self.owner, now) {
             Beat::Renewed => Ok(true),
-            Beat::NoSlot if ownership::may_be_slotless(self.extension) => self.beat_row(&key),
+            Beat::NoSlot if holder::may_be_slotless(self.extension) => self.beat_row(&key),
             _ => Ok(false),
         }
     }

@@ -1,18 +1,19 @@
 //! What a verb asks for, and how that is done: find the row, decide what it shall be, store it. One way for `upsert`,
 //! `update` and their kin; how a row is found and stored is `store`'s affair.
 
-use super::checks::{EMPTY_OBJECT, check_join, check_member_id};
+use super::checks::{EMPTY_OBJECT, check_join};
 use super::intent::Intent;
 use super::lease;
 use super::row::{Column, Row};
 use super::store::Store;
 use crate::access::identity::Identity;
-use crate::access::ownership;
+use crate::access::ownership::{self, check_member_id};
 use crate::error::{Error, Result};
 use crate::event::fold::{Change, What};
 use crate::event::transaction::{self, Pending};
 use crate::extension::Extension;
 use crate::lease::table::{Key, Stay};
+use crate::member::holder;
 use crate::pg::datum::{bytes_of, interval_of, texts_of, varlena};
 use crate::pg::spi::Connection;
 use crate::shared::leases::leases;
@@ -128,13 +129,13 @@ impl Request {
     fn absent(&self) -> Result<Written> {
         // SAFETY: a text.
         let member_id = unsafe { bytes_of(self.member_id) };
-        ownership::require_none_of_anothers(&self.extension, &self.caller, &member_id, &self.key)?;
+        holder::require_none_of_anothers(&self.extension, &self.caller, &member_id, &self.key)?;
         Ok(Written::Absent)
     }
 
     /// Why none of the tries came to anything; the last one found this version.
     fn why_not(&self, store: &Store, found: Option<u64>) -> Result<Error> {
-        Ok(match ownership::holder(&self.extension, &self.key)? {
+        Ok(match holder::holder(&self.extension, &self.key)? {
             Some(holder) if !ownership::may_write(&self.caller, &holder.owner) => Error::OwnedByAnother,
             // It is the caller's and nobody else changes it, and still it cannot be changed, or not even be seen.
             Some(holder) if !store.is_fast() && found.is_none_or(|found| found == holder.version) => {

@@ -1,11 +1,11 @@
 //! `presence.upsert`: enter, or change what is there, or (with what is there already) only renew.
 
-use super::checks::check_member_id;
 use super::request::{Request, Written};
 use super::row::{Column, Row};
 use super::{lease, session};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
+use crate::access::ownership::check_member_id;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::lease::table::NEVER;
