@@ -2,8 +2,6 @@
 
 use crate::error::{Error, Result, printable};
 use crate::pg::encoding::{characters, database_encoding};
-use crate::pg::jsonb::text_len;
-use crate::settings;
 use pgrx::pg_sys;
 
 pub const MAX_NAME: usize = 255;
@@ -70,13 +68,6 @@ pub fn status(text: &[u8]) -> Result<()> {
 /// Microseconds, 1 s to 30 days.
 pub fn ttl(microseconds: i128) -> Result<u64> {
     if (MIN_TTL..=MAX_TTL).contains(&microseconds) { Ok(microseconds as u64) } else { Err(Error::InvalidTtl) }
-}
-
-/// jsonb values, together: their JSON text, for that is what everybody is sent.
-pub fn state_size(values: &[&[u8]]) -> Result<()> {
-    let size = values.iter().map(|value| text_len(value)).fold(0, usize::saturating_add);
-    let limit = settings::max_state_size();
-    if size > limit { Err(Error::StateTooLarge { size, limit }) } else { Ok(()) }
 }
 
 /// The tokens in order and once each, `room` written out; so equal audiences are equal bytes.

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::event::record::Kind;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
+use crate::member::checks;
 use crate::member::delete::{self, Removal};
 use crate::member::request::Request;
 use crate::member::{session, upsert};
@@ -202,7 +203,7 @@ fn request(extension: &Extension, identity: &Rc<Identity>, element: &Element) ->
         return Err(Error::InvalidPatch);
     }
     // SAFETY: a jsonb.
-    validate::state_size(patch.map(|patch| unsafe { bytes_of(patch) }).as_deref().as_slice())?;
+    checks::state_size(patch.map(|patch| unsafe { bytes_of(patch) }).as_deref().as_slice())?;
     if patch.is_some() && element.json("state").is_some() {
         return Err(element.wrong("it has both state and patch."));
     }

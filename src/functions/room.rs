@@ -5,6 +5,7 @@ use crate::access::identity;
 use crate::error::{Error, Result};
 use crate::event::record::{Kind, Reason};
 use crate::event::transaction;
+use crate::member::checks;
 use crate::member::delete;
 use crate::member::intent::Intent;
 use crate::pg::datum::{text_array, varlena};
@@ -74,7 +75,7 @@ fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     let audience = call.texts(2).map_err(|why| Error::InvalidAudience { why: why.into() })?;
     let audience = audience.ok_or(Error::MissingArgument { argument: "audience" })?;
     validate::audience(audience.iter(), room)?;
-    validate::state_size(call.varlena(1).as_slice())?;
+    checks::state_size(call.varlena(1).as_slice())?;
     let fields = [Some(room), None, None, None, None, None, call.varlena(1), call.varlena(2)];
     transaction::tell(&extension, Kind::Room, fields);
     Ok(None)

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::extension::Extension;
 use crate::lease::table::{Key, NEVER};
 use crate::pg::datum::{self, texts_of, varlena};
+use crate::pg::jsonb::text_len;
 use crate::settings::{self};
 use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
@@ -82,7 +83,7 @@ pub fn normalize(row: &mut Row, old: Option<&Row>) -> Result<()> {
 /// Neither too large, unless the row was as large before the limit was lowered.
 fn check_size(row: &Row, old: Option<&Row>) -> Result<()> {
     let bytes = |column| row.varlena(column).unwrap_or_default();
-    let checked = validate::state_size(&[bytes(Column::State), bytes(Column::Metadata)]);
+    let checked = state_size(&[bytes(Column::State), bytes(Column::Metadata)]);
     if checked.is_err() && old.is_some_and(|old| row.same(old, &[Column::State, Column::Metadata])) {
         return Ok(());
     }
@@ -125,4 +126,11 @@ pub fn renew(row: &mut Row) -> Result<i64> {
     row.set(Column::LastSeenAt, Some(Datum::from(wall)));
     row.set(Column::ExpiresAt, expires_at(deadline));
     Ok(wall)
+}
+
+/// jsonb values, together: their JSON text, for that is what everybody is sent.
+pub fn state_size(values: &[&[u8]]) -> Result<()> {
+    let size = values.iter().map(|value| text_len(value)).fold(0, usize::saturating_add);
+    let limit = settings::max_state_size();
+    if size > limit { Err(Error::StateTooLarge { size, limit }) } else { Ok(()) }
 }

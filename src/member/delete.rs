@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::event::record::Reason;
 use crate::extension::{self, Extension};
 use crate::lease::table::Key;
+use crate::member::checks;
 use crate::member::holder;
 use crate::pg::datum::{hash_of, uuid, uuids, varlena};
 use crate::pg::function::Call;
@@ -111,7 +112,7 @@ impl Removal {
         reason: Option<Reason>,
     ) -> Result<Removal> {
         validate::key(&room, &member_id, connection_id.as_deref().unwrap_or_default())?;
-        validate::state_size(last_word.as_deref().as_slice())?;
+        checks::state_size(last_word.as_deref().as_slice())?;
         Ok(Removal { room, member_id, connection_id, last_word, reason })
     }
 

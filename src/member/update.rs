@@ -4,6 +4,7 @@ use super::request::Request;
 use super::upsert;
 use crate::access::identity;
 use crate::error::{Error, Result};
+use crate::member::checks;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
 use crate::{extension, validate};
@@ -25,7 +26,7 @@ fn update(call: &Call) -> Result<Option<Datum>> {
     if patch.is_some_and(|patch| !unsafe { crate::pg::jsonb::is_object(patch) }) {
         return Err(Error::InvalidPatch);
     }
-    validate::state_size(call.varlena(1).as_slice())?;
+    checks::state_size(call.varlena(1).as_slice())?;
     let request = Request {
         verb: c"presence.update()",
         key: extension.key(room, member_id, connection_id),
@@ -55,7 +56,7 @@ fn merge_patch(call: &Call) -> Result<Option<Datum>> {
         if !crate::pg::jsonb::is_object(patch) {
             return Err(Error::InvalidPatch);
         }
-        validate::state_size(call.varlena(1).as_slice())?;
+        checks::state_size(call.varlena(1).as_slice())?;
         Ok(Some(crate::pg::jsonb::merge_patch(target, patch)))
     }
 }
