@@ -8,6 +8,7 @@ use crate::pg::cached::Cached;
 use crate::pg::datum::bytes_of;
 use crate::pg::encoding::decode;
 use crate::pg::spi::{Connection, Statement, accept_invalidations};
+use crate::settings;
 use crate::shared::Database;
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Oid};
@@ -159,7 +160,7 @@ fn relation_in(schema: Oid, name: &CStr) -> Option<Oid> {
 }
 
 fn look_up() -> Result<Extension> {
-    narrowing::compare();
+    narrowing::compare(&settings::authorizer(), settings::notify_payload() as i32);
     let epoch = catalog_epoch();
     let member = member_table().ok_or(Error::NotInstalled)?;
     let view = relation(c"online").ok_or(Error::NotInstalled)?;

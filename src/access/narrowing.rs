@@ -2,7 +2,6 @@
 //! worker, which stays, has to look. So a session that gets another value than the worker goes by tells it, and until
 //! the worker has looked it rings doorbells only: what narrows holds for events no later than for sessions.
 
-use crate::settings;
 use crate::shared::database::{Narrowing, Narrows};
 use crate::shared::{self, Database};
 use pgrx::{pg_guard, pg_sys};
@@ -18,15 +17,15 @@ thread_local! {
 }
 
 /// This is the worker of the database: what it goes by counts.
-pub fn is_worker() {
+pub fn is_worker(authorizer: &[u8], notify_payload: i32) {
     IS_WORKER.set(true);
-    compare();
+    compare(authorizer, notify_payload);
 }
 
 /// Once for each process, besides: what it has had from its start on was not assigned here.
-pub fn compare() {
-    authorizer_is(&settings::authorizer());
-    notify_payload_is(settings::notify_payload() as i32);
+pub fn compare(authorizer: &[u8], notify_payload: i32) {
+    authorizer_is(authorizer);
+    notify_payload_is(notify_payload);
 }
 
 /// Somebody may have narrower settings than the worker, whose question this is: how many were found to differ.

@@ -21,6 +21,7 @@ use crate::access::narrowing;
 use crate::clock;
 use crate::extension::{self, Extension};
 use crate::pg::spi;
+use crate::settings;
 use crate::shared::database::WorkerState;
 use crate::shared::trouble::Part;
 use crate::shared::{self, Database};
@@ -103,7 +104,7 @@ fn take_place(database: &'static Database) -> bool {
     if !place.take() {
         return false;
     }
-    narrowing::is_worker();
+    narrowing::is_worker(&settings::authorizer(), settings::notify_payload() as i32);
     database.worker.set_state(WorkerState::Running);
     database.trouble.is_over(Part::Start);
     true
