@@ -8,7 +8,8 @@
 mod functions;
 mod made;
 
-use crate::member::row::Column;
+use crate::member::column::Column;
+use crate::pg::datum::attribute;
 pub use functions::Asked;
 use pgrx::pg_sys::{self, Oid};
 use std::ffi::{CStr, c_char};
@@ -150,23 +151,6 @@ impl Drop for Table {
             // SAFETY: opened in `open`.
             unsafe { pg_sys::relation_close(self.0, pg_sys::NoLock as i32) };
         }
-    }
-}
-
-/// One attribute of a descriptor.
-///
-/// # Safety
-/// The descriptor has more than `at` attributes.
-pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, at: i32) -> *const pg_sys::FormData_pg_attribute {
-    // SAFETY: the caller's promise.
-    #[cfg(feature = "pg18")]
-    unsafe {
-        pg_sys::TupleDescAttr(descriptor, at)
-    }
-    // SAFETY: the caller's promise.
-    #[cfg(not(feature = "pg18"))]
-    unsafe {
-        (*descriptor).attrs.as_ptr().add(at as usize)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
-use crate::member::row::Column;
+use crate::member::column::Column;
 use crate::member::{lease, room_defaults, scan};
 use crate::pg::datum::hash_of;
 use crate::pg::function::Call;

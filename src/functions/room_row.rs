@@ -1,10 +1,9 @@
 //! The trigger that makes a row of `presence.room` right before it is written, whatever statement writes it.
 
 use crate::access::identity;
-use crate::access::twin::attribute;
 use crate::error::{Error, Result};
 use crate::member::checks::EMPTY_OBJECT;
-use crate::pg::datum::{interval_of, text_array, text_in, texts_of, varlena};
+use crate::pg::datum::{attribute, interval_of, text_array, text_in, texts_of, varlena};
 use crate::pg::function::Call;
 use crate::shared::next_version;
 use crate::{extension, validate};

@@ -1,7 +1,8 @@
 //! AFTER a row was written: what happened goes into the transaction's buffer.
 
+use super::column::Column;
 use super::intent::{self, Intent};
-use super::row::{Column, Row};
+use super::row::Row;
 use super::trigger::{Firing, SEEN_BY, TOLD};
 use super::{lease, limits, session};
 use crate::clock;

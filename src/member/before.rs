@@ -1,10 +1,11 @@
 //! BEFORE a row is written: its names, owner, key, version and lease are made right.
 
 use super::checks::{check_join, check_names, normalize, renew, set_room_defaults, set_session};
+use super::column::Column;
 use super::holder::make_way;
 use super::intent::Intent;
 use super::lease;
-use super::row::{Column, INFINITY, Row};
+use super::row::{INFINITY, Row};
 use super::trigger::{Firing, SEEN_BY, TOLD};
 use crate::access::identity::Identity;
 use crate::access::ownership::check_member_id;

@@ -1,8 +1,9 @@
 //! What a row must be to be stored: names, rights, sizes, defaults.
 
+use super::column::Column;
 use super::intent::Intent;
 use super::lease::expires_at;
-use super::row::{Column, Row};
+use super::row::Row;
 use super::{room_defaults, session};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::Identity;
@@ -11,8 +12,7 @@ use crate::extension::Extension;
 use crate::lease::table::{Key, NEVER};
 use crate::pg::datum::{self, texts_of, varlena};
 use crate::pg::jsonb::text_len;
-use crate::settings::{self};
-use crate::{clock, validate};
+use crate::{clock, settings, validate};
 use pgrx::pg_sys::{self, Datum};
 
 /// jsonb '{}': the header of an object with no pairs.

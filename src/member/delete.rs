@@ -1,14 +1,13 @@
 //! `presence.delete` and `presence.delete_all`: leave.
 
 use super::intent::{self, Intent};
+use super::{checks, holder};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
 use crate::error::{Error, Result};
 use crate::event::record::Reason;
 use crate::extension::{self, Extension};
 use crate::lease::table::Key;
-use crate::member::checks;
-use crate::member::holder;
 use crate::pg::datum::{hash_of, uuid, uuids, varlena};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Statement};

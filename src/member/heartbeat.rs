@@ -1,7 +1,7 @@
 //! `presence.heartbeat`: proof of life. One compare-and-swap in shared memory; no table, no transaction id.
 
 use super::intent::{self, Intent};
-use super::lease;
+use super::{holder, lease};
 use crate::access::identity::{self, Identity};
 use crate::access::ownership;
 use crate::error::{Error, Result};
@@ -9,7 +9,6 @@ use crate::event::transaction::{self, Pending};
 use crate::extension::{self, Extension};
 use crate::lease::rule::RowLease;
 use crate::lease::table::{Applied, Beat, Key, Lease, NEVER, alive};
-use crate::member::holder;
 use crate::pg::datum::{self, uuid};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Rows, Statement};

@@ -3,8 +3,7 @@
 use super::intent::{self, Intent};
 use super::lease;
 use crate::access::identity::Identity;
-use crate::access::ownership::may_write;
-use crate::access::ownership::{check_member_id, require};
+use crate::access::ownership::{check_member_id, may_write, require};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction;

@@ -1,6 +1,6 @@
 //! Indexes of `presence.member`, found by what they index: whoever renames one, or makes it anew, changes nothing.
 
-use super::row::Column;
+use super::column::Column;
 use crate::access::policy;
 use crate::pg::cached::Cached;
 use pgrx::pg_sys::{self, Oid};

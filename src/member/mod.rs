@@ -11,6 +11,7 @@ pub mod intent;
 pub mod lease;
 pub mod limits;
 
+pub mod column;
 pub mod request;
 pub mod room_defaults;
 pub mod row;

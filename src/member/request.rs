@@ -2,10 +2,11 @@
 //! `update` and their kin; how a row is found and stored is `store`'s affair.
 
 use super::checks::{EMPTY_OBJECT, check_join};
+use super::column::Column;
 use super::intent::Intent;
-use super::lease;
-use super::row::{Column, Row};
+use super::row::Row;
 use super::store::Store;
+use super::{holder, lease};
 use crate::access::identity::Identity;
 use crate::access::ownership::{self, check_member_id};
 use crate::error::{Error, Result};
@@ -13,7 +14,6 @@ use crate::event::fold::{Change, What};
 use crate::event::transaction::{self, Pending};
 use crate::extension::Extension;
 use crate::lease::table::{Key, Stay};
-use crate::member::holder;
 use crate::pg::datum::{bytes_of, interval_of, texts_of, varlena};
 use crate::pg::spi::Connection;
 use crate::shared::leases::leases;

@@ -1,68 +1,18 @@
 //! A row of `presence.member`, column by column.
 
-use crate::access::twin::attribute;
+use super::column::{COLUMNS, Column, TYPES};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::record::Image;
 use crate::extension::Extension;
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
-use crate::pg::datum::{bytes_in, hash_of, interval_of, text_in};
+use crate::pg::datum::{attribute, bytes_in, hash_of, interval_of, text_in};
 use crate::pg::spi::Rows;
-use pgrx::pg_sys::{self, Datum, Oid};
-
-/// The columns, in the order of sql/tables.sql.
-#[derive(Clone, Copy)]
-#[repr(usize)]
-pub enum Column {
-    Room,
-    MemberId,
-    ConnectionId,
-    UserId,
-    Status,
-    State,
-    Metadata,
-    Audience,
-    Version,
-    Generation,
-    JoinedAt,
-    UpdatedAt,
-    LastSeenAt,
-    ExpiresAt,
-    Ttl,
-    Deadline,
-    Session,
-    SessionPid,
-    KeyHash,
-}
-
-pub const COLUMNS: usize = 19;
+use pgrx::pg_sys::{self, Datum};
 
 /// timestamptz 'infinity'
 pub const INFINITY: i64 = i64::MAX;
-
-/// Their types.
-const TYPES: [Oid; COLUMNS] = [
-    pg_sys::TEXTOID,
-    pg_sys::TEXTOID,
-    pg_sys::TEXTOID,
-    pg_sys::TEXTOID,
-    pg_sys::TEXTOID,
-    pg_sys::JSONBOID,
-    pg_sys::JSONBOID,
-    pg_sys::TEXTARRAYOID,
-    pg_sys::INT8OID,
-    pg_sys::INT8OID,
-    pg_sys::TIMESTAMPTZOID,
-    pg_sys::TIMESTAMPTZOID,
-    pg_sys::TIMESTAMPTZOID,
-    pg_sys::TIMESTAMPTZOID,
-    pg_sys::INTERVALOID,
-    pg_sys::INT8OID,
-    pg_sys::INT8OID,
-    pg_sys::INT4OID,
-    pg_sys::UUIDOID,
-];
 
 /// A descriptor that was found to have our columns. Others may stand behind them.
 #[derive(Clone, Copy)]

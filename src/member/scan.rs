@@ -1,8 +1,9 @@
 //! Rows of `presence.member` by a column, without the executor and without any policy: for callers that know whose
 //! rows they may look at. By an index, if there is one; else through the whole table, as SQL would.
 
+use super::column::Column;
 use super::index;
-use super::row::{Column, Layout, Row};
+use super::row::{Layout, Row};
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::lease::table::Key;

@@ -23,8 +23,9 @@
 //! `presence.fast_path = off` takes SQL always; the tests run both ways and compare. `presence.health` counts what went
 //! the fast way.
 
+use super::column::Column;
 use super::intent::{self, Intent};
-use super::row::{Column, Layout, Row};
+use super::row::{Layout, Row};
 use super::trigger::is_replica;
 use super::{after, before, scan};
 use crate::access::identity::Identity;

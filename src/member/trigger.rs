@@ -1,8 +1,9 @@
 //! The triggers of `presence.member`. Every write passes them, by whatever statement: BEFORE makes the row right
 //! (names, owner, key, version, lease), AFTER notes what happened in the transaction's buffer.
 
+use super::column::Column;
 use super::intent::{self, Intent};
-use super::row::{Column, Row};
+use super::row::Row;
 use super::{after, before};
 use crate::access::identity::{self, Identity};
 use crate::error::{Error, Result};

@@ -1,10 +1,9 @@
 //! `presence.update`: change what is there by JSON merge patch. A late update makes no ghost: absent is no row.
 
 use super::request::Request;
-use super::upsert;
+use super::{checks, upsert};
 use crate::access::identity;
 use crate::error::{Error, Result};
-use crate::member::checks;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
 use crate::{extension, validate};

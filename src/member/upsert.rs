@@ -1,7 +1,8 @@
 //! `presence.upsert`: enter, or change what is there, or (with what is there already) only renew.
 
+use super::column::Column;
 use super::request::{Request, Written};
-use super::row::{Column, Row};
+use super::row::Row;
 use super::{lease, session};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};

@@ -1,6 +1,7 @@
 //! Where a user is, for listeners: looked up by index as far as that answers the question, however many rooms there are.
 
-use super::row::{Column, Row};
+use super::column::Column;
+use super::row::Row;
 use super::{lease, scan};
 use crate::error::Result;
 use crate::extension::Extension;

@@ -213,3 +213,20 @@ unsafe fn elements(array: *mut pg_sys::ArrayType) -> std::result::Result<Texts, 
         Ok(texts)
     }
 }
+
+/// One attribute of a descriptor.
+///
+/// # Safety
+/// The descriptor has more than `at` attributes.
+pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, at: i32) -> *const pg_sys::FormData_pg_attribute {
+    // SAFETY: the caller's promise.
+    #[cfg(feature = "pg18")]
+    unsafe {
+        pg_sys::TupleDescAttr(descriptor, at)
+    }
+    // SAFETY: the caller's promise.
+    #[cfg(not(feature = "pg18"))]
+    unsafe {
+        (*descriptor).attrs.as_ptr().add(at as usize)
+    }
+}

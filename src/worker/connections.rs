@@ -9,7 +9,7 @@ use super::memory;
 use crate::error::Result;
 use crate::event::record::{Field, Image, Kind, Record};
 use crate::extension::Extension;
-use crate::member::row::Column;
+use crate::member::column::Column;
 use crate::member::scan;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};

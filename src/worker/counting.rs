@@ -7,7 +7,7 @@ use super::memory::{self, Scratch};
 use crate::error::Result;
 use crate::event::record::Field;
 use crate::extension::Extension;
-use crate::member::row::Column;
+use crate::member::column::Column;
 use crate::member::scan;
 use crate::pg::datum::bytes_of;
 use crate::shared::numbers::Numbers;

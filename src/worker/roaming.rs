@@ -5,7 +5,7 @@ use super::memory::Scratch;
 use crate::error::Result;
 use crate::event::channel::{Channel, DOORBELLS, Scope, WIDE_DOORBELL, is_group, roaming_token};
 use crate::extension::Extension;
-use crate::member::row::Column;
+use crate::member::column::Column;
 use crate::member::{scan, whereabouts};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;

@@ -4,7 +4,7 @@
 
 use super::functions::is_of_member_triggers;
 use super::{Table, checks, name};
-use crate::member::row::{COLUMNS, Column};
+use crate::member::column::{COLUMNS, Column};
 use pgrx::FromDatum;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::CStr;
