@@ -5,7 +5,7 @@ use super::claims::{self, Name};
 use super::client;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
-use crate::member::lease;
+use crate::member::liveness;
 use crate::pg::cached::Cached;
 use crate::pg::datum;
 use crate::pg::encoding::{self, encode};
@@ -218,8 +218,8 @@ impl Identity {
                 let (Some(room), Some(hash)) = (rows.text(row, 0), rows.get(row, 1)) else { continue };
                 // SAFETY: a uuid.
                 let hash = unsafe { datum::hash_of(hash) };
-                let lease = lease::found(&rows, row, [2, 3, 4, 5]);
-                let alive = lease::deadline(&extension.key_of(hash), &lease).is_some();
+                let lease = liveness::lease_of_query(&rows, row, [2, 3, 4, 5]);
+                let alive = liveness::deadline(&extension.key_of(hash), &lease).is_some();
                 if alive && known.insert(room) {
                     rooms.push(room.to_vec());
                 }

@@ -10,7 +10,7 @@ use crate::extension::{self, Extension};
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
 use crate::member::column::Column;
-use crate::member::{lease, room_defaults, scan};
+use crate::member::{liveness, room_defaults, scan};
 use crate::pg::datum::hash_of;
 use crate::pg::function::Call;
 use crate::shared::leases::leases;
@@ -133,8 +133,9 @@ fn take_living(candidates: &mut Vec<Candidate>, users: &mut Vec<u64>) {
     candidates.iter().for_each(|candidate| leases().prefetch(&candidate.key, true));
     let now = clock::boot();
     users.extend(candidates.drain(..).filter_map(|candidate| {
-        let slot = lease::slot(&candidate.key, &candidate.lease);
-        lease::counting(&candidate.key, slot.as_ref(), &candidate.lease, now).map(|_| candidate.user)
+        let slot = liveness::slot(&candidate.key, &candidate.lease);
+        liveness::effective_deadline(&candidate.key, slot.as_ref(), &candidate.lease, now)
+            .map(|_| candidate.user)
     }));
 }
 

@@ -4,7 +4,7 @@ use super::column::Column;
 use super::intent::{self, Intent};
 use super::row::Row;
 use super::trigger::{Firing, SEEN_BY, TOLD};
-use super::{lease, limits, session};
+use super::{limits, liveness, session};
 use crate::clock;
 use crate::error::Result;
 use crate::event::fold::{Change, What};
@@ -106,7 +106,7 @@ fn default_reason(firing: &Firing, old: &Row) -> Result<Reason> {
 
 /// When the lease of an expired row ended.
 fn expired_at(key: &Key, old: &Row) -> i64 {
-    match lease::slot(key, &old.lease()) {
+    match liveness::slot(key, &old.lease()) {
         Some(slot) if slot.version == old.number(Column::Version) && slot.ttl > 0 => {
             clock::wall_of(slot.last_seen.saturating_add(slot.ttl)).min(clock::wall())
         }

@@ -4,7 +4,7 @@ use super::checks::{check_join, check_names, normalize, renew, set_room_defaults
 use super::column::Column;
 use super::holder::make_way;
 use super::intent::Intent;
-use super::lease;
+use super::liveness;
 use super::row::{INFINITY, Row};
 use super::trigger::{Firing, SEEN_BY, TOLD};
 use crate::access::identity::Identity;
@@ -76,7 +76,7 @@ pub fn change(
     }
     let key = old.key(extension);
     transaction::pin(&key);
-    if lease::deadline(&key, &old.lease()).is_none() {
+    if liveness::deadline(&key, &old.lease()).is_none() {
         return Ok(None);
     }
     if !identity.service {
@@ -107,7 +107,7 @@ pub fn delete(firing: &Firing) -> Result<Option<Datum>> {
     let key = old.key(&firing.extension);
     transaction::pin(&key);
     // One whose lease has run out is not the caller's to delete: it leaves as expired, once.
-    if !firing.intent.expiring && lease::deadline(&key, &old.lease()).is_none() {
+    if !firing.intent.expiring && liveness::deadline(&key, &old.lease()).is_none() {
         return firing.skip();
     }
     firing.proceed_unchanged()

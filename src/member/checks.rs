@@ -2,7 +2,7 @@
 
 use super::column::Column;
 use super::intent::Intent;
-use super::lease::expires_at;
+use super::liveness::expires_at;
 use super::row::Row;
 use super::{room_defaults, session};
 use crate::access::authorizer::{self, Action};

@@ -1,7 +1,7 @@
 //! `presence.heartbeat`: proof of life. One compare-and-swap in shared memory; no table, no transaction id.
 
 use super::intent::{self, Intent};
-use super::{holder, lease};
+use super::{holder, liveness};
 use crate::access::identity::{self, Identity};
 use crate::access::ownership;
 use crate::error::{Error, Result};
@@ -36,7 +36,9 @@ impl<'a> Beater<'a> {
         match transaction::pending(&key) {
             Pending::Gone => return Ok(false),
             Pending::Present { owner } if self.owner.is_some_and(|own| own != owner) => return Ok(false),
-            Pending::Present { .. } if lease::pending(&key).is_some_and(|own| !alive(own.deadline, now)) => {
+            Pending::Present { .. }
+                if liveness::pending(&key).is_some_and(|own| !alive(own.deadline, now)) =>
+            {
                 return Ok(false);
             }
             Pending::Present { .. } => {
@@ -63,8 +65,8 @@ impl<'a> Beater<'a> {
             let own = if self.owner.is_some() { self.identity.user_id.as_deref() } else { None };
             let values = [Some(uuid(key.hash)), own.map(datum::varlena)];
             let found = connection.run(if read_only { &FIND } else { &LOCK }, &values, !read_only)?;
-            let row = lease::found(&found, 0, [2, 3, 4, 5]);
-            if found.count == 0 || lease::deadline(key, &row).is_none() {
+            let row = liveness::lease_of_query(&found, 0, [2, 3, 4, 5]);
+            if found.count == 0 || liveness::deadline(key, &row).is_none() {
                 return Ok(false);
             }
             if read_only {
@@ -79,7 +81,7 @@ impl<'a> Beater<'a> {
                     Some(uuid(key.hash)),
                     Some(Datum::from(lease.deadline as i64)),
                     Some(Datum::from(wall)),
-                    lease::expires_at(lease.deadline),
+                    liveness::expires_at(lease.deadline),
                 ];
                 connection.run(&RENEW_ROW, &values, true)?;
             }

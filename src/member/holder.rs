@@ -1,7 +1,7 @@
 //! Who holds a key, when a newcomer wants it.
 
 use super::intent::{self, Intent};
-use super::lease;
+use super::liveness;
 use crate::access::identity::Identity;
 use crate::access::ownership::{check_member_id, may_write, require};
 use crate::clock;
@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering::*;
 /// Before a member enters: whoever holds the key must be gone, or be oneself.
 pub fn make_way(extension: &Extension, identity: &Identity, key: &Key, owner: &[u8]) -> Result<()> {
     let now = clock::boot();
-    if let Some(held) = lease::pending(key) {
+    if let Some(held) = liveness::pending(key) {
         // Of our own making, in this transaction, and not committed.
         if !alive(held.deadline, now) {
             return expire(extension, key).map(|_| ());
@@ -111,7 +111,9 @@ pub fn holder(extension: &Extension, key: &Key) -> Result<Option<Holder>> {
     spi::as_role(extension.owner, || {
         let connection = Connection::open()?;
         let rows = connection.run(&HOLDER, &[Some(uuid(key.hash))], false)?;
-        if rows.count == 0 || lease::deadline(key, &lease::found(&rows, 0, [1, 2, 3, 4])).is_none() {
+        if rows.count == 0
+            || liveness::deadline(key, &liveness::lease_of_query(&rows, 0, [1, 2, 3, 4])).is_none()
+        {
             return Ok(None);
         }
         let owner = rows.text(0, 0).map(<[u8]>::to_vec);

@@ -8,10 +8,10 @@ pub mod heartbeat;
 pub mod holder;
 pub mod index;
 pub mod intent;
-pub mod lease;
 pub mod limits;
 
 pub mod column;
+pub mod liveness;
 pub mod request;
 pub mod room_defaults;
 pub mod row;

@@ -6,7 +6,7 @@ use super::column::Column;
 use super::intent::Intent;
 use super::row::Row;
 use super::store::Store;
-use super::{holder, lease};
+use super::{holder, liveness};
 use crate::access::identity::Identity;
 use crate::access::ownership::{self, check_member_id};
 use crate::error::{Error, Result};
@@ -177,7 +177,7 @@ impl Request {
     }
 
     fn is_live(&self, found: &Row) -> bool {
-        lease::deadline(&self.key, &found.lease()).is_some()
+        liveness::deadline(&self.key, &found.lease()).is_some()
     }
 
     fn intent(&self) -> Intent {

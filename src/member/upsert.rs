@@ -3,7 +3,7 @@
 use super::column::Column;
 use super::request::{Request, Written};
 use super::row::Row;
-use super::{lease, session};
+use super::{liveness, session};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
 use crate::access::ownership::check_member_id;
@@ -105,7 +105,7 @@ fn renewed(connection: &Connection, found: &Row, extension: &Extension) -> Resul
     let now = clock::boot();
     let mut values = ONLINE.map(|column| found.get(column));
     values[LAST_SEEN_AT] = Some(Datum::from(clock::wall_of(now)));
-    values[EXPIRES_AT] = lease::expires_at(found.ttl().map_or(NEVER, |ttl| now + ttl as u64));
+    values[EXPIRES_AT] = liveness::expires_at(found.ttl().map_or(NEVER, |ttl| now + ttl as u64));
     connection.in_caller(|| composite(&values, extension.online))
 }
 

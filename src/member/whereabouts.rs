@@ -2,7 +2,7 @@
 
 use super::column::Column;
 use super::row::Row;
-use super::{lease, scan};
+use super::{liveness, scan};
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::pg::datum::hash_of;
@@ -52,5 +52,5 @@ pub fn is_alive(extension: &Extension, row: &Row) -> bool {
     let Some(hash) = row.get(Column::KeyHash) else { return false };
     // SAFETY: a uuid.
     let key = extension.key_of(unsafe { hash_of(hash) });
-    lease::deadline(&key, &row.lease()).is_some()
+    liveness::deadline(&key, &row.lease()).is_some()
 }

@@ -4,7 +4,7 @@
 use super::rotation;
 use crate::error::Result;
 use crate::extension::Extension;
-use crate::member::lease;
+use crate::member::liveness;
 use crate::pg::datum::{hash_of, uuids};
 use crate::pg::spi::{Connection, Statement, with_new_snapshot};
 use pgrx::pg_sys;
@@ -34,9 +34,11 @@ impl Overdue {
             for row in 0..rows.count {
                 // SAFETY: a uuid.
                 let Some(hash) = rows.get(row, 0).map(|hash| unsafe { hash_of(hash) }) else { continue };
-                let is_over =
-                    lease::deadline(&extension.key_of(hash), &lease::found(&rows, row, [1, 2, 3, 4]))
-                        .is_none();
+                let is_over = liveness::deadline(
+                    &extension.key_of(hash),
+                    &liveness::lease_of_query(&rows, row, [1, 2, 3, 4]),
+                )
+                .is_none();
                 let (Some(user_id), Some(room)) = (rows.text(row, 5), rows.text(row, 6)) else { continue };
                 let stay = (hash, rows.number(row, 1));
                 if is_over && self.found.insert(stay) && !self.known.contains(&stay) {

@@ -94,7 +94,7 @@ pub fn delete(extension: &Extension, keys: &[u128], room: Room, before: &CStr) -
         let (claimed, now) = (lock(extension, &connection, keys, room, &mut deleted)?, clock::boot());
         let claimed: Vec<u128> = claimed
             .into_iter()
-            .filter(|(hash, lease)| member::lease::claim(&extension.key_of(*hash), lease, now))
+            .filter(|(hash, lease)| member::liveness::claim(&extension.key_of(*hash), lease, now))
             .map(|(hash, _)| hash)
             .collect();
         if claimed.is_empty() {
@@ -131,7 +131,7 @@ fn lock(
             continue;
         }
         deleted.bytes += size;
-        fitting.push((hash, member::lease::found(&rows, row, [1, 2, 3, 4])));
+        fitting.push((hash, member::liveness::lease_of_query(&rows, row, [1, 2, 3, 4])));
     }
     Ok(fitting)
 }
@@ -188,9 +188,9 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
         }) else {
             continue;
         };
-        let lease = member::lease::found(&rows, row, [3, 4, 5, 6]);
+        let lease = member::liveness::lease_of_query(&rows, row, [3, 4, 5, 6]);
         let key = extension.key_of(hash);
-        let deadline = member::lease::counting(&key, None, &lease, now).unwrap_or(CLAIMED);
+        let deadline = member::liveness::effective_deadline(&key, None, &lease, now).unwrap_or(CLAIMED);
         let slot = Lease {
             deadline,
             last_seen: if deadline == CLAIMED { now } else { deadline.saturating_sub(ttl) },

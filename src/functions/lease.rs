@@ -1,89 +1,14 @@
 //! Leases as SQL sees them: the functions behind the view `online`, and the one that expires a row.
 
-use super::session;
 use crate::error::Result;
-use crate::event::transaction;
-use crate::lease::rule::{self, RowLease, Start};
-use crate::lease::table::{Key, Lease, NEVER, alive};
+use crate::lease::rule::{self, RowLease};
+use crate::lease::table::{Lease, NEVER};
+use crate::member::liveness::{claim, effective_deadline, slot};
 use crate::pg::function::{Call, Query};
-use crate::pg::spi::Rows;
-use crate::shared::control;
 use crate::shared::leases::leases;
-use crate::{clock, extension, settings};
+use crate::{clock, extension};
 use pgrx::pg_sys::Datum;
 use std::cell::Cell;
-use std::sync::atomic::Ordering::*;
-
-pub fn start() -> Start {
-    let control = control();
-    Start {
-        version: control.started_version.load(Relaxed),
-        grace_until: control.started_at.load(Relaxed) + settings::restart_grace(),
-    }
-}
-
-/// The lease of a row that a query found; `columns` are where it has version, generation, deadline and session.
-pub fn found(rows: &Rows, row: usize, columns: [usize; 4]) -> RowLease {
-    let [version, generation, deadline, session] = columns.map(|column| rows.number(row, column));
-    RowLease { read_since: clock::read_since(), version, generation, deadline, ttl: 0, session }
-}
-
-/// The deadline that counts for a row, by the boot clock; None if the member is gone.
-pub fn deadline(key: &Key, row: &RowLease) -> Option<u64> {
-    counting(key, slot(key, row).as_ref(), row, clock::boot())
-}
-
-/// As the rule says; but without a slot nobody could tell a row that its session is over. (A copy of a database and
-/// pg_upgrade bring rows of sessions that this server never had.)
-pub fn counting(key: &Key, slot: Option<&Lease>, row: &RowLease, now: u64) -> Option<u64> {
-    if slot.is_none() && row.session != 0 && !session::is_live(key.database, row.session) {
-        return None;
-    }
-    rule::deadline(slot, row, &start(), now)
-}
-
-/// The slot; for a row of our own making what it will be.
-pub fn slot(key: &Key, row: &RowLease) -> Option<Lease> {
-    pending(key).filter(|lease| lease.version == row.version).or_else(|| leases().read(key))
-}
-
-/// The lease of a member that this transaction has entered or changed, as it would be if that were committed now: with
-/// the heartbeats since.
-pub fn pending(key: &Key) -> Option<Lease> {
-    let lease = transaction::pending_lease(key)?;
-    Some(leases().read(key).map_or(lease, |slot| lease.on_top_of(&slot)))
-}
-
-/// The wall time of a deadline; NULL where no lease ends. (Not infinity, which most drivers cannot read.)
-pub fn expires_at(deadline: u64) -> Option<Datum> {
-    (deadline != NEVER).then(|| Datum::from(clock::wall_of(deadline)))
-}
-
-/// Expire a row whose lease has run out, or whose session is over: true exactly if it is the caller's to delete.
-/// The caller has the row locked.
-pub fn claim(key: &Key, row: &RowLease, now: u64) -> bool {
-    let slot = leases().read(key);
-    if let Some(own) = pending(key).filter(|own| own.version == row.version) {
-        // Our own change ran out before it was committed. Where the slot of that stay has run out as well it is over for
-        // everybody, and no renewal may come between.
-        let over = !alive(own.deadline, now);
-        return over
-            && slot
-                .filter(|slot| slot.generation == row.generation && !alive(slot.deadline, now))
-                .is_none_or(|_| leases().claim(key, row.generation, now, false));
-    }
-    match slot {
-        None => counting(key, None, row, now).is_none(),
-        // The row's commit has not reached the slot yet; it will, and then we look again.
-        Some(slot) if slot.version < row.version => false,
-        Some(slot) if slot.generation != row.generation => false,
-        Some(slot) => leases().claim(key, row.generation, now, session_over(key, &slot)),
-    }
-}
-
-fn session_over(key: &Key, slot: &Lease) -> bool {
-    slot.session != 0 && !session::is_live(key.database, slot.session)
-}
 
 /// (key_hash, version, generation, deadline, session): what a row says of its lease.
 #[derive(Clone, Copy, PartialEq)]
@@ -138,7 +63,7 @@ fn look(asked: &Asked) -> Result<Option<Looked>> {
     let key = extension::current()?.key_of(asked.hash);
     let row = asked.row();
     let (slot, at) = (slot(&key, &row), clock::boot());
-    let deadline = counting(&key, slot.as_ref(), &row, at);
+    let deadline = effective_deadline(&key, slot.as_ref(), &row, at);
     Ok(deadline.map(|deadline| Looked { asked: *asked, slot, deadline, at }))
 }
 
