@@ -4,19 +4,14 @@
 use super::claims::{self, Name};
 use super::client;
 use crate::error::{Error, Result};
-use crate::extension::{self, Extension};
-use crate::member::liveness;
+use crate::extension::Extension;
 use crate::pg::cached::Cached;
-use crate::pg::datum;
 use crate::pg::encoding::{self, encode};
-use crate::pg::function::Call;
-use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::spi::{Connection, Statement};
 use crate::settings;
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid, pg_enc};
-use serde_json::Value;
 use std::cell::Cell;
-use std::collections::HashSet;
 use std::ffi::CStr;
 use std::rc::Rc;
 
@@ -112,6 +107,12 @@ fn identify(roles: &Roles, from: &Claims) -> Identity {
     }
 }
 
+/// Whether the login may say for whom it speaks.
+pub fn may_act_as(extension: &Extension) -> Result<bool> {
+    let roles = roles(extension)?;
+    Ok(roles.trusted_login || roles.superuser_login)
+}
+
 fn roles(extension: &Extension) -> Result<Rc<Roles>> {
     // SAFETY: plain reads of this process's state.
     let (session, current) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::GetUserId()) };
@@ -205,34 +206,7 @@ impl Identity {
         let teams = self.teams.iter().map(|team| [b"team:", team.as_slice()].concat());
         Ok(teams.chain(role_tokens(self.role)?.iter().cloned()).collect())
     }
-
-    /// The rooms where the caller is present right now. Read with the owner's rights, never through the policy
-    /// that asks.
-    pub fn rooms(&self, extension: &Extension) -> Result<Vec<Vec<u8>>> {
-        let Some(user_id) = &self.user_id else { return Ok(Vec::new()) };
-        spi::as_role(extension.owner, || {
-            let connection = Connection::open()?;
-            let rows = connection.run(&ROOMS, &[Some(datum::varlena(user_id))], false)?;
-            let (mut rooms, mut known) = (Vec::new(), HashSet::new());
-            for row in 0..rows.count {
-                let (Some(room), Some(hash)) = (rows.text(row, 0), rows.get(row, 1)) else { continue };
-                // SAFETY: a uuid.
-                let hash = unsafe { datum::hash_of(hash) };
-                let lease = liveness::lease_of_query(&rows, row, [2, 3, 4, 5]);
-                let alive = liveness::deadline(&extension.key_of(hash), &lease).is_some();
-                if alive && known.insert(room) {
-                    rooms.push(room.to_vec());
-                }
-            }
-            Ok(rooms)
-        })
-    }
 }
-
-static ROOMS: Statement = Statement {
-    sql: c"select room, key_hash, version, generation, deadline, session from presence.member where user_id operator(pg_catalog.=) $1",
-    arguments: &[pg_sys::TEXTOID],
-};
 
 static ROLE_NAMES: Statement = Statement {
     sql:
@@ -256,63 +230,3 @@ fn look_up_role_tokens(role: Oid) -> Result<Vec<Vec<u8>>> {
     };
     Ok(names.iter().map(|name| [b"role:", name.as_slice()].concat()).collect())
 }
-
-/// SQL `presence.user_id()`.
-fn user_id(_call: &Call) -> Result<Option<Datum>> {
-    let identity = current(&extension::current()?)?;
-    Ok(identity.user_id.as_deref().map(datum::varlena))
-}
-
-/// SQL `presence.is_service()`.
-fn is_service(_call: &Call) -> Result<Option<Datum>> {
-    Ok(Some(Datum::from(current(&extension::current()?)?.service)))
-}
-
-/// SQL `presence.tokens()`.
-fn tokens(_call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
-    let identity = current(&extension)?;
-    let tokens = identity.tokens(&identity.rooms(&extension)?)?;
-    Ok(Some(datum::text_array(&tokens)))
-}
-
-/// SQL `presence.act_as(user_id, teams)`: the claims of that user, until the transaction ends.
-fn act_as(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
-    client::require_own_session("act_as")?;
-    let roles = roles(&extension)?;
-    if !roles.trusted_login && !roles.superuser_login {
-        return Err(Error::NotTrusted);
-    }
-    let user_id = call.text(0).ok_or(Error::MissingArgument { argument: "user_id" })?;
-    crate::validate::name("user_id", user_id)?;
-    let teams = call.texts(1).map_err(|why| Error::InvalidArgument { argument: "teams", why: why.into() })?;
-    let mut claims = serde_json::json!({ "sub": encoding::decode(user_id) });
-    let mut at = &mut claims;
-    let path = settings::teams_claim();
-    for step in path.split('.').filter(|step| !step.is_empty()) {
-        if !at.is_object() && !at.is_null() {
-            return Err(Error::InvalidArgument {
-                argument: "teams",
-                why: "presence.teams_claim points into another claim.".into(),
-            });
-        }
-        at = &mut at[step];
-    }
-    if let (Some(teams), true) = (teams, at.is_null()) {
-        *at = teams.iter().map(|team| Value::String(encoding::decode(team))).collect();
-    }
-    let connection = Connection::open()?;
-    connection.run(&SET_CLAIMS, &[Some(datum::varlena(&encode(&claims.to_string())))], false)?;
-    Ok(None)
-}
-
-static SET_CLAIMS: Statement = Statement {
-    sql: c"select pg_catalog.set_config('request.jwt.claims', $1, true)",
-    arguments: &[pg_sys::TEXTOID],
-};
-
-crate::sql_function!(presence_user_id, pg_finfo_presence_user_id, user_id);
-crate::sql_function!(presence_is_service, pg_finfo_presence_is_service, is_service);
-crate::sql_function!(presence_tokens, pg_finfo_presence_tokens, tokens);
-crate::sql_function!(presence_act_as, pg_finfo_presence_act_as, act_as);

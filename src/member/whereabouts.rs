@@ -3,10 +3,15 @@
 use super::column::Column;
 use super::row::Row;
 use super::{liveness, scan};
+use crate::access::identity::Identity;
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::pg::datum::hash_of;
+use crate::pg::datum::varlena;
+use crate::pg::spi::{self, Connection, Statement};
+use pgrx::pg_sys;
 use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 /// Members of a user that are looked at, where one answer is as good as another.
 const MOST_LOOKED_AT: usize = 500;
@@ -54,3 +59,30 @@ pub fn is_alive(extension: &Extension, row: &Row) -> bool {
     let key = extension.key_of(unsafe { hash_of(hash) });
     liveness::deadline(&key, &row.lease()).is_some()
 }
+
+/// The rooms where the caller is present right now. Read with the owner's rights, never through the policy
+/// that asks.
+pub fn all_rooms(identity: &Identity, extension: &Extension) -> Result<Vec<Vec<u8>>> {
+    let Some(user_id) = &identity.user_id else { return Ok(Vec::new()) };
+    spi::as_role(extension.owner, || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&ROOMS, &[Some(varlena(user_id))], false)?;
+        let (mut rooms, mut known) = (Vec::new(), HashSet::new());
+        for row in 0..rows.count {
+            let (Some(room), Some(hash)) = (rows.text(row, 0), rows.get(row, 1)) else { continue };
+            // SAFETY: a uuid.
+            let hash = unsafe { hash_of(hash) };
+            let lease = liveness::lease_of_query(&rows, row, [2, 3, 4, 5]);
+            let alive = liveness::deadline(&extension.key_of(hash), &lease).is_some();
+            if alive && known.insert(room) {
+                rooms.push(room.to_vec());
+            }
+        }
+        Ok(rooms)
+    })
+}
+
+static ROOMS: Statement = Statement {
+    sql: c"select room, key_hash, version, generation, deadline, session from presence.member where user_id operator(pg_catalog.=) $1",
+    arguments: &[pg_sys::TEXTOID],
+};
