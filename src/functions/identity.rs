@@ -3,13 +3,12 @@
 use crate::access::client;
 use crate::access::identity::{current, may_act_as};
 use crate::error::{Error, Result};
-use crate::extension;
 use crate::member::whereabouts;
 use crate::pg::datum;
 use crate::pg::encoding::{self, encode};
 use crate::pg::function::Call;
 use crate::pg::spi::{Connection, Statement};
-use crate::settings;
+use crate::{extension, settings};
 use pgrx::pg_sys::{self, Datum};
 use serde_json::Value;
 

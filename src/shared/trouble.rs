@@ -11,7 +11,7 @@ const PARTS: usize = Part::Counting as usize + 1;
 pub enum Part {
     Start = 0,
     /// Whether the worker may stay.
-    House = 1,
+    Maintenance = 1,
     Publishing = 2,
     NotifyQueue = 3,
     Sink = 4,

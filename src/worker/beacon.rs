@@ -4,7 +4,7 @@
 //! A library that reconnects by itself listens to the names that it knows. Whether these are still good says `boot`:
 //! as long as it is the same, nobody was deaf but to what was renamed while they were away.
 
-use super::house::guarded;
+use super::tenancy::guarded;
 use crate::event::channel::boot;
 use crate::event::payload;
 use crate::extension::Extension;

@@ -4,7 +4,7 @@
 //! Counted, not queried each time: two concurrent leaves must give 1 and 0, in the order of the log. A count that is
 //! not known yet is what the table says by the current snapshot, less what that snapshot sees and nobody has published.
 
-use super::gap::{Ready, Window};
+use super::commit_gap::{Ready, Window};
 use super::memory;
 use crate::error::Result;
 use crate::event::record::{Field, Image, Kind, Record};

@@ -9,14 +9,14 @@
 //!             └──▶ somebody waits for the database: YIELDED, exit; the launcher comes back
 //! ```
 
-use super::asking::Asking;
-use super::housekeeping::{Housekeeping, Verdict};
+use super::counts::asking::Asking;
+use super::counts::telling::Telling;
+use super::maintenance::{Maintenance, Verdict};
 use super::place::Place;
 use super::process::{self, transaction};
 use super::publishing::Publishing;
 use super::sweeping::Sweeping;
-use super::telling::Telling;
-use super::{dropped, house, log, publisher};
+use super::{dropped, log, publisher, settings as own_settings};
 use crate::access::narrowing;
 use crate::extension::{self, Extension};
 use crate::pg::spi;
@@ -40,9 +40,9 @@ thread_local! {
 pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     process::install_signals();
     let oid = pg_sys::Oid::from(argument.value() as u32);
-    house::connect(oid, c"presence_ext worker");
-    house::pin_settings(c"off", c"100ms");
-    house::prefer_indexes();
+    process::connect(oid, c"presence_ext worker");
+    own_settings::pin_settings(c"off", c"100ms");
+    own_settings::prefer_indexes();
     let found = transaction(c"starting", || match extension::member_table() {
         Some(_) => {
             let extension = extension::current()?;
@@ -116,7 +116,7 @@ struct Worker {
     telling: Telling,
     asking: Asking,
     sweeping: Sweeping,
-    housekeeping: Housekeeping,
+    maintenance: Maintenance,
 }
 
 impl Worker {
@@ -127,14 +127,14 @@ impl Worker {
             telling: Telling::new(),
             asking: Asking::new(),
             sweeping: Sweeping::new(),
-            housekeeping: Housekeeping::new(),
+            maintenance: Maintenance::new(),
         }
     }
 
     fn run(&mut self) {
         let mut is_stale = false;
         loop {
-            match self.housekeeping.turn(&mut self.extension, &mut self.publishing.publisher, is_stale) {
+            match self.maintenance.turn(&mut self.extension, &mut self.publishing.publisher, is_stale) {
                 Verdict::Stay => {}
                 verdict => return DEPARTING.set(verdict == Verdict::Depart),
             }
@@ -154,7 +154,7 @@ impl Worker {
             .min(self.telling.next(&self.extension, &self.publishing.publisher))
             .min(self.asking.next(&self.extension))
             .min(self.sweeping.next(&self.extension))
-            .min(self.housekeeping.next());
+            .min(self.maintenance.next());
         let sleep = next.saturating_sub(clock::boot());
         // Between two publications commits need not wake us: the clock will.
         let deaf = sleep > 0 && self.publishing.publisher.has_events(&self.extension);

@@ -118,3 +118,12 @@ fn commit() {
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
     }
 }
+
+/// Connect to the database, as nobody in particular.
+pub fn connect(oid: pg_sys::Oid, name: &CStr) {
+    // SAFETY: once, at the start of this process.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
+        pg_sys::pgstat_report_appname(name.as_ptr());
+    }
+}

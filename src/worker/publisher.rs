@@ -8,20 +8,21 @@
 //!    The COMMIT callback marks the records as done: a worker that dies before has published nothing, one that dies
 //!    later everything.
 
-use super::change::{self, Change};
+use super::commit_gap::{Batch, Ready, Window};
+use super::conflation::conflate;
 use super::connections::Connections;
-use super::gap::{Batch, Ready, Window, conflate};
+use super::counts::change::{self, Change};
+use super::counts::rooms::Rooms;
+use super::counts::shown::Shown;
 use super::last_seen::LastSeen;
 use super::log::Log;
 use super::process::transaction;
 use super::resync::{Owed, Resync};
 use super::rights::Rights;
-use super::rooms::Rooms;
 use super::rotation::Rotation;
-use super::shown::Shown;
 use super::stuck::Stuck;
 use super::writer::Writer;
-use super::{house, memory};
+use super::{memory, tenancy};
 use crate::error::{Error, Result};
 use crate::event::record::Kind;
 use crate::extension::Extension;
@@ -204,7 +205,7 @@ impl Publisher {
         let mut done = Done { looked: u64::MAX, ..Done::default() };
         let began = clock::boot();
         let result = transaction(c"publishing events", || {
-            if !house::is_still_ours(extension)? {
+            if !tenancy::is_still_ours(extension)? {
                 return Ok(Outcome::Stale);
             }
             let Some(window) = Window::open(extension)? else { return Ok(Outcome::Blocked) };

@@ -1,9 +1,11 @@
 //! When to publish: at once when idle, then at most every `presence.notify_delay`.
 
-use super::house;
+use super::process::transaction;
 use super::publisher::{Outcome, Publisher};
 use super::step::Step;
 use crate::extension::Extension;
+use crate::pg::spi::Connection;
+use crate::pg::subtransaction::Failure;
 use crate::shared::Database;
 use crate::shared::trouble::Part;
 use crate::{clock, settings};
@@ -79,7 +81,7 @@ impl Publishing {
                     );
                 }
                 // It is tried again when it is full again.
-                if let Err(failure) = house::make_room_in_notify_queue() {
+                if let Err(failure) = make_room_in_notify_queue() {
                     database.trouble.failed(Part::NotifyQueue, &failure.message);
                 }
             }
@@ -88,4 +90,13 @@ impl Publishing {
         }
         true
     }
+}
+
+/// Room in the NOTIFY queue that listeners have given back. PostgreSQL takes it back when somebody sends, which a full
+/// queue refuses, and when somebody asks how full it is.
+pub fn make_room_in_notify_queue() -> std::result::Result<(), Failure> {
+    transaction(c"looking at the NOTIFY queue", || {
+        Connection::open()?.run_text(c"select pg_catalog.pg_notification_queue_usage()", false)?;
+        Ok(())
+    })
 }

@@ -6,7 +6,7 @@ use super::launcher::background_worker;
 use super::place::Place;
 use super::process::{self, transaction};
 use super::sweeper::raw_length;
-use super::{house, memory};
+use super::{memory, settings as own_settings, tenancy};
 use crate::error::{Error, Result, printable};
 use crate::extension::{self, Extension};
 use crate::pg::datum::varlena;
@@ -59,13 +59,13 @@ pub fn start_if_wanted(database: &'static Database) {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn presence_sink_worker(argument: Datum) {
     process::install_signals();
-    house::connect(pg_sys::Oid::from(argument.value() as u32), c"presence_ext sink");
+    process::connect(pg_sys::Oid::from(argument.value() as u32), c"presence_ext sink");
     // SAFETY: a zero-terminated string of the settings.
     let search_path =
         unsafe { CStr::from_ptr(pg_sys::GetConfigOption(c"search_path".as_ptr(), false, false)) };
     SEARCH_PATH.set(search_path.to_bytes().to_vec());
     // What a sink has committed, a crash must not undo: the log it was read from would be gone.
-    house::pin_settings(c"on", c"30s");
+    own_settings::pin_settings(c"on", c"30s");
     let Ok(extension) = transaction(c"starting", || match extension::member_table() {
         Some(_) => extension::current(),
         None => Err(Error::NotInstalled),
@@ -83,11 +83,11 @@ pub extern "C-unwind" fn presence_sink_worker(argument: Datum) {
 
 fn run(extension: &Extension) {
     let mut failures = 0u32;
-    let mut housekeeping = 0;
+    let mut maintenance = 0;
     loop {
         let now = clock::boot();
-        if now >= housekeeping + SECOND {
-            housekeeping = now;
+        if now >= maintenance + SECOND {
+            maintenance = now;
             if !may_stay(extension).unwrap_or(false) {
                 return;
             }
@@ -126,8 +126,8 @@ fn run(extension: &Extension) {
 fn may_stay(extension: &Extension) -> std::result::Result<bool, Failure> {
     let present = transaction(c"looking for the extension", || Ok(extension::member_table()))?;
     Ok(present == Some(extension.member)
-        && !house::somebody_waits_for_the_database()?
-        && house::read_database_settings()?
+        && !tenancy::somebody_waits_for_the_database()?
+        && own_settings::read_database_settings()?
         && !settings::sink().is_empty())
 }
 

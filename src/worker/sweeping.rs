@@ -1,11 +1,11 @@
 //! When to sweep, and what with: a portion a turn. A member that cannot be deleted holds up only itself.
 
-use super::house::guarded;
 use super::overdue::Overdue;
 use super::publishing::Publishing;
 use super::step::Step;
 use super::stuck::{Stuck, by_halves};
 use super::sweeper::{self, Room};
+use super::tenancy::guarded;
 use super::walk::{Due, Walk};
 use crate::extension::Extension;
 use crate::pg::spi;

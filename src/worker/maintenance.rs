@@ -5,7 +5,7 @@ use super::beacon::Beacon;
 use super::process::{read_configuration, transaction};
 use super::publisher::Publisher;
 use super::step::Step;
-use super::{dropped, house, sink};
+use super::{dropped, settings as own_settings, sink, tenancy};
 use crate::access::narrowing;
 use crate::clock;
 use crate::extension::{self, Extension};
@@ -32,7 +32,7 @@ pub enum Verdict {
     BeginAnew,
 }
 
-pub struct Housekeeping {
+pub struct Maintenance {
     last: u64,
     staying: Step,
     settings: Step,
@@ -44,11 +44,11 @@ pub struct Housekeeping {
     tombstones: Tombstones,
 }
 
-impl Housekeeping {
-    pub fn new() -> Housekeeping {
-        Housekeeping {
+impl Maintenance {
+    pub fn new() -> Maintenance {
+        Maintenance {
             last: 0,
-            staying: Step::new(Part::House, "looking for the extension"),
+            staying: Step::new(Part::Maintenance, "looking for the extension"),
             settings: Step::new(Part::Settings, "reading settings"),
             rotation: Step::new(Part::LogRotation, "rotating the event log"),
             relisten: Step::new(Part::Relisten, "telling listeners to listen again"),
@@ -70,7 +70,7 @@ impl Housekeeping {
         if let Some(differences) = narrowing::news(database) {
             // A session may have read the file before we were told to.
             read_configuration();
-            match self.settings.attempt(database, house::read_database_settings) {
+            match self.settings.attempt(database, own_settings::read_database_settings) {
                 Some(true) => narrowing::looked(differences),
                 Some(false) => return Verdict::BeginAnew,
                 None => {}
@@ -84,7 +84,7 @@ impl Housekeeping {
             return verdict;
         }
         self.last = now;
-        if self.settings.attempt(database, house::read_database_settings) == Some(false) {
+        if self.settings.attempt(database, own_settings::read_database_settings) == Some(false) {
             return Verdict::BeginAnew;
         }
         sink::start_if_wanted(database);
@@ -119,7 +119,7 @@ fn still_wanted(extension: &mut Extension) -> Result<Verdict, Failure> {
     }
     // It may have another owner.
     *extension = present;
-    if house::somebody_waits_for_the_database()? {
+    if tenancy::somebody_waits_for_the_database()? {
         database.worker.set_state(WorkerState::Yielded);
         return Ok(Verdict::Depart);
     }

@@ -1,21 +1,14 @@
-//! What the workers of a database have in common: how they connect, which settings they keep to, when they must go.
+//! The settings that a worker keeps to, and those of its database, which it follows.
 
 use super::process::transaction;
-use crate::error::Error;
-use crate::extension::{self, Extension};
 use crate::pg::spi::{Connection, Statement};
 use crate::pg::subtransaction::Failure;
 use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 
-/// Connect to the database, as nobody in particular.
-pub fn connect(oid: pg_sys::Oid, name: &CStr) {
-    // SAFETY: once, at the start of this process.
-    unsafe {
-        pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
-        pg_sys::pgstat_report_appname(name.as_ptr());
-    }
+thread_local! {
+    static APPLIED: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What ALTER DATABASE or ALTER SYSTEM may have set must not stop us.
@@ -61,10 +54,6 @@ static DATABASE_SETTINGS: Statement = Statement {
     arguments: &[],
 };
 
-thread_local! {
-    static APPLIED: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-}
-
 /// ALTER DATABASE ... SET presence.… reaches new sessions by itself, and us, who stay, by looking. False: a setting
 /// was taken back; begin anew with what is left.
 pub fn read_database_settings() -> Result<bool, Failure> {
@@ -99,61 +88,4 @@ pub fn read_database_settings() -> Result<bool, Failure> {
         }
     }
     Ok(true)
-}
-
-/// Whether the extension is still the one that this worker knows, with the owner as whom it works; from then on, until the transaction ends, it is:
-/// DROP EXTENSION waits for our lock.
-pub fn is_still_ours(known: &Extension) -> Result<bool, Error> {
-    // SAFETY: a lock on an oid; if the table is gone, the look-up after it says so.
-    if !unsafe { pg_sys::ConditionalLockRelationOid(known.member, pg_sys::AccessShareLock as i32) } {
-        return Ok(false);
-    }
-    match extension::current() {
-        Ok(found) => Ok((found.member, found.owner) == (known.member, known.owner)),
-        Err(Error::NotInstalled) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// A transaction on the extension's tables. None: the extension is not the one we know any more.
-pub fn guarded<T>(
-    known: &Extension,
-    activity: &CStr,
-    body: impl FnOnce() -> Result<T, Error>,
-) -> Result<Option<T>, Failure> {
-    transaction(activity, || if is_still_ours(known)? { body().map(Some) } else { Ok(None) })
-}
-
-/// DROP DATABASE, ALTER DATABASE and CREATE DATABASE ... TEMPLATE hold a lock on the database and wait for
-/// everybody to leave it. A lock that we cannot get at once means that one of them waits.
-pub fn somebody_waits_for_the_database() -> Result<bool, Failure> {
-    transaction(c"looking who waits for the database", || {
-        // SAFETY: the lock tag of a database, as LockSharedObject makes it; released below.
-        unsafe {
-            let tag = pg_sys::LOCKTAG {
-                locktag_field1: 0,
-                locktag_field2: u32::from(pg_sys::Oid::from(pg_sys::BuiltinOid::DatabaseRelationId)),
-                locktag_field3: u32::from(pg_sys::MyDatabaseId),
-                locktag_field4: 0,
-                locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
-                locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
-            };
-            let mode = pg_sys::RowExclusiveLock as i32;
-            let got = pg_sys::LockAcquire(&tag, mode, false, true);
-            if got == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
-                return Ok::<bool, Error>(true);
-            }
-            pg_sys::LockRelease(&tag, mode, false);
-        }
-        Ok(false)
-    })
-}
-
-/// Room in the NOTIFY queue that listeners have given back. PostgreSQL takes it back when somebody sends, which a full
-/// queue refuses, and when somebody asks how full it is.
-pub fn make_room_in_notify_queue() -> std::result::Result<(), Failure> {
-    transaction(c"looking at the NOTIFY queue", || {
-        Connection::open()?.run_text(c"select pg_catalog.pg_notification_queue_usage()", false)?;
-        Ok(())
-    })
 }

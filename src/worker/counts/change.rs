@@ -1,10 +1,10 @@
 //! What an event does to the numbers of its room. It follows from what `Connections` counts: whoever enters with a first
 //! member is one user more.
 
-use super::connections::Counted;
 use crate::event::channel::{Channel, room_cell};
 use crate::event::record::{Field, Kind, Record};
 use crate::extension::{Extension, Purpose};
+use crate::worker::connections::Counted;
 
 pub struct Change {
     /// By hash.

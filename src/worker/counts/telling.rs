@@ -6,14 +6,8 @@
 //! have a new name carries none.
 
 use super::change::is_listened_to;
-use super::gap::Window;
-use super::memory::{self, Scratch};
-use super::process::transaction;
-use super::publisher::Publisher;
+use super::counting;
 use super::rooms::{Due, Outcome};
-use super::step::Step;
-use super::writer::{self, memory_of};
-use super::{counting, house};
 use crate::access::narrowing;
 use crate::error::Result;
 use crate::event::channel::{Channel, SERVICE, Scope, fewest, in_room};
@@ -26,6 +20,13 @@ use crate::pg::spi;
 use crate::pg::subtransaction::Failure;
 use crate::shared::numbers::Numbers;
 use crate::shared::trouble::Part;
+use crate::worker::commit_gap::Window;
+use crate::worker::memory::{self, Scratch};
+use crate::worker::process::transaction;
+use crate::worker::publisher::Publisher;
+use crate::worker::step::Step;
+use crate::worker::tenancy;
+use crate::worker::writer::{self, memory_of};
 use crate::{clock, settings};
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
@@ -93,7 +94,7 @@ impl Publisher {
     fn tell_numbers(&mut self, extension: &Extension, due: &[Due]) -> std::result::Result<bool, Failure> {
         let began = clock::boot();
         let told = transaction(c"telling how many there are", || {
-            if !house::is_still_ours(extension)? {
+            if !tenancy::is_still_ours(extension)? {
                 return Ok(None);
             }
             let Some(window) = Window::open(extension)? else { return Ok(Some(Told::default())) };

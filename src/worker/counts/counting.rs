@@ -1,9 +1,6 @@
 //! Counts rooms as they were published: what the table says by the snapshot of a window, less what that snapshot sees and
 //! nobody has published. Users are counted exactly, in bounded memory: where there are too many, part by part.
 
-use super::connections::effects;
-use super::gap::Window;
-use super::memory::{self, Scratch};
 use crate::error::Result;
 use crate::event::record::Field;
 use crate::extension::Extension;
@@ -11,6 +8,9 @@ use crate::member::column::Column;
 use crate::member::scan;
 use crate::pg::datum::bytes_of;
 use crate::shared::numbers::Numbers;
+use crate::worker::commit_gap::Window;
+use crate::worker::connections::effects;
+use crate::worker::memory::{self, Scratch};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 

@@ -9,9 +9,9 @@
 //! ```
 
 use super::change::Change;
-use super::memory;
 use super::shown::{Show, Shown};
 use crate::shared::numbers::Numbers;
+use crate::worker::memory;
 use std::collections::{BTreeSet, HashMap};
 
 /// A room is told of at most this often.

@@ -4,13 +4,13 @@
 
 use super::process;
 use crate::error::Result;
-use crate::event::record::{Head, Kind, Record};
+use crate::event::record::{Head, Record};
 use crate::event::ring::{Place, Ring};
 use crate::extension::Extension;
 use crate::shared::{Process, processes};
 use pgrx::pg_sys;
 use std::cell::Cell;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::sync::atomic::Ordering::*;
 
 /// A record that may be published, and where it lies in the ring, with those that were conflated into it.
@@ -153,28 +153,4 @@ impl Window {
         self.ring.advance();
         Batch { ready, more, leaves, left_from }
     }
-}
-
-/// Of several updates of a member in a row only the newest goes out, with the oldest audience that has not heard.
-pub fn conflate(records: Vec<Ready>) -> Vec<Ready> {
-    let mut kept: Vec<Option<Ready>> = Vec::with_capacity(records.len());
-    let mut last: HashMap<u128, usize> = HashMap::new();
-    for mut ready in records {
-        let record = &mut ready.record;
-        let previous = last.insert(record.hash, kept.len()).filter(|_| record.kind != Kind::Room);
-        if record.kind == Kind::Update
-            && let Some(place) = previous
-            && kept[place].as_ref().is_some_and(|earlier| earlier.record.kind == Kind::Update)
-            && let Some(earlier) = kept[place].take()
-        {
-            record.back |= earlier.record.back;
-            if earlier.record.old.is_some() {
-                record.old = earlier.record.old;
-                record.hidden_version = earlier.record.hidden_version;
-            }
-            ready.positions.extend(earlier.positions);
-        }
-        kept.push(Some(ready));
-    }
-    kept.into_iter().flatten().collect()
 }

@@ -2,16 +2,17 @@
 //! somebody asks. In transactions of their own, as what is told.
 
 use super::change::key;
-use super::gap::Window;
-use super::process::transaction;
-use super::publisher::Publisher;
-use super::step::Step;
-use super::{counting, house};
+use super::counting;
 use crate::clock;
 use crate::extension::Extension;
 use crate::pg::spi;
 use crate::pg::subtransaction::Failure;
 use crate::shared::trouble::Part;
+use crate::worker::commit_gap::Window;
+use crate::worker::process::transaction;
+use crate::worker::publisher::Publisher;
+use crate::worker::step::Step;
+use crate::worker::tenancy;
 
 pub struct Asking {
     step: Step,
@@ -57,7 +58,7 @@ impl Publisher {
         }
         let names: Vec<&[u8]> = unknown.iter().map(Vec::as_slice).collect();
         let counted = transaction(c"counting rooms", || {
-            if !house::is_still_ours(extension)? {
+            if !tenancy::is_still_ours(extension)? {
                 return Ok(None);
             }
             // They will be asked for again.

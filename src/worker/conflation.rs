@@ -1,0 +1,29 @@
+//! Several updates of a member in one batch go out as one.
+
+use super::commit_gap::Ready;
+use crate::event::record::Kind;
+use std::collections::HashMap;
+
+/// Of several updates of a member in a row only the newest goes out, with the oldest audience that has not heard.
+pub fn conflate(records: Vec<Ready>) -> Vec<Ready> {
+    let mut kept: Vec<Option<Ready>> = Vec::with_capacity(records.len());
+    let mut last: HashMap<u128, usize> = HashMap::new();
+    for mut ready in records {
+        let record = &mut ready.record;
+        let previous = last.insert(record.hash, kept.len()).filter(|_| record.kind != Kind::Room);
+        if record.kind == Kind::Update
+            && let Some(place) = previous
+            && kept[place].as_ref().is_some_and(|earlier| earlier.record.kind == Kind::Update)
+            && let Some(earlier) = kept[place].take()
+        {
+            record.back |= earlier.record.back;
+            if earlier.record.old.is_some() {
+                record.old = earlier.record.old;
+                record.hidden_version = earlier.record.hidden_version;
+            }
+            ready.positions.extend(earlier.positions);
+        }
+        kept.push(Some(ready));
+    }
+    kept.into_iter().flatten().collect()
+}
