@@ -26,7 +26,7 @@ pub struct Extension {
     pub member: Oid,
     /// The row type of the view `online`.
     pub online: Oid,
-    pub owner: Oid,
+    pub owner_role: Oid,
     pub database: &'static Database,
     pub database_index: u32,
     /// That of the catalog, when it was looked up.
@@ -166,7 +166,7 @@ fn look_up() -> Result<Extension> {
     let view = relation(c"online").ok_or(Error::NotInstalled)?;
     watch(member, view);
     // SAFETY: catalog look-ups of relations that exist.
-    let (owner, online) = unsafe {
+    let (owner_role, online) = unsafe {
         let tuple =
             pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, pg_sys::Datum::from(member));
         if tuple.is_null() {
@@ -180,7 +180,7 @@ fn look_up() -> Result<Extension> {
     // SAFETY: set when the process connected to its database.
     let database = Database::get(unsafe { pg_sys::MyDatabaseId })?;
     let database_index = database.index() as u32;
-    Ok(Extension { member, online, owner, database, database_index, epoch, secret })
+    Ok(Extension { member, online, owner_role, database, database_index, epoch, secret })
 }
 
 /// A column of the only row of `secret`, by its number. Read whoever owns the table: whether we know our own keys is no

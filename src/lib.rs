@@ -53,7 +53,7 @@ pub extern "C-unwind" fn _PG_init() {
         return;
     }
     quiet_backtraces();
-    settings::define();
+    settings::define(access::narrowing::HOOKS);
     shared::startup::install_hooks();
     event::transaction::register_callbacks();
     event::holding::register_callbacks();

@@ -1,12 +1,11 @@
 //! Every setting. docs/reference.md has a row for each; a test compares the two.
 
-use crate::access::narrowing;
 use crate::pg::encoding::decode;
 use crate::validate;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::{PostgresGucEnum, pg_guard, pg_sys};
 use std::cell::Cell;
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
 pub enum MemberIds {
@@ -66,7 +65,13 @@ thread_local! {
     static IDENTITY_EPOCH: Cell<u64> = const { Cell::new(0) };
 }
 
-pub fn define() {
+/// Who wants to know when a setting gets another value.
+pub struct Hooks {
+    pub authorizer: unsafe extern "C-unwind" fn(*const c_char, *mut c_void),
+    pub notify_payload: unsafe extern "C-unwind" fn(c_int, *mut c_void),
+}
+
+pub fn define(hooks: Hooks) {
     let postmaster = GucContext::Postmaster;
     int(
         c"presence.max_members",
@@ -226,7 +231,7 @@ pub fn define() {
             GucContext::Suset,
             GucFlags::empty(),
             None,
-            Some(narrowing::authorizer),
+            Some(hooks.authorizer),
             None,
         );
     }
@@ -249,7 +254,7 @@ pub fn define() {
             GucContext::Suset,
             GucFlags::empty(),
             None,
-            Some(narrowing::notify_payload),
+            Some(hooks.notify_payload),
             None,
         );
     }

@@ -134,7 +134,7 @@ fn look_up_roles(extension: &Extension, session: Oid, current: Oid, epoch: Epoch
         anonymous: listed(settings::anonymous_roles(), &name),
         // SAFETY: look-ups by role; superusers have every privilege.
         service: unsafe { pg_sys::superuser_arg(current) || pg_sys::has_bypassrls_privilege(current) }
-            || current == extension.owner
+            || current == extension.owner_role
             || listed(settings::service_roles(), &name),
         name,
     }

@@ -2,6 +2,7 @@
 //! worker, which stays, has to look. So a session that gets another value than the worker goes by tells it, and until
 //! the worker has looked it rings doorbells only: what narrows holds for events no later than for sessions.
 
+use crate::settings;
 use crate::shared::database::{Narrowing, Narrows};
 use crate::shared::{self, Database};
 use pgrx::{pg_guard, pg_sys};
@@ -39,9 +40,11 @@ pub fn looked(differences: u64) {
     LOOKED.set(differences);
 }
 
+pub const HOOKS: settings::Hooks = settings::Hooks { authorizer, notify_payload };
+
 /// Assign hook of `presence.authorizer`.
 #[pg_guard]
-pub unsafe extern "C-unwind" fn authorizer(value: *const c_char, _extra: *mut c_void) {
+unsafe extern "C-unwind" fn authorizer(value: *const c_char, _extra: *mut c_void) {
     // SAFETY: the new value, a zero-terminated string or null.
     let value = unsafe { if value.is_null() { &[][..] } else { CStr::from_ptr(value).to_bytes() } };
     authorizer_is(value);
@@ -49,7 +52,7 @@ pub unsafe extern "C-unwind" fn authorizer(value: *const c_char, _extra: *mut c_
 
 /// Assign hook of `presence.notify_payload`.
 #[pg_guard]
-pub unsafe extern "C-unwind" fn notify_payload(value: c_int, _extra: *mut c_void) {
+unsafe extern "C-unwind" fn notify_payload(value: c_int, _extra: *mut c_void) {
     notify_payload_is(value);
 }
 

@@ -147,7 +147,7 @@ fn has_policies_of_old(extension: &Extension) -> Result<Option<bool>> {
         None
     } else {
         let made = extension::secret_column(2)?;
-        let now = spi::as_role(extension.owner, || {
+        let now = spi::as_role(extension.owner_role, || {
             let connection = Connection::open()?;
             let rows = connection.run(&TEXT, &[], false)?;
             Ok(rows.text(0, 0).map(<[u8]>::to_vec))

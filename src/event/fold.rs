@@ -43,7 +43,7 @@ pub enum What {
         reason: Reason,
     },
     /// No member's change.
-    Told(Kind),
+    Signal(Kind),
 }
 
 impl What {
@@ -51,14 +51,14 @@ impl What {
     pub fn lease(&self) -> Option<&Lease> {
         match self {
             What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => Some(lease),
-            What::Renew { .. } | What::Leave { .. } | What::Told(_) => None,
+            What::Renew { .. } | What::Leave { .. } | What::Signal(_) => None,
         }
     }
 
     pub fn lease_mut(&mut self) -> Option<&mut Lease> {
         match self {
             What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => Some(lease),
-            What::Renew { .. } | What::Leave { .. } | What::Told(_) => None,
+            What::Renew { .. } | What::Leave { .. } | What::Signal(_) => None,
         }
     }
 }
@@ -106,7 +106,7 @@ impl<'a> Net<'a> {
                     self.old = Some((old, change.version - 1));
                 }
             }
-            What::Quiet { .. } | What::Told(_) => self.last = Some(change),
+            What::Quiet { .. } | What::Signal(_) => self.last = Some(change),
             What::Renew { stay } => self.renewed = Some(*stay),
             What::Leave { reason } => {
                 if !self.entered && self.left.is_none() {
@@ -135,13 +135,13 @@ impl<'a> Net<'a> {
     fn records(&self, xid: u32, ran_out: impl Fn(&Lease) -> bool, out: &mut Vec<Record>) {
         if let Some(Leave { change, reason, image }) = &self.left {
             let mut leave = record(change, Kind::Leave, *reason, image, None, xid, change.version);
-            leave.hidden_version = self.gone_version.unwrap_or(change.version);
+            leave.hidden_leave_version = self.gone_version.unwrap_or(change.version);
             out.push(leave);
         }
         let Some(last) = self.last else { return };
         let lease = match &last.what {
             What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => lease,
-            What::Told(kind) => {
+            What::Signal(kind) => {
                 return out.push(record(last, *kind, Reason::None, &last.image, None, xid, 0));
             }
             What::Renew { .. } | What::Leave { .. } => return,
@@ -151,7 +151,7 @@ impl<'a> Net<'a> {
             out.push(record(last, Kind::Enter, Reason::None, &last.image, None, xid, generation));
         } else if self.told || back {
             let update = record(last, Kind::Update, Reason::None, &last.image, self.old, xid, generation);
-            out.push(Record { back, ..update });
+            out.push(Record { revived: back, ..update });
         }
     }
 }
@@ -172,12 +172,12 @@ fn record(
         relation: change.key.relation,
         hash: change.key.hash,
         version: change.version,
-        hidden_version: old.map_or(0, |(_, version)| version),
+        hidden_leave_version: old.map_or(0, |(_, version)| version),
         generation,
         at: change.at,
         joined_at: change.joined_at,
         seen_at: change.seen_at,
-        back: false,
+        revived: false,
         image: image.clone(),
         old: old.map(|(image, _)| image.clone()),
     }
@@ -281,7 +281,7 @@ mod tests {
         let changes = [update(2, Some(image("a"))), update(4, Some(image("b")))];
         let (_, records) = fold(&changes, 1, in_time);
         assert_eq!(records.len(), 1);
-        assert_eq!((records[0].version, records[0].hidden_version), (4, 1));
+        assert_eq!((records[0].version, records[0].hidden_leave_version), (4, 1));
         assert_eq!(records[0].old, Some(image("a")));
     }
 
@@ -311,10 +311,10 @@ mod tests {
     fn any_change_tells_of_a_member_that_comes_back() {
         for what in [What::Quiet { lease: lease(2) }, What::Update { lease: lease(2), old: None }] {
             let (_, records) = fold(&[change(2, what)], 1, |_, _| true);
-            assert_eq!((records.len(), records[0].kind, records[0].back), (1, Kind::Update, true));
+            assert_eq!((records.len(), records[0].kind, records[0].revived), (1, Kind::Update, true));
         }
         let (_, records) = fold(&[enter(2), update(3, None)], 1, |_, _| true);
-        assert_eq!((records[0].kind, records[0].back), (Kind::Enter, false));
+        assert_eq!((records[0].kind, records[0].revived), (Kind::Enter, false));
     }
 
     proptest! {

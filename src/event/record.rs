@@ -134,7 +134,7 @@ pub struct Record {
     pub version: u64,
     /// With `old`: the version of the leave that those hear who lose sight of the member. Of a leave: the version of
     /// its tombstone, which is newer if the transaction entered and left again.
-    pub hidden_version: u64,
+    pub hidden_leave_version: u64,
     pub generation: u64,
     /// timestamptz
     pub at: i64,
@@ -142,7 +142,7 @@ pub struct Record {
     /// When the member was last seen: before `at` if it expired.
     pub seen_at: i64,
     /// Of an update: nobody saw the member before, for its lease ran out while the change was on its way.
-    pub back: bool,
+    pub revived: bool,
     pub image: Image,
     /// Of a changed audience: the member as the old audience saw it last.
     pub old: Option<Image>,
@@ -184,7 +184,7 @@ impl Record {
         into.extend(self.xid.to_le_bytes());
         into.extend(self.relation.to_le_bytes());
         into.extend(self.hash.to_le_bytes());
-        for number in [self.version, self.hidden_version, self.generation] {
+        for number in [self.version, self.hidden_leave_version, self.generation] {
             into.extend(number.to_le_bytes());
         }
         for time in [self.at, self.joined_at, self.seen_at] {
@@ -193,7 +193,7 @@ impl Record {
         let old = self.old.as_ref().map_or(&[][..], |old| &old.0);
         into.extend((self.image.0.len() as u32).to_le_bytes());
         into.extend((old.len() as u32).to_le_bytes());
-        into.extend([self.kind as u8, self.reason as u8, self.back as u8, 0, 0, 0, 0, 0]);
+        into.extend([self.kind as u8, self.reason as u8, self.revived as u8, 0, 0, 0, 0, 0]);
         into.extend(&self.image.0);
         into.extend(old);
         into.resize(start + (into.len() - start).next_multiple_of(8), 0);
@@ -232,8 +232,8 @@ impl Record {
                 _ => return None,
             },
             reason: Reason::from_byte(*bytes.get(at + 81)?),
-            back: *bytes.get(at + 82)? != 0,
-            hidden_version: read_u64(bytes, at + 32)?,
+            revived: *bytes.get(at + 82)? != 0,
+            hidden_leave_version: read_u64(bytes, at + 32)?,
             generation: read_u64(bytes, at + 40)?,
             at: read_u64(bytes, at + 48)? as i64,
             joined_at: read_u64(bytes, at + 56)? as i64,
@@ -271,9 +271,9 @@ pub mod strategies {
             versions in any::<[u64; 3]>(), times in any::<[i64; 3]>(), back in any::<bool>(),
             image in image(), old in option::of(image()),
         ) -> Record {
-            let ([version, hidden_version, generation], [at, joined_at, seen_at]) = (versions, times);
+            let ([version, hidden_leave_version, generation], [at, joined_at, seen_at]) = (versions, times);
             let reason = Reason::from_byte(reason);
-            Record { kind, reason, xid, relation, hash, version, hidden_version, generation, at, joined_at, seen_at, back, image, old }
+            Record { kind, reason, xid, relation, hash, version, hidden_leave_version, generation, at, joined_at, seen_at, revived: back, image, old }
         }
     }
 }

@@ -106,7 +106,7 @@ pub fn leave_seat() {
 }
 
 /// Something to tell that is no member's change: a room's metadata, a wish to rotate channels.
-pub fn tell(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
+pub fn signal(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
     let image = Image::new(fields);
     let whose = image.get(Field::Room).or(image.get(Field::UserId)).unwrap_or_default();
     let hash = (kind as u128) << 64 | extension.hash(Purpose::Told, &[whose]) as u128;
@@ -116,7 +116,7 @@ pub fn tell(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
         extension,
         Change {
             key,
-            what: What::Told(kind),
+            what: What::Signal(kind),
             version,
             at: clock::wall(),
             joined_at: 0,
@@ -128,7 +128,7 @@ pub fn tell(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
 }
 
 /// A worker is wanted in this database once the transaction is committed.
-pub fn announce(database: &'static Database) {
+pub fn want_worker(database: &'static Database) {
     BUFFER.with_borrow_mut(|buffer| buffer.announced = Some(database));
 }
 

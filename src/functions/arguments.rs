@@ -48,7 +48,7 @@ static NEWEST: Statement =
 /// SQL `_presence._log_position()`: the newest seq that this statement's snapshot sees, whoever may see its row.
 fn log_position(_call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    let newest = spi::as_role(extension.owner, || {
+    let newest = spi::as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&NEWEST, &[], false)?;
         Ok(rows.get(0, 0).map(|seq| seq.value() as i64))

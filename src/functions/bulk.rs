@@ -268,10 +268,10 @@ fn forget(call: &Call) -> Result<Option<Datum>> {
     if !identity::current(&extension)?.service {
         return Err(Error::ServiceOnly { what: "forget a user" });
     }
-    delete::everything_of(user_id, None)?;
+    delete::delete_members_of(user_id, None)?;
     // What the worker has not written yet, it shall not write.
-    transaction::tell(&extension, Kind::Forget, [None, None, None, Some(user_id), None, None, None, None]);
-    spi::as_role(extension.owner, || {
+    transaction::signal(&extension, Kind::Forget, [None, None, None, Some(user_id), None, None, None, None]);
+    spi::as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         [&last_seen::FORGET, &log::FORGET]
             .into_iter()

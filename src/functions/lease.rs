@@ -12,7 +12,7 @@ use std::cell::Cell;
 
 /// (key_hash, version, generation, deadline, session): what a row says of its lease.
 #[derive(Clone, Copy, PartialEq)]
-struct Asked {
+struct LeaseArguments {
     hash: u128,
     version: u64,
     generation: u64,
@@ -20,9 +20,9 @@ struct Asked {
     session: u64,
 }
 
-impl Asked {
-    fn of(call: &Call) -> Option<Asked> {
-        Some(Asked {
+impl LeaseArguments {
+    fn of(call: &Call) -> Option<LeaseArguments> {
+        Some(LeaseArguments {
             hash: call.hash(0)?,
             version: call.bigint(1)? as u64,
             generation: call.bigint(2)? as u64,
@@ -32,15 +32,15 @@ impl Asked {
     }
 
     fn row(&self) -> RowLease {
-        let Asked { version, generation, deadline, session, .. } = *self;
+        let LeaseArguments { version, generation, deadline, session, .. } = *self;
         RowLease { read_since: clock::read_since(), version, generation, deadline, ttl: 0, session }
     }
 }
 
 /// What was found out of a row.
 #[derive(Clone, Copy)]
-struct Looked {
-    asked: Asked,
+struct Found {
+    asked: LeaseArguments,
     slot: Option<Lease>,
     deadline: u64,
     at: u64,
@@ -55,28 +55,28 @@ enum Question {
 
 thread_local! {
     /// Of the row that `_is_alive` let pass last, and which questions it has answered since; until its query ends.
-    static LOOKED: Cell<Option<(Query, Looked, Option<Question>)>> = const { Cell::new(None) };
+    static FOUND: Cell<Option<(Query, Found, Option<Question>)>> = const { Cell::new(None) };
 }
 
 /// Whether a row's member is here, by the clock.
-fn look(asked: &Asked) -> Result<Option<Looked>> {
+fn look(asked: &LeaseArguments) -> Result<Option<Found>> {
     let key = extension::current()?.key_of(asked.hash);
     let row = asked.row();
     let (slot, at) = (slot(&key, &row), clock::boot());
     let deadline = effective_deadline(&key, slot.as_ref(), &row, at);
-    Ok(deadline.map(|deadline| Looked { asked: *asked, slot, deadline, at }))
+    Ok(deadline.map(|deadline| Found { asked: *asked, slot, deadline, at }))
 }
 
 /// The columns of a row show what let it pass, and need not look again: once each, so that the answer is of now.
-fn looked(call: &Call, question: Question) -> Result<Option<Looked>> {
-    let Some(asked) = Asked::of(call) else { return Ok(None) };
+fn looked(call: &Call, question: Question) -> Result<Option<Found>> {
+    let Some(asked) = LeaseArguments::of(call) else { return Ok(None) };
     let query = call.query();
-    match LOOKED.take() {
+    match FOUND.take() {
         Some((of, looked, answered))
             if of == query && looked.asked == asked && answered != Some(question) =>
         {
             // The second question is the last.
-            LOOKED.set(answered.is_none().then_some((query, looked, Some(question))));
+            FOUND.set(answered.is_none().then_some((query, looked, Some(question))));
             Ok(Some(looked))
         }
         _ => look(&asked),
@@ -85,12 +85,12 @@ fn looked(call: &Call, question: Question) -> Result<Option<Looked>> {
 
 /// SQL `_presence._is_alive(key_hash, version, generation, deadline, session)`.
 fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
-    let looked = Asked::of(call).map_or(Ok(None), |asked| look(&asked))?;
+    let looked = LeaseArguments::of(call).map_or(Ok(None), |asked| look(&asked))?;
     let query = call.query();
-    LOOKED.set(looked.map(|looked| (query, looked, None)));
+    FOUND.set(looked.map(|looked| (query, looked, None)));
     call.when_query_ends(move || {
-        if LOOKED.get().is_some_and(|(of, ..)| of == query) {
-            LOOKED.set(None);
+        if FOUND.get().is_some_and(|(of, ..)| of == query) {
+            FOUND.set(None);
         }
     });
     Ok(Some(Datum::from(looked.is_some())))
@@ -98,13 +98,13 @@ fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
 
 /// SQL `_presence._expires_at(key_hash, version, generation, deadline, session)`: NULL is gone, or no lease that ends.
 fn sql_expires_at(call: &Call) -> Result<Option<Datum>> {
-    let Some(Looked { deadline, at, .. }) = looked(call, Question::ExpiresAt)? else { return Ok(None) };
+    let Some(Found { deadline, at, .. }) = looked(call, Question::ExpiresAt)? else { return Ok(None) };
     Ok((deadline != NEVER).then(|| Datum::from(clock::wall_of_at(deadline, at))))
 }
 
 /// SQL `_presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)`.
 fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
-    let Some(Looked { slot, deadline, at, .. }) = looked(call, Question::LastSeenAt)? else {
+    let Some(Found { slot, deadline, at, .. }) = looked(call, Question::LastSeenAt)? else {
         return Ok(None);
     };
     let ttl = call.interval(5).map_or(0, |ttl| ttl as u64);
@@ -117,7 +117,7 @@ fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
 /// SQL `_presence._claim(key_hash, version, generation, deadline, session)`, for the sweeper.
 fn sql_claim(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    let claimed = Asked::of(call)
+    let claimed = LeaseArguments::of(call)
         .is_some_and(|asked| claim(&extension.key_of(asked.hash), &asked.row(), clock::boot()));
     Ok(Some(Datum::from(claimed)))
 }

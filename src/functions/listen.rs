@@ -88,7 +88,7 @@ fn rotate_channels(call: &Call) -> Result<Option<Datum>> {
         Some(room) => authorizer::require(room, Action::Manage)?,
         None => return Err(Error::ServiceOnly { what: "rotate all channels" }),
     }
-    transaction::tell(&extension, Kind::Rotate, [room, None, None, None, None, None, None, None]);
+    transaction::signal(&extension, Kind::Rotate, [room, None, None, None, None, None, None, None]);
     Ok(None)
 }
 

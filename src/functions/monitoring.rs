@@ -59,7 +59,7 @@ fn sweep(_call: &Call) -> Result<Option<Datum>> {
 
 /// SQL `_presence._announce()`: at the end of CREATE EXTENSION.
 fn announce(_call: &Call) -> Result<Option<Datum>> {
-    crate::event::transaction::announce(extension::current()?.database);
+    crate::event::transaction::want_worker(extension::current()?.database);
     Ok(None)
 }
 

@@ -76,7 +76,7 @@ fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     validate::audience(audience.iter(), room)?;
     checks::state_size(call.varlena(1).as_slice())?;
     let fields = [Some(room), None, None, None, None, None, call.varlena(1), call.varlena(2)];
-    transaction::tell(&extension, Kind::Room, fields);
+    transaction::signal(&extension, Kind::Room, fields);
     Ok(None)
 }
 
@@ -91,7 +91,7 @@ fn delete_room(call: &Call) -> Result<Option<Datum>> {
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
     validate::name("room", room)?;
     require_manage(room)?;
-    let removed = spi::as_role(extension.owner, || {
+    let removed = spi::as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         connection.run(&DROP_ROOM, &[Some(varlena(room))], true)?;
         let members = delete::members(&connection, &MEMBERS_OF, &[Some(varlena(room))])?;
@@ -109,7 +109,7 @@ static KEEPS_HISTORY: Statement = Statement {
 fn sql_keeps_history(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let Some(room) = call.text(0) else { return Ok(None) };
-    let kept = spi::as_role(extension.owner, || {
+    let kept = spi::as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&KEEPS_HISTORY, &[Some(varlena(room))], false)?;
         Ok(rows.get(0, 0).is_none_or(|kept| kept.value() as u8 != 0))

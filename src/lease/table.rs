@@ -129,7 +129,7 @@ impl Lease {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beat {
+pub enum Heartbeat {
     Renewed,
     /// The member has no slot: it is absent, or its lease lives in its row.
     NoSlot,
@@ -240,12 +240,14 @@ impl<L: Locks> LeaseTable<L> {
     }
 
     /// Renew the lease: proof of life at `now`. `owner` None is a service role, which may renew any member.
-    pub fn heartbeat(&self, key: &Key, owner: Option<u64>, now: u64) -> Beat {
+    pub fn heartbeat(&self, key: &Key, owner: Option<u64>, now: u64) -> Heartbeat {
         self.locks.shared(self.partition(key), || match self.find(key) {
-            None => Beat::NoSlot,
-            Some((_, slot)) if owner.is_some_and(|owner| owner != slot.owner.load(Relaxed)) => Beat::Foreign,
-            Some((_, slot)) if slot.renew(now) => Beat::Renewed,
-            Some(_) => Beat::Gone,
+            None => Heartbeat::NoSlot,
+            Some((_, slot)) if owner.is_some_and(|owner| owner != slot.owner.load(Relaxed)) => {
+                Heartbeat::Foreign
+            }
+            Some((_, slot)) if slot.renew(now) => Heartbeat::Renewed,
+            Some(_) => Heartbeat::Gone,
         })
     }
 

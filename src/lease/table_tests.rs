@@ -163,7 +163,7 @@ fn a_full_table_refuses_only_new_members() {
     assert_eq!(table.apply_present(&key(2), &entered(11, 1_000)), Applied::Done);
     assert_eq!(table.apply_present(&key(3), &entered(12, 1_000)), Applied::Full);
     assert_eq!(table.apply_gone(&key(3), 13), Applied::Full);
-    assert_eq!(table.heartbeat(&key(3), Some(7), 1_050), Beat::NoSlot);
+    assert_eq!(table.heartbeat(&key(3), Some(7), 1_050), Heartbeat::NoSlot);
     assert_eq!(table.used(), 2);
 
     assert_eq!(table.apply_present(&key(1), &lease(14, 10, 1_050)), Applied::Done);
@@ -184,11 +184,11 @@ fn a_table_of_no_slots_is_always_full() {
 fn a_heartbeat_renews_until_the_deadline_and_not_at_it() {
     let table = table(4);
     table.apply_present(&key(1), &entered(10, 1_000));
-    assert_eq!(table.heartbeat(&key(1), Some(7), 1_099), Beat::Renewed);
+    assert_eq!(table.heartbeat(&key(1), Some(7), 1_099), Heartbeat::Renewed);
     let renewed = table.read(&key(1)).unwrap();
     assert_eq!((renewed.deadline, renewed.last_seen, renewed.version), (1_199, 1_099, 10));
-    assert_eq!(table.heartbeat(&key(1), Some(7), 1_199), Beat::Gone);
-    assert_eq!(table.heartbeat(&key(1), None, 1_500), Beat::Gone);
+    assert_eq!(table.heartbeat(&key(1), Some(7), 1_199), Heartbeat::Gone);
+    assert_eq!(table.heartbeat(&key(1), None, 1_500), Heartbeat::Gone);
     assert_eq!(table.read(&key(1)), Some(renewed), "a refusal changes nothing");
 }
 
@@ -196,8 +196,8 @@ fn a_heartbeat_renews_until_the_deadline_and_not_at_it() {
 fn a_heartbeat_from_before_never_shortens() {
     let table = table(4);
     table.apply_present(&key(1), &entered(10, 1_000));
-    assert_eq!(table.heartbeat(&key(1), Some(7), 1_050), Beat::Renewed);
-    assert_eq!(table.heartbeat(&key(1), Some(7), 1_020), Beat::Renewed);
+    assert_eq!(table.heartbeat(&key(1), Some(7), 1_050), Heartbeat::Renewed);
+    assert_eq!(table.heartbeat(&key(1), Some(7), 1_020), Heartbeat::Renewed);
     assert_eq!(table.read(&key(1)).unwrap().deadline, 1_150);
 }
 
@@ -205,9 +205,9 @@ fn a_heartbeat_from_before_never_shortens() {
 fn only_the_owner_or_a_service_renews() {
     let table = table(4);
     table.apply_present(&key(1), &entered(10, 1_000));
-    assert_eq!(table.heartbeat(&key(1), Some(8), 1_050), Beat::Foreign);
+    assert_eq!(table.heartbeat(&key(1), Some(8), 1_050), Heartbeat::Foreign);
     assert_eq!(table.read(&key(1)).unwrap().deadline, 1_100);
-    assert_eq!(table.heartbeat(&key(1), None, 1_050), Beat::Renewed);
+    assert_eq!(table.heartbeat(&key(1), None, 1_050), Heartbeat::Renewed);
 }
 
 #[test]
@@ -215,17 +215,17 @@ fn nobody_renews_the_dead() {
     let table = table(4);
     table.apply_present(&key(1), &entered(10, 1_000));
     assert!(table.claim(&key(1), 10, 1_100, false));
-    assert_eq!(table.heartbeat(&key(1), Some(7), 1_050), Beat::Gone, "even by an old clock");
+    assert_eq!(table.heartbeat(&key(1), Some(7), 1_050), Heartbeat::Gone, "even by an old clock");
     table.apply_gone(&key(1), 11);
-    assert_eq!(table.heartbeat(&key(1), None, 1_050), Beat::Gone);
-    assert_eq!(table.heartbeat(&key(1), Some(7), 1_050), Beat::Foreign, "a tombstone has no owner");
+    assert_eq!(table.heartbeat(&key(1), None, 1_050), Heartbeat::Gone);
+    assert_eq!(table.heartbeat(&key(1), Some(7), 1_050), Heartbeat::Foreign, "a tombstone has no owner");
 }
 
 #[test]
 fn a_member_without_deadline_is_seen_and_stays() {
     let table = table(4);
     table.apply_present(&key(1), &bound(10, 3, 1_000));
-    assert_eq!(table.heartbeat(&key(1), Some(7), 9_000_000), Beat::Renewed);
+    assert_eq!(table.heartbeat(&key(1), Some(7), 9_000_000), Heartbeat::Renewed);
     let seen = table.read(&key(1)).unwrap();
     assert_eq!((seen.deadline, seen.last_seen), (NEVER, 9_000_000));
     assert!(!table.claim(&key(1), 10, u64::MAX - 1, false));
@@ -246,7 +246,7 @@ fn the_newest_version_wins_in_any_order() {
     assert_eq!(table.apply_present(&key(2), &entered(19, 1_000)), Applied::Older);
     assert_eq!(table.read(&key(2)).unwrap().deadline, TOMBSTONE);
     assert_eq!(table.apply_present(&key(2), &entered(21, 1_000)), Applied::Done);
-    assert_eq!(table.heartbeat(&key(2), Some(7), 1_050), Beat::Renewed);
+    assert_eq!(table.heartbeat(&key(2), Some(7), 1_050), Heartbeat::Renewed);
     assert_eq!(table.used(), 2);
 }
 
@@ -284,7 +284,7 @@ fn a_claim_waits_for_the_deadline_and_is_final_for_its_generation() {
     let claimed = table.read(&key(1)).unwrap();
     assert_eq!((claimed.deadline, claimed.version), (CLAIMED, 11));
     table.apply_present(&key(1), &entered(12, 1_200));
-    assert_eq!(table.heartbeat(&key(1), Some(7), 1_210), Beat::Renewed);
+    assert_eq!(table.heartbeat(&key(1), Some(7), 1_210), Heartbeat::Renewed);
     assert!(!table.claim(&key(1), 10, 9_999, false), "the old stay is over");
 }
 
@@ -438,7 +438,7 @@ enum Operation {
     /// A change with a version from before.
     Late(u128),
     Leave(u128),
-    Beat(u128, bool),
+    Heartbeat(u128, bool),
     Claim(u128),
     Pin(u128),
     Unpin(u128),
@@ -455,7 +455,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => member().prop_map(Operation::Change),
         1 => member().prop_map(Operation::Late),
         2 => member().prop_map(Operation::Leave),
-        4 => (member(), any::<bool>()).prop_map(|(member, own)| Operation::Beat(member, own)),
+        4 => (member(), any::<bool>()).prop_map(|(member, own)| Operation::Heartbeat(member, own)),
         3 => member().prop_map(Operation::Claim),
         1 => member().prop_map(Operation::Pin),
         2 => member().prop_map(Operation::Unpin),
@@ -527,20 +527,20 @@ proptest! {
                         model.insert(member, Model { lease, pinned });
                     }
                 }
-                Operation::Beat(member, own) => {
+                Operation::Heartbeat(member, own) => {
                     let owner = if own { Some(7) } else { None };
                     let got = table.heartbeat(&colliding(member), owner, now);
                     let expected = match model.get_mut(&member) {
-                        None => Beat::NoSlot,
-                        Some(held) if own && held.lease.owner != 7 => Beat::Foreign,
+                        None => Heartbeat::NoSlot,
+                        Some(held) if own && held.lease.owner != 7 => Heartbeat::Foreign,
                         Some(held) if alive(held.lease.deadline, now) => {
                             if now + held.lease.ttl > held.lease.deadline {
                                 held.lease.deadline = now + held.lease.ttl;
                                 held.lease.last_seen = now;
                             }
-                            Beat::Renewed
+                            Heartbeat::Renewed
                         }
-                        Some(_) => Beat::Gone,
+                        Some(_) => Heartbeat::Gone,
                     };
                     prop_assert_eq!(got, expected);
                 }
@@ -733,7 +733,7 @@ impl Race {
         let before = self.table.read(&key);
         let now = self.now();
         match self.table.heartbeat(&key, Some(7), now) {
-            Beat::Renewed => {
+            Heartbeat::Renewed => {
                 let after = self.table.read(&key);
                 // Of one stay, and not deleted meanwhile: the promise is for that stay.
                 if let (Some(before), Some(after)) = (before, after)
@@ -750,7 +750,7 @@ impl Race {
                     }
                 }
             }
-            Beat::Gone | Beat::NoSlot | Beat::Foreign => {}
+            Heartbeat::Gone | Heartbeat::NoSlot | Heartbeat::Foreign => {}
         }
     }
 }
@@ -862,7 +862,7 @@ fn one_claim_ends_a_stay_and_one_free_its_slot() {
         let (renewed, claimed, freed) = std::thread::scope(|scope| {
             let beater = scope.spawn(|| {
                 start.wait();
-                table.heartbeat(&key(1), Some(7), 1_099) == Beat::Renewed
+                table.heartbeat(&key(1), Some(7), 1_099) == Heartbeat::Renewed
             });
             let sweepers: Vec<_> = (0..2)
                 .map(|_| {

@@ -3,7 +3,7 @@
 use super::column::Column;
 use super::intent::{self, Intent};
 use super::row::Row;
-use super::trigger::{Firing, SEEN_BY, TOLD};
+use super::trigger_call::{PUBLISHED_COLUMNS, TriggerCall, VISIBILITY_COLUMNS};
 use super::{limits, liveness, session};
 use crate::clock;
 use crate::error::Result;
@@ -16,7 +16,7 @@ use crate::pg::datum::uuid;
 use crate::pg::spi::{self, Connection, Statement};
 use pgrx::pg_sys::{self, Datum};
 
-pub fn insert(firing: &Firing) -> Result<()> {
+pub fn insert(firing: &TriggerCall) -> Result<()> {
     let mut row = firing.first.clone();
     let key = row.key(&firing.extension);
     if is_outdated(&key, row.number(Column::Version)) {
@@ -48,7 +48,7 @@ static SET_VERSION: Statement = Statement {
 };
 
 fn set_version(extension: &Extension, key: &Key, version: u64) -> Result<()> {
-    spi::as_role(extension.owner, || {
+    spi::as_role(extension.owner_role, || {
         let _intent = intent::set(vec![key.hash], Intent { system_columns_only: true, ..Intent::default() });
         let values = [Some(uuid(key.hash)), Some(Datum::from(version as i64))];
         Connection::open()?.run(&SET_VERSION, &values, true)?;
@@ -56,7 +56,7 @@ fn set_version(extension: &Extension, key: &Key, version: u64) -> Result<()> {
     })
 }
 
-pub fn update(firing: &Firing) -> Result<()> {
+pub fn update(firing: &TriggerCall) -> Result<()> {
     changed(&firing.extension, &firing.first, &firing.second()?);
     Ok(())
 }
@@ -71,16 +71,16 @@ pub fn changed(extension: &Extension, old: &Row, row: &Row) {
             return;
         }
         What::Renew { stay: lease.stay() }
-    } else if row.same(old, &TOLD) {
+    } else if row.same(old, &PUBLISHED_COLUMNS) {
         What::Quiet { lease }
     } else {
-        let hidden = !row.same(old, &SEEN_BY);
+        let hidden = !row.same(old, &VISIBILITY_COLUMNS);
         What::Update { lease, old: hidden.then(|| old.image(None)) }
     };
     note(extension, &key, what, version, row.time(Column::UpdatedAt), row, row.image(None));
 }
 
-pub fn delete(firing: &Firing) -> Result<()> {
+pub fn delete(firing: &TriggerCall) -> Result<()> {
     let old = &firing.first;
     let key = old.key(&firing.extension);
     let version = issue_version(&key, false);
@@ -98,7 +98,7 @@ pub fn delete(firing: &Firing) -> Result<()> {
 }
 
 /// Removed by another, or left by oneself.
-fn default_reason(firing: &Firing, old: &Row) -> Result<Reason> {
+fn default_reason(firing: &TriggerCall, old: &Row) -> Result<Reason> {
     let caller = firing.identity()?;
     let own = caller.user_id.is_some() && old.text(Column::UserId) == caller.user_id.as_deref();
     Ok(if own { Reason::Left } else { Reason::Removed })

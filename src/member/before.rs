@@ -2,11 +2,11 @@
 
 use super::checks::{check_join, check_names, normalize, renew, set_room_defaults, set_session};
 use super::column::Column;
-use super::holder::make_way;
+use super::holder::evict_expired_holder;
 use super::intent::Intent;
 use super::liveness;
 use super::row::{INFINITY, Row};
-use super::trigger::{Firing, SEEN_BY, TOLD};
+use super::trigger_call::{PUBLISHED_COLUMNS, TriggerCall, VISIBILITY_COLUMNS};
 use crate::access::identity::Identity;
 use crate::access::ownership::check_member_id;
 use crate::clock;
@@ -17,7 +17,7 @@ use crate::lease::table::NEVER;
 use crate::pg::datum::{uuid, varlena};
 use pgrx::pg_sys::Datum;
 
-pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
+pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
     let extension = &firing.extension;
     let mut row = firing.first.clone();
     let identity = firing.identity()?;
@@ -39,7 +39,7 @@ pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
     normalize(&mut row, None)?;
 
     let key = row.make_key(extension);
-    make_way(extension, &identity, &key, &owner)?;
+    evict_expired_holder(extension, &identity, &key, &owner)?;
     transaction::pin(&key);
 
     row.set(Column::KeyHash, Some(uuid(key.hash)));
@@ -56,7 +56,7 @@ pub fn insert(firing: &Firing) -> Result<Option<Datum>> {
     firing.proceed(row)
 }
 
-pub fn update(firing: &Firing) -> Result<Option<Datum>> {
+pub fn update(firing: &TriggerCall) -> Result<Option<Datum>> {
     match change(&firing.extension, &*firing.identity()?, &firing.intent, &firing.first, firing.second()?)? {
         Some(row) => firing.proceed(row),
         None => firing.skip(),
@@ -90,10 +90,10 @@ pub fn change(
     }
     set_session(&mut row, Some(old), &key, intent)?;
     let now = renew(&mut row)?;
-    let told = !row.same(old, &TOLD);
+    let told = !row.same(old, &PUBLISHED_COLUMNS);
     let quiet = row.ttl() != old.ttl() || row.number(Column::Session) != old.number(Column::Session);
     let version = if told || quiet {
-        issue_version(&key, !row.same(old, &SEEN_BY))
+        issue_version(&key, !row.same(old, &VISIBILITY_COLUMNS))
     } else {
         old.number(Column::Version)
     };
@@ -102,7 +102,7 @@ pub fn change(
     Ok(Some(row))
 }
 
-pub fn delete(firing: &Firing) -> Result<Option<Datum>> {
+pub fn delete(firing: &TriggerCall) -> Result<Option<Datum>> {
     let old = &firing.first;
     let key = old.key(&firing.extension);
     transaction::pin(&key);
@@ -114,7 +114,7 @@ pub fn delete(firing: &Firing) -> Result<Option<Datum>> {
 }
 
 /// A row that another server has made: its values stay; only what belongs to this server is made here.
-pub fn replicated(firing: &Firing) -> Result<Option<Datum>> {
+pub fn replicated(firing: &TriggerCall) -> Result<Option<Datum>> {
     let mut row = firing.newest()?;
     let key = row.make_key(&firing.extension);
     transaction::pin(&key);

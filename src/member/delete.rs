@@ -138,7 +138,7 @@ impl Removal {
         }
         // Who manages the room removes members of others, and such as they may not see.
         if authorizer::allows(&self.room, Action::Manage)? {
-            return Ok(deleted + spi::as_role(extension.owner, || self.delete(extension, identity))?);
+            return Ok(deleted + spi::as_role(extension.owner_role, || self.delete(extension, identity))?);
         }
         if deleted == 0 {
             let key = self.key(extension, self.connection_id.as_deref().unwrap_or_default());
@@ -200,11 +200,11 @@ fn delete_all(call: &Call) -> Result<Option<Datum>> {
     };
     validate::name("user_id", user_id)?;
     validate::connection_id("connection_id", call.text(1).unwrap_or_default())?;
-    Ok(Some(Datum::from(everything_of(user_id, call.text(1))? as i32)))
+    Ok(Some(Datum::from(delete_members_of(user_id, call.text(1))? as i32)))
 }
 
 /// Every member of a user, or those of one connection, leave.
-pub fn everything_of(user_id: &[u8], connection_id: Option<&[u8]>) -> Result<usize> {
+pub fn delete_members_of(user_id: &[u8], connection_id: Option<&[u8]>) -> Result<usize> {
     let connection = Connection::open()?;
     let members = members(&connection, &OF_USER, &[Some(varlena(user_id)), connection_id.map(varlena)])?;
     leave(&connection, members, Intent { reason: Some(Reason::Left), ..Intent::default() })

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::event::transaction::{self, Pending};
 use crate::extension::{self, Extension};
 use crate::lease::rule::RowLease;
-use crate::lease::table::{Applied, Beat, Key, Lease, NEVER, alive};
+use crate::lease::table::{Applied, Heartbeat, Key, Lease, NEVER, alive};
 use crate::pg::datum::{self, uuid};
 use crate::pg::function::Call;
 use crate::pg::spi::{self, Connection, Rows, Statement};
@@ -21,15 +21,15 @@ use std::sync::atomic::Ordering::*;
 const AHEAD: usize = 12;
 
 /// Who renews, and whose members.
-struct Beater<'a> {
+struct Heartbeats<'a> {
     extension: &'a Extension,
     identity: &'a Identity,
     owner: Option<u64>,
 }
 
-impl<'a> Beater<'a> {
-    fn new(extension: &'a Extension, identity: &'a Identity) -> Result<Beater<'a>> {
-        Ok(Beater { extension, identity, owner: ownership::slots_of(extension, identity)? })
+impl<'a> Heartbeats<'a> {
+    fn new(extension: &'a Extension, identity: &'a Identity) -> Result<Heartbeats<'a>> {
+        Ok(Heartbeats { extension, identity, owner: ownership::slots_of(extension, identity)? })
     }
 
     fn beat(&self, key: Key, now: u64) -> Result<bool> {
@@ -49,15 +49,15 @@ impl<'a> Beater<'a> {
             Pending::Untouched => {}
         }
         match leases().heartbeat(&key, self.owner, now) {
-            Beat::Renewed => Ok(true),
-            Beat::NoSlot if holder::may_be_slotless(self.extension) => self.beat_row(&key),
+            Heartbeat::Renewed => Ok(true),
+            Heartbeat::NoSlot if holder::may_be_slotless(self.extension) => self.beat_row(&key),
             _ => Ok(false),
         }
     }
 
     /// The lease lives in the row: move it to a slot if one is free by now, else renew it there.
     fn beat_row(&self, key: &Key) -> Result<bool> {
-        spi::as_role(self.extension.owner, || {
+        spi::as_role(self.extension.owner_role, || {
             let connection = Connection::open()?;
             // SAFETY: a plain flag of this process.
             let read_only = unsafe { pg_sys::XactReadOnly };
@@ -139,7 +139,7 @@ fn heartbeat(call: &Call) -> Result<Option<Datum>> {
     validate::key(room, member_id, connection_id)?;
     extension.database.counters.heartbeats.fetch_add(1, Relaxed);
     let key = extension.key(room, member_id, connection_id);
-    let renewed = Beater::new(&extension, &identity)?.beat(key, clock::boot())?;
+    let renewed = Heartbeats::new(&extension, &identity)?.beat(key, clock::boot())?;
     Ok(Some(Datum::from(renewed)))
 }
 
@@ -147,7 +147,7 @@ fn heartbeat(call: &Call) -> Result<Option<Datum>> {
 fn heartbeat_many(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let identity = identity::current(&extension)?;
-    let beater = Beater::new(&extension, &identity)?;
+    let beater = Heartbeats::new(&extension, &identity)?;
     let list = |index, argument| {
         call.texts(index).map_err(|why| Error::InvalidArgument { argument, why: why.into() })
     };

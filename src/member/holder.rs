@@ -16,7 +16,12 @@ use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
 
 /// Before a member enters: whoever holds the key must be gone, or be oneself.
-pub fn make_way(extension: &Extension, identity: &Identity, key: &Key, owner: &[u8]) -> Result<()> {
+pub fn evict_expired_holder(
+    extension: &Extension,
+    identity: &Identity,
+    key: &Key,
+    owner: &[u8],
+) -> Result<()> {
     let now = clock::boot();
     if let Some(held) = liveness::pending(key) {
         // Of our own making, in this transaction, and not committed.
@@ -61,7 +66,7 @@ static EXPIRE: Statement = Statement {
 
 /// Delete the member's row if its lease has run out: its leave (expired) comes before whatever follows.
 fn expire(extension: &Extension, key: &Key) -> Result<usize> {
-    spi::as_role(extension.owner, || {
+    spi::as_role(extension.owner_role, || {
         let _intent = intent::set(vec![key.hash], Intent { expiring: true, ..Intent::default() });
         Ok(Connection::open()?.run(&EXPIRE, &[Some(uuid(key.hash))], true)?.count)
     })
@@ -108,7 +113,7 @@ pub struct Holder {
 
 /// Who is here under this key, whether the caller may see it or not.
 pub fn holder(extension: &Extension, key: &Key) -> Result<Option<Holder>> {
-    spi::as_role(extension.owner, || {
+    spi::as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&HOLDER, &[Some(uuid(key.hash))], false)?;
         if rows.count == 0

@@ -19,6 +19,7 @@ pub mod scan;
 pub mod session;
 pub mod store;
 pub mod trigger;
+pub mod trigger_call;
 pub mod update;
 pub mod upsert;
 pub mod whereabouts;

@@ -21,7 +21,7 @@ static DEFAULTS: Statement = Statement {
 
 /// The defaults of a room that has a row, read with the owner's rights.
 pub fn defaults(extension: &Extension, room: &[u8]) -> Result<Defaults> {
-    spi::as_role(extension.owner, || {
+    spi::as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&DEFAULTS, &[Some(varlena(room))], false)?;
         Ok(Defaults {
@@ -40,7 +40,7 @@ static COUNT_AUDIENCE: Statement = Statement {
 /// Who may have the full numbers of a room, whose members they may not see; None where nobody said so. Read with the
 /// owner's rights.
 pub fn count_audience(extension: &Extension, room: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
-    spi::as_role(extension.owner, || {
+    spi::as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&COUNT_AUDIENCE, &[Some(varlena(room))], false)?;
         Ok(rows.texts(0, 0).map(|tokens| tokens.iter().map(<[u8]>::to_vec).collect()))

@@ -214,10 +214,10 @@ impl<'a> Store<'a> {
         let caller = Some(self.caller.clone());
         let _intent = intent::set(vec![key.hash], Intent { caller, ..intent });
         let run = || Row::of_query(&self.connection.run(statement, values, true)?);
-        if !self.fast || !spi::as_role(self.extension.owner, || Ok(self.extension.may_enter()))? {
+        if !self.fast || !spi::as_role(self.extension.owner_role, || Ok(self.extension.may_enter()))? {
             return run();
         }
-        let written = spi::as_role(self.extension.owner, run)?;
+        let written = spi::as_role(self.extension.owner_role, run)?;
         if written.is_some() {
             self.extension.database.counters.fast_writes.fetch_add(1, Relaxed);
         }

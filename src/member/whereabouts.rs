@@ -63,7 +63,7 @@ pub fn is_alive(extension: &Extension, row: &Row) -> bool {
 /// that asks.
 pub fn all_rooms(identity: &Identity, extension: &Extension) -> Result<Vec<Vec<u8>>> {
     let Some(user_id) = &identity.user_id else { return Ok(Vec::new()) };
-    spi::as_role(extension.owner, || {
+    spi::as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&ROOMS, &[Some(varlena(user_id))], false)?;
         let (mut rooms, mut known) = (Vec::new(), HashSet::new());

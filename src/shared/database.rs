@@ -1,5 +1,6 @@
 //! What the cluster's shared memory holds for one database: its ring, its worker, its numbers.
 
+use super::error_status::ErrorStatus;
 use super::held::Held;
 use super::leases::leases;
 use super::locks::{self, DATABASES_LOCK};
@@ -7,7 +8,6 @@ use super::names::Names;
 use super::numbers::RoomNumbers;
 use super::retired::Retired;
 use super::rights::Rights;
-use super::trouble::Trouble;
 use super::{control, databases, wake};
 use crate::error::{Error, Result};
 use crate::event::ring::Ring;
@@ -44,7 +44,7 @@ pub struct Database {
     pub held: Held,
     numbers: RoomNumbers,
     pub counters: Counters,
-    pub trouble: Trouble,
+    pub trouble: ErrorStatus,
 }
 
 #[repr(C)]

@@ -5,6 +5,7 @@
 //! (the rings). After a crash the postmaster makes it anew, empty.
 
 pub mod database;
+pub mod error_status;
 pub mod held;
 pub mod leases;
 pub mod locks;
@@ -16,7 +17,6 @@ pub mod save;
 mod saved;
 pub mod seats;
 pub mod startup;
-pub mod trouble;
 
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};

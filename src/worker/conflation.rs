@@ -16,10 +16,10 @@ pub fn conflate(records: Vec<Ready>) -> Vec<Ready> {
             && kept[place].as_ref().is_some_and(|earlier| earlier.record.kind == Kind::Update)
             && let Some(earlier) = kept[place].take()
         {
-            record.back |= earlier.record.back;
+            record.revived |= earlier.record.revived;
             if earlier.record.old.is_some() {
                 record.old = earlier.record.old;
-                record.hidden_version = earlier.record.hidden_version;
+                record.hidden_leave_version = earlier.record.hidden_leave_version;
             }
             ready.positions.extend(earlier.positions);
         }

@@ -21,7 +21,7 @@ use crate::access::narrowing;
 use crate::extension::{self, Extension};
 use crate::pg::spi;
 use crate::shared::database::WorkerState;
-use crate::shared::trouble::Part;
+use crate::shared::error_status::Part;
 use crate::shared::{self, Database};
 use crate::{clock, settings};
 use pgrx::{pg_guard, pg_sys};
@@ -46,7 +46,7 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     let found = transaction(c"starting", || match extension::member_table() {
         Some(_) => {
             let extension = extension::current()?;
-            spi::as_role(extension.owner, || log::continue_numbers(&extension))?;
+            spi::as_role(extension.owner_role, || log::continue_numbers(&extension))?;
             compare_versions(&extension::sql_version()?);
             Ok(Some(extension))
         }

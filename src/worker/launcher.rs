@@ -23,7 +23,7 @@
 use super::process;
 use crate::clock;
 use crate::shared::database::WorkerState;
-use crate::shared::trouble::Part;
+use crate::shared::error_status::Part;
 use crate::shared::{Database, control, databases, save};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::{HashMap, HashSet};

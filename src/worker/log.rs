@@ -127,7 +127,7 @@ impl Log {
 
     /// The current part, open for a batch of rows.
     pub fn page(&self, connection: &Connection) -> Result<Page> {
-        let open = OpenPart::of(NAMES[self.part]);
+        let open = OpenPartition::of(NAMES[self.part]);
         if open.is_none() {
             // What others have added speaks up with the row that it is about, and as us no later.
             connection.run_text(c"set constraints all immediate", true)?;
@@ -160,7 +160,7 @@ impl Log {
 /// Where a batch of rows is written.
 pub struct Page {
     part: usize,
-    open: Option<OpenPart>,
+    open: Option<OpenPartition>,
 }
 
 impl Page {
@@ -177,20 +177,20 @@ impl Page {
 
 /// A part with its indexes, written past the executor: its set-up for each row costs as much as the row. Closed when
 /// dropped; while an ERROR unwinds, by the abort.
-struct OpenPart {
+struct OpenPartition {
     table: pg_sys::Relation,
     indexes: pg_sys::CatalogIndexState,
 }
 
-impl OpenPart {
+impl OpenPartition {
     /// None if there is more to a row than heap and columns: somebody has added a column, a trigger, a rule, a check,
     /// or an index on an expression. Then SQL knows what to do.
-    fn of(name: &CStr) -> Option<OpenPart> {
+    fn of(name: &CStr) -> Option<OpenPartition> {
         let oid = extension::internal_relation(name)?;
         // SAFETY: a table of ours, opened here and closed by `drop`; the arrays are as long as they say.
         unsafe {
             let table = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);
-            let open = OpenPart { table, indexes: pg_sys::CatalogOpenIndexes(table) };
+            let open = OpenPartition { table, indexes: pg_sys::CatalogOpenIndexes(table) };
             let is_plain = |index: usize| {
                 let info = *(*open.indexes).ri_IndexRelationInfo.add(index);
                 let relation = *(*open.indexes).ri_IndexRelationDescs.add(index);
@@ -248,7 +248,7 @@ fn has_our_columns(part: pg_sys::Oid, columns: i16) -> bool {
         })
 }
 
-impl Drop for OpenPart {
+impl Drop for OpenPartition {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: opened in `of`; the lock stays until the transaction ends.

@@ -12,9 +12,9 @@ use crate::extension::{self, Extension};
 use crate::lease::table::{Key, TOMBSTONE};
 use crate::pg::subtransaction::Failure;
 use crate::shared::database::WorkerState;
+use crate::shared::error_status::Part;
 use crate::shared::leases::leases;
 use crate::shared::processes;
-use crate::shared::trouble::Part;
 use std::sync::atomic::Ordering::*;
 
 const PAUSE: u64 = 1_000_000;

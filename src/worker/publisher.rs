@@ -28,9 +28,9 @@ use crate::event::record::Kind;
 use crate::extension::Extension;
 use crate::pg::spi::{self, Connection};
 use crate::pg::subtransaction::{Failure, attempt};
+use crate::shared::error_status::Part;
 use crate::shared::leases::leases;
 use crate::shared::names::Renewal;
-use crate::shared::trouble::Part;
 use crate::shared::{self, Database};
 use crate::{clock, settings};
 use pgrx::{pg_guard, pg_sys};
@@ -63,7 +63,7 @@ pub struct Publisher {
 
 /// How a batch is published: the first way that works.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum PublishMode {
     Together,
     /// Each event in a subtransaction. What fails is dropped and answered with `resync`; or it waits, if it may be
     /// better later, and with it what follows of the same member.
@@ -179,21 +179,25 @@ impl Publisher {
         obeys_cancel: bool,
     ) -> std::result::Result<Outcome, Failure> {
         self.obeys_cancel = obeys_cancel;
-        match self.try_publish(extension, Way::Together) {
+        match self.try_publish(extension, PublishMode::Together) {
             Err(failure) if !(failure.cancelled && obeys_cancel) => {}
             result => return result,
         }
-        let failure = match self.try_publish(extension, Way::OneByOne) {
+        let failure = match self.try_publish(extension, PublishMode::OneByOne) {
             Err(failure) if failure.limit => failure,
             result => return result,
         };
-        match self.try_publish(extension, Way::LogOnly)? {
+        match self.try_publish(extension, PublishMode::LogOnly)? {
             Outcome::Published { .. } => Ok(Outcome::QueueFull(failure)),
             outcome => Ok(outcome),
         }
     }
 
-    fn try_publish(&mut self, extension: &Extension, way: Way) -> std::result::Result<Outcome, Failure> {
+    fn try_publish(
+        &mut self,
+        extension: &Extension,
+        way: PublishMode,
+    ) -> std::result::Result<Outcome, Failure> {
         // Before the snapshot.
         if self.resync.look(extension.database) {
             // Records are missing: what we counted is wrong.
@@ -220,10 +224,10 @@ impl Publisher {
                 done.looked = if batch.more { u64::MAX } else { window.looked() };
                 return Ok(Outcome::Nothing);
             }
-            let outcome = spi::as_role(extension.owner, || {
+            let outcome = spi::as_role(extension.owner_role, || {
                 self.write(extension, &window, batch, way, resync, &mut done)
             })?;
-            if way != Way::LogOnly {
+            if way != PublishMode::LogOnly {
                 crate::injection::fill_notify_queue();
             }
             crate::injection::stall("publishing");
@@ -236,7 +240,7 @@ impl Publisher {
                 if is_all && self.waiting.is_empty() {
                     extension.database.numbers().set_current(began);
                 }
-                if way == Way::LogOnly && matches!(outcome, Outcome::Published { .. }) {
+                if way == PublishMode::LogOnly && matches!(outcome, Outcome::Published { .. }) {
                     extension.database.ask_resync();
                 }
                 Ok(outcome)
@@ -286,7 +290,7 @@ impl Publisher {
         extension: &Extension,
         window: &Window,
         batch: Batch,
-        way: Way,
+        way: PublishMode,
         resync: Option<Owed>,
         done: &mut Done,
     ) -> Result<Outcome> {
@@ -297,7 +301,8 @@ impl Publisher {
         self.connections.learn(extension, &ready, window)?;
         let connection = Connection::open()?;
         let Some(log) = &mut self.log else { return Err(Error::NotInstalled) };
-        let mut writer = Writer::new(extension, &connection, log, &mut self.rotation, way == Way::LogOnly)?;
+        let mut writer =
+            Writer::new(extension, &connection, log, &mut self.rotation, way == PublishMode::LogOnly)?;
         let (mut dropped, mut positions) = (0, Vec::new());
         let ready = if settings::notify_delay() > 0 { conflate(ready) } else { ready };
         let mut waiting: Vec<(Ready, Failure)> = Vec::new();
@@ -312,7 +317,7 @@ impl Publisher {
                 continue;
             }
             let counted = self.connections.count(record);
-            if way == Way::Together {
+            if way == PublishMode::Together {
                 writer.event(record, &counted)?;
             } else if let Err(failure) = writer.attempt(|writer| attempt(|| writer.event(record, &counted))) {
                 if failure.cancelled && self.obeys_cancel {
@@ -355,7 +360,8 @@ impl Publisher {
         }
         // Last, when nothing older is left in the ring: whoever lists now hears only what is newer.
         let none_waits = done.waiting.is_empty() && self.waiting.is_empty();
-        let resync = resync.filter(|owed| left_from >= owed.head && none_waits && way != Way::LogOnly);
+        let resync =
+            resync.filter(|owed| left_from >= owed.head && none_waits && way != PublishMode::LogOnly);
         if resync.is_some() {
             writer.resync()?;
             done.told_resync = true;
@@ -391,7 +397,7 @@ impl Publisher {
     pub fn rotate_log(&mut self, extension: &Extension) -> std::result::Result<(), Failure> {
         let Some(log) = self.log.as_ref().filter(|log| log.is_due()) else { return Ok(()) };
         let rotated =
-            transaction(c"rotating the event log", || spi::as_role(extension.owner, || log.rotate()))?;
+            transaction(c"rotating the event log", || spi::as_role(extension.owner_role, || log.rotate()))?;
         if let Some((next, lost)) = rotated {
             extension.database.log_floor.fetch_max(lost, AcqRel);
             self.log = Some(next);
@@ -419,7 +425,7 @@ impl Done {
     fn published(&mut self, event: Ready, last_seen: &mut LastSeen, positions: &mut Vec<u64>) {
         let record = &event.record;
         if record.kind == Kind::Leave {
-            self.gone.push((record.hash, record.hidden_version));
+            self.gone.push((record.hash, record.hidden_leave_version));
         }
         self.written.push(record.hash);
         last_seen.note(record);

@@ -7,7 +7,7 @@ use crate::extension::Extension;
 use crate::pg::spi::Connection;
 use crate::pg::subtransaction::Failure;
 use crate::shared::Database;
-use crate::shared::trouble::Part;
+use crate::shared::error_status::Part;
 use crate::{clock, settings};
 
 /// While the NOTIFY queue is full, listeners are tried again this often.

@@ -13,7 +13,7 @@ use crate::pg::datum::varlena;
 use crate::pg::spi::{self, Connection, Statement};
 use crate::pg::subtransaction::Failure;
 use crate::shared::Database;
-use crate::shared::trouble::Part;
+use crate::shared::error_status::Part;
 use crate::{clock, settings};
 use pgrx::pg_sys::Datum;
 use pgrx::{pg_guard, pg_sys};

@@ -4,7 +4,7 @@
 use crate::clock;
 use crate::pg::subtransaction::Failure;
 use crate::shared::Database;
-use crate::shared::trouble::Part;
+use crate::shared::error_status::Part;
 
 const FIRST_PAUSE: u64 = 100_000;
 const LONGEST_PAUSE: u64 = 6_400_000;

@@ -3,6 +3,7 @@
 //! Readers do not depend on it: an expired member is invisible from its deadline on. The sweeper makes the leave.
 
 use super::memory;
+use super::walk::{BATCH, hashes};
 use super::walk::{Due, Walk};
 use crate::clock;
 use crate::error::Result;
@@ -19,9 +20,6 @@ use crate::shared::leases::leases;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
-
-/// Rows looked at in one transaction, at most.
-pub const BATCH: usize = 1_000;
 
 /// Rows in key order, those that somebody has locked left for the next time. The claim looks at the rows as locked:
 /// before the lock somebody may be renewing them.
@@ -85,7 +83,7 @@ impl Room {
 
 /// Delete these members, if their time is over and there is room for their leaves. Runs as the extension's owner.
 pub fn delete(extension: &Extension, keys: &[u128], room: Room, before: &CStr) -> Result<Deleted> {
-    spi::as_role(extension.owner, || {
+    spi::as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         if !before.is_empty() {
             connection.run_text(before, true)?;
@@ -150,12 +148,6 @@ fn size_of_leave(rows: &Rows, row: usize) -> u64 {
 pub unsafe fn raw_length(datum: Datum) -> usize {
     // SAFETY: the caller's promise. The size is that with a full header.
     unsafe { pg_sys::toast_raw_datum_size(datum) as usize - pg_sys::VARHDRSZ }
-}
-
-/// The first column: uuids.
-pub fn hashes(rows: &Rows) -> Vec<u128> {
-    // SAFETY: uuids.
-    (0..rows.count).filter_map(|row| rows.get(row, 0)).map(|hash| unsafe { hash_of(hash) }).collect()
 }
 
 /// A member, in words.
@@ -251,7 +243,7 @@ pub fn sweep_now(extension: &Extension) -> Result<usize> {
     let mut walk = Walk::start(extension, true);
     let (mut count, mut left, mut why) = (0, 0, String::new());
     let mut free = extension.database.ring().free();
-    while let Some(due) = spi::as_role(extension.owner, || walk.next(extension, |_| false))? {
+    while let Some(due) = spi::as_role(extension.owner_role, || walk.next(extension, |_| false))? {
         let mut parts: Vec<&[u128]> = Due::batches(&due.keys).collect();
         while let Some(part) = parts.pop() {
             let room = Room { together: free, alone: free };

@@ -10,8 +10,8 @@ use super::walk::{Due, Walk};
 use crate::extension::Extension;
 use crate::pg::spi;
 use crate::pg::subtransaction::Failure;
+use crate::shared::error_status::Part;
 use crate::shared::leases::leases;
-use crate::shared::trouble::Part;
 use crate::{clock, settings};
 use std::cell::Cell;
 use std::sync::atomic::Ordering::*;
@@ -137,7 +137,7 @@ impl Sweeping {
         }
         // Also those that somebody has locked just now: their leave may be a long time coming.
         guarded(extension, c"looking who is overdue", || {
-            spi::as_role(extension.owner, || self.overdue.look(extension, &due.keys))
+            spi::as_role(extension.owner_role, || self.overdue.look(extension, &due.keys))
         })?;
         if due.has_slots() {
             self.freeing.attempt(extension.database, || {

@@ -15,7 +15,7 @@ pub fn is_still_ours(known: &Extension) -> Result<bool, Error> {
         return Ok(false);
     }
     match extension::current() {
-        Ok(found) => Ok((found.member, found.owner) == (known.member, known.owner)),
+        Ok(found) => Ok((found.member, found.owner_role) == (known.member, known.owner_role)),
         Err(Error::NotInstalled) => Ok(false),
         Err(error) => Err(error),
     }

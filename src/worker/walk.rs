@@ -1,12 +1,13 @@
 //! What is due: members whose lease has run out or whose session is over.
 
-use super::sweeper::{BATCH, hashes};
 use crate::clock;
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::lease::table::{Key, Lease, PARTITIONS, TOMBSTONE};
 use crate::member::session;
+use crate::pg::datum::hash_of;
 use crate::pg::datum::uuid;
+use crate::pg::spi::Rows;
 use crate::pg::spi::{Connection, Statement};
 use crate::shared::leases::leases;
 use pgrx::pg_sys;
@@ -123,4 +124,13 @@ impl Due {
     pub fn has_slots(&self) -> bool {
         !self.slots.is_empty()
     }
+}
+
+/// Rows looked at in one transaction, at most.
+pub const BATCH: usize = 1_000;
+
+/// The first column: uuids.
+pub fn hashes(rows: &Rows) -> Vec<u128> {
+    // SAFETY: uuids.
+    (0..rows.count).filter_map(|row| rows.get(row, 0)).map(|hash| unsafe { hash_of(hash) }).collect()
 }

@@ -1,8 +1,8 @@
 //! Writes one batch: a line of the log for each event, and the notifications to those whom it is for.
 
 use super::connections::Counted;
-use super::line::{Line, Rendered};
 use super::log::{COLUMNS, FORGET, Log, Page, Values};
+use super::log_entry::{LogEntry, Rendered};
 use super::memory::{self, Scratch};
 use super::roaming::Roaming;
 use super::rotation::{self, Rotation};
@@ -173,7 +173,7 @@ impl<'a> Writer<'a> {
             Kind::Update => {
                 self.update(record, counted, audience, owner)?;
                 self.given_away(record, counted, owner)?;
-                if record.back {
+                if record.revived {
                     // Who looked meanwhile was not in the room.
                     let room = record.image.get(Field::Room).unwrap_or_default();
                     self.relisten(owner, room)?;
@@ -184,7 +184,7 @@ impl<'a> Writer<'a> {
                 let event = if record.kind == Kind::Enter { "enter" } else { "leave" };
                 self.line(
                     record,
-                    Line {
+                    LogEntry {
                         event,
                         version: record.version,
                         image: &record.image,
@@ -240,7 +240,7 @@ impl<'a> Writer<'a> {
         let Some(old) = &record.old else {
             return self.line(
                 record,
-                Line {
+                LogEntry {
                     event: "update",
                     version: record.version,
                     image: &record.image,
@@ -270,9 +270,9 @@ impl<'a> Writer<'a> {
         if !lost.is_empty() {
             self.line(
                 record,
-                Line {
+                LogEntry {
                     event: "leave",
-                    version: record.hidden_version,
+                    version: record.hidden_leave_version,
                     image: old,
                     reason: Reason::Hidden,
                     connections: counted.hidden,
@@ -285,7 +285,7 @@ impl<'a> Writer<'a> {
         }
         self.line(
             record,
-            Line {
+            LogEntry {
                 event: "update",
                 version: record.version,
                 image: &record.image,
@@ -300,7 +300,7 @@ impl<'a> Writer<'a> {
         if !gained.is_empty() {
             self.line(
                 record,
-                Line {
+                LogEntry {
                     event: "enter",
                     version: record.version,
                     image: &record.image,
@@ -325,7 +325,7 @@ impl<'a> Writer<'a> {
     fn room(&mut self, record: &Record, audience: Vec<Vec<u8>>) -> Result<()> {
         self.line(
             record,
-            Line {
+            LogEntry {
                 event: "room",
                 version: record.version,
                 image: &record.image,
@@ -340,7 +340,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Write the line to the log and tell those who are meant.
-    fn line(&mut self, record: &Record, line: Line) -> Result<()> {
+    fn line(&mut self, record: &Record, line: LogEntry) -> Result<()> {
         self.written.seq += 1;
         self.written.events += 1;
         self.scratch.within(|| self.page.insert(self.connection, &self.row(record, &line)))?;
@@ -351,7 +351,7 @@ impl<'a> Writer<'a> {
     }
 
     /// A row of the log.
-    fn row(&self, record: &Record, line: &Line) -> Values {
+    fn row(&self, record: &Record, line: &LogEntry) -> Values {
         let text = |field| line.image.get(field).map(varlena);
         [
             Some(Datum::from(self.written.seq as i64)),
@@ -373,7 +373,7 @@ impl<'a> Writer<'a> {
         ]
     }
 
-    fn tell(&mut self, record: &Record, line: &Line) -> Result<()> {
+    fn tell(&mut self, record: &Record, line: &LogEntry) -> Result<()> {
         if self.quiet {
             return Ok(());
         }
@@ -421,7 +421,7 @@ impl<'a> Writer<'a> {
     }
 
     /// The payload for the audience, and the one for service roles.
-    fn payloads(&self, record: &Record, line: &Line, for_service: bool) -> (String, String) {
+    fn payloads(&self, record: &Record, line: &LogEntry, for_service: bool) -> (String, String) {
         let seq = self.written.seq;
         let rendered = Rendered::new(record, line);
         let payload = rendered.payload(record.kind, seq, line, None);

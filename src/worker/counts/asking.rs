@@ -7,7 +7,7 @@ use crate::clock;
 use crate::extension::Extension;
 use crate::pg::spi;
 use crate::pg::subtransaction::Failure;
-use crate::shared::trouble::Part;
+use crate::shared::error_status::Part;
 use crate::worker::commit_gap::Window;
 use crate::worker::process::transaction;
 use crate::worker::publisher::Publisher;
@@ -63,7 +63,7 @@ impl Publisher {
             }
             // They will be asked for again.
             let Some(window) = Window::open(extension)? else { return Ok(Some(Vec::new())) };
-            spi::as_role(extension.owner, || counting::count(extension, &names, &window)).map(Some)
+            spi::as_role(extension.owner_role, || counting::count(extension, &names, &window)).map(Some)
         })?;
         let Some(counted) = counted else { return Ok(false) };
         for (name, numbers) in unknown.into_iter().zip(counted) {

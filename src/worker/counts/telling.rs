@@ -18,8 +18,8 @@ use crate::pg::encoding::decode;
 use crate::pg::notify::notify;
 use crate::pg::spi;
 use crate::pg::subtransaction::Failure;
+use crate::shared::error_status::Part;
 use crate::shared::numbers::Numbers;
-use crate::shared::trouble::Part;
 use crate::worker::commit_gap::Window;
 use crate::worker::memory::{self, Scratch};
 use crate::worker::process::transaction;
@@ -102,7 +102,7 @@ impl Publisher {
             self.rights.look(extension)?;
             let leaves = window.take(0, 0, |_| false).leaves;
             self.rotation.will_be_told(extension, leaves.iter().filter_map(|place| window.record(*place)));
-            spi::as_role(extension.owner, || self.tell(extension, &window, due)).map(Some)
+            spi::as_role(extension.owner_role, || self.tell(extension, &window, due)).map(Some)
         })?;
         let Some(told) = told else { return Ok(false) };
         extension.database.counters.notifications.fetch_add(told.notifications, Relaxed);

@@ -35,7 +35,7 @@ pub enum Part {
 }
 
 #[repr(C)]
-pub struct Trouble {
+pub struct ErrorStatus {
     /// timestamptz
     at: AtomicI64,
     /// timestamptz: since when all attempts of a part have failed; 0 if the latest went well.
@@ -44,7 +44,7 @@ pub struct Trouble {
     text: [AtomicU8; BYTES],
 }
 
-impl Trouble {
+impl ErrorStatus {
     /// An attempt failed. Returns whether it is the first to fail after one that went well.
     pub fn failed(&self, part: Part, message: &str) -> bool {
         let now = clock::wall();

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 type Tokens = Vec<Vec<u8>>;
 
 /// One line of the log and what its listeners hear.
-pub struct Line<'a> {
+pub struct LogEntry<'a> {
     pub event: &'static str,
     pub version: u64,
     pub image: &'a Image,
@@ -40,7 +40,7 @@ pub struct Rendered {
 }
 
 impl Rendered {
-    pub fn new(record: &Record, line: &Line) -> Rendered {
+    pub fn new(record: &Record, line: &LogEntry) -> Rendered {
         let text = |field| line.image.get(field).map(decode);
         let mut truncated = false;
         let mut json = |field| {
@@ -67,7 +67,7 @@ impl Rendered {
         &self,
         kind: Kind,
         seq: u64,
-        line: &Line,
+        line: &LogEntry,
         audiences: Option<(&[String], Option<&[String]>)>,
     ) -> String {
         if kind == Kind::Room {
