@@ -13,6 +13,7 @@
 //!
 //! ACCEPT_DOCS=1 writes what was printed into the pages: read the diff before you commit it.
 
+#[path = "client/common/mod.rs"]
 mod common;
 
 use common::{Cluster, Session, shell};

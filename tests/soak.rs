@@ -1,6 +1,7 @@
 //! Minutes of load, and nothing grows: not the memory of a process, not a table, not the number of slots. The first part
 //! kills workers, the launcher and sessions; the second leaves them alone and measures. `make soak MINUTES=30`.
 
+#[path = "client/common/mod.rs"]
 mod common;
 
 use common::{Cluster, Failure, Mirror, Over, Session, listed, millis, signal, until};

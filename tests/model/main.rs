@@ -10,7 +10,7 @@
 //! All the while a user tries to harm the others (`mallory.rs`). The model knows nothing of her.
 
 mod check;
-#[path = "../common/mod.rs"]
+#[path = "../client/common/mod.rs"]
 mod common;
 mod concurrent;
 mod follower;

@@ -1,0 +1,107 @@
+//! Transactions that stay open for long: PostgreSQL keeps old rows for them, and that is all. Expiry, delivery and the
+//! rotation of the log go on, and nothing of ours grows.
+//!
+//! PRESENCE_SOAK=minutes goes on for so long.
+
+use crate::common::{Cluster, Event, Session, kilobytes, lines, until};
+use std::time::{Duration, Instant};
+
+#[test]
+fn an_old_snapshot_holds_up_nothing_of_ours() {
+    // Less than the load would fill.
+    let cluster = Cluster::with_clock(&["presence.event_buffer=256kB", "presence.max_members=300"]);
+    let mut service = cluster.service();
+    service.run("select presence.listen()");
+    service.run(
+        "select presence.upsert('hall', member_id => 'm' || n, user_id => 'u', ttl => '1 d')
+         from generate_series(1, 50) n",
+    );
+
+    // A snapshot, a transaction id, a change that is not committed, and one that was undone by a savepoint.
+    let (mut reader, mut idle) = (cluster.service(), cluster.service());
+    let (mut writer, mut undone) = (cluster.user("bob"), cluster.user("carol"));
+    reader.run("begin isolation level repeatable read; select presence.list()");
+    idle.run("begin; select pg_current_xact_id()");
+    writer.run("begin; select presence.upsert('hall', ttl => '1 d')");
+    undone.run("begin; savepoint s; select presence.upsert('hall'); rollback to s; select presence.list()");
+    assert_eq!(reader.number("select count(*) from presence.list('hall')"), 50);
+
+    let worker = service.number("select presence.worker_pid()");
+    let mut load = cluster.service();
+    let turns = |load: &mut Session, service: &mut Session, rounds: usize| {
+        for round in 0..rounds {
+            turn(&cluster, load, service, round);
+        }
+    };
+    // All memory that it takes, it takes in the first rounds.
+    turns(&mut load, &mut service, 40);
+    let before = (kilobytes(worker, "RssAnon:"), allocated(&mut load), seq(&mut service));
+    let minutes = std::env::var("PRESENCE_SOAK").map_or(0, |minutes| minutes.parse().expect("minutes"));
+    let end = Instant::now() + Duration::from_secs(60 * minutes);
+    loop {
+        turns(&mut load, &mut service, 80);
+        if Instant::now() > end {
+            break;
+        }
+    }
+    let after = (kilobytes(worker, "RssAnon:"), allocated(&mut load), seq(&mut service));
+    assert!(after.2 > before.2 + 1_000, "{} events", after.2 - before.2);
+    assert!(after.0 < before.0 + 4_096, "the worker has grown from {} kB to {} kB", before.0, after.0);
+    assert!(after.1 < before.1 + 1_000_000, "a backend has grown from {} to {} bytes", before.1, after.1);
+    until("tombstones are freed", || {
+        service.is("select slots_used <= members + 1 and events_buffered_bytes = 0 from presence.health")
+    });
+    assert!(service.is("select events_dropped = 0 and resyncs = 0 from presence.health"));
+
+    // Parts of the log take turns: what is older than one and a half hours is gone.
+    let old = "select count(*) from presence.event where at < clock_timestamp() - interval '100 min'";
+    for _ in 0..6 {
+        cluster.clock().pass(Duration::from_secs(20 * 60));
+        turn(&cluster, &mut load, &mut service, 0);
+    }
+    until("the log is rotated", || service.number(old) == 0);
+
+    // What they see and what they did is as they left it.
+    assert_eq!(reader.number("select count(*) from presence.list('hall')"), 50);
+    writer.run("commit");
+    let heard = service.hear_until("an enter", |event| event.line() == "enter bob");
+    assert!(heard.iter().all(|event| event.kind() != "resync"));
+    for mut session in [reader, idle, undone] {
+        session.run("commit");
+    }
+    assert_eq!(service.number("select count(*) from presence.list('hall')"), 51);
+    cluster.assert_sound();
+}
+
+/// Twenty enter, change and go: half of them leave, and half run out.
+fn turn(cluster: &Cluster, load: &mut Session, service: &mut Session, round: usize) {
+    load.run(
+        "select presence.upsert('load', jsonb_build_object('text', repeat('x', 100)), member_id => 'l' || n,
+                                user_id => 'l' || n, ttl => '30 s')
+         from generate_series(1, 20) n",
+    );
+    load.run(&format!(
+        "select presence.update('load', '{{\"round\": {round}}}', member_id => 'l' || n) from generate_series(1, 20) n"
+    ));
+    load.run("select presence.heartbeat('load', member_id => 'l' || n) from generate_series(1, 20) n");
+    load.run("select presence.delete('load', member_id => 'l' || n) from generate_series(1, 10) n");
+    cluster.clock().pass(Duration::from_secs(31));
+    load.run("select presence.sweep()");
+    let mut left = 0;
+    while left < 20 {
+        let heard = service.hear();
+        let leaves: Vec<&Event> = heard.iter().filter(|event| event.kind() == "leave").collect();
+        left += leaves.len();
+        assert!(left <= 20, "round {round}: {:?}", lines(&heard));
+    }
+    assert_eq!(service.number("select count(*) from presence.list('load')"), 0);
+}
+
+fn seq(service: &mut Session) -> i64 {
+    service.number("select presence.seq()")
+}
+
+/// What a session has allocated in PostgreSQL's own way, in bytes.
+fn allocated(session: &mut Session) -> i64 {
+    session.number("select sum(total_bytes)::bigint from pg_backend_memory_contexts")
+}

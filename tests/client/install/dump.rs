@@ -1,0 +1,187 @@
+//! pg_dump and restore, DROP and CREATE EXTENSION: what stays, what does not, and that nothing of ours is in the way.
+
+use crate::common::{Cluster, GRANTS, lines, shell, try_shell, until};
+
+/// An application that uses presence wherever SQL lets it, in the database `app`.
+const APPLICATION: &str = "
+    create schema app; grant usage on schema app to public;
+    create function app.may(room text, action text) returns boolean language sql stable
+        begin atomic select room not like 'closed%'; end;
+    create table app.heard (seq bigint primary key, event text);
+    create function app.hear(events presence.event[]) returns void language sql
+        begin atomic
+            insert into app.heard select e.seq, e.event from unnest(events) e;
+        end;
+    create table app.document (
+        room text primary key references presence.room on delete cascade,
+        owner text not null default presence.user_id()
+    );
+    alter table app.document enable row level security;
+    create policy own on app.document using (owner = (select presence.user_id()));
+    create view app.here as select d.room, o.member_id from app.document d join presence.online o using (room);
+    create materialized view app.snapshot as select * from presence.online;
+    create policy app_reads on presence.member for select to carol using (true);
+
+    alter database app set presence.default_ttl = '40 s';
+    alter database app set presence.max_per_user = 5;
+    alter database app set presence.authorizer = 'app.may';
+    alter database app set presence.sink = 'app.hear';
+    alter database app set presence.service_roles = 'carol';
+    alter role alice in database app set presence.session_features = off;
+
+    select presence.revoke_access('bob'), presence.grant_access('bob', write => false);
+    select presence.set_room('plain');
+    select presence.set_room('full', '{\"topic\": \"Grüße\"}', audience => '{team:red}', count_audience => '{any}',
+                             ttl => '2 min', max_members => 7, keep_history => false);
+    select presence.set_room('closed');
+    insert into app.document values ('full', 'alice');
+    select presence.upsert('full', member_id => 'm', user_id => 'alice');";
+
+const SETTINGS: &str = "
+    select coalesce(setrole::regrole::text, ''), setconfig from pg_db_role_setting
+    where setdatabase = (select oid from pg_database where datname = current_database()) order by 1";
+const ROOMS: &str = "
+    select room, metadata, audience, count_audience, ttl, max_members, keep_history, created_at, updated_at
+    from presence.room order by room";
+fn application() -> Cluster {
+    let cluster = Cluster::start();
+    cluster.sql("app", APPLICATION);
+    cluster.service().flush();
+    cluster
+}
+
+/// Restored over the database itself, while its worker is at work.
+#[test]
+fn a_dump_keeps_rooms_grants_and_settings() {
+    let cluster = application();
+    let mut service = cluster.service();
+    let before = [SETTINGS, ROOMS, GRANTS].map(|question| service.rows(question));
+    let highest = service.number("select greatest(presence.seq(), max(version)) from presence.room");
+    drop(service);
+
+    shell(
+        "\"$bin/pg_dump\" -h \"$1\" -U postgres -Fc -f \"$1/dump\" app
+         \"$bin/pg_restore\" -h \"$1\" -U postgres -d postgres --clean --create --exit-on-error \"$1/dump\"",
+        &[&cluster],
+    );
+    cluster.until_worker("app");
+    let mut service = cluster.service();
+    let after = [SETTINGS, ROOMS, GRANTS].map(|question| service.rows(question));
+    assert_eq!(after, before);
+    assert!(service.number("select min(version) from presence.room") > highest);
+
+    // What is not in it, as docs/operations.md says.
+    assert_eq!(service.rows("select * from presence.member"), [[""; 0]; 0]);
+    assert_eq!(service.rows("select * from presence.last_seen"), [[""; 0]; 0]);
+    assert_eq!(service.rows("select * from pg_policy where polname = 'app_reads'"), [[""; 0]; 0]);
+
+    // It works, with its settings: the sink hears, the authorizer decides, readers read.
+    // A sink begins with what happens once it is there, and its function came late.
+    until("the sink is there", || service.is("select sink_position is not null from presence.health"));
+    service.run("delete from app.heard; select presence.listen()");
+    let mut alice = cluster.user("alice");
+    assert_eq!(alice.value("select ttl from presence.upsert('plain')"), "00:00:40");
+    assert_eq!(alice.fails("select presence.upsert('closed')").code, "42501");
+    assert_eq!(alice.fails("select presence.listen('plain')").code, "0A000");
+    assert_eq!(cluster.user("bob").fails("select presence.upsert('plain')").code, "42501");
+    assert_eq!(lines(&service.hear()), ["enter alice"]);
+    until("the sink hears it", || {
+        service.number("select count(*) from app.heard where event = 'enter'") == 1
+    });
+    assert_eq!(service.rows("select * from app.here"), [[""; 0]; 0]);
+    cluster.assert_sound();
+}
+
+#[test]
+fn a_copy_has_its_own_secret_and_the_limits_of_its_rooms() {
+    let cluster = Cluster::start();
+    let mut service = cluster.service();
+    service.run("select presence.set_room('all \"of\" it', max_members => 7)");
+    service.run("create database copy");
+    shell(
+        "\"$bin/pg_dump\" -h \"$1\" -U postgres app |
+         \"$bin/psql\" -X -q -v ON_ERROR_STOP=1 -h \"$1\" -U postgres -d copy",
+        &[&cluster],
+    );
+    cluster.until_worker("copy");
+    let mut copy = cluster.session("postgres", "copy");
+    let key = "select encode(sha256(key), 'hex') from _presence.secret";
+    assert_ne!(copy.value(key), service.value(key));
+    copy.run(
+        "select presence.upsert_many((select jsonb_agg(jsonb_build_object('room', 'all \"of\" it', 'user_id', n::text))
+                                      from generate_series(1, 7) n))",
+    );
+    assert_eq!(copy.fails("select presence.upsert('all \"of\" it')").code, "54000");
+    cluster.assert_sound();
+}
+
+/// The library may be missing from shared_preload_libraries: presence is not restored then, all else is. With the
+/// library, what was missing can be restored later.
+#[test]
+fn without_the_library_a_restore_brings_all_but_presence() {
+    let cluster = Cluster::start();
+    cluster.service().run(
+        "select presence.set_room('kept', '{\"topic\": 1}');
+         create table own (room text); insert into own values ('kept');
+         alter database app set presence.default_ttl = '40 s'",
+    );
+    shell("\"$bin/pg_dump\" -h \"$1\" -U postgres -Fc -f \"$1/dump\" app", &[&cluster]);
+    cluster.restart_with(&["shared_preload_libraries="]);
+
+    let restore = "\"$bin/pg_restore\" -h \"$1\" -U postgres";
+    let (complete, said) =
+        try_shell(&format!("{restore} -d postgres --clean --create \"$1/dump\""), &[&cluster]);
+    assert!(!complete);
+    assert!(said.contains("presence_ext is not loaded"), "{said}");
+    assert!(said.contains("Add presence_ext to shared_preload_libraries"), "{said}");
+    let mut session = cluster.session("postgres", "app");
+    assert_eq!(session.value("select room from own"), "kept");
+    assert!(session.is("select current_setting('presence.default_ttl') = '40 s'"));
+    drop(session);
+
+    cluster.restart_with(&["shared_preload_libraries=presence_ext"]);
+    shell(&format!("{restore} -d app --clean --if-exists --exit-on-error \"$1/dump\""), &[&cluster]);
+    cluster.until_worker("app");
+    let mut service = cluster.service();
+    assert_eq!(service.value("select metadata from presence.room"), "{\"topic\": 1}");
+    let mut alice = cluster.user("alice");
+    assert_eq!(alice.value("select ttl from presence.upsert('kept')"), "00:00:40");
+    cluster.assert_sound();
+}
+
+/// Settings of the database stay. Rooms and grants are the extension's and go with it.
+#[test]
+fn drop_extension_and_create_extension_begin_anew() {
+    let cluster = Cluster::start();
+    let mut service = cluster.service();
+    service.run("alter database app set presence.default_ttl = '40 s'; select presence.set_room('lobby', '{\"a\": 1}')");
+    let mut alice = cluster.user("alice");
+    alice.run(
+        "select presence.upsert('lobby', session => true); select presence.upsert('side', ttl => '1 h')",
+    );
+    service.flush();
+    let numbers = "select presence.seq(), (select max(version) from presence.member)";
+    let before = service.rows(numbers)[0].clone();
+
+    let channels = service.rows("select presence.channels('lobby')");
+    service.run("drop extension presence_ext; create extension presence_ext");
+    cluster.until_worker("app");
+    let begun = "select (select count(*) from presence.room) + (select count(*) from presence.online)
+                      + (select slots_used from presence.health)";
+    until("nothing is left of before", || service.number(begun) == 0);
+    assert_eq!(alice.fails("select presence.upsert('lobby')").code, "42501");
+    service.run("select presence.grant_access('alice')");
+    // The names of channels are new: who heard before does not hear what comes now.
+    let renamed = service.rows("select presence.channels('lobby')");
+    assert!(renamed.iter().all(|name| !channels.contains(name)));
+
+    service.run("select presence.listen()");
+    let mut alice = cluster.user("alice"); // new sessions have the settings; the old one ends, and nobody left by that
+    assert_eq!(alice.value("select ttl from presence.upsert('lobby')"), "00:00:40");
+    assert_eq!(lines(&service.hear()), ["enter alice"]);
+    let after = service.rows(numbers)[0].clone();
+    for (before, after) in before.iter().zip(&after) {
+        assert!(after.parse::<i64>().expect("a number") > before.parse().expect("a number"));
+    }
+    cluster.assert_sound();
+}

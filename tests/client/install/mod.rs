@@ -1,0 +1,7 @@
+//! How it is installed, dumped, upgraded, pooled and dropped.
+
+mod drop_extension;
+mod dump;
+mod pg_upgrade;
+mod pgbouncer;
+mod upgrade;

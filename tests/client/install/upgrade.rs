@@ -1,0 +1,246 @@
+//! A database that was upgraded is like one that is new, and a library that is newer than the SQL serves it.
+//!
+//! `tests/upgrade/presence_ext--VERSION.sql` are the install scripts of released versions; `scripts/install testing`
+//! puts them beside the current one.
+
+use crate::common::{Cluster, Mirror, Over, Session, lines, until, use_everything};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+
+const CURRENT: &str = env!("CARGO_PKG_VERSION");
+
+/// The released versions from which there must be a way.
+fn releases() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/upgrade");
+    let mut versions: Vec<String> = std::fs::read_dir(folder)
+        .expect("tests/upgrade")
+        .filter_map(|file| {
+            let name = file.ok()?.file_name().into_string().ok()?;
+            Some(name.strip_prefix("presence_ext--")?.strip_suffix(".sql")?.to_owned())
+        })
+        .collect();
+    versions.sort();
+    assert_eq!(versions.first().map(String::as_str), Some("0.1.0"), "the first release");
+    versions
+}
+
+/// A server with a database whose extension is of that version, with the users and a worker.
+fn old(version: &str) -> Cluster {
+    let cluster = Cluster::bare(&[]);
+    cluster.sql("postgres", "create database app");
+    cluster.sql("app", &format!("create extension presence_ext version '{version}'"));
+    cluster.sql("app", "select presence.grant_access('alice'), presence.grant_access('bob')");
+    cluster.until_worker("app");
+    cluster
+}
+
+type Catalog = BTreeMap<(String, String), String>;
+
+fn catalog(session: &mut Session) -> Catalog {
+    let rows = session.rows(include_str!("../../upgrade/catalog.sql"));
+    rows.into_iter()
+        .map(|row| {
+            let [object, property, value] = <[String; 3]>::try_from(row).expect("three columns");
+            ((object, property), value)
+        })
+        .collect()
+}
+
+/// What a maintainer has to put into the upgrade script, one object after the other.
+fn differences(fresh: &Catalog, upgraded: &Catalog) -> Vec<String> {
+    let mut found = Vec::new();
+    for ((object, property), value) in fresh {
+        match upgraded.get(&(object.clone(), property.clone())) {
+            None => found.push(format!("{object}: {property}: missing after the upgrade, fresh is\n{value}")),
+            Some(other) if other != value => {
+                found.push(format!("{object}: {property} differs\n  fresh:    {value}\n  upgraded: {other}"))
+            }
+            Some(_) => {}
+        }
+    }
+    for (object, property) in upgraded.keys().filter(|key| !fresh.contains_key(*key)) {
+        found.push(format!("{object}: {property}: only after the upgrade"));
+    }
+    found
+}
+
+#[test]
+fn an_upgraded_schema_equals_a_fresh_one() {
+    let cluster = Cluster::bare(&[]);
+    cluster.sql("postgres", "create extension presence_ext");
+    let fresh = catalog(&mut cluster.session("postgres", "postgres"));
+    assert!(fresh.len() > 500, "{} properties is too few to be all", fresh.len());
+    for version in releases() {
+        let name = format!("from_{}", version.replace('.', "_"));
+        cluster.sql("postgres", &format!("create database {name}"));
+        let mut session = cluster.session("postgres", &name);
+        session.run(&format!("create extension presence_ext version '{version}'"));
+        session.run("alter extension presence_ext update");
+        assert_eq!(
+            session.value("select extversion from pg_extension where extname = 'presence_ext'"),
+            CURRENT
+        );
+        let differences = differences(&fresh, &catalog(&mut session));
+        assert!(
+            differences.is_empty(),
+            "sql/presence_ext--{version}--{CURRENT}.sql (see scripts/upgrade-script) lacks something:\n\n{}\n",
+            differences.join("\n\n")
+        );
+    }
+    cluster.assert_sound();
+}
+
+/// The restart with the new library comes first, ALTER EXTENSION UPDATE perhaps much later.
+#[test]
+fn a_newer_library_serves_the_schema_of_every_release() {
+    for version in releases() {
+        let cluster = old(&version);
+        let (mut service, mut alice, mut bob) =
+            (cluster.service(), cluster.user("alice"), cluster.user("bob"));
+        // Each C function of the old script is in the library: the validator looks.
+        service.run(
+            "select fmgr_c_validator(p.oid) from pg_proc p join pg_language l on l.oid = p.prolang
+             where p.pronamespace = 'presence'::regnamespace and l.lanname = 'c'",
+        );
+        if version != CURRENT {
+            assert!(service.is("select library_version <> extension_version from presence.health"));
+            let warning = format!("this database has version {version}, the library is version {CURRENT}");
+            until("the log says what to do", || cluster.log().contains(&warning));
+        }
+        use_everything(&mut service, &mut alice, &mut bob);
+        cluster.restart();
+        cluster.until_worker("app");
+        let (mut service, mut alice, mut bob) =
+            (cluster.service(), cluster.user("alice"), cluster.user("bob"));
+        assert!(alice.is("select presence.heartbeat('lobby')"), "a restart keeps it");
+        use_everything(&mut service, &mut alice, &mut bob);
+        service.run("alter extension presence_ext update");
+        service.run("select presence.grant_access('alice'), presence.grant_access('bob')");
+        use_everything(&mut service, &mut alice, &mut bob);
+        cluster.assert_sound();
+    }
+}
+
+#[test]
+fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
+    for version in releases() {
+        let cluster = old(&version);
+        let (mut service, mut alice, mut bob) =
+            (cluster.service(), cluster.user("alice"), cluster.user("bob"));
+        service.run("select presence.set_room('lobby', '{\"topic\": \"t\"}')");
+        service.run(
+            "create view public.here as select * from presence.online;
+             create view public.whole as select o from presence.online o;
+             create view public.listed as select * from presence.list('lobby');
+             create view public.log as select * from presence.event;
+             create materialized view public.kept as select * from presence.changes(0);
+             create table public.stored (o presence.online, e presence.event);
+             create view public.may as select presence._may('lobby', 'read') as may;
+             create function public.plain() returns setof presence.online language sql
+                 as 'select * from presence.online'",
+        );
+        for session in [&mut alice, &mut bob] {
+            session.run("select presence.upsert('lobby', '1')");
+            session.run("select presence.listen('lobby')"); // what one has entered and not committed opens nothing
+            session.hear();
+        }
+        service.flush();
+        let everything = "select array(select m::text from presence.member m order by 1),
+                                 array(select r::text from presence.room r),
+                                 array(select (to_jsonb(e) - 'node')::text from presence.event e order by seq),
+                                 (select encode(key, 'hex') from SCHEMA.secret)";
+        let before = service.rows(&everything.replace("SCHEMA", "presence"));
+        service.run("alter extension presence_ext update");
+        assert_eq!(service.rows(&everything.replace("SCHEMA", "_presence")), before);
+        for of_their_own in ["public.here", "public.whole", "public.listed", "public.plain()"] {
+            assert_eq!(service.number(&format!("select count(*) from {of_their_own}")), 2, "{of_their_own}");
+        }
+        assert!(
+            service.is("select count(*) >= 2 from public.log") && service.is("select may from public.may")
+        );
+        service.run("refresh materialized view public.kept");
+        service.run("insert into public.stored select o, e from presence.online o, presence.event e");
+        let nodes = "select count(*), count((o).node), count((e).node) from public.stored";
+        assert!(service.rows(nodes)[0][0] != "0" && service.rows(nodes)[0][1..] == ["0", "0"]);
+        assert!(alice.is("select presence.heartbeat('lobby')"));
+        alice.run("select presence.upsert('lobby', '2')");
+        assert_eq!(lines(&bob.hear()), ["update alice"], "on the channels it listened to before");
+        cluster.assert_sound();
+    }
+}
+
+/// Who stored a question about leases that nobody may ask any more would go on asking it.
+#[test]
+fn an_upgrade_leaves_no_way_to_ask_about_a_lease() {
+    for version in releases() {
+        let cluster = old(&version);
+        let (mut service, mut bob) = (cluster.service(), cluster.user("bob"));
+        service.run("create schema of_bob authorization bob");
+        bob.run(
+            "create function of_bob.asks(key uuid) returns boolean
+                 begin atomic; select presence._is_alive(key, 1, 1, 1, 1); end",
+        );
+        let refused = service.fails("alter extension presence_ext update");
+        assert_eq!(refused.code, "2BP01");
+        assert!(refused.detail.contains("function of_bob.asks(uuid)"), "{refused:?}");
+        service.run("drop function of_bob.asks; alter extension presence_ext update");
+        assert_eq!(bob.fails("select presence._is_alive(null, 1, 1, 1, 1)").code, "42883");
+        assert_eq!(bob.fails("select _presence._is_alive(null, 1, 1, 1, 1)").code, "42501");
+        cluster.assert_sound();
+    }
+}
+
+/// Nobody who uses presence meanwhile gets an error, and nothing is lost.
+#[test]
+fn an_upgrade_goes_through_with_traffic_on() {
+    for version in releases().iter().filter(|version| *version != CURRENT) {
+        let cluster = old(version);
+        let (done, turns) = (AtomicBool::new(false), AtomicU64::new(0));
+        let mut service = cluster.service();
+        service.run("select presence.listen()");
+        let mut mirror = Mirror::of(&mut service);
+        std::thread::scope(|scope| {
+            for user in ["alice", "bob"] {
+                let (cluster, done, turns) = (&cluster, &done, &turns);
+                scope.spawn(move || {
+                    let mut session = cluster.user(user);
+                    while !done.load(Relaxed) {
+                        let turn = turns.fetch_add(1, Relaxed);
+                        session.run(&format!("select presence.upsert('lobby', '{turn}')"));
+                        assert!(session.is("select presence.heartbeat('lobby')"));
+                        assert!(session.is("select count(*) > 0 from presence.list('lobby')"));
+                        session.run(
+                            "select presence.delete('lobby'), presence.occupancy(), presence.changes(0)",
+                        );
+                    }
+                });
+            }
+            let _over = Over::tell(&done);
+            let mut owner = cluster.service();
+            for _ in 0..3 {
+                let before = turns.load(Relaxed);
+                until("there is traffic", || turns.load(Relaxed) > before + 50);
+                // Then once more with work that is not committed: the update waits for it, as any DDL does.
+                let mut open = cluster.user("alice");
+                open.run("begin; select presence.upsert('side', '1')");
+                let pid = owner.pid();
+                scope.spawn(move || {
+                    let waits =
+                        format!("select exists (select from pg_locks where not granted and pid = {pid})");
+                    until("the update waits", || open.is(&waits));
+                    open.run("select presence.update('side', '{}'), presence.changes(0); commit");
+                    open.run("select presence.delete('side')");
+                });
+                owner.run("begin; alter extension presence_ext update; rollback");
+            }
+            owner.run("alter extension presence_ext update");
+            let after = turns.load(Relaxed);
+            until("there is traffic after it", || turns.load(Relaxed) > after + 50);
+        });
+        mirror.follow(&mut service);
+        mirror.assert_true(&mut service);
+        assert_eq!(service.value("select extension_version from presence.health"), CURRENT);
+        cluster.assert_sound();
+    }
+}

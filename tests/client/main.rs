@@ -1,0 +1,16 @@
+//! Real clients on private servers. `tests/README.md` says which kind of test is for what.
+
+mod catalog;
+mod common;
+mod events;
+mod expiry;
+mod faults;
+mod full_numbers;
+mod install;
+mod memory;
+mod occupancy;
+mod protocols;
+mod sessions;
+mod sink;
+mod transactions;
+mod visibility;

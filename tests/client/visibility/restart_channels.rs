@@ -1,0 +1,384 @@
+//! What becomes of names of channels when the server restarts: a clean restart keeps them, for whoever may still hear; a
+//! crash makes new ones, and says so to those who listen to old ones.
+
+use crate::common::{Cluster, Event, Session, millis, signal, until};
+use std::collections::BTreeSet;
+
+/// The names that the session would listen to; the first is the one that everybody knows.
+fn channels(session: &mut Session, room: &str) -> Vec<String> {
+    let names = session.rows(&format!("select presence.channels('{room}')"));
+    names.into_iter().map(|row| row[0].clone()).collect()
+}
+
+/// As a library does that reconnects by itself.
+fn listen_to(session: &mut Session, names: &[String]) {
+    let listen: String = names.iter().map(|name| format!("listen {name};")).collect();
+    session.run(&listen);
+}
+
+/// What the session is told in full of something that alice says in the hall now.
+fn hears(listener: &mut Session, alice: &mut Session) -> usize {
+    alice.flush();
+    listener.heard();
+    alice.run("select presence.update('hall', jsonb_build_object('n', gen_random_uuid()))");
+    alice.flush();
+    // The same seq twice is once.
+    let heard = listener.heard();
+    heard.iter().filter(|event| event.is_of_member()).map(Event::seq).collect::<BTreeSet<_>>().len()
+}
+
+fn beacon(events: &[Event], kind: &str) -> String {
+    let found = events.iter().rfind(|event| event.kind() == kind && event.channel == "presence");
+    found.expect("a beacon").text("boot").to_owned()
+}
+
+/// What the fixed channel says next.
+fn boot(listener: &mut Session) -> String {
+    beacon(&listener.hear_until("alive", |event| event.kind() == "alive"), "alive")
+}
+
+/// Stop the server in a way and start it again. A crash is one of a backend.
+fn restart(cluster: &Cluster, how: &str) {
+    if how == "crash" {
+        let mut session = cluster.service();
+        let worker = session.number("select presence.worker_pid()");
+        signal("KILL", worker);
+        until("the server is up again", || {
+            cluster.try_session("postgres", "app").is_some_and(|mut session| {
+                session.try_rows("select presence.worker_pid() from presence.health").is_ok_and(|rows| {
+                    rows.first().is_some_and(|row| !row[0].is_empty() && row[0] != worker.to_string())
+                })
+            })
+        });
+    } else {
+        cluster.stop(how);
+        cluster.start_again();
+    }
+    cluster.until_worker("app");
+}
+
+#[test]
+fn names_outlive_a_clean_restart_and_no_crash() {
+    let cluster = Cluster::with(&["presence.beacon=1s"]);
+    let (mut alice, mut bob) = (cluster.user("alice"), cluster.user("bob"));
+    for room in ["hall", "side"] {
+        alice.run(&format!("select presence.upsert('{room}', ttl => '1 h')"));
+        bob.run(&format!("select presence.upsert('{room}', ttl => '1 h')"));
+    }
+    // Names that were renamed before are kept, too.
+    let mut service = cluster.service();
+    for room in ["'hall'", ""] {
+        service.run(&format!("select presence.rotate_channels({room})"));
+        service.flush();
+    }
+    bob.listen("hall");
+    let mut known = boot(&mut bob);
+    assert_eq!(known.len(), 16);
+    let mut names = channels(&mut bob, "hall");
+    assert_eq!(names[0], "presence");
+    assert!(names.len() <= 16);
+    for (how, keeps) in
+        [("fast", true), ("immediate", false), ("smart", true), ("crash", false), ("fast", true)]
+    {
+        drop((alice, bob, service));
+        restart(&cluster, how);
+        (alice, bob, service) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
+        listen_to(&mut bob, &names);
+        if keeps {
+            let heard = bob.hear_until("alive", |event| event.kind() == "alive");
+            assert_eq!(beacon(&heard, "alive"), known, "{how}");
+            assert!(heard.iter().all(|event| event.kind() != "relisten"), "{how}: {heard:#?}");
+            assert_eq!(channels(&mut bob, "hall"), names, "{how}");
+            assert!(alice.is("select presence.heartbeat('hall')"), "{how}");
+            assert_eq!(hears(&mut bob, &mut alice), 1, "{how}");
+            assert!(alice.is("select presence.worker_pid() is not null"));
+        } else {
+            let heard = bob.hear_until("relisten", |event| event.kind() == "relisten");
+            let worker = service.number("select presence.worker_pid()");
+            assert_eq!(heard.last().expect("it").sender, worker);
+            let now = beacon(&heard, "relisten");
+            assert_ne!(now, known, "{how}");
+            let after = channels(&mut bob, "hall");
+            assert!(after[1..].iter().all(|name| !names.contains(name)), "{how}");
+            for room in ["hall", "side"] {
+                alice.run(&format!("select presence.upsert('{room}', ttl => '1 h')"));
+                bob.run(&format!("select presence.upsert('{room}', ttl => '1 h')"));
+            }
+            assert_eq!(hears(&mut bob, &mut alice), 0, "{how}: old names");
+            // Who comes back later is told as well.
+            let mut late = cluster.user("bob");
+            listen_to(&mut late, &names);
+            late.hear_until("relisten", |event| event.kind() == "relisten");
+            bob.listen("hall");
+            assert_eq!(hears(&mut bob, &mut alice), 1, "{how}");
+            names = channels(&mut bob, "hall");
+            known = boot(&mut bob);
+            assert_eq!(known, now, "{how}");
+        }
+    }
+}
+
+/// Whatever ends a right before the stop, or while the server is down.
+#[test]
+fn rights_that_end_with_the_server_do_not_come_back() {
+    let cluster = Cluster::with(&["presence.service_roles=carol"]);
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    alice.run("select presence.upsert('hall', ttl => '1 h', audience => '{any}')");
+    service.run("create role dan login; grant bob to dan");
+    cluster.sql(
+        "app",
+        "create function public.authorize(room text, action text) returns boolean language sql as $$
+             select action <> 'manage' and (room <> 'hall' or presence.user_id() = 'alice') $$",
+    );
+    type Names = Vec<(&'static str, Vec<String>)>;
+    let handed_out = |cluster: &Cluster| -> Names {
+        ["bob", "carol", "dan"].map(|user| (user, channels(&mut cluster.user(user), "hall"))).into()
+    };
+    // Whom it concerns is silent after the restart: by names from before.
+    for (what, user, revives) in [
+        ("revoke select on presence.member from bob", "dan", "grant select on presence.member to bob"),
+        ("revoke usage on schema presence from bob", "bob", "grant usage on schema presence to bob"),
+        ("revoke bob from dan", "dan", "grant bob to dan"),
+        ("presence.service_roles=", "carol", "presence.service_roles=carol"),
+        ("presence.anonymous_roles=bob", "bob", "presence.anonymous_roles=anon"),
+        // Last, for a worker begins anew when it is taken back.
+        (
+            "alter database app set presence.authorizer = 'public.authorize'",
+            "bob",
+            "alter database app reset presence.authorizer",
+        ),
+    ] {
+        service.run("select presence.upsert('elsewhere', jsonb_build_object('n', gen_random_uuid()))");
+        service.flush();
+        cluster.until_worker("app");
+        let names = handed_out(&cluster);
+        let is_setting = what.starts_with("presence.");
+        let old = &names.iter().find(|(of, _)| *of == user).expect("names").1;
+        let mut ear = cluster.user(user);
+        listen_to(&mut ear, old);
+        assert_eq!(hears(&mut ear, &mut alice), 1, "{what}: not yet");
+        // The worker has no chance to see it before the stop.
+        let frozen = cluster.freeze_worker();
+        if !is_setting {
+            service.run(what);
+        }
+        drop((alice, service, ear));
+        let aborts = || cluster.log().matches("aborting any active transactions").count();
+        let before = aborts();
+        std::thread::scope(|scope| {
+            scope.spawn(|| cluster.stop("fast"));
+            until("the server stops", || aborts() > before);
+            drop(frozen);
+        });
+        cluster.start_again_with(if is_setting { std::slice::from_ref(&what) } else { &[] });
+        cluster.until_worker("app");
+        (alice, service) = (cluster.user("alice"), cluster.service());
+        let mut ear = cluster.user(user);
+        listen_to(&mut ear, old);
+        for _ in 0..3 {
+            assert_eq!(hears(&mut ear, &mut alice), 0, "{what}");
+        }
+        if is_setting {
+            drop((alice, service));
+            cluster.restart_with(&[revives]);
+            cluster.until_worker("app");
+            (alice, service) = (cluster.user("alice"), cluster.service());
+        } else {
+            service.run(revives);
+        }
+    }
+}
+
+/// Who was here and is not any more: no name of theirs is good after the restart.
+#[test]
+fn members_that_end_with_the_server_take_their_names_along() {
+    let cluster = Cluster::with(&["presence.restart_grace=0"]);
+    let mut alice = cluster.user("alice");
+    alice.run("select presence.upsert('hall', ttl => '1 h')");
+    let (mut bob, mut carol) = (cluster.user("bob"), cluster.user("carol"));
+    bob.run("select presence.upsert('hall', session => true)");
+    carol.run("select presence.upsert('hall', ttl => '1 s')");
+    let names = [channels(&mut bob, "hall"), channels(&mut carol, "hall")];
+    let mut stays = cluster.user("alice");
+    let names_of_alice = channels(&mut stays, "hall");
+    drop((alice, bob, carol, stays));
+    cluster.stop("fast");
+    std::thread::sleep(millis(1_100));
+    cluster.start_again();
+    cluster.until_worker("app");
+    let mut service = cluster.service();
+    until("both have left", || service.number("select count(*) from presence.member") == 1);
+    service.flush();
+    let mut ears = [cluster.user("bob"), cluster.user("carol")];
+    for (ear, names) in ears.iter_mut().zip(&names) {
+        listen_to(ear, names);
+    }
+    let (mut alice, mut stays) = (cluster.user("alice"), cluster.user("alice"));
+    listen_to(&mut stays, &names_of_alice);
+    for ear in &mut ears {
+        assert_eq!(hears(ear, &mut alice), 0);
+    }
+    // The others were told, or would have been.
+    stays.listen("hall");
+    assert_eq!(hears(&mut stays, &mut alice), 1);
+}
+
+/// A stop without a file, or with one of another stop: names are new, and those who listen to old ones are told.
+#[test]
+fn names_that_were_not_kept_are_new() {
+    let cluster = Cluster::start();
+    let saved = cluster.join("data/pg_stat/presence_ext.saved");
+    let (mut old, mut bytes) = (Vec::new(), Vec::new());
+    for what in ["missing", "damaged", "of another stop", "the library was away"] {
+        let mut bob = cluster.user("bob");
+        bob.run("select presence.upsert('hall', ttl => '1 h')");
+        let mut service = cluster.service();
+        service.run("select presence.upsert('elsewhere', jsonb_build_object('n', gen_random_uuid()))");
+        service.flush();
+        let names = channels(&mut bob, "hall");
+        old.extend(names[1..].iter().cloned());
+        drop((bob, service));
+        cluster.stop("fast");
+        match what {
+            "missing" => {
+                bytes = std::fs::read(&saved).expect("a file");
+                std::fs::remove_file(&saved).expect("removed");
+            }
+            "damaged" => std::fs::write(&saved, &bytes[..bytes.len() - 1]).expect("written"),
+            "of another stop" => std::fs::write(&saved, &bytes).expect("written"),
+            _ => {
+                cluster.start_again_with(&["shared_preload_libraries="]);
+                cluster.stop("fast");
+            }
+        }
+        cluster.start_again_with(&["shared_preload_libraries=presence_ext"]);
+        cluster.until_worker("app");
+        let mut bob = cluster.user("bob");
+        listen_to(&mut bob, &names);
+        let heard = bob.hear_until("relisten", |event| event.kind() == "relisten");
+        beacon(&heard, "relisten");
+        assert!(channels(&mut bob, "hall")[1..].iter().all(|name| !old.contains(name)), "{what}");
+    }
+}
+
+/// Fewer databases than before: what has no place is forgotten.
+#[test]
+fn a_database_without_a_place_gets_new_names() {
+    let cluster = Cluster::start();
+    cluster.sql("postgres", "create database other");
+    cluster.sql("other", "create extension presence_ext; select presence.grant_access('bob')");
+    cluster.until_worker("other");
+    let both =
+        |cluster: &Cluster| ["app", "other"].map(|name| channels(&mut cluster.session("bob", name), "hall"));
+    cluster.sql("other", "select presence.upsert('hall'), presence.wait_for_flush('20 s')");
+    cluster.sql("app", "select presence.upsert('hall'), presence.wait_for_flush('20 s')");
+    let before = both(&cluster);
+    cluster.restart_with(&["presence.max_databases=1"]);
+    cluster.until_worker("app");
+    assert_eq!(cluster.session("bob", "other").fails("select presence.channels('hall')").code, "53400");
+    cluster.restart_with(&["presence.max_databases=2"]);
+    cluster.until_worker("other");
+    let after = both(&cluster);
+    assert_eq!(after[0], before[0]);
+    assert!(after[1][1..].iter().all(|name| !before[1].contains(name)));
+    let mut bob = cluster.session("bob", "other");
+    listen_to(&mut bob, &before[1]);
+    bob.hear_until("relisten", |event| event.kind() == "relisten");
+}
+
+/// Whoever was away while a room got new names listens to the old ones, and is told by one of them.
+#[test]
+fn who_listens_to_names_that_were_good_is_told() {
+    let cluster = Cluster::start();
+    let (mut alice, mut bob) = (cluster.user("alice"), cluster.user("bob"));
+    alice.run("select presence.upsert('hall', ttl => '1 h')");
+    bob.run("select presence.upsert('hall', ttl => '1 h')");
+    let mut service = cluster.service();
+    for how in ["rotate", "leave", "restart"] {
+        bob.listen("hall");
+        let names = channels(&mut bob, "hall");
+        drop(bob);
+        if how == "leave" {
+            let mut carol = cluster.user("carol");
+            carol.run("select presence.upsert('hall')");
+            channels(&mut carol, "hall");
+            carol.run("select presence.delete('hall')");
+        } else {
+            service.run("select presence.rotate_channels('hall')");
+        }
+        service.flush();
+        // What the worker says again by the clock is over with it.
+        if how == "restart" {
+            drop((alice, service));
+            restart(&cluster, "fast");
+            (alice, service) = (cluster.user("alice"), cluster.service());
+        } else {
+            let worker = service.number("select presence.worker_pid()");
+            signal("TERM", worker);
+            until("another worker", || {
+                ![worker, 0].contains(&service.number("select coalesce(presence.worker_pid(), 0)"))
+            });
+        }
+        bob = cluster.user("bob");
+        listen_to(&mut bob, &names);
+        let heard = bob.hear_until("relisten", |event| event.kind() == "relisten");
+        let told = heard.last().expect("it");
+        assert!(told.channel != "presence" && names.contains(&told.channel), "{how}");
+        bob.listen("hall");
+        assert_eq!(hears(&mut bob, &mut alice), 1, "{how}");
+        // Once, and for names that are no good only.
+        let mut other = cluster.user("bob");
+        let good = channels(&mut other, "hall");
+        listen_to(&mut other, &good);
+        assert!(other.next_event(millis(1_300)).is_none(), "{how}");
+    }
+}
+
+/// A copy of a database, and an extension that was made anew, have names of their own.
+#[test]
+fn other_databases_and_extensions_have_other_names() {
+    let cluster = Cluster::with(&["presence.beacon=0"]);
+    let mut bob = cluster.user("bob");
+    bob.run("select presence.upsert('hall', ttl => '1 h')");
+    let names = channels(&mut bob, "hall");
+    drop(bob);
+    cluster.sql("postgres", "create database copy template app");
+    cluster.until_worker("copy");
+    cluster.until_worker("app");
+    let (mut bob, mut copied) = (cluster.user("bob"), cluster.session("bob", "copy"));
+    assert_eq!(channels(&mut bob, "hall"), names);
+    assert!(channels(&mut copied, "hall")[1..].iter().all(|name| !names.contains(name)));
+    bob.listen("hall");
+    cluster.sql("app", "drop extension presence_ext");
+    cluster.sql("app", "create extension presence_ext; select presence.grant_access('bob')");
+    cluster.until_worker("app");
+    bob.hear_until("relisten", |event| event.kind() == "relisten" && event.channel == "presence");
+    assert!(channels(&mut bob, "hall")[1..].iter().all(|name| !names.contains(name)));
+}
+
+/// Silence means a dead connection; and nobody is told who does not listen.
+#[test]
+fn the_beacon_is_lit_for_listeners() {
+    let cluster = Cluster::with(&["presence.beacon=1s"]);
+    let mut bob = cluster.user("bob");
+    // By its name, as anybody may.
+    bob.run("listen presence");
+    for _ in 0..3 {
+        let event = bob.next_event(millis(3_000)).expect("a beacon");
+        assert_eq!((event.kind(), event.channel.as_str()), ("alive", "presence"));
+        assert_eq!(event.seq(), bob.number("select presence.seq()"));
+        assert!(event.payload.is_ascii());
+    }
+    bob.run("unlisten presence");
+    bob.heard();
+    assert!(bob.next_event(millis(1_500)).is_none());
+    // What concerns all is said there; also what is off.
+    cluster.sql("postgres", "alter database app set presence.beacon = 0");
+    bob.run("listen presence");
+    let mut service = cluster.service();
+    service.run("select presence.rotate_channels()");
+    let heard = bob.hear_until("relisten", |event| event.kind() == "relisten");
+    let told = beacon(&heard, "relisten");
+    cluster.sql("postgres", "alter database app set presence.beacon = '1s'");
+    assert_eq!(boot(&mut bob), told);
+}
