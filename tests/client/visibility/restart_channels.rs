@@ -16,11 +16,15 @@ fn listen_to(session: &mut Session, names: &[String]) {
     session.run(&listen);
 }
 
-/// What the session is told in full of something that alice says in the hall now.
+/// How much the session is told in full of something that alice says in the hall now.
 fn hears(listener: &mut Session, alice: &mut Session) -> usize {
+    hears_of("hall", listener, alice)
+}
+
+fn hears_of(room: &str, listener: &mut Session, alice: &mut Session) -> usize {
     alice.flush();
     listener.heard();
-    alice.run("select presence.update('hall', jsonb_build_object('n', gen_random_uuid()))");
+    alice.run(&format!("select presence.update('{room}', jsonb_build_object('n', gen_random_uuid()))"));
     alice.flush();
     // The same seq twice is once.
     let heard = listener.heard();
@@ -193,34 +197,32 @@ fn rights_that_end_with_the_server_do_not_come_back() {
 #[test]
 fn members_that_end_with_the_server_take_their_names_along() {
     let cluster = Cluster::with(&["presence.restart_grace=0"]);
-    let mut alice = cluster.user("alice");
-    alice.run("select presence.upsert('hall', ttl => '1 h')");
-    let (mut bob, mut carol) = (cluster.user("bob"), cluster.user("carol"));
-    bob.run("select presence.upsert('hall', session => true)");
-    carol.run("select presence.upsert('hall', ttl => '1 s')");
-    let names = [channels(&mut bob, "hall"), channels(&mut carol, "hall")];
-    let mut stays = cluster.user("alice");
-    let names_of_alice = channels(&mut stays, "hall");
-    drop((alice, bob, carol, stays));
-    cluster.stop("fast");
-    std::thread::sleep(millis(1_100));
-    cluster.start_again();
-    cluster.until_worker("app");
-    let mut service = cluster.service();
-    until("both have left", || service.number("select count(*) from presence.member") == 1);
-    service.flush();
-    let mut ears = [cluster.user("bob"), cluster.user("carol")];
-    for (ear, names) in ears.iter_mut().zip(&names) {
-        listen_to(ear, names);
+    for (room, how) in [("hall", "session => true"), ("side", "ttl => '1 s'")] {
+        let (mut alice, mut bob) = (cluster.user("alice"), cluster.user("bob"));
+        alice.run(&format!("select presence.upsert('{room}', ttl => '1 h')"));
+        bob.run(&format!("select presence.upsert('{room}', {how})"));
+        let names = channels(&mut bob, room);
+        let names_of_alice = channels(&mut alice, room);
+        // The server ends them, with bob's session open.
+        cluster.stop("fast");
+        std::thread::sleep(millis(1_100));
+        cluster.start_again();
+        cluster.until_worker("app");
+        let mut service = cluster.service();
+        until("bob has left", || {
+            service.is("select count(*) = 0 from presence.member where user_id = 'bob'")
+        });
+        service.flush();
+        let (mut ear, mut stays) = (cluster.user("bob"), cluster.user("alice"));
+        listen_to(&mut ear, &names);
+        listen_to(&mut stays, &names_of_alice);
+        let mut alice = cluster.user("alice");
+        assert_eq!(hears_of(room, &mut ear, &mut alice), 0, "{how}");
+        // Who may is told, by a name from before.
+        stays.hear_until("relisten", |event| event.kind() == "relisten");
+        stays.listen(room);
+        assert_eq!(hears_of(room, &mut stays, &mut alice), 1, "{how}");
     }
-    let (mut alice, mut stays) = (cluster.user("alice"), cluster.user("alice"));
-    listen_to(&mut stays, &names_of_alice);
-    for ear in &mut ears {
-        assert_eq!(hears(ear, &mut alice), 0);
-    }
-    // The others were told, or would have been.
-    stays.listen("hall");
-    assert_eq!(hears(&mut stays, &mut alice), 1);
 }
 
 /// A stop without a file, or with one of another stop: names are new, and those who listen to old ones are told.
