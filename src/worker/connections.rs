@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::event::record::{Field, Image, Kind, Record};
 use crate::extension::Extension;
 use crate::member::column::Column;
-use crate::member::scan;
+use crate::member::{liveness, scan};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
@@ -22,10 +22,13 @@ const COUNT_BYTES: usize = 48;
 pub struct Connections {
     hasher: RandomState,
     counts: HashMap<u64, u32>,
+    /// Of users in rooms, as of this batch: how many of these are over, and have no leave yet, because somebody has the row
+    /// locked or it cannot be deleted. They do not make a user present.
+    over: HashMap<u64, u32>,
 }
 
 /// What an event changes: so many members like this more.
-pub fn effects(record: &Record, mut body: impl FnMut(&Image, i32)) {
+pub fn effects<'r>(record: &'r Record, mut body: impl FnMut(&'r Image, i32)) {
     match (record.kind, &record.old) {
         (Kind::Enter, _) => body(&record.image, 1),
         (Kind::Leave, _) => body(&record.image, -1),
@@ -46,6 +49,9 @@ pub struct Counted {
     pub of_user: u32,
     /// The same for the owner before, if that was another.
     pub of_old_user: u32,
+    /// Of these members of the user, and of the owner before, those that are not over.
+    pub alive: u32,
+    pub alive_of_old: u32,
 }
 
 impl Connections {
@@ -75,6 +81,18 @@ impl Connections {
                 }
             }
         }
+        self.count_unknown(extension, unknown, member_ids, users, window)?;
+        self.look_who_is_over(extension, records)
+    }
+
+    fn count_unknown(
+        &mut self,
+        extension: &Extension,
+        mut unknown: HashMap<u64, i64>,
+        member_ids: HashSet<(&[u8], &[u8])>,
+        users: HashSet<(&[u8], &[u8])>,
+        window: &Window,
+    ) -> Result<()> {
         if unknown.is_empty() {
             return Ok(());
         }
@@ -115,16 +133,51 @@ impl Connections {
         Ok(())
     }
 
+    /// Of users with several members in a room that one of these is about.
+    fn look_who_is_over(&mut self, extension: &Extension, records: &[Ready]) -> Result<()> {
+        self.over = HashMap::new();
+        let mut several = HashMap::new();
+        let user = |image: &Image| self.keys_of(image).1;
+        let moves = |record: &&Record| record.old.as_ref().is_none_or(|old| user(old) != user(&record.image));
+        for record in records.iter().map(|ready| &ready.record).filter(moves) {
+            effects(record, |image, change| {
+                let user = self.keys_of(image).1;
+                let [room, user_id] =
+                    [Field::Room, Field::UserId].map(|field| image.get(field).unwrap_or_default());
+                let known = self.counts.get(&user).copied().unwrap_or(0);
+                let (.., most) = several.entry(user).or_insert((room, user_id, known));
+                *most += u32::from(change > 0);
+            });
+        }
+        let scratch = memory::Scratch::new();
+        for (user, (room, user_id, _)) in several.into_iter().filter(|(_, (.., most))| *most > 1) {
+            let mut over = 0;
+            scratch.within(|| {
+                scan::of_user(extension, user_id, Some(room), |row| {
+                    over += u32::from(liveness::deadline(&row.key(extension), &row.lease()).is_none());
+                    Ok(true)
+                })
+            })?;
+            scratch.clear();
+            if over > 0 {
+                self.over.insert(user, over);
+            }
+        }
+        Ok(())
+    }
+
     /// Count an event and say what to tell.
     pub fn count(&mut self, record: &Record) -> Counted {
         self.apply(record, 1);
         let get = |key| self.counts.get(&key).copied().unwrap_or(0);
         let (group, user) = self.keys_of(&record.image);
-        let (hidden, of_old_user) = record.old.as_ref().map_or((0, 0), |old| {
+        let alive = |user| get(user).saturating_sub(self.over.get(&user).copied().unwrap_or(0));
+        let (hidden, of_old_user, alive_of_old) = record.old.as_ref().map_or((0, 0, 0), |old| {
             let (group, user) = self.keys_of(old);
-            (get(group), get(user))
+            (get(group), get(user), alive(user))
         });
-        Counted { connections: get(group), hidden, of_user: get(user), of_old_user }
+        let (connections, of_user, alive) = (get(group), get(user), alive(user));
+        Counted { connections, hidden, of_user, of_old_user, alive, alive_of_old }
     }
 
     /// The reverse of `count`.

@@ -196,8 +196,8 @@ impl<'a> Writer<'a> {
                         changed_audience: None,
                     },
                 )?;
-                let first = record.kind == Kind::Enter && counted.of_user == 1;
-                let last = record.kind == Kind::Leave && counted.of_user == 0;
+                let first = record.kind == Kind::Enter && counted.alive <= 1;
+                let last = record.kind == Kind::Leave && counted.alive == 0;
                 let room = record.image.get(Field::Room).unwrap_or_default();
                 if first || last {
                     self.relisten(owner, room)?;
@@ -223,10 +223,10 @@ impl<'a> Writer<'a> {
             record.old.as_ref().and_then(|old| old.get(Field::UserId)).filter(|before| *before != owner);
         let Some(before) = before else { return Ok(()) };
         let room = record.image.get(Field::Room).unwrap_or_default();
-        if counted.of_user == 1 {
+        if counted.alive <= 1 {
             self.relisten(owner, room)?;
         }
-        if counted.of_old_user == 0 { self.gone_from(before, room) } else { Ok(()) }
+        if counted.alive_of_old == 0 { self.gone_from(before, room) } else { Ok(()) }
     }
 
     /// An update, and with a changed audience: a leave for those who lose sight, an enter for those who gain it.

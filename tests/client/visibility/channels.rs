@@ -3,6 +3,7 @@
 
 use crate::common::{Cluster, Event, Session, signal, until};
 use std::collections::HashSet;
+use std::time::Duration;
 
 /// The names that the session would listen to, but the one for `resync`, which is first and stays.
 fn channels(session: &mut Session, room: &str) -> Vec<String> {
@@ -470,6 +471,58 @@ fn a_member_that_cannot_be_removed_hears_no_more() {
             });
         }
     }
+}
+
+/// Who has another member in the room that is over and cannot be removed yet is present by the living one alone: who enters
+/// besides is told, and who leaves hears no more.
+#[test]
+fn a_member_that_is_over_makes_nobody_present() {
+    let cluster = Cluster::with_clock(&["presence.default_ttl=10h", "presence.sweep_interval=100ms"]);
+    let (mut service, mut alice, mut bob) = (cluster.service(), cluster.user("alice"), cluster.user("bob"));
+    alice.run("select presence.upsert('hall')");
+    bob.run("select presence.upsert('hall', connection_id => 'phone', ttl => '10 min')");
+    let (mut ear, mut holder) = (cluster.user("bob"), cluster.user("bob"));
+    let listen = "select presence.listen('hall'), presence.listen()";
+    ear.run(listen);
+    holder.run("begin; select from presence.member where user_id = 'bob' for update");
+    cluster.clock().pass(Duration::from_secs(20 * 60));
+    until("bob hears no more", || {
+        settle(&mut service);
+        hears(&mut ear, &mut alice).is_empty()
+    });
+    // What has new names has them, and all were told, as often as they are.
+    let mut rest = |ear: &mut Session| {
+        for _ in 0..2 {
+            cluster.clock().pass(Duration::from_secs(6));
+            settle(&mut service);
+        }
+        ear.run(listen);
+        ear.hear();
+    };
+    let is_told = |ear: &mut Session| ear.hear().iter().any(|event| event.kind() == "relisten");
+    rest(&mut ear);
+    bob.run("select presence.upsert('hall')");
+    assert!(is_told(&mut ear));
+    ear.run(listen);
+    assert_eq!(hears(&mut ear, &mut alice), ["update alice"]);
+    bob.run("select presence.delete('hall')");
+    assert!(is_told(&mut ear));
+    assert!(hears(&mut ear, &mut alice).is_empty());
+    // The same for who is made the owner of another's member, and is not any more.
+    let give = |owner: &str| {
+        cluster
+            .service()
+            .run(&format!("select presence.upsert('hall', member_id => 'carol', user_id => '{owner}')"));
+    };
+    give("carol");
+    rest(&mut ear);
+    give("bob");
+    assert!(is_told(&mut ear));
+    ear.run(listen);
+    assert_eq!(hears(&mut ear, &mut alice), ["update alice"]);
+    give("carol");
+    assert!(is_told(&mut ear));
+    assert!(hears(&mut ear, &mut alice).is_empty());
 }
 
 /// Whoever unlistens to a room still hears what concerns the others that share its place.
