@@ -22,10 +22,9 @@ mod values;
 mod verbs;
 mod world;
 
-use op::Step;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
-use std::cell::RefCell;
-use std::time::{Duration, Instant};
+use common::{number, seed};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use std::time::Duration;
 use world::World;
 
 /// Every update is logged and heard.
@@ -47,15 +46,6 @@ fn whatever_happens_at_once_all_agree_in_the_end() {
     concurrent::run(Duration::from_secs(time), seed());
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|value| value.parse().ok())
-}
-
-fn seed() -> u64 {
-    number("PRESENCE_SEED")
-        .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_micros() as u64)
-}
-
 /// For clients that decide for themselves, each its own.
 fn random(seed: u64, at: usize) -> TestRunner {
     let mut bytes = [0; 32];
@@ -65,35 +55,8 @@ fn random(seed: u64, at: usize) -> TestRunner {
 }
 
 fn cases(options: &[&str], stream: u64) {
-    let soak = number("PRESENCE_SOAK").map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
-    let mut seed = seed();
-    let cases = number("PRESENCE_CASES").unwrap_or(250) / 2;
-    let world = RefCell::new(World::new(options, seed));
-    loop {
-        println!("PRESENCE_SEED={seed} PRESENCE_CASES={}", cases * 2);
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        bytes[8..16].copy_from_slice(&stream.to_le_bytes());
-        let config = Config {
-            cases: cases as u32,
-            max_shrink_iters: 2_000,
-            max_shrink_time: 60_000,
-            failure_persistence: None,
-            ..Config::default()
-        };
-        let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-        let result = runner.run(&op::steps(), |steps: Vec<Step>| {
-            world.borrow_mut().run(&steps).map_err(TestCaseError::fail)
-        });
-        if let Err(TestError::Fail(why, steps)) = &result {
-            let steps: Vec<String> = steps.iter().map(|step| format!("    {step:?},\n")).collect();
-            panic!("PRESENCE_SEED={seed}: {why}\n{}", steps.concat());
-        }
-        result.unwrap_or_else(|error| panic!("{error}"));
-        if soak.is_none_or(|end| Instant::now() > end) {
-            break;
-        }
-        seed += 1;
-    }
-    world.borrow_mut().assert_sound();
+    let seed = seed();
+    let mut world = World::new(options, seed);
+    common::cases(seed, stream, 125, op::steps(), |steps| world.run(steps));
+    world.assert_sound();
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports)] // no test needs all of it
 
+mod cases;
 mod clock;
 mod cluster;
 mod everything;
@@ -9,6 +10,7 @@ mod memory;
 mod mirror;
 mod session;
 
+pub use cases::{cases, number, seed};
 pub use clock::Clock;
 pub use cluster::{Cluster, Frozen, Stall, shell, signal, try_shell};
 pub use everything::use_everything;

@@ -1,0 +1,152 @@
+//! What happens while nobody looks: leases end, rows are locked, sessions, the worker and the server die.
+
+use crate::acts::allow_refusal;
+use crate::common::{Session, until};
+use crate::follower::Follower;
+use crate::op::{End, Place};
+use crate::rights::{Written, key};
+use crate::speaker::LOGINS;
+use crate::world::{Case, Check};
+use std::time::Duration;
+
+/// A user has a row of their own locked, in a transaction that is open.
+pub struct Lock {
+    pub place: Place,
+    session: Session,
+    /// What the transaction makes of it, and for whom.
+    change: Option<(usize, Vec<String>)>,
+}
+
+impl Case<'_> {
+    pub fn outstay(&mut self, place: Place, change: bool) -> Check {
+        let number = self.new_number();
+        let name = self.name(&place);
+        self.say(
+            place.who,
+            &format!("select presence.upsert({name}, status => 'w{number}', ttl => '10 min')"),
+        )?;
+        self.observe();
+        // The names are given away before.
+        self.follow()?;
+        self.take_lock(place, change)?;
+        self.pass(true)
+    }
+
+    pub fn take_lock(&mut self, place: Place, change: bool) -> Check {
+        let (number, at) = (self.new_number(), self.is_at(&place));
+        let sql = if change {
+            format!("select presence.upsert({}, status => 'w{number}')", self.name(&place))
+        } else {
+            format!("select from presence.member where {at} for update")
+        };
+        let mut session = self.world.cluster.user(LOGINS[place.who]);
+        session.run(&self.begin(place.who));
+        if let Err(refused) = session.try_run(&sql) {
+            return allow_refusal(Err(refused));
+        }
+        let change = change.then(|| {
+            let tokens = session.value(&format!("select to_json(audience) from presence.member where {at}"));
+            (number, serde_json::from_str::<Vec<String>>(&tokens).expect("a list"))
+        });
+        self.model.said_before.insert(number, self.model.next());
+        self.lock = Some(Lock { place, session, change });
+        Ok(())
+    }
+
+    pub fn unlock(&mut self, end: End) -> Check {
+        let Some(mut lock) = self.lock.take() else { return Ok(()) };
+        match end {
+            End::Commit => lock.session.run("commit"),
+            End::RollBack => lock.session.run("rollback"),
+            End::Kill => {
+                let pid = lock.session.pid();
+                self.world.end_session(pid);
+            }
+        }
+        self.observe();
+        if let (Some((number, audience)), End::Commit) = (lock.change, end) {
+            // Its lease was over before: it is told, and over.
+            let (step, owner) = (self.model.next() - 1, lock.place.who);
+            let key = key(&lock.place);
+            let said = self.model.said_before[&number];
+            let was =
+                Written { key, owner, audience, began: step, ended: Some(step), said, last_word: false };
+            self.model.writes.entry(number).or_insert(was);
+        }
+        if self.model.now().stale.is_empty() { Ok(()) } else { self.sweep() }
+    }
+
+    /// Long enough for short leases, or for the next rotation only.
+    pub fn pass(&mut self, long: bool) -> Check {
+        self.thaw();
+        self.world.cluster.clock().pass(Duration::from_secs(if long { 20 * 60 } else { 6 }));
+        let before = self.model.now().present.clone();
+        self.observe();
+        // Who expired in this round may hear of others who did.
+        self.model.moments.last_mut().expect("it").present.extend(before);
+        self.sweep()
+    }
+
+    pub fn kill_writer(&mut self, who: usize) -> Check {
+        let pid = self.world.writers[who].pid();
+        self.world.end_session(pid);
+        self.world.writers[who] = self.world.cluster.user(LOGINS[who]);
+        self.sweep()
+    }
+
+    pub fn kill_listener(&mut self, at: usize) -> Check {
+        let world = &mut *self.world;
+        let spy = at.checked_sub(world.followers.len());
+        let ear = match spy {
+            Some(spy) => &mut world.spies[spy],
+            None => &mut world.followers[at].ear,
+        };
+        let pid = ear.session.pid();
+        // What had arrived before is heard by nobody.
+        world.end_session(pid);
+        if let Some(spy) = spy {
+            world.spies[spy].reconnect(&world.cluster);
+            return Ok(());
+        }
+        world.followers[at].ear.reconnect(&world.cluster);
+        let (mut number, mut result) = (0, Ok(()));
+        self.each_follower(
+            |_| true,
+            |follower, scene| {
+                if number == at && !follower.is_asleep {
+                    result = follower.start(scene);
+                }
+                number += 1;
+                Ok(())
+            },
+        )?;
+        result
+    }
+
+    pub fn kill_worker(&mut self) -> Check {
+        let watcher = &mut self.world.watcher;
+        let worker = watcher.number("select presence.worker_pid()");
+        watcher.run(&format!("select pg_terminate_backend({worker})"));
+        self.frozen = None;
+        until("another worker", || {
+            let pid = "select coalesce(presence.worker_pid(), 0)";
+            ![worker, 0].contains(&self.world.watcher.number(pid))
+        });
+        Ok(())
+    }
+
+    pub fn restart(&mut self, clean: bool) -> Check {
+        self.thaw();
+        self.lock = None;
+        self.world.cluster.stop(if clean { "fast" } else { "immediate" });
+        self.world.cluster.start_again();
+        self.world.connect();
+        self.world.cluster.until_worker("app");
+        if !clean {
+            // Nobody is there any more, and no name is what it was.
+            self.model.rotations.push((self.model.next(), None));
+        }
+        self.sweep()?;
+        self.each_follower(|follower| !follower.is_asleep, Follower::start)
+    }
+}

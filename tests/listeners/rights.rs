@@ -1,0 +1,201 @@
+//! Who may see which member when: what was after each step, looked at as a service role, and the rule of
+//! docs/visibility.md in plain Rust.
+
+use crate::common::Event;
+use crate::op::{Place, RITA, USERS};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The index behind those of the users: a service role.
+pub const SERVICE: usize = USERS.len();
+
+pub const AUDIENCES: [&[&str]; 9] = [
+    &[],
+    &["any"],
+    &["users"],
+    &["room"],
+    &["room"],
+    &["room:other"],
+    &["user:bob"],
+    &["role:red"],
+    &["team:blue", "user:carol"],
+];
+
+/// As it is stored; `room:other` is the other one of the case's rooms.
+pub fn audience(index: usize, room: usize, rooms: &[String; 2]) -> Vec<String> {
+    let write_out = |token: &&str| match *token {
+        "room" => format!("room:{}", rooms[room]),
+        "room:other" => format!("room:{}", rooms[1 - room]),
+        token => token.to_owned(),
+    };
+    AUDIENCES[index].iter().map(write_out).collect()
+}
+
+/// (room, member_id, connection_id)
+pub type Key = (usize, String, String);
+
+/// What was written once, by the number that its status has.
+#[derive(Clone, Debug)]
+pub struct Written {
+    pub key: Key,
+    pub owner: usize,
+    pub audience: Vec<String>,
+    /// After which step it was there first, and after which it was no more.
+    pub began: usize,
+    pub ended: Option<usize>,
+    /// During which step the statement ran: what is published together is told in this order.
+    pub said: usize,
+    /// Gone before its transaction was over: at most the last word of a member that was there before.
+    pub last_word: bool,
+}
+
+/// What is so after a step.
+#[derive(Clone, Default)]
+pub struct Moment {
+    /// Who is there, and with which write.
+    pub rows: BTreeMap<Key, usize>,
+    /// Whose lease is over, and whose row is still there.
+    pub stale: BTreeSet<Key>,
+    /// User and room.
+    pub present: BTreeSet<(usize, usize)>,
+    /// Whether the role of each user may read.
+    pub access: [bool; USERS.len()],
+    /// Whether rita has the role.
+    pub red: bool,
+}
+
+/// Names of channels were given to this user, who logged in or acted as this role.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    pub user: usize,
+    pub role: usize,
+    /// With the team in the claims, which ends with the next look only.
+    pub team: bool,
+    pub room: Option<usize>,
+    /// After how many steps.
+    pub since: usize,
+    /// The session was listening at once, and was not told to listen anew since.
+    pub is_fresh: bool,
+}
+
+impl Moment {
+    pub fn shows(&self, grant: &Grant, written: &Written, rooms: &[String; 2]) -> bool {
+        if grant.user == SERVICE {
+            return true;
+        }
+        let has = |token: &String| match token.split_once(':') {
+            None => true,
+            Some(("user", user)) => user == USERS[grant.user],
+            Some(("room", room)) => rooms
+                .iter()
+                .position(|known| known == room)
+                .is_some_and(|room| self.present.contains(&(grant.user, room))),
+            Some(("role", _)) => grant.role == RITA && self.red,
+            Some(("team", _)) => grant.team,
+            Some(_) => false,
+        };
+        self.access[grant.role] && (written.owner == grant.user || written.audience.iter().any(has))
+    }
+}
+
+pub struct Model {
+    pub rooms: [String; 2],
+    pub moments: Vec<Moment>,
+    pub writes: BTreeMap<usize, Written>,
+    /// During which step a write was made that is committed later.
+    pub said_before: BTreeMap<usize, usize>,
+    /// The same for the settings of rooms.
+    pub settings: BTreeMap<usize, Written>,
+    /// When all names were asked to change, or those of a room.
+    pub rotations: Vec<(usize, Option<usize>)>,
+    /// An authorizer decides room by room: who listens to all hears doorbells.
+    pub by_room_only: bool,
+}
+
+impl Model {
+    pub fn now(&self) -> &Moment {
+        self.moments.last().expect("the start")
+    }
+
+    /// The number of the step that is being taken.
+    pub fn next(&self) -> usize {
+        self.moments.len()
+    }
+
+    pub fn may_see(&self, grant: &Grant, key: &Key) -> bool {
+        let written = self.now().rows.get(key).and_then(|number| self.writes.get(number));
+        written.is_some_and(|written| self.now().shows(grant, written, &self.rooms))
+    }
+
+    /// What a step has made of the members: the next moment.
+    pub fn observe(&mut self, rows: Vec<(Key, usize, usize, Vec<String>)>, stale: BTreeSet<Key>) {
+        let step = self.next();
+        let mut moment = Moment { stale, ..self.now().clone() };
+        (moment.rows, moment.present) = Default::default();
+        for (key, number, owner, audience) in rows {
+            moment.present.insert((owner, key.0));
+            moment.rows.insert(key.clone(), number);
+            let said = self.said_before.get(&number).copied().unwrap_or(step);
+            let new = Written { key, owner, audience, began: step, ended: None, said, last_word: false };
+            let written = self.writes.entry(number).or_insert(new);
+            if written.last_word {
+                (written.last_word, written.ended) = (false, None);
+            }
+        }
+        for number in self.moments.last().into_iter().flat_map(|before| before.rows.values()) {
+            if let Some(written) = self.writes.get_mut(number).filter(|written| written.ended.is_none())
+                && moment.rows.get(&written.key) != Some(number)
+            {
+                written.ended = Some(step);
+            }
+        }
+        self.moments.push(moment);
+    }
+
+    /// Whether a session with names from these may hear of it: somebody it has them from had the right at some moment from
+    /// right before it was committed until now.
+    pub fn may_hear(&self, grants: &[Grant], event: &Event) -> Result<(), String> {
+        let (number, written, since) = self.told(event)?;
+        let may = grants.iter().any(|grant| {
+            let is_over = self.rotations.iter().any(|(step, room)| {
+                *step >= grant.since && since > *step && (room.is_none() || grant.room == *room)
+            });
+            let is_of_it =
+                grant.room.map_or(!self.by_room_only || grant.user == SERVICE, |room| room == written.key.0);
+            !is_over
+                && is_of_it
+                && self.moments[since.saturating_sub(1)..]
+                    .iter()
+                    .any(|moment| moment.shows(grant, written, &self.rooms))
+        });
+        if may { Ok(()) } else { Err(format!("by names of {grants:?}: write {number}, {written:?}")) }
+    }
+
+    /// What the event is about, and the step that made it.
+    pub fn told(&self, event: &Event) -> Result<(usize, &Written, usize), String> {
+        let number =
+            |text: Option<&str>| text.and_then(|text| text.trim_start_matches('w').parse::<usize>().ok());
+        if event.kind() == "room" {
+            let found = number(event["metadata"]["w"].as_str())
+                .and_then(|number| Some((number, self.settings.get(&number)?)));
+            return found
+                .map(|(number, written)| (number, written, written.began))
+                .ok_or("of no room of ours".into());
+        }
+        let Some(number) = number(event["status"].as_str()) else { return Err("of nobody's".into()) };
+        let Some(written) = self.writes.get(&number) else { return Err("of what never was".into()) };
+        let key = (self.rooms[written.key.0].as_str(), written.key.1.as_str(), written.key.2.as_str());
+        if key != (event.text("room"), event.text("member_id"), event.text("connection_id")) {
+            return Err(format!("of another member than {written:?}"));
+        }
+        match (event.kind(), written.ended) {
+            ("leave", Some(ended)) => Ok((number, written, ended)),
+            ("leave", None) => Err(format!("that {written:?} left, which is there")),
+            _ if written.last_word => Err(format!("of {written:?}, which was only a last word")),
+            _ => Ok((number, written, written.said)),
+        }
+    }
+}
+
+pub fn key(place: &Place) -> Key {
+    (place.room, USERS[place.who].to_owned(), crate::op::CONNECTION_IDS[place.connection].to_owned())
+}
