@@ -340,15 +340,15 @@ unsafe extern "C-unwind" fn forget_identity(_value: *const c_char, _extra: *mut 
     IDENTITY_EPOCH.with(|epoch| epoch.set(epoch.get() + 1));
 }
 
-/// What settings say of who somebody is: where any of it is not so any more, names of channels may be in the wrong hands.
+/// What settings say of who somebody is: where it is not so any more, names of channels may be in the wrong hands.
 pub fn of_identity() -> Vec<Vec<u8>> {
-    let fact = |name: &str, value: &[u8]| [name.as_bytes(), b" ", value].concat();
-    let whole = [("anonymous", &ANONYMOUS_ROLES), ("teams", &TEAMS_CLAIM)];
-    let whole = whole.into_iter().map(|(name, setting)| fact(name, &bytes(setting)));
-    // One more of these takes nothing from anybody.
-    let trusted = trusted_login_roles().into_iter().map(|role| fact("trusted", &role));
-    let service = service_roles().into_iter().map(|role| fact("service", &role));
-    whole.chain(trusted).chain(service).collect()
+    let settings = [
+        ("trusted", &TRUSTED_LOGIN_ROLES),
+        ("anonymous", &ANONYMOUS_ROLES),
+        ("service", &SERVICE_ROLES),
+        ("teams", &TEAMS_CLAIM),
+    ];
+    settings.map(|(name, setting)| [name.as_bytes(), b" ", &bytes(setting)].concat()).into()
 }
 
 pub fn identity_epoch() -> u64 {
