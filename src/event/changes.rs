@@ -1,6 +1,7 @@
 //! The changes of one transaction in their order, with an image of each, in bounded memory.
 
 use super::fold::{Change, What};
+use super::record::Image;
 use super::savepoints::Savepoints;
 use crate::lease::table::Lease;
 use std::collections::HashMap;
@@ -12,18 +13,34 @@ pub struct Changes {
     latest: HashMap<u128, usize>,
     savepoints: Savepoints,
     bytes: usize,
-    /// From this change on there are more events than the ring could ever hold: they are not told, so only leases are
-    /// kept. What came before it is whole, for a savepoint may be rolled back to there.
+    /// How much it were if all were lean. What no longer fits as a whole is kept lean; from a certain change on there
+    /// are more events than the ring could hold even so:
+    lean_bytes: usize,
+    /// they are not told, so only leases are kept. What came before it is told, for a savepoint may be rolled back to
+    /// there.
     untold_from: Option<usize>,
 }
 
 /// What a change takes here, and about what it takes in the ring.
 fn size(change: &Change) -> usize {
+    size_by(change, Image::len)
+}
+
+fn lean_size(change: &Change) -> usize {
+    size_by(change, if can_be_lean(change) { Image::lean_len } else { Image::len })
+}
+
+/// What is no member's has no row from which the rest could be read.
+fn can_be_lean(change: &Change) -> bool {
+    !matches!(change.what, What::Signal(_))
+}
+
+fn size_by(change: &Change, length: fn(&Image) -> usize) -> usize {
     let old = match &change.what {
-        What::Update { old: Some(old), .. } => old.len(),
+        What::Update { old: Some(old), .. } => length(old),
         _ => 0,
     };
-    128 + change.image.len() + old
+    128 + length(&change.image) + old
 }
 
 fn is_present(what: &What) -> bool {
@@ -35,7 +52,13 @@ impl Changes {
     pub fn push(&mut self, mut change: Change, level: i32, limit: usize) {
         let length = self.list.len();
         self.savepoints.note(level, length);
-        if self.untold_from.is_none() && self.bytes + size(&change) > limit {
+        if self.bytes + size(&change) > limit && can_be_lean(&change) {
+            change.image.make_lean();
+            if let What::Update { old: Some(old), .. } = &mut change.what {
+                old.make_lean();
+            }
+        }
+        if self.untold_from.is_none() && self.lean_bytes + lean_size(&change) > limit {
             self.untold_from = Some(length);
         }
         change.previous = self.latest.get(&change.key.hash).copied();
@@ -56,6 +79,7 @@ impl Changes {
             }
         }
         self.bytes += size(&change);
+        self.lean_bytes += lean_size(&change);
         self.latest.insert(change.key.hash, length);
         self.list.push(change);
     }
@@ -70,6 +94,7 @@ impl Changes {
         let Some(length) = self.savepoints.roll_back(level) else { return };
         for change in self.list.drain(length..).rev() {
             self.bytes -= size(&change);
+            self.lean_bytes -= lean_size(&change);
             match change.previous {
                 Some(previous) => self.latest.insert(change.key.hash, previous),
                 None => self.latest.remove(&change.key.hash),
@@ -112,13 +137,14 @@ impl Changes {
         self.latest.clear();
         self.savepoints.clear();
         self.bytes = 0;
+        self.lean_bytes = 0;
         self.untold_from = None;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::{Image, Reason};
+    use super::super::record::{Field, Reason};
     use super::super::savepoints::tests::{Step, steps};
     use super::*;
     use crate::lease::table::Key;
@@ -127,7 +153,8 @@ mod tests {
     const LIMIT: usize = 1_000;
 
     fn change(hash: u128, version: u64, size: usize, leave: bool) -> Change {
-        let bytes = vec![b'x'; size];
+        // So much in any case, and so much as a state.
+        let (bytes, state) = (vec![b'x'; size], vec![b'y'; 2 * size]);
         let lease = Lease { version, ..Lease::default() };
         let what =
             if leave { What::Leave { reason: Reason::Left } } else { What::Update { lease, old: None } };
@@ -138,7 +165,7 @@ mod tests {
             at: 0,
             joined_at: 0,
             seen_at: 0,
-            image: Image::new([Some(&bytes), None, None, None, None, None, None, None]),
+            image: Image::new([Some(&bytes), None, None, None, None, Some(&state), None, None]),
             previous: None,
         }
     }
@@ -173,8 +200,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a list that is kept whole: a transaction is told exactly if what is left of it fits at its end, or
-        /// never grew beyond; and it holds no more than fits.
+        /// Against a list that is kept whole: a transaction is told exactly if what is left of it fits at its end, lean,
+        /// or never grew beyond; and it holds no more than twice what fits. Nothing but states is left out.
         #[test]
         fn bounded_and_exact(steps in steps((0..3u128, 0..400usize, any::<bool>()))) {
             let (mut changes, mut whole, mut copies) = (Changes::default(), Vec::new(), Vec::new());
@@ -195,12 +222,15 @@ mod tests {
                         changes.roll_back(level);
                     },
                 }
-                prop_assert!(held(&changes) <= LIMIT);
-                let total: usize = whole.iter().map(size).sum();
+                prop_assert!(held(&changes) <= 2 * LIMIT);
+                let total: usize = whole.iter().map(lean_size).sum();
                 prop_assert_eq!(changes.too_many(), total > LIMIT);
                 if !changes.too_many() {
                     prop_assert_eq!(changes.all().len(), whole.len());
-                    prop_assert_eq!(held(&changes), whole.iter().map(|change| change.image.len()).sum::<usize>());
+                    for (change, whole) in changes.all().iter().zip(&whole) {
+                        prop_assert_eq!(change.image.get(Field::Room), whole.image.get(Field::Room));
+                        prop_assert!(change.image.is_lean() || change.image == whole.image);
+                    }
                 }
                 for hash in 0..3 {
                     let latest = whole.iter().rev().find(|change| change.key.hash == hash);

@@ -9,4 +9,5 @@ pub mod payload;
 pub mod record;
 pub mod ring;
 pub mod savepoints;
+pub mod share;
 pub mod transaction;

@@ -2,7 +2,7 @@
 //!
 //! Text and jsonb travel as PostgreSQL stores them; the worker turns them into JSON, not the caller.
 
-use super::ring::RECORD_HEADER;
+use super::ring::{RECORD_HEADER, mark_of, share_of};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -111,10 +111,46 @@ impl Image {
         self.0.len()
     }
 
+    /// Without state and metadata.
+    pub fn make_lean(&mut self) {
+        let length = make_lean(&mut self.0);
+        self.0.truncate(length);
+    }
+
+    /// Of a member: every member has a state.
+    pub fn is_lean(&self) -> bool {
+        self.get(Field::State).is_none()
+    }
+
+    /// How long it would be, lean.
+    pub fn lean_len(&self) -> usize {
+        let length = |field| self.get(field).map_or(0, |bytes| bytes.len().next_multiple_of(4));
+        self.len() - length(Field::State) - length(Field::Metadata)
+    }
+
     /// The length of an image of fields of these lengths.
     fn length(fields: [Option<usize>; FIELDS]) -> usize {
         FIELDS * 4 + fields.iter().flatten().map(|length| length.next_multiple_of(4)).sum::<usize>()
     }
+}
+
+/// Take state and metadata out of the bytes of an image. How many are left.
+fn make_lean(image: &mut [u8]) -> usize {
+    let length = |image: &[u8], field: usize| match read_u32(image, field * 4) {
+        Some(NULL) | None => 0,
+        Some(length) => (length as usize).next_multiple_of(4),
+    };
+    let before: usize = (0..Field::State as usize).map(|field| length(image, field)).sum();
+    let left_out = length(image, Field::State as usize) + length(image, Field::Metadata as usize);
+    let (to, end) = (FIELDS * 4 + before, image.len());
+    if to + left_out > end {
+        return end;
+    }
+    image.copy_within(to + left_out..end, to);
+    for field in [Field::State, Field::Metadata] {
+        image[field as usize * 4..][..4].copy_from_slice(&NULL.to_le_bytes());
+    }
+    end - left_out
 }
 
 /// The bytes that a record without an old image takes in the ring, by the lengths of its fields.
@@ -149,6 +185,50 @@ pub struct Record {
 }
 
 const FIXED: usize = RECORD_HEADER + 88;
+const IMAGE_LENGTH: usize = RECORD_HEADER + 72;
+const OLD_LENGTH: usize = RECORD_HEADER + 76;
+const KIND: usize = RECORD_HEADER + 80;
+const BACK: usize = RECORD_HEADER + 82;
+
+/// Records as bytes, one after the other: of which share, and how long.
+pub fn lengths(records: &[u8]) -> impl Iterator<Item = (u16, usize)> + '_ {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let (length, mark) = (read_u32(records, at)? as usize, read_u32(records, at + 4)?);
+        at += length.max(RECORD_HEADER);
+        Some((share_of(mark), length))
+    })
+}
+
+/// Take out state and metadata of members, in place: nothing is allocated, nothing can fail.
+pub fn make_all_lean(records: &mut Vec<u8>) {
+    let (mut from, mut to) = (0, 0);
+    while let Some(length) = read_u32(records, from).map(|length| length as usize)
+        && (FIXED..=records.len() - from).contains(&length)
+    {
+        let next = from + length;
+        let record = &mut records[from..next];
+        let is_member =
+            [Kind::Enter, Kind::Update, Kind::Leave].map(|kind| kind as u8).contains(&record[KIND]);
+        let [image, old] = [IMAGE_LENGTH, OLD_LENGTH].map(|at| read_u32(record, at).unwrap_or(0) as usize);
+        let mut lean = length;
+        if is_member && FIXED + image + old <= length {
+            let image_left = make_lean(&mut record[FIXED..FIXED + image]);
+            record.copy_within(FIXED + image..FIXED + image + old, FIXED + image_left);
+            let old_left = match old {
+                0 => 0,
+                old => make_lean(&mut record[FIXED + image_left..][..old]),
+            };
+            lean = (FIXED + image_left + old_left).next_multiple_of(8).min(length);
+            for (at, length) in [(0, lean), (IMAGE_LENGTH, image_left), (OLD_LENGTH, old_left)] {
+                record[at..at + 4].copy_from_slice(&(length as u32).to_le_bytes());
+            }
+        }
+        records.copy_within(from..from + lean, to);
+        (from, to) = (next, to + lean);
+    }
+    records.truncate(to);
+}
 
 /// What a reader of the ring looks at before it reads the whole record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,20 +238,27 @@ pub struct Head {
     pub hash: u128,
     pub version: u64,
     pub is_leave: bool,
+    pub is_update: bool,
+    /// An update that a newer one makes needless: it says nothing of an audience before.
+    pub is_plain: bool,
 }
 
 impl Head {
     /// As many bytes of a record as this needs.
-    pub const BYTES: usize = RECORD_HEADER + 81;
+    pub const BYTES: usize = BACK + 1;
 
     pub fn decode(bytes: &[u8]) -> Option<Head> {
         let at = RECORD_HEADER;
+        let kind = *bytes.get(KIND)?;
+        let is_update = kind == Kind::Update as u8;
         Some(Head {
             xid: read_u32(bytes, at)?,
             relation: read_u32(bytes, at + 4)?,
             hash: u128::from_le_bytes(bytes.get(at + 8..at + 24)?.try_into().ok()?),
             version: read_u64(bytes, at + 24)?,
-            is_leave: *bytes.get(at + 80)? == Kind::Leave as u8,
+            is_leave: kind == Kind::Leave as u8,
+            is_update,
+            is_plain: is_update && read_u32(bytes, OLD_LENGTH)? == 0 && *bytes.get(BACK)? == 0,
         })
     }
 }
@@ -179,6 +266,11 @@ impl Head {
 impl Record {
     /// The bytes for the ring, header included.
     pub fn encode(&self, into: &mut Vec<u8>) {
+        self.encode_for(0, into);
+    }
+
+    /// The same, of somebody's share.
+    pub fn encode_for(&self, share: u16, into: &mut Vec<u8>) {
         let start = into.len();
         into.extend([0; RECORD_HEADER]);
         into.extend(self.xid.to_le_bytes());
@@ -199,6 +291,7 @@ impl Record {
         into.resize(start + (into.len() - start).next_multiple_of(8), 0);
         let length = (into.len() - start) as u32;
         into[start..start + 4].copy_from_slice(&length.to_le_bytes());
+        into[start + 4..start + 8].copy_from_slice(&mark_of(share).to_le_bytes());
     }
 
     /// The first of several; also how many bytes it takes, at least as many as there are without the padding.
@@ -293,10 +386,39 @@ mod tests {
             let head = Head {
                 xid: record.xid, relation: record.relation, hash: record.hash, version: record.version,
                 is_leave: record.kind == Kind::Leave,
+                is_update: record.kind == Kind::Update,
+                is_plain: record.kind == Kind::Update && record.old.is_none() && !record.back,
             };
             prop_assert_eq!(Head::decode(&bytes[16..16 + Head::BYTES]), Some(head));
             bytes.extend([9; 24]);
             prop_assert_eq!(Record::decode_first(&bytes[16..]), Some((record, bytes.len() - 40)));
+        }
+
+        /// In place as one by one; what is left is whole.
+        #[test]
+        fn lean_records_have_everything_else(records in prop::collection::vec(strategies::record(), 0..5), share in 0..4096u16) {
+            let mut bytes = Vec::new();
+            records.iter().for_each(|record| record.encode_for(share, &mut bytes));
+            make_all_lean(&mut bytes);
+            let mut rest = &bytes[..];
+            for mut record in records {
+                let (lean, length) = Record::decode_first(rest).expect("a record");
+                prop_assert_eq!(lengths(rest).next(), Some((share, length)));
+                if matches!(record.kind, Kind::Enter | Kind::Update | Kind::Leave) {
+                    for image in std::iter::once(&mut record.image).chain(&mut record.old) {
+                        let expected = image.lean_len();
+                        image.make_lean();
+                        prop_assert_eq!(image.len(), expected);
+                        prop_assert!(image.is_lean());
+                    }
+                }
+                for field in [Field::Room, Field::Status, Field::State, Field::Metadata, Field::Audience] {
+                    prop_assert_eq!(lean.image.get(field), record.image.get(field));
+                }
+                prop_assert_eq!(lean, record);
+                rest = &rest[length..];
+            }
+            prop_assert!(rest.is_empty());
         }
 
         #[test]

@@ -2,7 +2,8 @@
 //!
 //! A record is a multiple of 8 bytes and starts with its length and a flag. The worker may publish out of order
 //! (a record whose transaction it may not see yet waits), so it flags what it has published, and the tail moves
-//! past flagged records. Positions only grow; a position modulo the size is the place.
+//! past flagged records. Positions only grow; a position modulo the size is the place. The flag's word also says of whose
+//! share the record is (`event::share`).
 //!
 //! ```text
 //!      tail            head
@@ -11,12 +12,22 @@
 //!   ────┴────┴────┴────┴─────
 //! ```
 
+use super::share::{Demand, SHARES};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
-/// Length and flag, before each record.
+/// Length, and flag with share, before each record.
 pub const RECORD_HEADER: usize = 8;
 
 const DONE: u32 = 1;
+
+/// The word of a record's share, not done.
+pub fn mark_of(share: u16) -> u32 {
+    u32::from(share) << 1
+}
+
+pub fn share_of(mark: u32) -> u16 {
+    (mark >> 1) as u16
+}
 
 /// Where a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +40,8 @@ pub struct Place {
 pub struct Ring {
     pub head: &'static AtomicU64,
     pub tail: &'static AtomicU64,
+    /// Bytes between tail and head, of each share.
+    shares: &'static [AtomicU64; SHARES],
     base: *mut u8,
     size: u64,
 }
@@ -36,9 +49,15 @@ pub struct Ring {
 impl Ring {
     /// # Safety
     /// `base` points to `size` bytes, aligned to 8, that live as long as the process and that only rings with
-    /// this head and tail use. `size` is a multiple of 8.
-    pub unsafe fn new(head: &'static AtomicU64, tail: &'static AtomicU64, base: *mut u8, size: u64) -> Ring {
-        Ring { head, tail, base, size }
+    /// this head, tail and shares use. `size` is a multiple of 8.
+    pub unsafe fn new(
+        head: &'static AtomicU64,
+        tail: &'static AtomicU64,
+        shares: &'static [AtomicU64; SHARES],
+        base: *mut u8,
+        size: u64,
+    ) -> Ring {
+        Ring { head, tail, shares, base, size }
     }
 
     pub fn size(&self) -> u64 {
@@ -55,11 +74,17 @@ impl Ring {
         self.size.saturating_sub(self.used())
     }
 
-    /// Append whole records, or nothing. The caller holds the ring's lock exclusively.
-    pub fn append(&self, records: &[u8]) -> bool {
+    /// Append whole records, or nothing: no share gets more than so many times what is left then. The caller holds the
+    /// ring's lock exclusively.
+    pub fn append(&self, records: &[u8], demand: &Demand, times: u64) -> bool {
         debug_assert!(records.len().is_multiple_of(8));
-        if records.len() as u64 > self.free() {
+        let Some(left) = self.free().checked_sub(records.len() as u64) else { return false };
+        let most = left.saturating_mul(times);
+        if times < u64::MAX && demand.iter().any(|(share, bytes)| self.has(share) + bytes > most) {
             return false;
+        }
+        for (share, bytes) in demand.iter() {
+            self.shares[share].fetch_add(bytes, AcqRel);
         }
         let head = self.head.load(Relaxed);
         self.copy_in(head, records);
@@ -101,6 +126,22 @@ impl Ring {
         (bytes, length)
     }
 
+    /// The bytes of a share.
+    fn has(&self, share: usize) -> u64 {
+        self.shares[share % SHARES].load(Acquire)
+    }
+
+    /// How many bytes there are of the same share as this record.
+    pub fn beside(&self, place: Place) -> u64 {
+        self.has(share_of(self.word(place.position, 4).load(Relaxed)) as usize)
+    }
+
+    /// Forget everything. The caller holds the ring's lock exclusively, and there is no worker.
+    pub fn clear(&self) {
+        self.tail.store(self.head.load(Acquire), Release);
+        self.shares.iter().for_each(|share| share.store(0, Release));
+    }
+
     /// Published: never again.
     pub fn mark_done(&self, position: u64) {
         self.word(position, 4).fetch_or(DONE, Release);
@@ -110,8 +151,14 @@ impl Ring {
     pub fn advance(&self) {
         let head = self.head.load(Acquire);
         let mut tail = self.tail.load(Relaxed);
-        while tail < head && self.word(tail, 4).load(Acquire) & DONE != 0 {
-            tail += self.word(tail, 0).load(Relaxed) as u64;
+        while tail < head {
+            let mark = self.word(tail, 4).load(Acquire);
+            if mark & DONE == 0 {
+                break;
+            }
+            let length = self.word(tail, 0).load(Relaxed) as u64;
+            self.shares[share_of(mark) as usize % SHARES].fetch_sub(length, AcqRel);
+            tail += length;
         }
         self.tail.store(tail, Release);
     }
@@ -147,6 +194,7 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    use super::super::share::{UNBOUNDED, WHOLE};
     use super::*;
     use proptest::prelude::*;
 
@@ -154,8 +202,19 @@ mod tests {
         let memory = Box::leak(vec![0u64; size as usize / 8].into_boxed_slice());
         let head = Box::leak(Box::new(AtomicU64::new(0)));
         let tail = Box::leak(Box::new(AtomicU64::new(0)));
+        let shares = Box::leak(Box::new([const { AtomicU64::new(0) }; SHARES]));
         // SAFETY: leaked memory of that size, aligned to 8.
-        unsafe { Ring::new(head, tail, memory.as_mut_ptr() as *mut u8, size) }
+        unsafe { Ring::new(head, tail, shares, memory.as_mut_ptr() as *mut u8, size) }
+    }
+
+    fn append(ring: &Ring, records: &[u8]) -> bool {
+        ring.append(records, &Demand::of(records), UNBOUNDED)
+    }
+
+    fn record_of(share: u16, content: &[u8]) -> Vec<u8> {
+        let mut bytes = record(content);
+        bytes[4..8].copy_from_slice(&mark_of(share).to_le_bytes());
+        bytes
     }
 
     fn record(content: &[u8]) -> Vec<u8> {
@@ -174,10 +233,10 @@ mod tests {
     #[test]
     fn the_beginning_of_a_record_is_read_also_where_the_ring_ends() {
         let ring = ring(64);
-        assert!(ring.append(&record(&[1; 40])));
+        assert!(append(&ring, &record(&[1; 40])));
         ring.mark_done(0);
         ring.advance();
-        assert!(ring.append(&record(&[2; 24])));
+        assert!(append(&ring, &record(&[2; 24])));
         let place = ring.places(48, 80).next().expect("a record");
         assert_eq!(ring.begin::<30>(place), (ring.get(place)[..30].try_into().expect("as many"), 30));
         assert_eq!(ring.begin::<40>(place).1, 32);
@@ -186,19 +245,42 @@ mod tests {
     #[test]
     fn refuses_what_does_not_fit_and_takes_it_when_there_is_room() {
         let ring = ring(64);
-        assert!(ring.append(&record(&[1; 40])));
-        assert!(!ring.append(&record(&[2; 40])));
+        assert!(append(&ring, &record(&[1; 40])));
+        assert!(!append(&ring, &record(&[2; 40])));
         ring.mark_done(0);
         ring.advance();
-        assert!(ring.append(&record(&[2; 40])));
+        assert!(append(&ring, &record(&[2; 40])));
         assert_eq!(read(&ring, ring.tail.load(Relaxed), ring.head.load(Relaxed)), [(48, record(&[2; 40]))]);
+    }
+
+    #[test]
+    fn one_share_leaves_room_for_others() {
+        let ring = ring(1024);
+        let put = |share, length: usize| {
+            let bytes = record_of(share, &vec![1; length - RECORD_HEADER]);
+            ring.append(&bytes, &Demand::of(&bytes), WHOLE)
+        };
+        for _ in 0..12 {
+            assert!(put(1, 64));
+        }
+        assert!(!put(1, 64), "three quarters are one's own");
+        assert!(put(2, 64) && put(3, 128));
+        assert!(!put(1, 8), "it has more than three times what is free");
+        for place in ring.places(0, 512) {
+            ring.mark_done(place.position);
+        }
+        ring.advance();
+        assert!(put(1, 256));
+        ring.places(512, 2048).for_each(|place| ring.mark_done(place.position));
+        ring.advance();
+        assert_eq!((ring.used(), ring.shares.iter().map(|share| share.load(Relaxed)).sum::<u64>()), (0, 0));
     }
 
     #[test]
     fn the_tail_waits_for_the_first_record_that_is_not_done() {
         let ring = ring(128);
-        ring.append(&record(&[1; 8]));
-        ring.append(&record(&[2; 8]));
+        append(&ring, &record(&[1; 8]));
+        append(&ring, &record(&[2; 8]));
         ring.mark_done(16);
         ring.advance();
         assert_eq!(ring.tail.load(Relaxed), 0);
@@ -225,7 +307,7 @@ mod tests {
         let ring = ring(512);
         let base = ring.base as usize;
         // SAFETY: the same leaked memory as above, in another thread.
-        let again = move || unsafe { Ring::new(ring.head, ring.tail, base as *mut u8, 512) };
+        let again = move || unsafe { Ring::new(ring.head, ring.tail, ring.shares, base as *mut u8, 512) };
         let content = |writer: u8, number: u64| {
             // Of all lengths, and each byte says who and what.
             record(&vec![(number as u8) << 1 | writer; 8 + number as usize % 90])
@@ -238,7 +320,7 @@ mod tests {
                     let ring = again();
                     for number in 0..EACH {
                         let record = content(writer, number);
-                        while !lock.lock().map(|_lock| ring.append(&record)).unwrap() {
+                        while !lock.lock().map(|_lock| append(&ring, &record)).unwrap() {
                             if over.load(Relaxed) != 0 {
                                 return;
                             }
@@ -280,9 +362,9 @@ mod tests {
                 ring.advance();
             };
             for content in &contents {
-                if !ring.append(&record(content)) {
+                if !append(&ring, &record(content)) {
                     drain(&mut out);
-                    prop_assert!(ring.append(&record(content)));
+                    prop_assert!(append(&ring, &record(content)));
                 }
             }
             drain(&mut out);

@@ -17,6 +17,7 @@ use super::changes::Changes;
 use super::fold::{Change, LeaseChange, What, fold};
 use super::loss::Loss;
 use super::record::{Field, Image, Kind};
+use super::share::{Demand, SHARES};
 use crate::error::Error;
 use crate::extension::{Extension, Purpose};
 use crate::lease::table::{Applied, Key, Lease, alive};
@@ -51,6 +52,7 @@ struct Prepared {
     database: &'static Database,
     leases: Vec<(Key, LeaseChange)>,
     records: Vec<u8>,
+    demand: Demand,
     count: u64,
 }
 
@@ -288,9 +290,14 @@ fn prepare() {
         let count = records.len() as u64;
         let mut bytes = Vec::new();
         if !buffer.changes.too_many() {
-            records.iter().for_each(|record| record.encode(&mut bytes));
+            for record in &records {
+                let owner = record.image.get(Field::UserId).unwrap_or_default();
+                record.encode_for((extension.owner_hash(owner) % SHARES as u64) as u16, &mut bytes);
+            }
         }
-        buffer.prepared = Some(Prepared { database: extension.database, leases, records: bytes, count });
+        let demand = Demand::of(&bytes);
+        buffer.prepared =
+            Some(Prepared { database: extension.database, leases, records: bytes, demand, count });
     });
     if let Some(process) = shared::my_process() {
         process.database.store(extension.database_index, Relaxed);
@@ -305,7 +312,7 @@ fn commit() {
         database.beacon.is_first();
         database::request_new_worker(database);
     }
-    let Some(prepared) = BUFFER.with_borrow_mut(|buffer| buffer.prepared.take()) else { return finish() };
+    let Some(mut prepared) = BUFFER.with_borrow_mut(|buffer| buffer.prepared.take()) else { return finish() };
     crate::injection::stall("commit_gap");
     let now = clock::boot();
     for (key, change) in &prepared.leases {
@@ -328,7 +335,8 @@ fn commit() {
                 false
             }
             false => {
-                prepared.count == 0 || prepared.database.append_events(&prepared.records, prepared.count)
+                let Prepared { database, records, demand, count, .. } = &mut prepared;
+                *count == 0 || database.append_events(records, demand, *count)
             }
         };
         if !is_told {

@@ -10,7 +10,9 @@ use super::retired::Retired;
 use super::rights::Rights;
 use super::{control, databases, wake};
 use crate::error::{Error, Result};
+use crate::event::record::make_all_lean;
 use crate::event::ring::Ring;
+use crate::event::share::{Demand, LEAN, SHARES, UNBOUNDED, WHOLE};
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 
@@ -22,6 +24,8 @@ pub struct Database {
     pub sink: Sink,
     pub head: AtomicU64,
     pub tail: AtomicU64,
+    /// Bytes between them, of each share.
+    pub shares: [AtomicU64; SHARES],
     /// The tail of which listeners were told, too: a moment after the commit that moved it.
     pub flushed: AtomicU64,
     /// The last published seq.
@@ -237,11 +241,11 @@ impl Database {
     }
 
     /// The database is gone: the entry is free for another. The seq stays: it only has to grow.
-    pub fn release(&self) {
+    pub fn release(&'static self) {
         locks::exclusive(DATABASES_LOCK, || {
             leases().purge(self.index() as u32, |_| true);
             locks::exclusive(self.ring_lock(), || {
-                self.tail.store(self.head.load(Acquire), Release);
+                self.ring().clear();
                 self.flushed.store(self.tail.load(Acquire), Release);
             });
             self.losses_told.store(self.losses.load(Acquire), Release);
@@ -280,14 +284,29 @@ impl Database {
         locks::exclusive(self.ring_lock() + 1, || body(&self.numbers))
     }
 
-    /// Put encoded records into the ring, or flag that they were lost. Neither fails nor blocks: this runs in
-    /// COMMIT callbacks.
-    pub fn append_events(&'static self, records: &[u8], count: u64) -> bool {
-        let fits = locks::exclusive(self.ring_lock(), || self.ring().append(records));
+    /// Put encoded records into the ring, lean if they do not fit as they are, or flag that they were lost. Neither fails
+    /// nor blocks: this runs in COMMIT callbacks.
+    pub fn append_events(&'static self, records: &mut Vec<u8>, demand: &mut Demand, count: u64) -> bool {
+        let append = |records: &[u8], demand: &Demand, times| {
+            locks::exclusive(self.ring_lock(), || self.ring().append(records, demand, times))
+        };
+        let (whole, lean) = if self.is_served_by_us() { (UNBOUNDED, UNBOUNDED) } else { (WHOLE, LEAN) };
+        let fits = append(records, demand, whole) || {
+            make_all_lean(records);
+            demand.count(records);
+            append(records, demand, lean)
+        };
         if !fits {
             self.drop_events(count);
         }
         fits
+    }
+
+    /// This is its worker, or the postmaster.
+    fn is_served_by_us(&self) -> bool {
+        // SAFETY: plain reads of this process's state.
+        let (pid, is_postmaster) = unsafe { (pg_sys::MyProcPid, !pg_sys::IsUnderPostmaster) };
+        is_postmaster || self.worker.pid.load(Acquire) == pid
     }
 
     /// Events are lost.

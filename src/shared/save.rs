@@ -12,6 +12,7 @@ use super::leases::leases;
 use super::saved::{Saved, SavedChannels, SavedDatabase, SavedLease, SavedNames};
 use super::{control, databases};
 use crate::event::record::Record;
+use crate::event::share::Demand;
 use crate::lease::table::{CLAIMED, Key, Lease, NEVER, TOMBSTONE, alive};
 use crate::{clock, settings};
 use pgrx::{pg_guard, pg_sys};
@@ -206,7 +207,8 @@ fn restore(saved: Saved, now: u64) {
             // Its transaction is long over: the worker need not look for it.
             let mut bytes = Vec::new();
             Record { xid: 0, ..record.clone() }.encode(&mut bytes);
-            if !entry.append_events(&bytes, 1) {
+            let mut demand = Demand::of(&bytes);
+            if !entry.append_events(&mut bytes, &mut demand, 1) {
                 // Somebody's leave, perhaps.
                 entry.names.want_all();
             }

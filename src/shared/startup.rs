@@ -170,6 +170,7 @@ pub fn ring(database: &'static Database) -> Ring {
         Ring::new(
             &database.head,
             &database.tail,
+            &database.shares,
             RINGS.load(Relaxed).add(database.index() * size),
             size as u64,
         )

@@ -10,8 +10,14 @@ use crate::extension::Extension;
 use crate::shared::{Process, processes};
 use pgrx::pg_sys;
 use std::cell::Cell;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::Ordering::*;
+
+/// Such a part of the ring is much: for the worker, and for one owner. It says little of the work that it makes.
+const MUCH: u64 = 8;
+const MUCH_OF_ONE: u64 = 128;
+/// Whose updates are compared.
+const MOST_MEMBERS: usize = 20_000;
 
 /// A record that may be published, and where it lies in the ring, with those that were conflated into it.
 pub struct Ready {
@@ -111,8 +117,35 @@ impl Window {
         }
     }
 
-    /// The oldest of them, as many as are wanted, and one at least; `skip` says which members' wait.
-    pub fn take(&self, most: usize, bytes: usize, skip: impl Fn(u128) -> bool) -> Batch {
+    /// Of the updates of a member in a row only the newest is told: the others need not be read, when there are many.
+    pub fn thin_out(&self) {
+        if self.ring.used() < self.ring.size() / MUCH {
+            return;
+        }
+        let mut latest: HashMap<u128, Place> = HashMap::new();
+        for (head, place) in self.heads() {
+            if latest.len() > MOST_MEMBERS {
+                latest.clear();
+            }
+            let before = match head.is_plain {
+                true => latest.insert(head.hash, place),
+                false => latest.remove(&head.hash),
+            };
+            if let Some(before) = before.filter(|_| head.is_update) {
+                self.ring.mark_done(before.position);
+            }
+        }
+        self.ring.advance();
+    }
+
+    /// Whose owner has much in the ring lets others go first, every other time.
+    fn is_flooded(&self, place: Place) -> bool {
+        self.ring.beside(place) > self.ring.size() / MUCH_OF_ONE
+    }
+
+    /// The oldest of them, as many as are wanted, and one at least; `skip` says which members' wait. `others_first`: those
+    /// whose owners have much in the ring come last; each member's are in order all the same.
+    pub fn take(&self, most: usize, bytes: usize, others_first: bool, skip: impl Fn(u128) -> bool) -> Batch {
         let (mut leaves, mut left_from) = (Vec::new(), u64::MAX);
         let mut leave_out = |place: Place, is_leave: bool| {
             leaves.extend(is_leave.then_some(place));
@@ -120,16 +153,22 @@ impl Window {
         };
         // The newest version on top, to make way for an older one.
         let mut oldest = BinaryHeap::new();
+        let mut last = Members::default();
         let mut more = false;
         for (head, place) in self.heads() {
             if skip(head.hash) {
                 leave_out(place, head.is_leave);
                 continue;
             }
-            oldest.push((head.version, place, head.is_leave));
+            // What comes after something that comes last does, too, whosever the member is by then.
+            let is_last = others_first && (self.is_flooded(place) || last.has(head.hash));
+            if is_last {
+                last.add(head.hash);
+            }
+            oldest.push((is_last, head.version, place, head.is_leave));
             if oldest.len() > most {
                 more = true;
-                if let Some((_, place, is_leave)) = oldest.pop() {
+                if let Some((_, _, place, is_leave)) = oldest.pop() {
                     leave_out(place, is_leave);
                 }
             }
@@ -137,7 +176,7 @@ impl Window {
         let mut ready = Vec::new();
         let mut total = 0;
         let mut is_full = false;
-        for (_, place, is_leave) in oldest.into_sorted_vec() {
+        for (_, _, place, is_leave) in oldest.into_sorted_vec() {
             total += place.length;
             is_full |= total > bytes && !ready.is_empty();
             if is_full {
@@ -152,5 +191,26 @@ impl Window {
         }
         self.ring.advance();
         Batch { ready, more, leaves, left_from }
+    }
+}
+
+/// Members, in little memory: it may seem to have one that was not added, though hardly ever (a Bloom filter).
+#[derive(Default)]
+struct Members(Vec<u64>);
+
+impl Members {
+    const WORDS: usize = 1 << 14;
+
+    fn places(hash: u128) -> [(usize, u64); 2] {
+        [hash as u64, (hash >> 64) as u64].map(|part| ((part >> 6) as usize % Self::WORDS, 1 << (part % 64)))
+    }
+
+    fn add(&mut self, hash: u128) {
+        self.0.resize(Self::WORDS, 0);
+        Self::places(hash).into_iter().for_each(|(word, bit)| self.0[word] |= bit);
+    }
+
+    fn has(&self, hash: u128) -> bool {
+        !self.0.is_empty() && Self::places(hash).into_iter().all(|(word, bit)| self.0[word] & bit != 0)
     }
 }

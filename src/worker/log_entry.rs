@@ -42,7 +42,7 @@ pub struct Rendered {
 impl Rendered {
     pub fn new(record: &Record, line: &LogEntry) -> Rendered {
         let text = |field| line.image.get(field).map(decode);
-        let mut truncated = false;
+        let mut truncated = record.kind != Kind::Room && line.image.is_lean();
         let mut json = |field| {
             let text = jsonb::to_text_within(line.image.get(field)?, payload::LIMIT);
             truncated |= text.is_none();

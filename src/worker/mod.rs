@@ -9,6 +9,7 @@ pub mod database;
 pub mod dropped;
 pub mod last_seen;
 pub mod launcher;
+pub mod lean;
 pub mod log;
 pub mod log_entry;
 pub mod maintenance;

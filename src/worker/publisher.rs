@@ -22,7 +22,7 @@ use super::rights::Rights;
 use super::rotation::Rotation;
 use super::stuck::Stuck;
 use super::writer::Writer;
-use super::{memory, tenancy};
+use super::{lean, memory, tenancy};
 use crate::error::{Error, Result};
 use crate::event::record::Kind;
 use crate::extension::Extension;
@@ -42,6 +42,8 @@ const BATCH: usize = 5_000;
 
 /// An event that waits is given up when others have overtaken it for so long, or when the ring has no other room.
 const PATIENCE: u64 = 60_000_000;
+/// A transaction ends after this: what came meanwhile need not wait for all of a flood.
+const LONGEST: u64 = 50_000;
 const NEARLY_FULL: u64 = 8;
 
 pub struct Publisher {
@@ -50,6 +52,8 @@ pub struct Publisher {
     /// Members with an event that could not be written for now.
     waiting: Stuck,
     resync: Resync,
+    /// Whose owners have little in the ring go first, every other time.
+    others_first: bool,
     /// How far the ring was looked through, and everything found to be published, or to wait.
     looked: u64,
     obeys_cancel: bool,
@@ -141,6 +145,7 @@ impl Publisher {
             connections: Connections::default(),
             waiting: Stuck::new(100_000, 5_000_000),
             resync: Resync::default(),
+            others_first: false,
             looked: u64::MAX,
             obeys_cancel: true,
             log: None,
@@ -214,8 +219,13 @@ impl Publisher {
             }
             let Some(window) = Window::open(extension)? else { return Ok(Outcome::Blocked) };
             let now = clock::boot();
+            if settings::notify_delay() > 0 {
+                window.thin_out();
+            }
+            self.others_first = !self.others_first;
+            let skip = |hash| self.waiting.waits(hash, now);
             let most = if self.rooms.make_room(now) { BATCH } else { 0 };
-            let batch = window.take(most, memory::for_records(), |hash| self.waiting.waits(hash, now));
+            let batch = window.take(most, memory::for_records(), self.others_first, skip);
             // Whatever was committed before what we tell here must be known by now.
             self.rights.look(extension)?;
             self.rotation
@@ -306,12 +316,15 @@ impl Publisher {
         let (mut dropped, mut positions) = (0, Vec::new());
         let ready = if settings::notify_delay() > 0 { conflate(ready) } else { ready };
         let mut waiting: Vec<(Ready, Failure)> = Vec::new();
-        for event in ready {
-            if writer.is_full() {
+        let (scratch, end) = (memory::Scratch::new(), clock::boot() + LONGEST);
+        for mut event in ready {
+            if writer.is_full() || (clock::boot() > end && !positions.is_empty()) {
                 more = true;
                 left_from = event.positions.iter().copied().fold(left_from, u64::min);
                 continue;
             }
+            scratch.within(|| lean::complete(extension, &mut event.record))?;
+            scratch.clear();
             let record = &event.record;
             if waiting.iter().any(|(earlier, _)| earlier.record.hash == record.hash) {
                 continue;

@@ -262,10 +262,25 @@ fn a_savepoint_that_was_rolled_back_takes_no_room() {
         assert!(lines(&service.hear()).iter().all(|line| !line.contains("resync")), "{transaction}");
         assert_eq!(state(&mut service), number.to_string());
     }
-    // What is too much and stays is not told, but its leases are there.
+    // What is too much and stays is told lean.
     alice.run(&format!("begin; savepoint a; {junk}; release a; select presence.upsert('late'); commit"));
+    assert_eq!(lines(&service.hear()), ["enter alice", "enter alice"]);
+    assert_eq!(
+        service.value(
+            "select state ->> 'mark' from presence.event where room = 'junk' order by seq desc limit 1"
+        ),
+        "9",
+        "the rest is as the row has it"
+    );
+    // What is too much even so is not told, but its leases are there.
+    let wide = "array(select 'team:' || repeat(chr(128512), 200) || $n || k from generate_series(1, 64) k)";
+    let wide = (0..10).map(|n| {
+        format!("select presence.update('junk', audience => {})", wide.replace("$n", &n.to_string()))
+    });
+    let wide = wide.collect::<Vec<_>>().join(";");
+    alice.run(&format!("begin; savepoint a; {wide}; release a; select presence.upsert('later'); commit"));
     service.hear_until("resync", |event| event.kind() == "resync");
-    assert_eq!(alice.number("select count(*) from presence.online"), 3);
+    assert_eq!(alice.number("select count(*) from presence.online"), 4);
     cluster.assert_sound();
 }
 

@@ -100,7 +100,7 @@ impl Publisher {
             let Some(window) = Window::open(extension)? else { return Ok(Some(Told::default())) };
             // As before a batch is told.
             self.rights.look(extension)?;
-            let leaves = window.take(0, 0, |_| false).leaves;
+            let leaves = window.take(0, 0, false, |_| false).leaves;
             self.rotation.will_be_told(extension, leaves.iter().filter_map(|place| window.record(*place)));
             spi::as_role(extension.owner_role, || self.tell(extension, &window, due)).map(Some)
         })?;

@@ -1,6 +1,6 @@
 //! One who floods does not spoil it for others.
 
-use crate::common::{Cluster, Event, Mirror, Over, Session};
+use crate::common::{Cluster, Event, Mirror, Over, Session, memory};
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::time::{Duration, Instant};
 
@@ -68,5 +68,82 @@ fn losses_are_told_once_a_second_and_the_last_one_too() {
     std::thread::sleep(Duration::from_millis(1_200));
     assert_eq!(service.number("select resyncs from presence.health"), told);
     assert!(told <= 7, "{told}");
+    cluster.assert_sound();
+}
+
+/// Rewrites large states of a hundred members as fast as they can, each time with other numbers.
+const LARGE: &str = "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', 'hall', 'connection_id', '$session.' || c,
+        'audience', (select jsonb_agg('room:x' || k) from generate_series(1, 64) k),
+        'state', jsonb_build_object('n', $n, 'x', repeat('y', 60000))))) from generate_series(1, 50) c";
+
+#[test]
+fn others_are_told_all_and_soon() {
+    let cluster = Cluster::start();
+    let (mut service, mut bob, mut carol) = (cluster.service(), cluster.user("bob"), cluster.user("carol"));
+    bob.run("select presence.upsert('calm')");
+    bob.run("select presence.listen('calm')");
+    let pid = service.number("select presence.worker_pid()");
+    let before = memory(pid, "RssAnon:");
+    let (sent, heard, most) = flooding(&cluster, "alice", 3, LARGE, || {
+        let (mut sent, mut heard, mut most) = (Vec::new(), Vec::new(), 0);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) {
+            carol.run(&format!("select presence.upsert('calm', connection_id => '{}')", sent.len()));
+            sent.push(Instant::now());
+            heard.extend(hear_for(&mut bob, Duration::from_millis(20)));
+            most = most.max(memory(pid, "RssAnon:"));
+        }
+        heard.extend(hear_for(&mut bob, Duration::from_secs(2)));
+        (sent, heard, most)
+    });
+    let enters: Vec<_> = heard.iter().filter(|(_, event)| event.line().starts_with("enter carol")).collect();
+    assert_eq!(enters.len(), sent.len(), "each is told in full");
+    let late = enters.iter().map(|(at, event)| {
+        let number: usize = event.text("connection_id").parse().expect("a number");
+        at.saturating_duration_since(sent[number])
+    });
+    let late = late.max().expect("some");
+    assert!(late < Duration::from_secs(2), "{late:?}");
+    assert!(heard.iter().all(|(_, event)| event.kind() != "resync"));
+    assert!(most - before < 64, "the worker has grown by {} MB", most - before);
+    service.flush();
+    assert_eq!(service.number("select resyncs from presence.health"), 0);
+    cluster.assert_sound();
+}
+
+/// What does not fit in the buffer as a whole is told lean, and the rest read from the row: also in the log.
+#[test]
+fn a_flood_is_told_as_it_ends() {
+    let cluster = Cluster::with(&["presence.event_buffer=256kB"]);
+    let mut service = cluster.service();
+    service.run("select presence.listen()");
+    let mut mirror = Mirror::of(&mut service);
+    for n in 0..3 {
+        // More than the buffer in one transaction, in three quarters of it, and while the worker does nothing.
+        let frozen = (n > 0).then(|| cluster.freeze_worker());
+        let sql = "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', 'hall', 'connection_id', c::text,
+                       'status', 's$n', 'state', jsonb_build_object('n', $n, 'x', repeat(md5(c::text), 100)))))
+                   from generate_series($from, $from + 19) c";
+        let sql = sql.replace("$n", &n.to_string());
+        let mut alice = cluster.user("alice");
+        for from in [1, 21, 41, 61, 81, 101] {
+            alice.run(&sql.replace("$from", &from.to_string()));
+        }
+        alice.run("begin; update presence.member set state = state || '{\"all\": true}', metadata = '{\"m\": 1}'; commit");
+        if n == 2 {
+            alice.run("select presence.delete('hall', connection_id => '7'); update presence.member set audience = '{any}' where connection_id = '8'");
+            alice.run("select presence.upsert('hall', jsonb_build_object('new', repeat('z', 3000)), connection_id => '7')");
+        }
+        drop(frozen);
+        mirror.follow(&mut service);
+        mirror.assert_true(&mut service);
+    }
+    assert_eq!(mirror.members().len(), 120);
+    assert_eq!(service.rows("select events_dropped, resyncs from presence.health"), [["0", "0"]]);
+    let wrong = "select m.connection_id from presence.member m, lateral (select * from presence.event e
+                     where e.connection_id = m.connection_id order by seq desc limit 1) e
+                 where e.state is distinct from m.state or e.metadata is distinct from m.metadata
+                    or e.status is distinct from m.status";
+    assert_eq!(service.rows(wrong), [[""; 0]; 0]);
     cluster.assert_sound();
 }

@@ -40,7 +40,8 @@ fn hears(listener: &mut Session, alice: &mut Session) -> Vec<String> {
 /// More events than a transaction may have: none of it is told, and everybody has to list anew.
 const TOO_MANY: &str = "do $$ begin
         for n in 1 .. 140 loop
-            perform presence.upsert('junk', jsonb_build_object('x', repeat('y', 60000), 'n', n));
+            perform presence.upsert('junk', to_jsonb(n), audience => array(
+                select 'team:' || repeat(chr(128512), 250) || k from generate_series(1, 64) k));
         end loop;
         perform presence.delete('junk');
     end $$;";
