@@ -1,16 +1,25 @@
-//! Listeners for the benchmark: `presence-bench-client CONNECTION IDLE [HEAR [EVENT]]`
+//! Listeners for the benchmark: `presence-bench-client CONNECTION IDLE [HEAR [EVENT [HEARERS]]]`
 //!
-//! Opens connections (a libpq connection string), 100 of which run the SQL of IDLE each (`$i` is their number), and
-//! one the SQL of HEAR (`''` is none). Says `ready` and holds them until its standard input ends. Then prints how
-//! many notifications with EVENT in them (all, if not given) the one has heard, and how long after their `at` each
-//! came: the 50th and 99th percentile and the longest, in milliseconds.
+//! Opens connections (a libpq connection string), 100 of which run the SQL of IDLE each (`$i` is their number; `''` is
+//! none), and HEARERS (one, if not given) the SQL of HEAR, again whenever they are told to listen anew. Says `ready` and
+//! holds them until its standard input ends. Then prints how many notifications with EVENT in them (all, if not given)
+//! these have heard, and how long after their `at` each came: the 50th and 99th percentile and the longest, in
+//! milliseconds; and how many `resync` and `changes` they have heard.
 use postgres::{Client, NoTls, fallible_iterator::FallibleIterator};
 use std::io::Read;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 static DONE: AtomicBool = AtomicBool::new(false);
 const DAY: f64 = 86_400.0;
+
+#[derive(Default)]
+struct Heard {
+    late: Vec<f64>,
+    resyncs: usize,
+    changes: usize,
+}
 
 /// Seconds since midnight of an `"at":"2026-01-01T12:34:56.123456Z"`.
 fn at(payload: &str) -> Option<f64> {
@@ -19,24 +28,37 @@ fn at(payload: &str) -> Option<f64> {
     time.split(':').try_fold(0.0, |sum, part| Some(sum * 60.0 + part.parse::<f64>().ok()?))
 }
 
-fn hear(connection: &str, sql: &str, event: &str) -> Result<Vec<f64>, postgres::Error> {
-    let mut client = Client::connect(connection, NoTls)?;
-    client.batch_execute(sql)?;
-    println!("ready");
-    let mut late = Vec::new();
-    while !DONE.load(Relaxed) {
-        let mut notifications = client.notifications();
-        let mut waiting = notifications.timeout_iter(Duration::from_millis(200));
-        while let Some(notification) = waiting.next()? {
-            let now =
-                SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-            let payload = notification.payload();
-            if let (true, Some(at)) = (payload.contains(event), at(payload)) {
-                late.push((now % DAY - at).rem_euclid(DAY) * 1_000.0);
-            }
+/// Returns after a pause, or (with true) when it has to listen anew.
+fn hear_some(client: &mut Client, event: &str, heard: &mut Heard) -> Result<bool, postgres::Error> {
+    let mut notifications = client.notifications();
+    let mut waiting = notifications.timeout_iter(Duration::from_millis(200));
+    while let Some(notification) = waiting.next()? {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let payload = notification.payload();
+        let is = |kind: &str| payload.starts_with(&format!("{{\"event\":\"{kind}\""));
+        heard.resyncs += usize::from(is("resync"));
+        heard.changes += usize::from(is("changes"));
+        if let (true, Some(at)) = (payload.contains(event), at(payload)) {
+            heard.late.push((now % DAY - at).rem_euclid(DAY) * 1_000.0);
+        }
+        if is("resync") || is("relisten") {
+            return Ok(true);
         }
     }
-    Ok(late)
+    Ok(false)
+}
+
+fn hear(connection: &str, sql: &str, event: &str, ready: &Barrier) -> Result<Heard, postgres::Error> {
+    let mut client = Client::connect(connection, NoTls)?;
+    client.batch_execute(sql)?;
+    ready.wait();
+    let mut heard = Heard::default();
+    while !DONE.load(Relaxed) {
+        if hear_some(&mut client, event, &mut heard)? {
+            client.batch_execute(sql)?;
+        }
+    }
+    Ok(heard)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -48,19 +70,40 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         client.batch_execute(&idle.replace("$i", &number.to_string()))?;
         held.push(client);
     }
-    let listener = (!sql.is_empty()).then(|| std::thread::spawn(move || hear(&connection, &sql, &event)));
-    if listener.is_none() {
+    let hearers = if sql.is_empty() { 0 } else { argument(5).parse().unwrap_or(1) };
+    let ready = Barrier::new(hearers + 1);
+    let heard = std::thread::scope(|scope| -> Result<Vec<Heard>, Box<dyn std::error::Error>> {
+        let (connection, event, ready) = (&connection, &event, &ready);
+        let listeners: Vec<_> = (1..=hearers)
+            .map(|number| sql.replace("$i", &number.to_string()))
+            // Who cannot listen says so, and the others need not wait.
+            .map(|sql| {
+                scope.spawn(move || {
+                    hear(connection, &sql, event, ready).inspect_err(|error| {
+                        eprintln!("{sql}: {error}");
+                        std::process::exit(1);
+                    })
+                })
+            })
+            .collect();
+        ready.wait();
         println!("ready");
-    }
-    std::io::stdin().read_to_end(&mut Vec::new())?;
-    DONE.store(true, Relaxed);
-    if let Some(listener) = listener {
-        let mut late = listener.join().map_err(|_| "the listener died")??;
+        std::io::stdin().read_to_end(&mut Vec::new())?;
+        DONE.store(true, Relaxed);
+        let heard = listeners
+            .into_iter()
+            .map(|listener| listener.join().map_err(|_| "a listener died")?.map_err(Into::into));
+        heard.collect()
+    })?;
+    if hearers > 0 {
+        let sum = |count: fn(&Heard) -> usize| heard.iter().map(count).sum::<usize>();
+        let (resyncs, changes) = (sum(|heard| heard.resyncs), sum(|heard| heard.changes));
+        let mut late: Vec<f64> = heard.into_iter().flat_map(|heard| heard.late).collect();
         late.sort_by(f64::total_cmp);
         let part = |share: f64| {
             late.get((late.len() as f64 * share) as usize).or(late.last()).copied().unwrap_or(-1.0)
         };
-        println!("{} {:.3} {:.3} {:.3}", late.len(), part(0.5), part(0.99), part(1.0));
+        println!("{} {:.3} {:.3} {:.3} {resyncs} {changes}", late.len(), part(0.5), part(0.99), part(1.0));
     }
     Ok(())
 }

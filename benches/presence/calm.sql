@@ -1,0 +1,1 @@
+select presence.upsert('calm', connection_id => nextval('ages')::text);
