@@ -56,7 +56,7 @@ pub extern "C-unwind" fn _PG_init() {
     settings::define(access::narrowing::HOOKS);
     shared::startup::install_hooks();
     event::transaction::register_callbacks();
-    event::holding::register_callbacks();
+    event::subscriptions::register_callbacks();
     utility::install_hook();
     if !upgrading {
         worker::launcher::register();

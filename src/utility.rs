@@ -1,7 +1,7 @@
 //! Utility statements that concern us: a hook sees them all, looks at their kind, and lets them run as ever.
 
 use crate::access::strong_locks;
-use crate::event::holding;
+use crate::event::subscriptions;
 use crate::member::session;
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};
@@ -54,7 +54,7 @@ unsafe extern "C-unwind" fn run(
         listens(node);
         // It is never part of a longer transaction, so nothing takes it back.
         if discards_all(node) {
-            holding::unlisten_all();
+            subscriptions::unlisten_all();
             session::end();
         }
     }
@@ -72,13 +72,13 @@ unsafe fn listens(statement: *mut pg_sys::Node) {
         match (*statement).type_ {
             pg_sys::NodeTag::T_ListenStmt => {
                 let channel = (*statement.cast::<pg_sys::ListenStmt>()).conditionname;
-                holding::listen(CStr::from_ptr(channel).to_bytes());
+                subscriptions::listen(CStr::from_ptr(channel).to_bytes());
             }
             pg_sys::NodeTag::T_UnlistenStmt => {
                 let channel = (*statement.cast::<pg_sys::UnlistenStmt>()).conditionname;
                 match channel.is_null() {
-                    true => holding::unlisten_all(),
-                    false => holding::unlisten(CStr::from_ptr(channel).to_bytes()),
+                    true => subscriptions::unlisten_all(),
+                    false => subscriptions::unlisten(CStr::from_ptr(channel).to_bytes()),
                 }
             }
             _ => {}

@@ -75,7 +75,7 @@ fn is(setting: Narrows, value: u64) {
     }
     let Some(database) = Database::find(database) else { return };
     if IS_WORKER.get() {
-        // Names were handed out as another one said, or to all.
+        // ChannelEpochs were handed out as another one said, or to all.
         if database.narrowing.applies(setting, value) {
             database.names.want_all();
         }

@@ -1,6 +1,6 @@
 //! The changes of one transaction in their order, with an image of each, in bounded memory.
 
-use super::fold::{Change, What};
+use super::net_effect::{Change, What};
 use super::record::Image;
 use super::savepoints::Savepoints;
 use crate::lease::table::Lease;

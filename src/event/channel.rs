@@ -4,11 +4,11 @@
 //! and that only `presence.listen` and `presence.channels` hand out, after the rights check. The hash has a random
 //! number and epochs in it: `rotate_channels` and a crash make new names, a clean restart keeps them.
 //!
-//! One channel is not secret (`held::FIXED`): every listener hears there what concerns all, and that the server is alive.
+//! One channel is not secret (`subscriber_counts::FIXED`): every listener hears there what concerns all, and that the server is alive.
 
 use crate::extension::{Extension, Purpose};
-use crate::shared::held::{PLACES, PREFIX};
-use crate::shared::names::{Cell, Names};
+use crate::shared::channel_epochs::{Cell, ChannelEpochs};
+use crate::shared::subscriber_counts::{PLACES, PREFIX};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
@@ -95,7 +95,7 @@ impl<'a> Channel<'a> {
     }
 
     /// Whether somebody may know the name who may not hear it any more.
-    pub fn is_stale(&self, names: &Names) -> bool {
+    pub fn is_stale(&self, names: &ChannelEpochs) -> bool {
         names.wants_all().is_some() || self.cells().any(|cell| names.wants(cell))
     }
 

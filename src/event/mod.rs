@@ -2,12 +2,12 @@
 
 pub mod changes;
 pub mod channel;
-pub mod fold;
-pub mod holding;
-pub mod loss;
+pub mod net_effect;
+pub mod overflow;
 pub mod payload;
 pub mod record;
 pub mod ring;
 pub mod savepoints;
 pub mod share;
+pub mod subscriptions;
 pub mod transaction;

@@ -14,8 +14,8 @@
 //! transaction is over before it trusts that the ring is complete.
 
 use super::changes::Changes;
-use super::fold::{Change, LeaseChange, What, fold};
-use super::loss::Loss;
+use super::net_effect::{Change, LeaseChange, What, fold};
+use super::overflow::Loss;
 use super::record::{Field, Image, Kind};
 use super::share::{Demand, SHARES};
 use crate::error::Error;

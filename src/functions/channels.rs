@@ -8,10 +8,10 @@ use crate::event::channel::{
     roaming_token, room_cell,
 };
 use crate::extension::{Extension, Purpose};
-use crate::member::whereabouts;
+use crate::member::user_rooms;
 use crate::pg::spi::with_committed_snapshot;
-use crate::shared::held::FIXED;
-use crate::shared::names::{AsOf, Cell};
+use crate::shared::channel_epochs::{AsOf, Cell};
+use crate::shared::subscriber_counts::FIXED;
 use std::collections::BTreeSet;
 
 pub struct Open {
@@ -105,13 +105,13 @@ fn present_in(extension: &Extension, user_id: Option<&[u8]>, room: Option<&[u8]>
     with_committed_snapshot(|| {
         Ok(match room {
             Some(room) => Presence {
-                rooms: whereabouts::is_in(extension, user_id, room)?
+                rooms: user_rooms::is_in(extension, user_id, room)?
                     .then(|| room.to_vec())
                     .into_iter()
                     .collect(),
-                rings: whereabouts::is_elsewhere(extension, user_id, room)?,
+                rings: user_rooms::is_elsewhere(extension, user_id, room)?,
             },
-            None => match whereabouts::few_rooms(extension, user_id, MOST_ROOMS)? {
+            None => match user_rooms::few_rooms(extension, user_id, MOST_ROOMS)? {
                 Some(rooms) => Presence { rooms, rings: false },
                 None => Presence { rooms: Vec::new(), rings: true },
             },

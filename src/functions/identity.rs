@@ -3,7 +3,7 @@
 use crate::access::client;
 use crate::access::identity::{current, may_act_as};
 use crate::error::{Error, Result};
-use crate::member::whereabouts;
+use crate::member::user_rooms;
 use crate::pg::datum;
 use crate::pg::encoding::{self, encode};
 use crate::pg::function::Call;
@@ -27,7 +27,7 @@ fn is_service(_call: &Call) -> Result<Option<Datum>> {
 fn tokens(_call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let identity = current(&extension)?;
-    let tokens = identity.tokens(&whereabouts::all_rooms(&identity, &extension)?)?;
+    let tokens = identity.tokens(&user_rooms::all_rooms(&identity, &extension)?)?;
     Ok(Some(datum::text_array(&tokens)))
 }
 

@@ -4,8 +4,8 @@ use super::channels;
 use crate::access::authorizer::{self, Action};
 use crate::access::{client, identity};
 use crate::error::{Error, Result};
-use crate::event::holding::{self, Target};
 use crate::event::record::Kind;
+use crate::event::subscriptions::{self, Target};
 use crate::event::transaction;
 use crate::member::session;
 use crate::pg::datum::varlena;
@@ -40,14 +40,14 @@ fn listen(call: &Call) -> Result<Option<Datum>> {
     let room = room(call)?;
     let open = channels::open(&extension, room)?;
     let user = Target::User(identity.user_id.clone().unwrap_or_default());
-    stop(&holding::open(user, &open.database))?;
-    stop(&holding::open(target(room), &open.target))?;
+    stop(&subscriptions::open(user, &open.database))?;
+    stop(&subscriptions::open(target(room), &open.target))?;
     if let Some(own) = open.database.last() {
-        holding::opened(open.as_of, c_name(own.as_bytes())?);
+        subscriptions::opened(open.as_of, c_name(own.as_bytes())?);
     }
     for name in open.all() {
         notify::listen(&c_name(name.as_bytes())?);
-        holding::listen(name.as_bytes());
+        subscriptions::listen(name.as_bytes());
     }
     call.rows(open.all().map(|name| vec![Some(varlena(name.as_bytes()))]))
 }
@@ -56,7 +56,7 @@ fn listen(call: &Call) -> Result<Option<Datum>> {
 fn unlisten(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     session::require(&*identity::current(&extension)?, "unlisten")?;
-    stop(&holding::open(target(room(call)?), &[]))?;
+    stop(&subscriptions::open(target(room(call)?), &[]))?;
     Ok(None)
 }
 
@@ -70,10 +70,10 @@ fn refuse_on_standby(what: &CStr) {
     unsafe { pg_sys::PreventCommandDuringRecovery(what.as_ptr()) };
 }
 
-fn stop(names: &[holding::Name]) -> Result<()> {
+fn stop(names: &[subscriptions::Name]) -> Result<()> {
     for name in names {
         notify::unlisten(&c_name(name.text())?);
-        holding::unlisten(name.text());
+        subscriptions::unlisten(name.text());
     }
     Ok(())
 }

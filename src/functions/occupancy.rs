@@ -10,12 +10,12 @@ use crate::extension::{self, Extension};
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
 use crate::member::column::Column;
-use crate::member::{liveness, room_defaults, scan, whereabouts};
+use crate::member::{liveness, room_defaults, scan, user_rooms};
 use crate::pg::datum::hash_of;
 use crate::pg::function::Call;
 use crate::shared::leases::leases;
-use crate::shared::numbers::Numbers;
-use crate::worker::counts::change::key;
+use crate::shared::occupancy::Numbers;
+use crate::worker::occupancy::change::key;
 use crate::{clock, settings, shared, validate};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
@@ -27,7 +27,7 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     let Some(room) = call.text(0) else { return call.rows([]) };
     validate::name("room", room)?;
     let identity = identity::current(&extension)?;
-    let tokens = identity.tokens(&whereabouts::all_rooms(&identity, &extension)?)?;
+    let tokens = identity.tokens(&user_rooms::all_rooms(&identity, &extension)?)?;
     let may_read = identity.service || authorizer::allows(room, Action::Read)?;
     let all = may_read && may_count(&extension, room, &tokens)?;
     // SAFETY: a look-up in shared memory. On a standby SQL says best that unlogged tables cannot be read.

@@ -7,7 +7,7 @@ use super::trigger_call::{PUBLISHED_COLUMNS, TriggerCall, VISIBILITY_COLUMNS};
 use super::{limits, liveness, session};
 use crate::clock;
 use crate::error::Result;
-use crate::event::fold::{Change, What};
+use crate::event::net_effect::{Change, What};
 use crate::event::record::{Image, Reason};
 use crate::event::transaction::{self, Pending, is_outdated, issue_version};
 use crate::extension::Extension;

@@ -22,4 +22,4 @@ pub mod trigger;
 pub mod trigger_call;
 pub mod update;
 pub mod upsert;
-pub mod whereabouts;
+pub mod user_rooms;

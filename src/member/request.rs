@@ -10,7 +10,7 @@ use super::{holder, liveness};
 use crate::access::identity::Identity;
 use crate::access::ownership::{self, check_member_id};
 use crate::error::{Error, Result};
-use crate::event::fold::{Change, What};
+use crate::event::net_effect::{Change, What};
 use crate::event::transaction::{self, Pending};
 use crate::extension::Extension;
 use crate::lease::table::{Key, Stay};

@@ -1,13 +1,13 @@
 //! What the cluster's shared memory holds for one database: its ring, its worker, its numbers.
 
+use super::channel_epochs::ChannelEpochs;
 use super::error_status::ErrorStatus;
-use super::held::Held;
 use super::leases::leases;
 use super::locks::{self, DATABASES_LOCK};
-use super::names::Names;
-use super::numbers::RoomNumbers;
+use super::occupancy::OccupancyTable;
 use super::retired::Retired;
 use super::rights::Rights;
+use super::subscriber_counts::Held;
 use super::{control, databases, wake};
 use crate::error::{Error, Result};
 use crate::event::record::make_all_lean;
@@ -39,14 +39,14 @@ pub struct Database {
     /// How often events were lost, and how often before the last `resync` that told of it.
     losses: AtomicU64,
     losses_told: AtomicU64,
-    pub names: Names,
+    pub names: ChannelEpochs,
     pub retired: Retired,
     pub rights: Rights,
     pub beacon: Beacon,
     pub narrowing: Narrowing,
     /// Who listens.
     pub held: Held,
-    numbers: RoomNumbers,
+    numbers: OccupancyTable,
     pub counters: Counters,
     pub trouble: ErrorStatus,
 }
@@ -227,7 +227,7 @@ impl Database {
 
     /// All channels have names that they never had.
     pub fn begin_names(&self) {
-        self.names.begin(super::save::random());
+        self.names.begin(super::persistence::random());
         self.beacon.told.store(Beacon::LOST, Release);
         self.beacon.until.store(0, Release);
     }
@@ -254,7 +254,7 @@ impl Database {
             self.names.forget();
             self.rights.forget();
             self.narrowing.forget();
-            self.change_numbers(RoomNumbers::clear);
+            self.change_numbers(OccupancyTable::clear);
             self.sink.position.store(0, Release);
             self.worker.set_state(WorkerState::None);
             self.worker.wanted.store(false, Release);
@@ -272,15 +272,15 @@ impl Database {
     }
 
     /// Of rooms that somebody asks for, to look at; without a lock only what says so.
-    pub fn numbers(&self) -> &RoomNumbers {
+    pub fn numbers(&self) -> &OccupancyTable {
         &self.numbers
     }
 
-    pub fn read_numbers<T>(&self, body: impl FnOnce(&RoomNumbers) -> T) -> T {
+    pub fn read_numbers<T>(&self, body: impl FnOnce(&OccupancyTable) -> T) -> T {
         locks::shared(self.ring_lock() + 1, || body(&self.numbers))
     }
 
-    pub fn change_numbers<T>(&self, body: impl FnOnce(&RoomNumbers) -> T) -> T {
+    pub fn change_numbers<T>(&self, body: impl FnOnce(&OccupancyTable) -> T) -> T {
         locks::exclusive(self.ring_lock() + 1, || body(&self.numbers))
     }
 

@@ -4,19 +4,19 @@
 //! `presence_ext leases` (the lease table), `presence_ext` (everything of fixed size), `presence_ext events`
 //! (the rings). After a crash the postmaster makes it anew, empty.
 
+pub mod channel_epochs;
 pub mod database;
 pub mod error_status;
-pub mod held;
 pub mod leases;
 pub mod locks;
-pub mod names;
-pub mod numbers;
+pub mod occupancy;
+pub mod persistence;
 pub mod retired;
 pub mod rights;
-pub mod save;
-mod saved;
 pub mod seats;
 pub mod startup;
+pub mod state_file;
+pub mod subscriber_counts;
 
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};

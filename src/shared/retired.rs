@@ -1,7 +1,7 @@
-//! Names that were good once, of the channels that tell a cell of rooms when it gets new ones. Who listens to one now is
+//! ChannelEpochs that were good once, of the channels that tell a cell of rooms when it gets new ones. Who listens to one now is
 //! deaf: a library that connected again by itself, say. They are told so, by that very name.
 
-use super::held::{LENGTH, PREFIX, place_of};
+use super::subscriber_counts::{LENGTH, PREFIX, place_of};
 use std::sync::atomic::{AtomicU64, Ordering::*};
 
 const PLACES: usize = 1 << 12;

@@ -108,8 +108,8 @@ unsafe extern "C-unwind" fn startup() {
         }
         lay_out();
     }
-    super::save::load();
-    super::save::register();
+    super::persistence::load();
+    super::persistence::register();
 }
 
 /// Zeroed memory of that name and size. Zero is a valid value of all atomics.

@@ -11,7 +11,7 @@ use crate::extension::Extension;
 use crate::pg::notify::notify;
 use crate::pg::subtransaction::Failure;
 use crate::shared::database;
-use crate::shared::held::FIXED;
+use crate::shared::subscriber_counts::FIXED;
 use crate::{clock, settings};
 use std::sync::atomic::Ordering::*;
 

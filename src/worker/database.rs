@@ -9,13 +9,13 @@
 //!             └──▶ somebody waits for the database: YIELDED, exit; the launcher comes back
 //! ```
 
-use super::counts::asking::Asking;
-use super::counts::telling::Telling;
 use super::maintenance::{Maintenance, Verdict};
+use super::occupancy::push::Telling;
+use super::occupancy::requests::Asking;
 use super::place::Place;
 use super::process::{self, transaction};
-use super::publishing::Publishing;
-use super::sweeping::Sweeping;
+use super::publish_schedule::Publishing;
+use super::sweep_schedule::Sweeping;
 use super::{dropped, log, publisher, settings as own_settings};
 use crate::access::narrowing;
 use crate::extension::{self, Extension};

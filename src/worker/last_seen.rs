@@ -6,8 +6,8 @@
 
 use super::memory;
 use super::process::transaction;
+use super::retry::by_halves;
 use super::step::Step;
-use super::stuck::by_halves;
 use crate::event::record::{Field, Kind, Record};
 use crate::extension::Extension;
 use crate::pg::datum::varlena;

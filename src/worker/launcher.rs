@@ -24,7 +24,7 @@ use super::process;
 use crate::clock;
 use crate::shared::database::WorkerState;
 use crate::shared::error_status::Part;
-use crate::shared::{Database, control, databases, save};
+use crate::shared::{Database, control, databases, persistence};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::*;
@@ -82,7 +82,7 @@ pub extern "C-unwind" fn presence_launcher(_argument: pg_sys::Datum) {
     let mut launcher = Launcher::default();
     loop {
         launcher.turn();
-        save::raise_floor();
+        persistence::raise_floor();
         process::wait(Duration::from_micros(PAUSE), false);
     }
 }

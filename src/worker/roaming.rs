@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::event::channel::{Channel, DOORBELLS, Scope, WIDE_DOORBELL, is_group, roaming_token};
 use crate::extension::Extension;
 use crate::member::column::Column;
-use crate::member::{scan, whereabouts};
+use crate::member::{scan, user_rooms};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -71,7 +71,7 @@ impl<'a> Roaming<'a> {
                 if let Some(user_id) = row.text(Column::UserId) {
                     let token = roaming_token(user_id);
                     if Channel::new(self.extension, Scope::AllRooms, &token).is_held(self.extension)
-                        && whereabouts::is_alive(self.extension, row)
+                        && user_rooms::is_alive(self.extension, row)
                     {
                         tokens.insert(token);
                     }

@@ -19,8 +19,8 @@ use crate::event::record::{Field, Record};
 use crate::extension::{Extension, Purpose};
 use crate::pg::notify::notify;
 use crate::pg::subtransaction::Failure;
-use crate::shared::held::FIXED;
-use crate::shared::names::{Cell, Names, Renewal};
+use crate::shared::channel_epochs::{Cell, ChannelEpochs, Renewal};
+use crate::shared::subscriber_counts::FIXED;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::*;
 
@@ -85,7 +85,7 @@ impl Rotation {
             || self.due_cells(names, now).next().is_some()
     }
 
-    fn due_cells<'n>(&'n self, names: &'n Names, now: u64) -> impl Iterator<Item = Cell> + 'n {
+    fn due_cells<'n>(&'n self, names: &'n ChannelEpochs, now: u64) -> impl Iterator<Item = Cell> + 'n {
         // With an authorizer, by which others than service roles may manage a room, channels for all rooms carry doorbells
         // anyway: that can wait until there is none, and nobody sends all listeners round who may not.
         let is_harmless = |cell: &Cell| *cell == Cell::ALL_ROOMS && authorizer::is_set();

@@ -2,9 +2,8 @@
 //!
 //! Readers do not depend on it: an expired member is invisible from its deadline on. The sweeper makes the leave.
 
+use super::expired_scan::{BATCH, Due, ExpiredScan, hashes};
 use super::memory;
-use super::walk::{BATCH, hashes};
-use super::walk::{Due, Walk};
 use crate::clock;
 use crate::error::Result;
 use crate::event::record::size_of_record;
@@ -66,23 +65,23 @@ pub const BEFORE: &CStr = c"set constraints all immediate; set local lock_timeou
 
 /// How many bytes of leaves a transaction may make.
 #[derive(Clone, Copy)]
-pub struct Room {
+pub struct Budget {
     together: u64,
     /// One that is larger may go alone.
     alone: u64,
 }
 
-impl Room {
+impl Budget {
     /// For the worker: at most half of what is free, so that others have the rest, and little enough to be soon done.
-    pub fn for_worker(extension: &Extension) -> Room {
+    pub fn for_worker(extension: &Extension) -> Budget {
         let ring = extension.database.ring();
         let together = (ring.free() / 2).min(ring.size() / 8).min(memory::for_leaves() as u64);
-        Room { together, alone: ring.free() }
+        Budget { together, alone: ring.free() }
     }
 }
 
 /// Delete these members, if their time is over and there is room for their leaves. Runs as the extension's owner.
-pub fn delete(extension: &Extension, keys: &[u128], room: Room, before: &CStr) -> Result<Deleted> {
+pub fn delete(extension: &Extension, keys: &[u128], room: Budget, before: &CStr) -> Result<Deleted> {
     spi::as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         if !before.is_empty() {
@@ -112,7 +111,7 @@ fn lock(
     extension: &Extension,
     connection: &Connection,
     keys: &[u128],
-    room: Room,
+    room: Budget,
     deleted: &mut Deleted,
 ) -> Result<Vec<(u128, crate::lease::rule::RowLease)>> {
     let rows = connection.run(&LOCK, &[Some(uuids(keys))], true)?;
@@ -240,13 +239,13 @@ fn constraints() -> Result<CString> {
 /// deleted, is left to the worker.
 pub fn sweep_now(extension: &Extension) -> Result<usize> {
     let before = constraints()?;
-    let mut walk = Walk::start(extension, true);
+    let mut walk = ExpiredScan::start(extension, true);
     let (mut count, mut left, mut why) = (0, 0, String::new());
     let mut free = extension.database.ring().free();
     while let Some(due) = spi::as_role(extension.owner_role, || walk.next(extension, |_| false))? {
         let mut parts: Vec<&[u128]> = Due::batches(&due.keys).collect();
         while let Some(part) = parts.pop() {
-            let room = Room { together: free, alone: free };
+            let room = Budget { together: free, alone: free };
             match attempt(|| delete(extension, part, room, &before)) {
                 Ok(deleted) => {
                     free = free.saturating_sub(deleted.bytes);

@@ -22,7 +22,7 @@ const CELLS: usize = 1 << 12;
 pub const IDLE: u64 = 60_000_000;
 
 #[repr(C)]
-pub struct RoomNumbers {
+pub struct OccupancyTable {
     /// A room may be in any place of its set.
     sets: [[Place; WAYS]; SETS],
     wishes: [Wish; WISHES],
@@ -64,7 +64,7 @@ impl Numbers {
     }
 }
 
-impl RoomNumbers {
+impl OccupancyTable {
     fn set(&self, room: u64) -> &[Place; WAYS] {
         &self.sets[room as usize % SETS]
     }
@@ -179,7 +179,7 @@ mod tests {
 
     const SOME: Numbers = Numbers { members: 70_000, users: 3 };
 
-    fn table() -> Box<RoomNumbers> {
+    fn table() -> Box<OccupancyTable> {
         // SAFETY: zero is a valid value of all atomics.
         unsafe { Box::new(std::mem::zeroed()) }
     }

@@ -1,7 +1,7 @@
 //! Where sessions read the numbers of rooms that they ask for.
 
 use crate::shared::Database;
-use crate::shared::numbers::{Numbers, RoomNumbers};
+use crate::shared::occupancy::{Numbers, OccupancyTable};
 
 pub trait Show {
     /// Keep the numbers of a room there from now on; false if there is no place.
@@ -23,7 +23,7 @@ pub struct Shown(&'static Database);
 impl Shown {
     /// For a new worker: nobody has kept true what is there.
     pub fn of(database: &'static Database) -> Shown {
-        database.change_numbers(RoomNumbers::clear);
+        database.change_numbers(OccupancyTable::clear);
         Shown(database)
     }
 }
@@ -45,7 +45,7 @@ impl Show for Shown {
     }
 
     fn clear(&self) {
-        self.0.change_numbers(RoomNumbers::clear);
+        self.0.change_numbers(OccupancyTable::clear);
     }
 
     fn is_wanted(&self, room: u64, now: u64) -> bool {

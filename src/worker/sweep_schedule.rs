@@ -1,12 +1,12 @@
 //! When to sweep, and what with: a portion a turn. A member that cannot be deleted holds up only itself.
 
+use super::expired_scan::{Due, ExpiredScan};
 use super::overdue::Overdue;
-use super::publishing::Publishing;
+use super::publish_schedule::Publishing;
+use super::retry::{Stuck, by_halves};
 use super::step::Step;
-use super::stuck::{Stuck, by_halves};
-use super::sweeper::{self, Room};
+use super::sweeper::{self, Budget};
 use super::tenancy::guarded;
-use super::walk::{Due, Walk};
 use crate::extension::Extension;
 use crate::pg::spi;
 use crate::pg::subtransaction::Failure;
@@ -30,7 +30,7 @@ pub struct Sweeping {
     stuck: Stuck,
     overdue: Overdue,
     /// The round that is on its way.
-    walk: Option<Walk>,
+    walk: Option<ExpiredScan>,
     /// When the last round began and ended.
     began: u64,
     last: u64,
@@ -148,7 +148,7 @@ impl Sweeping {
         Ok(true)
     }
 
-    fn begin(&mut self, extension: &Extension) -> Walk {
+    fn begin(&mut self, extension: &Extension) -> ExpiredScan {
         self.began = clock::boot();
         (self.progress, self.no_room, self.lines) = (false, false, 0);
         let database = extension.database;
@@ -161,10 +161,10 @@ impl Sweeping {
             });
         }
         let sessions = database.ended_sessions.swap(0, AcqRel) > 0 || self.sessions_left;
-        Walk::start(extension, sessions)
+        ExpiredScan::start(extension, sessions)
     }
 
-    fn end(&mut self, extension: &Extension, walk: &Walk) {
+    fn end(&mut self, extension: &Extension, walk: &ExpiredScan) {
         let counters = &extension.database.counters;
         self.sessions_left = walk.sessions_left;
         self.last = clock::boot();
@@ -196,7 +196,7 @@ impl Sweeping {
                     is_ours.set(false);
                     return Ok(());
                 }
-                let room = Room::for_worker(extension);
+                let room = Budget::for_worker(extension);
                 let deleted = guarded(extension, c"removing expired members", || {
                     sweeper::delete(extension, part, room, sweeper::BEFORE)
                 })?;

@@ -2,16 +2,16 @@
 //! left, nor hear of a wish to rotate.
 
 use super::channel::{present_cell, rotated_with};
-use super::fold::{Change, What};
+use super::net_effect::{Change, What};
 use super::record::{Field, Kind};
 use crate::extension::{Extension, Purpose};
-use crate::shared::names::{Cell, Names};
+use crate::shared::channel_epochs::{Cell, ChannelEpochs};
 use std::collections::{HashMap, HashSet};
 
 /// Bounded, so it forgets nothing that was rolled back to a savepoint: a rotation too many.
 #[derive(Default)]
 pub struct Loss {
-    /// Who left, as `Names` knows them: a bit for each of 64 kinds.
+    /// Who left, as `ChannelEpochs` knows them: a bit for each of 64 kinds.
     left: HashMap<Cell, u64>,
     wishes: HashSet<Cell>,
     wish_for_all: bool,
@@ -43,7 +43,7 @@ impl Loss {
     }
 
     /// They are lost. Neither fails nor blocks.
-    pub fn rotate(&self, names: &Names) {
+    pub fn rotate(&self, names: &ChannelEpochs) {
         if self.wish_for_all {
             names.want_all();
         }

@@ -19,7 +19,7 @@ use crate::pg::notify::notify;
 use crate::pg::spi;
 use crate::pg::subtransaction::Failure;
 use crate::shared::error_status::Part;
-use crate::shared::numbers::Numbers;
+use crate::shared::occupancy::Numbers;
 use crate::worker::commit_gap::Window;
 use crate::worker::memory::{self, Scratch};
 use crate::worker::process::transaction;

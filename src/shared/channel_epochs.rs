@@ -39,7 +39,7 @@ pub enum Renewal {
 }
 
 #[repr(C)]
-pub struct Names {
+pub struct ChannelEpochs {
     /// Random, and part of every name: whatever is not kept over a restart has other names than it ever had. So has a
     /// database that others are copied from.
     boot: AtomicU64,
@@ -73,7 +73,7 @@ struct Cells {
     stale: [AtomicU64; CELLS / 64 + 1],
 }
 
-impl Names {
+impl ChannelEpochs {
     pub fn boot(&self) -> u64 {
         self.boot.load(Acquire)
     }
@@ -238,7 +238,7 @@ impl Cells {
 mod tests {
     use super::*;
 
-    fn names() -> Box<Names> {
+    fn names() -> Box<ChannelEpochs> {
         // SAFETY: zero is a valid value of all atomics.
         unsafe { Box::new(std::mem::zeroed()) }
     }

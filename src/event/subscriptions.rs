@@ -1,15 +1,15 @@
 //! What this session listens to: for which rooms it has called `presence.listen`, and which of our channels it holds, however
 //! it came to that (`presence.listen`, LISTEN) and however it ends.
 //!
-//! Names are counted in shared memory: one that nobody holds is not notified. LISTEN and UNLISTEN take effect with the
+//! ChannelEpochs are counted in shared memory: one that nobody holds is not notified. LISTEN and UNLISTEN take effect with the
 //! commit, and count from then on: a listener lists after it. What a savepoint or a transaction takes back has never
 //! counted.
 
 use super::payload;
 use super::savepoints::Savepoints;
 use crate::shared::Database;
-use crate::shared::held::{LENGTH, place_of};
-use crate::shared::names::AsOf;
+use crate::shared::channel_epochs::AsOf;
+use crate::shared::subscriber_counts::{LENGTH, place_of};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -56,7 +56,7 @@ enum Done {
 }
 
 #[derive(Default)]
-struct Holding {
+struct Subscriptions {
     database: Option<&'static Database>,
     names: HashSet<Name>,
     opened: HashMap<Target, Vec<Name>>,
@@ -71,7 +71,7 @@ struct Holding {
 }
 
 thread_local! {
-    static HOLDING: RefCell<Holding> = RefCell::default();
+    static SUBSCRIPTIONS: RefCell<Subscriptions> = RefCell::default();
     static AT_EXIT: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -98,7 +98,7 @@ pub fn unlisten(channel: &[u8]) {
 }
 
 pub fn unlisten_all() {
-    in_transaction(Holding::unlisten_all);
+    in_transaction(Subscriptions::unlisten_all);
 }
 
 /// These channels, and no others, are open for this from now on. Returns those that were, and are for nothing now.
@@ -113,15 +113,15 @@ pub fn opened(as_of: AsOf, channel: CString) {
     in_transaction(|holding| holding.opened_by.push((as_of, channel)));
 }
 
-fn in_transaction<T>(body: impl FnOnce(&mut Holding) -> T) -> T {
-    HOLDING.with_borrow_mut(|holding| {
+fn in_transaction<T>(body: impl FnOnce(&mut Subscriptions) -> T) -> T {
+    SUBSCRIPTIONS.with_borrow_mut(|holding| {
         // SAFETY: plain read of this process's state.
         holding.level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
         body(holding)
     })
 }
 
-impl Holding {
+impl Subscriptions {
     fn note(&mut self, done: Done) {
         self.savepoints.note(self.level, self.done.len());
         self.done.push(done);
@@ -255,7 +255,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
     _argument: *mut std::ffi::c_void,
 ) {
     use pg_sys::XactEvent::*;
-    HOLDING.with_borrow_mut(|holding| match event {
+    SUBSCRIPTIONS.with_borrow_mut(|holding| match event {
         XACT_EVENT_PRE_COMMIT => holding.prepare(),
         XACT_EVENT_COMMIT => holding.commit(),
         XACT_EVENT_ABORT | XACT_EVENT_PREPARE => holding.roll_back(),
@@ -272,7 +272,7 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
 ) {
     // SAFETY: plain read of this process's state.
     let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
-    HOLDING.with_borrow_mut(|holding| match event {
+    SUBSCRIPTIONS.with_borrow_mut(|holding| match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => holding.savepoints.release(level),
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
             if let Some(length) = holding.savepoints.roll_back(level) {
@@ -285,7 +285,7 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
 
 #[pg_guard]
 unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
-    let mut holding = HOLDING.take();
+    let mut holding = SUBSCRIPTIONS.take();
     // A transaction that is open will never commit.
     holding.roll_back();
     if let Some(database) = holding.database {
@@ -318,7 +318,7 @@ mod tests {
 
     type State = (HashSet<Name>, HashMap<Target, Vec<Name>>, HashMap<Name, usize>);
 
-    fn state(holding: &Holding) -> State {
+    fn state(holding: &Subscriptions) -> State {
         (holding.names.clone(), holding.opened.clone(), holding.uses.clone())
     }
 
@@ -327,7 +327,7 @@ mod tests {
         #[test]
         fn what_is_rolled_back_never_was(steps in steps(act())) {
             let name = |number: u8| Name { text: [number; LENGTH], place: 0 };
-            let (mut holding, mut copies) = (Holding::default(), vec![state(&Holding::default())]);
+            let (mut holding, mut copies) = (Subscriptions::default(), vec![state(&Subscriptions::default())]);
             for step in steps {
                 holding.level = copies.len() as i32;
                 match step {
@@ -356,7 +356,7 @@ mod tests {
                 }
             }
             holding.roll_back();
-            prop_assert_eq!(state(&holding), state(&Holding::default()));
+            prop_assert_eq!(state(&holding), state(&Subscriptions::default()));
         }
     }
 }

@@ -9,8 +9,8 @@
 //! ```
 
 use super::change::Change;
-use super::shown::{Show, Shown};
-use crate::shared::numbers::Numbers;
+use super::published::{Show, Shown};
+use crate::shared::occupancy::Numbers;
 use crate::worker::memory;
 use std::collections::{BTreeSet, HashMap};
 

@@ -5,10 +5,8 @@ use crate::error::Result;
 use crate::extension::Extension;
 use crate::lease::table::{Key, Lease, PARTITIONS, TOMBSTONE};
 use crate::member::session;
-use crate::pg::datum::hash_of;
-use crate::pg::datum::uuid;
-use crate::pg::spi::Rows;
-use crate::pg::spi::{Connection, Statement};
+use crate::pg::datum::{hash_of, uuid};
+use crate::pg::spi::{Connection, Rows, Statement};
 use crate::shared::leases::leases;
 use pgrx::pg_sys;
 use std::collections::HashSet;
@@ -26,7 +24,7 @@ static SLOTLESS: Statement = Statement {
 
 /// A walk through everything that may be due: first the leases, a partition at a time, then rows without one. A
 /// portion at a time, so that it takes little memory however much is due.
-pub struct Walk {
+pub struct ExpiredScan {
     now: u64,
     partition: usize,
     /// Rows without a slot: whom the last portion ended with, and how many there were.
@@ -48,11 +46,11 @@ pub struct Due {
     pub slots: Vec<(Key, Lease)>,
 }
 
-impl Walk {
+impl ExpiredScan {
     /// `sessions`: also for members of sessions that are over.
-    pub fn start(extension: &Extension, sessions: bool) -> Walk {
+    pub fn start(extension: &Extension, sessions: bool) -> ExpiredScan {
         let slotless = extension.database.slotless.load(Acquire);
-        Walk {
+        ExpiredScan {
             now: clock::boot(),
             partition: 0,
             after: (slotless > 0).then_some(0),

@@ -7,7 +7,7 @@ use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::scan;
 use crate::pg::datum::bytes_of;
-use crate::shared::numbers::Numbers;
+use crate::shared::occupancy::Numbers;
 use crate::worker::commit_gap::Window;
 use crate::worker::connections::effects;
 use crate::worker::memory::{self, Scratch};

@@ -1,4 +1,4 @@
-//! How many sessions listen to a channel, by the place that its name ends with. Names share places: then somebody is
+//! How many sessions listen to a channel, by the place that its name ends with. ChannelEpochs share places: then somebody is
 //! notified whom nobody hears. The fixed channel has a place of its own.
 
 use std::sync::atomic::{AtomicU32, Ordering::*};
