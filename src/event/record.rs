@@ -387,7 +387,7 @@ mod tests {
                 xid: record.xid, relation: record.relation, hash: record.hash, version: record.version,
                 is_leave: record.kind == Kind::Leave,
                 is_update: record.kind == Kind::Update,
-                is_plain: record.kind == Kind::Update && record.old.is_none() && !record.back,
+                is_plain: record.kind == Kind::Update && record.old.is_none() && !record.revived,
             };
             prop_assert_eq!(Head::decode(&bytes[16..16 + Head::BYTES]), Some(head));
             bytes.extend([9; 24]);
