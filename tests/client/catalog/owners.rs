@@ -148,6 +148,7 @@ fn tables_with_other_owners() {
 fn roles_that_are_dropped() {
     let cluster = Cluster::start();
     let (mut service, mut alice, mut bob) = people(&cluster);
+    let names = alice.rows("select presence.channels('lobby')");
     service.run(
         "create role gone; create role other_service; grant alice to gone;
          select presence.grant_access('gone'), presence.grant_access('other_service');
@@ -158,6 +159,12 @@ fn roles_that_are_dropped() {
          alter database app set presence.anonymous_roles = 'gone';
          alter database app set presence.trusted_login_roles = 'gone, authenticator'",
     );
+    until("the worker goes by these settings", || {
+        alice.run("select presence.upsert('side')");
+        alice.run("select presence.delete('side')");
+        service.flush();
+        alice.rows("select presence.channels('lobby')") != names
+    });
     alice.run("select presence.upsert('lobby', audience => '{any,role:gone}')");
     service.run("drop owned by gone; drop policy of_gone on presence.member; drop role gone");
     until("only the built-in policies are left", || {
