@@ -206,3 +206,27 @@ fn in_a_crowd_they_are_right_in_the_end() {
     assert_eq!(ask(&mut service), (service.value(ROWS), false));
     cluster.assert_sound();
 }
+
+/// Users are counted exactly also where the worker's memory does not hold them all at once.
+#[test]
+fn a_very_large_room_is_counted_in_parts() {
+    let cluster = Cluster::with(&[
+        "presence.max_per_user=0",
+        "presence.max_members=200000",
+        "presence.worker_memory=16MB",
+        "presence.event_buffer=64MB",
+    ]);
+    let mut service = cluster.service();
+    service.run("select presence.set_room('stage', audience => '{}')");
+    service.run(
+        "select count(presence.upsert('stage', user_id => 'u' || n % 140000, connection_id => (n / 140000)::text))
+         from generate_series(1, 145000) n",
+    );
+    assert!(service.is("select presence.wait_for_flush('50 s')"));
+    until_kept(&mut service);
+    assert_eq!(ask(&mut service), ("145000 140000".into(), false));
+    service.run("select count(presence.delete('stage', 'u' || n, null)) from generate_series(1, 1000) n");
+    until_kept(&mut service);
+    assert_eq!(ask(&mut service), ("143000 139000".into(), false));
+    cluster.assert_sound();
+}
