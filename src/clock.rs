@@ -1,4 +1,4 @@
-//! Two clocks: leases run on the boot clock, which nobody steps; the wall clock dresses them for people.
+//! Two clocks: leases run on the boot clock, which nobody steps; the wall clock is for people to read.
 
 use crate::shared::control;
 use pgrx::pg_sys;

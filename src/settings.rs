@@ -433,7 +433,7 @@ pub fn session_features() -> bool {
     SESSION_FEATURES.get()
 }
 
-/// ChannelEpochs and tokens are in the encoding of the database, as the tables have them.
+/// Names and tokens are in the encoding of the database, as the tables have them.
 pub fn trusted_login_roles() -> Vec<Vec<u8>> {
     list(&TRUSTED_LOGIN_ROLES)
 }

@@ -1,4 +1,4 @@
-//! What is a name, a ttl, an audience: the limits of DESIGN section 6, in one place for verbs and triggers.
+//! What is a name, a ttl, an audience: one grammar for verbs and triggers.
 
 use crate::error::{Error, Result, printable};
 use crate::pg::encoding::{characters, database_encoding};

@@ -1,6 +1,6 @@
 //! Settings that take away what listeners hear. A session that begins has what ALTER DATABASE or a reload has set; the
 //! worker, which stays, has to look. So a session that gets another value than the worker goes by tells it, and until
-//! the worker has looked it rings doorbells only: what narrows holds for events no later than for sessions.
+//! the worker has looked it rings doorbells only: a narrower setting holds for events as soon as any session has it.
 
 use crate::settings;
 use crate::shared::database::{Narrowing, Narrows};
@@ -75,7 +75,7 @@ fn is(setting: Narrows, value: u64) {
     }
     let Some(database) = Database::find(database) else { return };
     if IS_WORKER.get() {
-        // ChannelEpochs were handed out as another one said, or to all.
+        // Names were handed out as another one said, or to all.
         if database.narrowing.applies(setting, value) {
             database.names.want_all();
         }

@@ -1,4 +1,5 @@
-//! Events: what happened to a member, from the trigger that saw it to the payload that a listener reads.
+//! Events: what happened to a member, from the trigger that saw it to the payload that a listener reads. `transaction` keeps
+//! what a transaction has done, and at its commit applies it: leases to their slots, events to the ring.
 
 pub mod changes;
 pub mod channel;

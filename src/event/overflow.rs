@@ -1,5 +1,5 @@
-//! What must have new names if the events of a transaction are lost: nobody else would take them back from those who
-//! left, nor hear of a wish to rotate.
+//! If a transaction's events are lost, these channels must get new names: nobody will publish its leaves, which would have
+//! taken the names back, nor its wishes to rotate.
 
 use super::channel::{present_cell, rotated_with};
 use super::net_effect::{Change, What};
@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 /// Bounded, so it forgets nothing that was rolled back to a savepoint: a rotation too many.
 #[derive(Default)]
 pub struct Loss {
-    /// Who left, as `ChannelEpochs` knows them: a bit for each of 64 kinds.
+    /// Who left, as `channel_epochs` knows them: a bit for each of 64 kinds.
     left: HashMap<Cell, u64>,
     wishes: HashSet<Cell>,
     wish_for_all: bool,

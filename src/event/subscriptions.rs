@@ -1,9 +1,9 @@
-//! What this session listens to: for which rooms it has called `presence.listen`, and which of our channels it holds, however
-//! it came to that (`presence.listen`, LISTEN) and however it ends.
+//! What this session listens to: for which rooms it has called `presence.listen`, and which of our channels it holds, whether
+//! by `presence.listen` or by LISTEN.
 //!
-//! ChannelEpochs are counted in shared memory: one that nobody holds is not notified. LISTEN and UNLISTEN take effect with the
-//! commit, and count from then on: a listener lists after it. What a savepoint or a transaction takes back has never
-//! counted.
+//! Holders of a channel are counted in shared memory: one that nobody holds is not notified. LISTEN and UNLISTEN take effect
+//! with the commit, and count from then on: a listener lists after it. What a savepoint or a transaction takes back has
+//! never counted.
 
 use super::payload;
 use super::savepoints::Savepoints;

@@ -1,4 +1,4 @@
-//! What the SQL of the reading functions cannot say: argument checks with our errors, and the log's position.
+//! Argument checks of the reading functions, with our errors; and the position of the log.
 
 use crate::error::{Error, Result};
 use crate::pg::datum;

@@ -93,7 +93,7 @@ fn free_slots(table: &Table) -> usize {
 
 #[test]
 fn a_slot_is_small_enough() {
-    // DESIGN, section 6: at most 128 bytes a member, with its share of the buckets.
+    // What is promised: at most 128 bytes a member, with its share of the buckets.
     for members in [1_000, 65_537, 100_000] {
         let bytes = members * size_of::<Slot>() + bucket_count(members) * size_of::<AtomicU32>();
         assert!(bytes / members <= 128, "{} bytes a member of {members}", bytes / members);

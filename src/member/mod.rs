@@ -1,4 +1,5 @@
-//! Members: the verbs that write them, the triggers that every write passes, the leases that keep them.
+//! Members: the verbs that write them, the triggers that every write passes, and whether they are here. (The leases
+//! themselves are in `lease` and `shared::leases`.)
 
 pub mod after;
 pub mod before;

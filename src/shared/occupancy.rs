@@ -1,6 +1,6 @@
-//! How many are in rooms that somebody asks for, as published: so that who may have the full numbers of a room has them
-//! without counting. Sessions wish for rooms; the worker counts them, and keeps them true. All under one lock a database,
-//! but `asked` and `current`.
+//! How many are in rooms that somebody asks for, as published: so that whoever may have the full numbers of a room has them
+//! without counting. Sessions ask for rooms; the worker counts them, and keeps the numbers true. All under one lock a
+//! database, but `asked` and `current`.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 

@@ -1,5 +1,5 @@
-//! ChannelEpochs that were good once, of the channels that tell a cell of rooms when it gets new ones. Who listens to one now is
-//! deaf: a library that connected again by itself, say. They are told so, by that very name.
+//! Old channel names of the cells of rooms. A session that listens to one is deaf (a library that connected again by itself,
+//! say), so it is told to listen again, by that very name.
 
 use super::subscriber_counts::{LENGTH, PREFIX, place_of};
 use std::sync::atomic::{AtomicU64, Ordering::*};

@@ -1,5 +1,5 @@
-//! How many sessions listen to a channel, by the place that its name ends with. ChannelEpochs share places: then somebody is
-//! notified whom nobody hears. The fixed channel has a place of its own.
+//! How many sessions listen to a channel, by the place that its name ends with. Several names share a place, so a channel may
+//! be notified although nobody listens to it. The fixed channel has a place of its own.
 
 use std::sync::atomic::{AtomicU32, Ordering::*};
 

@@ -1,4 +1,4 @@
-//! Which records of the ring may be published: the commit gap (protocol 1 of docs/internals.md), and conflation.
+//! Which records of the ring may be published: the commit gap (protocol 1 of docs/internals.md).
 //!
 //! The ring may hold far more than one batch: what a batch does not take is looked at, and left where it is.
 

@@ -1,5 +1,5 @@
-//! Members whose lease is over and whose row is still there, because somebody has it locked or it cannot be deleted.
-//! There is no leave yet that would take back the channels they were given, so that happens without one.
+//! Members whose lease is over and whose row is still there, because somebody has it locked or it cannot be deleted. They have
+//! no leave yet that would take back the channels they were given, so their channels are rotated without one.
 
 use super::rotation;
 use crate::error::Result;

@@ -1,4 +1,5 @@
-//! Things with which something cannot be done: each is tried again by itself, ever more seldom, and the others go on.
+//! What fails for one member or event: it is tried again by itself, with a growing pause, while the others go on. Of many at
+//! once the one that fails is found by halves.
 
 use crate::pg::subtransaction::Failure;
 use std::collections::HashMap;

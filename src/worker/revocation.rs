@@ -1,6 +1,6 @@
-//! Rights that shrink: REVOKE, DROP ROLE, ALTER ROLE, a membership that ends, and settings that say who somebody is. (That
-//! of the authorizer: `crate::access::narrowing`.) Whoever listens may be one whose rights ended, so all channels get new names, and carry doorbells only
-//! until then.
+//! Rights that shrink: REVOKE, DROP ROLE, ALTER ROLE, a membership that ends, and settings that say who somebody is.
+//! (`presence.authorizer` and `presence.notify_payload` are in `access::narrowing`.) Whoever listens may be one whose rights
+//! ended, so all channels get new names, and carry doorbells only until then.
 //!
 //! The catalog's invalidations say that something changed. Then what opens channels is read as a set of facts, and
 //! compared with what it was: a new role or a GRANT takes nothing away, and changes no names. It may have changed while

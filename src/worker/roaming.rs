@@ -1,5 +1,5 @@
-//! Who listens to all rooms and is in too many of them for a channel each: the worker looks for them among the members of a
-//! room when it tells what is for these. So they hear of a room exactly while they are in it.
+//! Listeners to all rooms who are in too many rooms to hold a channel for each: when the worker tells what is for the members
+//! of a room it looks for them among these. So they hear of a room exactly while they are in it.
 
 use super::memory::Scratch;
 use crate::error::Result;

@@ -5,7 +5,7 @@
 //! - `rotate_channels` rotates a room's channels, or all.
 //! - When rights in the catalog shrink, or events are lost, all rotate: the latter with the `resync` that tells of it.
 //!
-//! Until then the old names carry doorbells only. What is to rotate stands in shared memory (`shared::names`).
+//! Until then the old names carry doorbells only. What is to rotate stands in shared memory (`shared::channel_epochs`).
 //!
 //! The old names hear `relisten` with the rotation and again 1 s and 5 s later, for a LISTEN that was just
 //! committing; and whenever a session listens to one (`shared::retired`).

@@ -1,9 +1,9 @@
-//! Counts that are pushed: who may have the full numbers of a room (`count_audience`) and listens to it hears when they
-//! changed, at most once a second a room. By the channels of the room that they listen to anyway.
+//! Occupancy that is pushed: whoever may have the full numbers of a room (`count_audience`) and listens to it hears when they
+//! changed, at most once a second a room. It goes by the channels of the room that they hold anyway.
 //!
-//! In transactions of its own, so that nothing of it holds up an event: the numbers are those of what was published by
-//! then. What ends a right ends it here as there: the audience is read when the numbers are told, and a channel that shall
-//! have a new name carries none.
+//! Each push is a transaction of its own, so that it holds up no event. The numbers are those of what was published by then.
+//! Nobody hears them longer than they may: the audience is read when the numbers are sent, and a channel that is to get a
+//! new name carries none.
 
 use super::change::is_listened_to;
 use super::counting;

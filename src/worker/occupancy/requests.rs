@@ -1,5 +1,5 @@
-//! Rooms that sessions ask for: each is counted once, and then shown to all who may have its numbers, for as long as
-//! somebody asks. In transactions of their own, as what is told.
+//! Rooms that sessions ask for: each is counted once, and then published to all who may have its numbers, for as long as
+//! somebody asks.
 
 use super::change::key;
 use super::counting;

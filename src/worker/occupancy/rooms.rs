@@ -1,8 +1,8 @@
-//! Rooms whose numbers somebody may want to hear: what they are, as published, and when they are to be told.
+//! Rooms whose numbers somebody may want: what they are, as published, and when they are to be pushed.
 //!
-//! A room is here from the first change of its numbers that somebody may hear, until nobody listens any more; and while
-//! sessions ask for it, who find its numbers in shared memory. What a change does to the numbers follows from what `Connections` counts; how many there were before is counted once, by
-//! whoever wants to tell them (`worker::counting`).
+//! A room is here from the first change of its numbers that somebody may hear, until nobody listens any more, or for as long
+//! as sessions ask for it. What a change does to the numbers follows from what `Connections` counts; how many there were
+//! before is counted once, when they are to be told (`counting`).
 //!
 //! ```text
 //!   a change ──▶ due: now, or a second after it was looked at last ──▶ told, if all changes since have changed anything

@@ -1,4 +1,4 @@
-//! Of `rooms`.
+//! Tests of `rooms`.
 
 use super::*;
 

@@ -21,7 +21,7 @@ const AUDIENCES: [&str; 13] = [
     "{room,user:u3,any}",
 ];
 
-/// Who sees what, by the rules of DESIGN section 4: x is visible. The member is olga's; u4 is in its room, otto in
+/// Who sees what, by the rules of docs/visibility.md: x is visible. The member is olga's; u4 is in its room, otto in
 /// the room `other`, u2 in the team red, rita inherits the role staff, nora does not.
 const TABLE: &str = "
                       {} any users room u3 red staff other red+staff users+anon authenticated dan room+u3+any
