@@ -1,6 +1,7 @@
 //! Events: what happened to a member, from the trigger that saw it to the payload that a listener reads. `transaction` keeps
 //! what a transaction has done, and at its commit applies it: leases to their slots, events to the ring.
 
+pub mod audience;
 pub mod changes;
 pub mod channel;
 pub mod net_effect;

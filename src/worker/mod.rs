@@ -25,6 +25,7 @@ pub mod retry;
 pub mod revocation;
 pub mod roaming;
 pub mod rotation;
+pub mod routing;
 pub mod settings;
 pub mod sink;
 pub mod step;

@@ -1,25 +1,23 @@
-//! Writes one batch: a line of the log for each event, and the notifications to those whom it is for.
+//! Writes one batch: a line of the log for each event, and who else is told of it. By which channels, and what: `routing`.
 
 use super::connections::Counted;
 use super::log::{COLUMNS, FORGET, Log, Page, Values};
-use super::log_entry::{LogEntry, Rendered};
+use super::log_entry::LogEntry;
 use super::memory::{self, Scratch};
 use super::roaming::Roaming;
 use super::rotation::{self, Rotation};
-use crate::access::{authorizer, narrowing, policy};
+use super::routing::rings_only;
+use crate::access::authorizer;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::event::channel::{Channel, SERVICE, Scope, covered, in_room, next_boot, own_token, reach};
+use crate::event::audience::{covered, reach};
+use crate::event::channel::{next_boot, own_token};
 use crate::event::payload;
 use crate::event::record::{Field, Image, Kind, Reason, Record};
 use crate::extension::Extension;
-use crate::functions::channels;
 use crate::pg::datum::{text_array, texts_of, varlena};
-use crate::pg::encoding::decode;
-use crate::pg::notify::notify;
 use crate::pg::spi::Connection;
 use crate::pg::subtransaction::Failure;
-use crate::settings::{self, NotifyPayload};
 use crate::shared::channel_epochs::Renewal;
 use crate::shared::subscriber_counts::FIXED;
 use pgrx::pg_sys::Datum;
@@ -27,43 +25,28 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::*;
 
 pub struct Writer<'a> {
-    extension: &'a Extension,
-    connection: &'a Connection,
-    page: Page,
-    rotation: &'a mut Rotation,
-    written: Written,
+    pub(super) extension: &'a Extension,
+    pub(super) connection: &'a Connection,
+    pub(super) page: Page,
+    pub(super) rotation: &'a mut Rotation,
+    pub(super) written: Written,
     /// No NOTIFY.
-    quiet: bool,
+    pub(super) quiet: bool,
     /// Listeners are owed a `resync`, and this batch does not tell it.
-    owes_resync: bool,
+    pub(super) owes_resync: bool,
     /// Only say that there is something.
-    doorbell: bool,
+    pub(super) doorbell: bool,
     /// The same for those who listen to all rooms, where an authorizer decides room by room.
-    doorbell_for_all_rooms: bool,
-    roaming: Roaming<'a>,
+    pub(super) doorbell_for_all_rooms: bool,
+    pub(super) roaming: Roaming<'a>,
     /// Doorbells to ring at the end: one a channel, with the newest seq.
-    rung: HashMap<String, u64>,
+    pub(super) rung: HashMap<String, u64>,
     /// For what one line takes.
-    scratch: Scratch,
+    pub(super) scratch: Scratch,
     /// What is kept until the commit, for notifications and for what else grows with the batch.
-    memory: usize,
+    pub(super) memory: usize,
 }
 
-/// Whether notifications only say that there is something: by setting, or because the policies are not ours.
-pub fn rings_only(extension: &Extension) -> Result<bool> {
-    Ok(settings::notify_payload() == NotifyPayload::Doorbell
-        || narrowing::news(extension.database).is_some()
-        || !policy::is_builtin(extension)?)
-}
-
-/// What a notification takes until the commit: PostgreSQL keeps channel and payload in memory that comes in powers of
-/// two, with an entry in a list and in a hash table.
-pub fn memory_of(payload: usize) -> usize {
-    (payload + 64).next_power_of_two() + 128
-}
-
-/// A name that is rung at the end, and its notification.
-const BELL: usize = 400;
 /// What a subtransaction keeps until the commit.
 const SUBTRANSACTION: usize = 16 * 1024;
 
@@ -373,102 +356,6 @@ impl<'a> Writer<'a> {
         ]
     }
 
-    fn tell(&mut self, record: &Record, line: &LogEntry) -> Result<()> {
-        if self.quiet {
-            return Ok(());
-        }
-        let room = line.image.get(Field::Room).unwrap_or_default();
-        let (mut whole, mut bells) = (Vec::new(), Vec::new());
-        for token in &line.tokens {
-            let (doorbells, has_channel) = in_room(room, token);
-            for doorbell in doorbells {
-                self.address(Scope::Room(room), doorbell, None, &mut bells);
-            }
-            if has_channel {
-                self.address(Scope::Room(room), token, Some(&mut whole), &mut bells);
-            }
-            let (roaming, doorbells) = self.roaming.hear(token)?;
-            for doorbell in doorbells {
-                self.address(Scope::AllRooms, doorbell, None, &mut bells);
-            }
-            for token in std::iter::once(token).chain(roaming.iter()) {
-                let all = (!self.doorbell_for_all_rooms).then_some(&mut whole);
-                self.address(Scope::AllRooms, token, all, &mut bells);
-            }
-        }
-        let mut service = Vec::new();
-        if line.for_service {
-            for scope in [Scope::Room(room), Scope::AllRooms] {
-                self.address(scope, SERVICE, Some(&mut service), &mut bells);
-            }
-        }
-        if self.doorbell {
-            bells.extend(whole.drain(..).chain(service.drain(..)));
-        }
-        if !whole.is_empty() || !service.is_empty() {
-            let (payload, for_service) =
-                self.scratch.within(|| self.payloads(record, line, !service.is_empty()));
-            // What one line may take: the rest of an audience that is too wide hears that there is something.
-            let most = memory::for_payloads_of_a_line() / memory_of(payload.len());
-            bells.extend(whole.drain(whole.len().min(most)..));
-            whole.iter().try_for_each(|name| self.notify(name, &payload))?;
-            service.iter().try_for_each(|name| self.notify(name, &for_service))?;
-        }
-        self.memory += bells.len() * BELL;
-        let seq = self.written.seq;
-        self.rung.extend(bells.into_iter().map(|name| (name, seq)));
-        Ok(())
-    }
-
-    /// The payload for the audience, and the one for service roles.
-    fn payloads(&self, record: &Record, line: &LogEntry, for_service: bool) -> (String, String) {
-        let seq = self.written.seq;
-        let rendered = Rendered::new(record, line);
-        let payload = rendered.payload(record.kind, seq, line, None);
-        if !for_service {
-            return (payload, String::new());
-        }
-        let text = |tokens: &[Vec<u8>]| tokens.iter().map(|token| decode(token)).collect::<Vec<_>>();
-        let (old, new) =
-            line.changed_audience.as_ref().map_or((None, &line.audience), |(old, new)| (Some(old), new));
-        let (audience, old) = (text(new), old.map(|old| text(old)));
-        (payload, rendered.payload(record.kind, seq, line, Some((&audience, old.as_deref()))))
-    }
-
-    /// Add the channel's name, if somebody listens to it; to the bells if who hears it may not read it any more.
-    fn address(&self, scope: Scope, token: &[u8], names: Option<&mut Vec<String>>, bells: &mut Vec<String>) {
-        let channel = Channel::new(self.extension, scope, token);
-        if channel.is_held(self.extension) {
-            let names = names.filter(|_| !self.rotation.is_stale(self.extension, &channel));
-            names.unwrap_or(bells).push(channel.name(self.extension));
-        }
-    }
-
-    /// To the user: the rooms you are in are not the same as before.
-    fn relisten(&mut self, user_id: &[u8], room: &[u8]) -> Result<()> {
-        let token = own_token(user_id);
-        // Who is about to commit a LISTEN, and does not hear it, finds out by this.
-        self.extension.database.names.moved(channels::moves_of(self.extension, Some(user_id)));
-        self.signal_relisten(&Channel::new(self.extension, Scope::Database, &token), room)
-    }
-
-    /// To service roles: rights in this room may have changed, ask for them again. (Of all rooms everybody is told.)
-    fn relisten_for_service(&mut self, room: &[u8]) -> Result<()> {
-        for scope in [Scope::Room(room), Scope::AllRooms] {
-            let channel = Channel::new(self.extension, scope, SERVICE);
-            self.signal_relisten(&channel, room)?;
-        }
-        Ok(())
-    }
-
-    fn signal_relisten(&mut self, channel: &Channel, room: &[u8]) -> Result<()> {
-        if !self.quiet && channel.is_held(self.extension) {
-            let payload = payload::relisten(self.written.seq, Some(&decode(room)));
-            self.notify(&channel.name(self.extension), &payload)?;
-        }
-        Ok(())
-    }
-
     /// To everybody: forget everything and list.
     pub fn resync(&mut self) -> Result<()> {
         self.owes_resync = false;
@@ -483,12 +370,6 @@ impl<'a> Writer<'a> {
             self.notify(FIXED, &payload::resync(self.written.seq))?;
         }
         Ok(())
-    }
-
-    fn notify(&mut self, channel: &str, payload: &str) -> Result<()> {
-        self.written.notifications += 1;
-        self.memory += memory_of(payload.len());
-        notify(channel, payload)
     }
 }
 

@@ -10,7 +10,8 @@ use super::counting;
 use super::rooms::{Due, Outcome};
 use crate::access::narrowing;
 use crate::error::Result;
-use crate::event::channel::{Channel, SERVICE, Scope, fewest, in_room};
+use crate::event::audience::fewest;
+use crate::event::channel::{Channel, SERVICE, Scope, in_room};
 use crate::event::payload;
 use crate::extension::{self, Extension};
 use crate::member::room_defaults;
@@ -24,9 +25,9 @@ use crate::worker::commit_gap::Window;
 use crate::worker::memory::{self, Scratch};
 use crate::worker::process::transaction;
 use crate::worker::publisher::Publisher;
+use crate::worker::routing::{self, memory_of};
 use crate::worker::step::Step;
 use crate::worker::tenancy;
-use crate::worker::writer::{self, memory_of};
 use crate::{clock, settings};
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
@@ -116,7 +117,7 @@ impl Publisher {
 
     fn tell(&self, extension: &Extension, window: &Window, due: &[Due]) -> Result<Told> {
         let mut told = Told::default();
-        if writer::rings_only(extension)? {
+        if routing::rings_only(extension)? {
             // Unless that is only until settings are read.
             let is_passing = narrowing::news(extension.database).is_some();
             let outcome = if is_passing { Outcome::NotNow } else { Outcome::Nobody };

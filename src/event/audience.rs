@@ -1,0 +1,67 @@
+//! Audiences: the fewest tokens that reach one, and which audience covers another.
+
+use super::channel::own_token;
+
+/// The fewest tokens that reach an audience.
+pub fn fewest(audience: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    if audience.iter().any(|token| token == b"any") {
+        return vec![b"any".to_vec()];
+    }
+    let is_needed = |token: &&Vec<u8>| *token == b"users" || !covers_with_users(audience, token);
+    audience.iter().filter(is_needed).cloned().collect()
+}
+
+/// The fewest tokens that reach an audience and the owner.
+pub fn reach(audience: &[Vec<u8>], owner: &[u8]) -> Vec<Vec<u8>> {
+    let mut reached = fewest(audience);
+    let owner = own_token(owner);
+    if !covered(&owner, audience) {
+        reached.push(owner);
+    }
+    reached
+}
+
+/// Everybody with a user, team or room token is signed in.
+fn covers_with_users(audience: &[Vec<u8>], token: &[u8]) -> bool {
+    audience.iter().any(|other| other == b"users") && !token.starts_with(b"role:") && token != b"any"
+}
+
+/// Whether everybody with this token sees what the audience sees.
+pub fn covered(token: &[u8], audience: &[Vec<u8>]) -> bool {
+    audience.iter().any(|other| other == b"any" || other == token) || covers_with_users(audience, token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(tokens: &[&str]) -> Vec<Vec<u8>> {
+        tokens.iter().map(|token| token.as_bytes().to_vec()).collect()
+    }
+
+    #[test]
+    fn any_reaches_everybody_alone() {
+        assert_eq!(reach(&list(&["any", "user:b", "users"]), b"a"), list(&["any"]));
+    }
+
+    #[test]
+    fn users_leave_only_roles_to_reach() {
+        assert_eq!(reach(&list(&["role:guest", "team:x", "users"]), b"a"), list(&["role:guest", "users"]));
+    }
+
+    #[test]
+    fn the_owner_is_always_reached() {
+        assert_eq!(reach(&[], b"a"), list(&["user:a"]));
+        assert_eq!(reach(&list(&["room:lobby", "user:b"]), b"a"), list(&["room:lobby", "user:b", "user:a"]));
+    }
+
+    #[test]
+    fn covering() {
+        assert!(covered(b"team:x", &list(&["users"])));
+        assert!(!covered(b"role:x", &list(&["users"])));
+        assert!(!covered(b"any", &list(&["users"])));
+        assert!(covered(b"role:x", &list(&["any"])));
+        assert!(covered(b"team:x", &list(&["team:x"])));
+        assert!(!covered(b"team:x", &list(&["team:y"])));
+    }
+}
