@@ -112,8 +112,9 @@ fn a_worker_that_is_behind_is_not_believed() {
     until("nobody is a ghost", || service.value(OCCUPANCY) == "2001 1001");
     drop(frozen);
     service.flush();
-    until_kept(&mut service);
-    assert_eq!(ask(&mut service), (service.value(ROWS), false));
+    // Who is gone may be counted until a sweep.
+    until("all is right again", || ask(&mut service) == ("2001 1001".into(), false));
+    assert_eq!(service.value(ROWS), "2001 1001");
 }
 
 #[test]
@@ -225,7 +226,9 @@ fn a_very_large_room_is_counted_in_parts() {
     assert!(service.is("select presence.wait_for_flush('50 s')"));
     until_kept(&mut service);
     assert_eq!(ask(&mut service), ("145000 140000".into(), false));
-    service.run("select count(presence.delete('stage', 'u' || n, null)) from generate_series(1, 1000) n");
+    service.run(
+        "select count(presence.delete('stage', 'u' || n, c)) from generate_series(1, 1000) n, unnest('{0,1}'::text[]) c",
+    );
     until_kept(&mut service);
     assert_eq!(ask(&mut service), ("143000 139000".into(), false));
     cluster.assert_sound();
