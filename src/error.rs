@@ -278,7 +278,7 @@ impl Error {
             }
             Error::InvalidMaxRows { .. } => "Read page by page, with after.".into(),
             Error::MissingArgument { .. } => "Give it a value.".into(),
-            Error::InvalidName { .. } => "ChannelEpochs have 1 to 255 characters without control characters; a connection_id \
+            Error::InvalidName { .. } => "Names have 1 to 255 characters without control characters; a connection_id \
                  may be empty."
                 .into(),
             Error::InvalidTtl => "Give an interval such as '90 s'.".into(),
