@@ -1,7 +1,7 @@
 //! Members whose lease is over and whose row is still there, because somebody has it locked or it cannot be deleted. They have
 //! no leave yet that would take back the channels they were given, so their channels are rotated without one.
 
-use super::rotation;
+use super::rotation::Rotation;
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::member::liveness;
@@ -26,7 +26,7 @@ pub struct Overdue {
 
 impl Overdue {
     /// These were due, and some were not removed.
-    pub fn look(&mut self, extension: &Extension, keys: &[u128]) -> Result<()> {
+    pub fn look(&mut self, extension: &Extension, keys: &[u128], rotation: &mut Rotation) -> Result<()> {
         // Not by the snapshot from before they were removed.
         with_new_snapshot(|| {
             let connection = Connection::open()?;
@@ -42,7 +42,7 @@ impl Overdue {
                 let (Some(user_id), Some(room)) = (rows.text(row, 5), rows.text(row, 6)) else { continue };
                 let stay = (hash, rows.number(row, 1));
                 if is_over && self.found.insert(stay) && !self.known.contains(&stay) {
-                    rotation::left(extension, user_id, room);
+                    rotation.is_over(extension, user_id, room);
                 }
             }
             Ok(())

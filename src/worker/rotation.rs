@@ -33,6 +33,8 @@ pub struct Rotation {
     leaving: HashSet<Cell>,
     /// When such a cell was rotated last, by the boot clock; for as long as that matters.
     rotated: HashMap<Cell, u64>,
+    /// Users with a member in a room that is over, and has no leave yet that would tell them.
+    over: HashSet<(Vec<u8>, Vec<u8>)>,
     /// Where to say `relisten` again, and when.
     repeats: Vec<(u64, String)>,
 }
@@ -72,6 +74,17 @@ impl Rotation {
         }
     }
 
+    /// A member is over, and cannot be removed yet.
+    pub fn is_over(&mut self, extension: &Extension, user_id: &[u8], room: &[u8]) {
+        left(extension, user_id, room);
+        self.over.insert((user_id.to_vec(), room.to_vec()));
+    }
+
+    /// Whom to tell that they may not be in these rooms any more.
+    pub fn take_over(&mut self) -> HashSet<(Vec<u8>, Vec<u8>)> {
+        std::mem::take(&mut self.over)
+    }
+
     /// Whether somebody may listen to this channel who may not read it any more.
     pub fn is_stale(&self, extension: &Extension, channel: &Channel) -> bool {
         channel.is_stale(&extension.database.names)
@@ -83,6 +96,7 @@ impl Rotation {
         // With a resync that is owed, or of which we know nothing: then it is no reason to write a batch.
         (names.wants_all().is_some() && extension.database.owed_resync().is_none())
             || self.due_cells(names, now).next().is_some()
+            || !self.over.is_empty()
     }
 
     fn due_cells<'n>(&'n self, names: &'n ChannelEpochs, now: u64) -> impl Iterator<Item = Cell> + 'n {

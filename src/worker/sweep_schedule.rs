@@ -137,7 +137,9 @@ impl Sweeping {
         }
         // Also those that somebody has locked just now: their leave may be a long time coming.
         guarded(extension, c"looking who is overdue", || {
-            spi::as_role(extension.owner_role, || self.overdue.look(extension, &due.keys))
+            spi::as_role(extension.owner_role, || {
+                self.overdue.look(extension, &due.keys, &mut publishing.publisher.rotation)
+            })
         })?;
         if due.has_slots() {
             self.freeing.attempt(extension.database, || {

@@ -115,6 +115,9 @@ impl<'a> Writer<'a> {
             self.notify(&name, &payload::doorbell(seq))?;
         }
         if !self.quiet {
+            for (user_id, room) in self.rotation.take_over() {
+                self.relisten(&user_id, &room)?;
+            }
             for (name, renewal) in self.rotation.take_due(self.extension, self.owes_resync) {
                 if self.extension.database.held.holds(&name) {
                     let seq = self.written.seq;

@@ -526,6 +526,26 @@ fn a_member_that_is_over_makes_nobody_present() {
     assert!(hears(&mut ear, &mut alice).is_empty());
 }
 
+/// Who loses sight because a member of theirs is over is told, also where it cannot be removed yet, and whatever they
+/// listen to.
+#[test]
+fn who_is_over_is_told() {
+    let cluster = Cluster::with_clock(&["presence.default_ttl=10h", "presence.sweep_interval=100ms"]);
+    let (mut service, mut bob) = (cluster.service(), cluster.user("bob"));
+    cluster.user("alice").run("select presence.upsert('hall', audience => '{room:side}')");
+    bob.run("select presence.upsert('side', ttl => '10 min')");
+    let (mut ear, mut holder) = (cluster.user("bob"), cluster.user("bob"));
+    ear.listen("hall");
+    assert!(ear.is("select count(*) = 1 from presence.list('hall')"));
+    holder.run("begin; select from presence.member where user_id = 'bob' for update");
+    ear.hear();
+    cluster.clock().pass(Duration::from_secs(20 * 60));
+    assert!(ear.is("select count(*) = 0 from presence.list('hall')"));
+    settle(&mut service);
+    let heard = ear.hear_until("relisten", |event| event.kind() == "relisten");
+    assert_eq!(heard.last().expect("it")["room"], "side");
+}
+
 /// Whoever unlistens to a room still hears what concerns the others that share its place.
 #[test]
 fn unlisten_leaves_nothing_of_the_room() {
