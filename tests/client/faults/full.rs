@@ -184,7 +184,10 @@ fn with_a_full_disk_under_the_log_presence_goes_on_and_the_rest_follows() {
 
     // Until it has none.
     until("events are lost", || {
-        alice.run(&format!("select presence.upsert('lobby', {large} || to_jsonb(clock_timestamp()))"));
+        alice.run(
+            "select count(presence.upsert('lobby', connection_id => md5(clock_timestamp()::text || n)))
+             from generate_series(1, 300) n",
+        );
         service.is("select events_dropped > 0 from presence.health")
     });
     alice.run("select presence.upsert('lobby', '2')");
