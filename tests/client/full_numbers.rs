@@ -210,6 +210,7 @@ fn in_a_crowd_they_are_right_in_the_end() {
 
 /// Users are counted exactly also where the worker's memory does not hold them all at once.
 #[test]
+#[ignore = "takes a minute or two: make test-all"]
 fn a_very_large_room_is_counted_in_parts() {
     let cluster = Cluster::with(&[
         "presence.max_per_user=0",
@@ -223,7 +224,7 @@ fn a_very_large_room_is_counted_in_parts() {
         "select count(presence.upsert('stage', user_id => 'u' || n % 140000, connection_id => (n / 140000)::text))
          from generate_series(1, 145000) n",
     );
-    assert!(service.is("select presence.wait_for_flush('50 s')"));
+    assert!(service.is("select presence.wait_for_flush('5 min')"));
     until_kept(&mut service);
     assert_eq!(ask(&mut service), ("145000 140000".into(), false));
     service.run(

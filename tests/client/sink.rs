@@ -557,7 +557,7 @@ fn a_limited_room_takes_as_many_as_it_takes_however_many_come_at_once() {
 
 /// Eight minutes: the parts of the log take turns every 150 s at the least.
 #[test]
-#[ignore = "takes eight minutes"]
+#[ignore = "takes eight minutes: make test-all"]
 fn the_log_rotates() {
     let cluster = Cluster::with(&["presence.history_retention=0"]);
     let mut service = cluster.service();
