@@ -276,7 +276,7 @@ impl Error {
             Error::ReadOnlyWithoutSlot => {
                 "Use a read-write transaction, or raise presence.max_members and restart the server.".into()
             }
-            Error::InvalidMaxRows { .. } => "Read page by page, with after.".into(),
+            Error::InvalidMaxRows { .. } => "Read page by page; the comment of the function says how.".into(),
             Error::MissingArgument { .. } => "Give it a value.".into(),
             Error::InvalidName { .. } => "Names have 1 to 255 characters without control characters; a connection_id \
                  may be empty."
@@ -286,7 +286,7 @@ impl Error {
                  owner alone."
                 .into(),
             Error::InvalidReason => "Leave it out to leave by oneself.".into(),
-            Error::InvalidPatch => "Use presence.upsert to replace a state of another kind.".into(),
+            Error::InvalidPatch => "A value of another kind is replaced whole: by presence.upsert, or as the metadata of presence.set_room.".into(),
             Error::InvalidTimeout => "Give an interval such as '5 s'.".into(),
             Error::InvalidArgument { .. } => "The comment of the function says what it takes.".into(),
             Error::ServiceOnly { .. } => "Service roles are superusers, roles with BYPASSRLS, the owner of the \

@@ -77,7 +77,9 @@ impl Element {
         Ok(unsafe { direct_function_call::<Datum>(pg_sys::interval_in, &arguments) })
     }
 
-    fn tokens(&self, name: &str) -> Result<Option<Datum>> {
+    /// Checked here, where the element is known.
+    fn audience(&self, room: &[u8]) -> Result<Option<Datum>> {
+        let name = "audience";
         let Some(value) = self.fields.get(name) else { return Ok(None) };
         let list = match value {
             Value::Null => return Ok(None),
@@ -88,7 +90,8 @@ impl Element {
             Value::Text(token) => Ok(token.clone()),
             _ => Err(self.wrong(format!("{name} is not an array of strings."))),
         });
-        Ok(Some(text_array(&tokens.collect::<Result<Vec<_>>>()?)))
+        let tokens = tokens.collect::<Result<Vec<_>>>()?;
+        Ok(Some(text_array(&validate::audience(tokens, room)?)))
     }
 }
 
@@ -161,12 +164,17 @@ fn located(error: Error, place: usize) -> Error {
         Error::InvalidName { argument, why } => {
             Error::InvalidName { argument, why: format!("Element {place}: {why}") }
         }
+        Error::InvalidAudience { why } => Error::InvalidAudience { why: format!("Element {place}: {why}") },
         Error::MissingArgument { argument } => {
             Error::InvalidArgument { argument, why: format!("Element {place}: it must not be null.") }
         }
         Error::InvalidTtl => {
             let why = format!("Element {place}: a ttl is between 1 second and 30 days.");
             Error::InvalidArgument { argument: "ttl", why }
+        }
+        Error::InvalidReason => {
+            let why = format!("Element {place}: a reason is left, disconnected or removed.");
+            Error::InvalidArgument { argument: "reason", why }
         }
         Error::InvalidPatch => {
             let why = format!("Element {place}: a patch is a JSON object (RFC 7396).");
@@ -218,7 +226,7 @@ fn request(extension: &Extension, identity: &Rc<Identity>, element: &Element) ->
         status: element.text("status")?.as_deref().map(varlena),
         metadata: element.json("metadata"),
         ttl,
-        audience: element.tokens("audience")?,
+        audience: element.audience(&room)?,
         session,
         caller: identity.clone(),
         new_owner: given_owner.as_deref().map(varlena),
