@@ -8,7 +8,7 @@
 
 use crate::extension::{Extension, Purpose};
 use crate::shared::channel_epochs::{Cell, ChannelEpochs};
-use crate::shared::subscriber_counts::{PLACES, PREFIX};
+use crate::shared::subscriber_counts::{CountedAt, PREFIX};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
@@ -130,21 +130,21 @@ impl<'a> Channel<'a> {
             }
         });
         let digest = hash.finalize().into_bytes();
-        let mut name = digest[..22].iter().fold(String::from(PREFIX), |mut name, byte| {
+        let mut name = digest[..18].iter().fold(String::from(PREFIX), |mut name, byte| {
             name.push_str(&format!("{byte:02x}"));
             name
         });
-        name.push_str(&format!("{:04x}", self.place(extension)));
+        name.push_str(&self.counted_at(extension).digits());
         name
     }
 
-    fn place(&self, extension: &Extension) -> usize {
-        self.all_parts(extension, |parts| extension.hash(Purpose::Channel, &parts) as usize % PLACES)
+    fn counted_at(&self, extension: &Extension) -> CountedAt {
+        self.all_parts(extension, |parts| CountedAt::of_hash(extension.hash(Purpose::Channel, &parts)))
     }
 
     /// False: nobody listens to this channel.
     pub fn is_held(&self, extension: &Extension) -> bool {
-        extension.database.held.is_held(self.place(extension))
+        extension.database.held.is_held(self.counted_at(extension))
     }
 }
 

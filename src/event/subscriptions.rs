@@ -9,7 +9,7 @@ use super::payload;
 use super::savepoints::Savepoints;
 use crate::shared::Database;
 use crate::shared::channel_epochs::AsOf;
-use crate::shared::subscriber_counts::{LENGTH, place_of};
+use crate::shared::subscriber_counts::{CountedAt, LENGTH, counted_at};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -21,15 +21,15 @@ use std::sync::atomic::Ordering::Acquire;
 pub struct Name {
     /// With zeroes behind it.
     text: [u8; LENGTH],
-    place: usize,
+    counted_at: CountedAt,
 }
 
 impl Name {
     fn of(channel: &[u8]) -> Option<Name> {
-        let place = place_of(channel)?;
+        let counted_at = counted_at(channel)?;
         let mut text = [0; LENGTH];
         text[..channel.len()].copy_from_slice(channel);
-        Some(Name { text, place })
+        Some(Name { text, counted_at })
     }
 
     pub fn text(&self) -> &[u8] {
@@ -199,10 +199,10 @@ impl Subscriptions {
         for done in self.done.drain(..) {
             match done {
                 Done::Listen(name) => {
-                    database.held.add(name.place);
+                    database.held.add(name.counted_at);
                     database.retired.ask(&name.text);
                 }
-                Done::Unlisten(name) => database.held.remove(name.place),
+                Done::Unlisten(name) => database.held.remove(name.counted_at),
                 Done::Open(..) => {}
             }
         }
@@ -289,7 +289,7 @@ unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
     // A transaction that is open will never commit.
     holding.roll_back();
     if let Some(database) = holding.database {
-        holding.names.iter().for_each(|name| database.held.remove(name.place));
+        holding.names.iter().for_each(|name| database.held.remove(name.counted_at));
     }
 }
 
@@ -326,7 +326,7 @@ mod tests {
         /// Against a stack of copies.
         #[test]
         fn what_is_rolled_back_never_was(steps in steps(act())) {
-            let name = |number: u8| Name { text: [number; LENGTH], place: 0 };
+            let name = |number: u8| Name { text: [number; LENGTH], counted_at: CountedAt::of_hash(0) };
             let (mut holding, mut copies) = (Subscriptions::default(), vec![state(&Subscriptions::default())]);
             for step in steps {
                 holding.level = copies.len() as i32;

@@ -1,7 +1,7 @@
 //! Old channel names of the cells of rooms. A session that listens to one is deaf (a library that connected again by itself,
 //! say), so it is told to listen again, by that very name.
 
-use super::subscriber_counts::{LENGTH, PREFIX, place_of};
+use super::subscriber_counts::{LENGTH, PREFIX, counted_at};
 use std::sync::atomic::{AtomicU64, Ordering::*};
 
 const PLACES: usize = 1 << 12;
@@ -20,7 +20,7 @@ pub struct Retired {
 type Words = [u64; WORDS];
 
 fn words(name: &[u8]) -> Option<Words> {
-    place_of(name).filter(|_| name.len() == LENGTH)?;
+    counted_at(name).filter(|_| name.len() == LENGTH)?;
     let digits = str::from_utf8(&name[PREFIX.len()..]).ok()?;
     let mut words = [0; WORDS];
     for (at, word) in words.iter_mut().enumerate() {

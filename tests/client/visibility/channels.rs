@@ -722,3 +722,26 @@ fn a_room_costs_few_channels() {
     }
     assert!((6..=7).contains(&whole) && rung == 12, "{whole} {rung}");
 }
+
+/// A channel that nobody listens to is not notified because others listen to others.
+#[test]
+fn listeners_elsewhere_are_not_woken() {
+    let cluster = Cluster::start();
+    let mut service = cluster.service();
+    service
+        .run("select count(presence.upsert('room ' || i, user_id => 'zed')) from generate_series(1, 200) i");
+    let mut elsewhere: Vec<_> = (0..60).map(|_| cluster.user("alice")).collect();
+    for (number, session) in elsewhere.iter_mut().enumerate() {
+        session.run(&format!("select presence.listen('elsewhere {number}')"));
+    }
+    service.flush();
+    let sent = "select notifications_sent from presence.health";
+    let before = service.number(sent);
+    service.run(
+        "select count(presence.upsert('room ' || i, '1', user_id => 'zed')) from generate_series(1, 200) i",
+    );
+    service.flush();
+    // By an unhappy chance one name may look like another.
+    let notified = service.number(sent) - before;
+    assert!(notified <= 1, "{notified} of 200 events");
+}
