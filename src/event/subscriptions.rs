@@ -7,6 +7,7 @@
 
 use super::payload;
 use super::savepoints::Savepoints;
+use crate::extension;
 use crate::shared::Database;
 use crate::shared::channel_epochs::AsOf;
 use crate::shared::subscriber_counts::{CountedAt, LENGTH, counted_at};
@@ -184,7 +185,10 @@ impl Subscriptions {
         }
         if self.database.is_none() {
             // SAFETY: set when the process connected to its database.
-            self.database = Database::find(unsafe { pg_sys::MyDatabaseId });
+            let oid = unsafe { pg_sys::MyDatabaseId };
+            // After a crash a client may be back before the worker is. Where there is no place for the database, nobody tells.
+            let make = || extension::member_table().and_then(|_| Database::get(oid).ok());
+            self.database = Database::find(oid).or_else(make);
         }
         if !AT_EXIT.replace(true) {
             // SAFETY: the callback has the right signature; registered once a process.

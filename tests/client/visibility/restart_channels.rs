@@ -288,6 +288,23 @@ fn a_database_without_a_place_gets_new_names() {
     bob.hear_until("relisten", |event| event.kind() == "relisten");
 }
 
+/// After a crash a client may be back sooner than anybody has looked into its database, as nobody does while it is a template.
+#[test]
+fn who_is_back_before_the_worker_is_told() {
+    let cluster = Cluster::start();
+    let mut bob = cluster.user("bob");
+    bob.run("select presence.upsert('hall')");
+    let names = channels(&mut bob, "hall");
+    drop(bob);
+    cluster.sql("postgres", "alter database app is_template true; checkpoint");
+    cluster.stop("immediate");
+    cluster.start_again();
+    let mut bob = cluster.user("bob");
+    listen_to(&mut bob, &names);
+    cluster.sql("postgres", "alter database app is_template false");
+    bob.hear_until("relisten", |event| event.kind() == "relisten" && event.channel == "presence");
+}
+
 /// Whoever was away while a room got new names listens to the old ones, and is told by one of them.
 #[test]
 fn who_listens_to_names_that_were_good_is_told() {
