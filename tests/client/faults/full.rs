@@ -155,7 +155,7 @@ fn with_a_full_disk_under_the_log_presence_goes_on_and_the_rest_follows() {
         println!("not tested: no file system can be mounted here");
         return;
     };
-    let cluster = Cluster::with(&["presence.event_buffer=256kB"]);
+    let cluster = Cluster::with(&["presence.event_buffer=256kB", "presence.max_per_user=0"]);
     let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
     let place = disk.dir.display();
     service.run(&format!("create tablespace small location '{place}'"));
