@@ -23,6 +23,8 @@ const MOST_MEMBERS: usize = 20_000;
 pub struct Ready {
     pub record: Record,
     pub positions: Vec<u64>,
+    /// The owner has much in the ring.
+    pub is_flooded: bool,
 }
 
 /// The next ones, oldest version first.
@@ -138,7 +140,7 @@ impl Window {
         self.ring.advance();
     }
 
-    /// Whose owner has much in the ring lets others go first, every other time.
+    /// Whose owner has much in the ring lets others go first, every other time, and takes less of what all must read.
     fn is_flooded(&self, place: Place) -> bool {
         self.ring.beside(place) > self.ring.size() / MUCH_OF_ONE
     }
@@ -185,7 +187,10 @@ impl Window {
                 continue;
             }
             match Record::decode(&self.ring.get(place)) {
-                Some(record) => ready.push(Ready { record, positions: vec![place.position] }),
+                Some(record) => {
+                    let (positions, is_flooded) = (vec![place.position], self.is_flooded(place));
+                    ready.push(Ready { record, positions, is_flooded });
+                }
                 None => self.ring.mark_done(place.position),
             }
         }

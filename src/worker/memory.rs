@@ -19,6 +19,9 @@ pub fn for_payloads_of_a_line() -> usize {
     settings::worker_memory() / 8
 }
 
+/// The same, of one who floods: PostgreSQL has every listener read all that is notified, on whichever channel.
+pub const FOR_PAYLOADS_OF_A_FLOODED_LINE: usize = 64 * 1024;
+
 /// Events of the members that one transaction of the sweeper deletes: as changes, as records and as bytes.
 pub fn for_leaves() -> usize {
     settings::worker_memory() / 32

@@ -330,6 +330,7 @@ impl Publisher {
                 continue;
             }
             let counted = self.connections.count(record);
+            writer.is_flooded = event.is_flooded;
             if way == PublishMode::Together {
                 writer.event(record, &counted)?;
             } else if let Err(failure) = writer.attempt(|writer| attempt(|| writer.event(record, &counted))) {

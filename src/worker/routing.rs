@@ -67,7 +67,10 @@ impl Writer<'_> {
             let (payload, for_service) =
                 self.scratch.within(|| self.payloads(record, line, !service.is_empty()));
             // What one line may take: the rest of an audience that is too wide hears that there is something.
-            let most = memory::for_payloads_of_a_line() / memory_of(payload.len());
+            let most = match self.is_flooded {
+                true => memory::FOR_PAYLOADS_OF_A_FLOODED_LINE,
+                false => memory::for_payloads_of_a_line(),
+            } / memory_of(payload.len());
             bells.extend(whole.drain(whole.len().min(most)..));
             whole.iter().try_for_each(|name| self.notify(name, &payload))?;
             service.iter().try_for_each(|name| self.notify(name, &for_service))?;

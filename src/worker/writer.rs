@@ -43,6 +43,8 @@ pub struct Writer<'a> {
     pub(super) rung: HashMap<String, u64>,
     /// For what one line takes.
     pub(super) scratch: Scratch,
+    /// Of one who floods: see `memory`.
+    pub(super) is_flooded: bool,
     /// What is kept until the commit, for notifications and for what else grows with the batch.
     pub(super) memory: usize,
 }
@@ -84,6 +86,7 @@ impl<'a> Writer<'a> {
             roaming: Roaming::new(extension),
             rung: HashMap::new(),
             scratch: Scratch::new(),
+            is_flooded: false,
             memory: 0,
         })
     }

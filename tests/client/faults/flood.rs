@@ -147,3 +147,33 @@ fn a_flood_is_told_as_it_ends() {
     assert_eq!(service.rows(wrong), [[""; 0]; 0]);
     cluster.assert_sound();
 }
+
+/// All listeners read what is notified on any channel: who floods is not told whole on sixty-four.
+#[test]
+fn a_wide_flood_is_told_whole_on_few_channels() {
+    let cluster = Cluster::start();
+    let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
+    alice.run(
+        "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', 'x' || i))) from generate_series(1, 64) i",
+    );
+    service.flush();
+    alice.run("select presence.listen(); select presence.listen('hall')");
+    let mut notified = |members: usize| {
+        service.flush();
+        let sent = "select notifications_sent from presence.health";
+        let before = service.number(sent);
+        let frozen = cluster.freeze_worker();
+        cluster.user("alice").run(&format!(
+            "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', 'hall', 'connection_id', i::text,
+                'audience', (select jsonb_agg('room:x' || k) from generate_series(1, 64) k),
+                'state', jsonb_build_object('n', {members}, 'x', repeat('y', 5500))))) from generate_series(1, {members}) i"
+        ));
+        drop(frozen);
+        service.flush();
+        service.number(sent) - before
+    };
+    assert!(notified(5) >= 5 * 60, "whole on each");
+    let flood = notified(200);
+    assert!(flood < 200 * 20, "{flood}");
+    cluster.assert_sound();
+}
