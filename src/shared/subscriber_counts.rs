@@ -67,6 +67,12 @@ impl Held {
         at.0.iter().all(|place| self.counts[*place as usize].load(SeqCst) > 0)
     }
 
+    /// How many sessions listen to a name, or a few more.
+    pub fn count(&self, name: &str) -> u32 {
+        let counts = |at: CountedAt| at.0.map(|place| self.counts[place as usize].load(SeqCst));
+        counted_at(name.as_bytes()).map_or(0, |at| counts(at).into_iter().min().unwrap_or(0))
+    }
+
     pub fn holds(&self, name: &str) -> bool {
         counted_at(name.as_bytes()).is_some_and(|at| self.is_held(at))
     }

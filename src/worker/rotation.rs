@@ -1,7 +1,7 @@
 //! Rotation: new names for channels, so that who knows the old ones hears no more.
 //!
 //! - When a member leaves who was given the channel of those present in a room, that channel rotates by itself:
-//!   at once, but at most every 5 s a cell of rooms.
+//!   at once, but not again before a pause, by how many have to listen anew: 10 ms each, at most 5 s.
 //! - `rotate_channels` rotates a room's channels, or all.
 //! - When rights in the catalog shrink, or events are lost, all rotate: the latter with the `resync` that tells of it.
 //!
@@ -24,14 +24,16 @@ use crate::shared::subscriber_counts::FIXED;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::*;
 
-const PAUSE: u64 = 5_000_000;
+/// From one rotation of a cell to the next, for each session that is to listen anew; and the longest.
+const PAUSE_EACH: u64 = 10_000;
+const LONGEST_PAUSE: u64 = 5_000_000;
 const REPEATS: [u64; 2] = [1_000_000, 5_000_000];
 
 #[derive(Clone, Default)]
 pub struct Rotation {
     /// Somebody left who knows names of these, and it was not told yet.
     leaving: HashSet<Cell>,
-    /// When such a cell was rotated last, by the boot clock; for as long as that matters.
+    /// Until when such a cell is not rotated again, by the boot clock.
     rotated: HashMap<Cell, u64>,
     /// Users with a member in a room that is over, and has no leave yet that would tell them.
     over: HashSet<(Vec<u8>, Vec<u8>)>,
@@ -103,7 +105,7 @@ impl Rotation {
         // With an authorizer, by which others than service roles may manage a room, channels for all rooms carry doorbells
         // anyway: that can wait until there is none, and nobody sends all listeners round who may not.
         let is_harmless = |cell: &Cell| *cell == Cell::ALL_ROOMS && authorizer::is_set();
-        let is_due = move |cell: &Cell| self.rotated.get(cell).is_none_or(|last| now >= last + PAUSE);
+        let is_due = move |cell: &Cell| self.rotated.get(cell).is_none_or(|until| now >= *until);
         names.wanted().filter(move |cell| !is_harmless(cell) && is_due(cell))
     }
 
@@ -112,17 +114,23 @@ impl Rotation {
     pub fn take_due(&mut self, extension: &Extension, owes_resync: bool) -> Vec<(String, Renewal)> {
         let now = clock::boot();
         let names = &extension.database.names;
-        self.rotated.retain(|_, last| now < *last + PAUSE);
+        self.rotated.retain(|_, until| now < *until);
         let rotating = match names.wants_all().filter(|_| !owes_resync) {
             Some(wishes) => vec![(FIXED.to_owned(), Renewal::All(wishes))],
             None => {
                 let due: Vec<Cell> = self.due_cells(names, now).collect();
-                // A wish for a room is somebody's who may: it does not wait for the one before.
-                let by_itself = due.iter().filter(|cell| matches!(cell, Cell::Present(_)));
-                self.rotated.extend(by_itself.map(|cell| (*cell, now)));
-                due.into_iter()
-                    .map(|cell| (Channel::of_cell(extension, cell).name(extension), Renewal::Of(cell)))
-                    .collect()
+                let mut rotating = Vec::with_capacity(due.len());
+                for cell in due {
+                    let name = Channel::of_cell(extension, cell).name(extension);
+                    // A wish for a room is somebody's who may: it does not wait for the one before.
+                    if matches!(cell, Cell::Present(_)) {
+                        let listeners = extension.database.held.count(&name);
+                        let pause = (u64::from(listeners) * PAUSE_EACH).min(LONGEST_PAUSE);
+                        self.rotated.insert(cell, now + pause);
+                    }
+                    rotating.push((name, Renewal::Of(cell)));
+                }
+                rotating
             }
         };
         // The beacon says it again to all.

@@ -745,3 +745,22 @@ fn listeners_elsewhere_are_not_woken() {
     let notified = service.number(sent) - before;
     assert!(notified <= 1, "{notified} of 200 events");
 }
+
+/// In a room of few the names are new a moment after each leave, however soon the next one comes.
+#[test]
+fn a_room_of_few_soon_has_new_names_again() {
+    let cluster = Cluster::start();
+    let (mut service, mut alice, mut bob) = (cluster.service(), cluster.user("alice"), cluster.user("bob"));
+    alice.run("select presence.upsert('hall', ttl => '1 hour')");
+    let began = std::time::Instant::now();
+    for round in 0..4 {
+        bob.run("select presence.upsert('hall')");
+        service.flush();
+        bob.run("select presence.listen('hall')");
+        let before = channels(&mut alice, "hall");
+        bob.run("select presence.delete('hall')");
+        until("the names are new", || channels(&mut alice, "hall") != before);
+        assert!(began.elapsed().as_secs() < 5 * (round + 1), "round {round} waited for a pause of seconds");
+    }
+    cluster.assert_sound();
+}

@@ -157,7 +157,7 @@ fn a_lease_is_renewed_or_claimed() {
                 thread::spawn(move || table.claim(&key(0), 1, 1_100, false))
             })
             .collect();
-        let renewed = table.heartbeat(&key(0), Some(OWNER), 1_050) == Beat::Renewed;
+        let renewed = table.heartbeat(&key(0), Some(OWNER), 1_050) == Heartbeat::Renewed;
         let claims: Vec<bool> = sweepers.into_iter().map(|sweeper| sweeper.join().unwrap()).collect();
         let lease = table.read(&key(0)).unwrap();
         if renewed {
@@ -180,8 +180,8 @@ fn no_heartbeat_is_lost() {
             let table = table.clone();
             thread::spawn(move || table.heartbeat(&key(0), Some(OWNER), 1_070))
         };
-        assert_eq!(table.heartbeat(&key(0), Some(OWNER), 1_050), Beat::Renewed);
-        assert_eq!(other.join().unwrap(), Beat::Renewed);
+        assert_eq!(table.heartbeat(&key(0), Some(OWNER), 1_050), Heartbeat::Renewed);
+        assert_eq!(other.join().unwrap(), Heartbeat::Renewed);
         assert_eq!(table.read(&key(0)).unwrap().deadline, 1_170);
     });
 }
@@ -198,7 +198,7 @@ fn a_change_keeps_the_renewal() {
         };
         let change = Lease { version: 2, generation: 1, ..entered(2, 1_020) };
         assert_eq!(table.apply_present(&key(0), &change), Applied::Done);
-        assert_eq!(other.join().unwrap(), Beat::Renewed);
+        assert_eq!(other.join().unwrap(), Heartbeat::Renewed);
         let lease = table.read(&key(0)).unwrap();
         assert_eq!((lease.version, lease.deadline), (2, 1_170));
     });
