@@ -351,7 +351,9 @@ mod tests {
         run("create temp table names as
              select 'a' as room, presence.channels('a') as name
              union all select 'b', presence.channels('b') union all select 'all', presence.channels()");
-        yes("select bool_and(name ~ '^presence_[0-9a-f]+$' and length(name) < 63) from names");
+        yes(
+            "select bool_and(name ~ '^presence_[0-9a-f]+$' and length(name) < 63) from names where name <> 'presence'",
+        );
         yes(
             "select count(*) = 0 from (select presence.channels('a') except select name from names where room = 'a') x",
         );
