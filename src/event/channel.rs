@@ -64,6 +64,16 @@ pub fn present_cell(extension: &Extension, room: &[u8]) -> Cell {
     Cell::of_present(extension.hash(Purpose::RoomEpoch, &[room]))
 }
 
+/// Who was given names of those present in a room, as their cell notes it.
+pub fn knower(extension: &Extension, user_id: &[u8], room: &[u8]) -> u64 {
+    extension.hash(Purpose::RoomChannel, &[user_id, room])
+}
+
+/// By which it is counted how often the user was told to listen again.
+pub fn moves_of(extension: &Extension, user_id: Option<&[u8]>) -> u64 {
+    extension.hash(Purpose::Moves, &[user_id.unwrap_or_default()])
+}
+
 pub struct Channel<'a> {
     scope: Scope<'a>,
     token: &'a [u8],

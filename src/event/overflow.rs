@@ -1,10 +1,10 @@
 //! If a transaction's events are lost, these channels must get new names: nobody will publish its leaves, which would have
 //! taken the names back, nor its wishes to rotate.
 
-use super::channel::{present_cell, rotated_with};
+use super::channel::{knower, present_cell, rotated_with};
 use super::net_effect::{Change, What};
 use super::record::{Field, Kind};
-use crate::extension::{Extension, Purpose};
+use crate::extension::Extension;
 use crate::shared::channel_epochs::{Cell, ChannelEpochs};
 use std::collections::{HashMap, HashSet};
 
@@ -38,7 +38,7 @@ impl Loss {
     }
 
     fn left(&mut self, extension: &Extension, user_id: &[u8], room: &[u8]) {
-        let knower = extension.hash(Purpose::RoomChannel, &[user_id, room]);
+        let knower = knower(extension, user_id, room);
         *self.left.entry(present_cell(extension, room)).or_default() |= 1 << (knower % 64);
     }
 

@@ -4,10 +4,10 @@ use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
 use crate::error::{Error, Result};
 use crate::event::channel::{
-    Channel, DOORBELL, MOST_GROUPS, MOST_ROOMS, SERVICE, Scope, WIDE_DOORBELL, boot, own_token, present_cell,
-    roaming_token, room_cell,
+    Channel, DOORBELL, MOST_GROUPS, MOST_ROOMS, SERVICE, Scope, WIDE_DOORBELL, boot, knower, moves_of,
+    own_token, present_cell, roaming_token, room_cell,
 };
-use crate::extension::{Extension, Purpose};
+use crate::extension::Extension;
 use crate::member::user_rooms;
 use crate::pg::spi::with_committed_snapshot;
 use crate::shared::channel_epochs::{AsOf, Cell};
@@ -37,11 +37,6 @@ pub fn open(extension: &Extension, room: Option<&[u8]>) -> Result<Open> {
         extension.database.beacon.knows(boot(extension));
         names(extension, &identity, room, as_of)
     })
-}
-
-/// By which it is counted how often the user was told to listen again.
-pub fn moves_of(extension: &Extension, user_id: Option<&[u8]>) -> u64 {
-    extension.hash(Purpose::Moves, &[user_id.unwrap_or_default()])
 }
 
 fn names(extension: &Extension, identity: &Identity, room: Option<&[u8]>, as_of: AsOf) -> Result<Open> {
@@ -122,7 +117,7 @@ fn present_in(extension: &Extension, user_id: Option<&[u8]>, room: Option<&[u8]>
 /// The names of those present in these rooms are about to be given away.
 fn note(extension: &Extension, user_id: Option<&[u8]>, presence: &Presence) {
     for room in &presence.rooms {
-        let knower = extension.hash(Purpose::RoomChannel, &[user_id.unwrap_or_default(), room]);
+        let knower = knower(extension, user_id.unwrap_or_default(), room);
         extension.database.names.note_knower(present_cell(extension, room), knower);
     }
 }

@@ -67,9 +67,6 @@ static SET_CLAIMS: Statement = Statement {
 };
 
 crate::sql_function!(presence_user_id, pg_finfo_presence_user_id, user_id);
-
 crate::sql_function!(presence_is_service, pg_finfo_presence_is_service, is_service);
-
 crate::sql_function!(presence_tokens, pg_finfo_presence_tokens, tokens);
-
 crate::sql_function!(presence_act_as, pg_finfo_presence_act_as, act_as);

@@ -3,7 +3,7 @@
 use crate::access::identity;
 use crate::error::{Error, Result};
 use crate::member::checks::EMPTY_OBJECT;
-use crate::pg::datum::{attribute, interval_of, text_array, text_in, texts_of, varlena};
+use crate::pg::datum::{begins_with, interval_of, text_array, text_in, texts_of, varlena};
 use crate::pg::function::Call;
 use crate::shared::next_version;
 use crate::{extension, validate};
@@ -47,15 +47,10 @@ impl Row {
     unsafe fn read(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc) -> Result<Row> {
         // SAFETY: the caller's promise; there is a place for each attribute, and no more are looked at.
         unsafe {
-            let width = (*descriptor).natts as usize;
-            let is_ours = width >= TYPES.len()
-                && TYPES.iter().enumerate().all(|(at, of_type)| {
-                    let column = &*attribute(descriptor, at as i32);
-                    column.atttypid == *of_type && !column.attisdropped
-                });
-            if !is_ours {
+            if !begins_with(descriptor, &TYPES) {
                 return Err(Error::TooManyColumns);
             }
+            let width = (*descriptor).natts as usize;
             let (mut values, mut nulls) = (vec![Datum::from(0); width], vec![true; width]);
             pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
             Ok(Row { values, nulls, memory: pg_sys::CurrentMemoryContext })

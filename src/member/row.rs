@@ -7,7 +7,7 @@ use crate::event::record::Image;
 use crate::extension::Extension;
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
-use crate::pg::datum::{attribute, bytes_in, hash_of, interval_of, text_in};
+use crate::pg::datum::{attribute, begins_with, bytes_in, hash_of, interval_of, text_in};
 use crate::pg::spi::Rows;
 use pgrx::pg_sys::{self, Datum};
 
@@ -22,15 +22,12 @@ impl Layout {
     /// # Safety
     /// A descriptor, which lives as long as rows are read with it.
     pub unsafe fn of(descriptor: pg_sys::TupleDesc) -> Result<Layout> {
-        // SAFETY: the caller's promise; no more attributes are looked at than there are.
-        let is_ours = unsafe {
-            (*descriptor).natts as usize >= COLUMNS
-                && TYPES.iter().enumerate().all(|(at, of_type)| {
-                    let column = &*attribute(descriptor, at as i32);
-                    column.atttypid == *of_type && !column.attisdropped
-                })
-        };
-        if is_ours { Ok(Layout(descriptor)) } else { Err(Error::TooManyColumns) }
+        // SAFETY: the caller's promise.
+        if unsafe { begins_with(descriptor, &TYPES) } {
+            Ok(Layout(descriptor))
+        } else {
+            Err(Error::TooManyColumns)
+        }
     }
 
     fn width(&self) -> usize {

@@ -214,6 +214,21 @@ unsafe fn elements(array: *mut pg_sys::ArrayType) -> std::result::Result<Texts, 
     }
 }
 
+/// Whether a descriptor begins with columns of these types. Others may stand behind them.
+///
+/// # Safety
+/// A descriptor.
+pub unsafe fn begins_with(descriptor: pg_sys::TupleDesc, types: &[Oid]) -> bool {
+    // SAFETY: the caller's promise; no more attributes are looked at than there are.
+    unsafe {
+        (*descriptor).natts as usize >= types.len()
+            && types.iter().enumerate().all(|(at, of_type)| {
+                let column = &*attribute(descriptor, at as i32);
+                column.atttypid == *of_type && !column.attisdropped
+            })
+    }
+}
+
 /// One attribute of a descriptor.
 ///
 /// # Safety

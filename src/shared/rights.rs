@@ -5,8 +5,7 @@ use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
-/// So many facts as hashes, of the first ones each, and one hash
-/// of all. Only the worker writes.
+/// How many facts there are, a hash of each of the first ones, and one of all. Only the worker writes.
 #[repr(C)]
 pub struct Rights {
     /// Of which table `member`.

@@ -13,10 +13,10 @@
 use super::process::transaction;
 use crate::access::authorizer;
 use crate::clock;
-use crate::event::channel::{Channel, present_cell, rotated_with};
+use crate::event::channel::{Channel, knower, present_cell, rotated_with};
 use crate::event::payload;
 use crate::event::record::{Field, Record};
-use crate::extension::{Extension, Purpose};
+use crate::extension::Extension;
 use crate::pg::notify::notify;
 use crate::pg::subtransaction::Failure;
 use crate::shared::channel_epochs::{Cell, ChannelEpochs, Renewal};
@@ -43,8 +43,7 @@ pub struct Rotation {
 
 /// Whether the user was given the channel of those present in the room.
 fn knows(extension: &Extension, user_id: &[u8], room: &[u8]) -> bool {
-    let knower = extension.hash(Purpose::RoomChannel, &[user_id, room]);
-    extension.database.names.knows(present_cell(extension, room), knower)
+    extension.database.names.knows(present_cell(extension, room), knower(extension, user_id, room))
 }
 
 /// The user is not in the room any more.

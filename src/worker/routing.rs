@@ -6,11 +6,10 @@ use super::memory;
 use super::writer::Writer;
 use crate::access::{narrowing, policy};
 use crate::error::Result;
-use crate::event::channel::{Channel, SERVICE, Scope, in_room, own_token};
+use crate::event::channel::{Channel, SERVICE, Scope, in_room, moves_of, own_token};
 use crate::event::payload;
 use crate::event::record::{Field, Record};
 use crate::extension::Extension;
-use crate::functions::channels;
 use crate::pg::encoding::decode;
 use crate::pg::notify::notify;
 use crate::settings::{self, NotifyPayload};
@@ -30,6 +29,7 @@ pub fn memory_of(payload: usize) -> usize {
 
 /// A name that is rung at the end, and its notification.
 const BELL: usize = 400;
+
 impl Writer<'_> {
     pub(super) fn tell(&mut self, record: &Record, line: &LogEntry) -> Result<()> {
         if self.quiet {
@@ -109,7 +109,7 @@ impl Writer<'_> {
     pub(super) fn relisten(&mut self, user_id: &[u8], room: &[u8]) -> Result<()> {
         let token = own_token(user_id);
         // Who is about to commit a LISTEN, and does not hear it, finds out by this.
-        self.extension.database.names.moved(channels::moves_of(self.extension, Some(user_id)));
+        self.extension.database.names.moved(moves_of(self.extension, Some(user_id)));
         self.signal_relisten(&Channel::new(self.extension, Scope::Database, &token), room)
     }
 

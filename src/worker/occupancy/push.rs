@@ -23,11 +23,10 @@ use crate::shared::error_status::Part;
 use crate::shared::occupancy::Numbers;
 use crate::worker::commit_gap::Window;
 use crate::worker::memory::{self, Scratch};
-use crate::worker::process::transaction;
 use crate::worker::publisher::Publisher;
 use crate::worker::routing::{self, memory_of};
 use crate::worker::step::Step;
-use crate::worker::tenancy;
+use crate::worker::tenancy::guarded;
 use crate::{clock, settings};
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
@@ -94,16 +93,13 @@ impl Publisher {
     /// False: the extension is not the one we know any more.
     fn tell_numbers(&mut self, extension: &Extension, due: &[Due]) -> std::result::Result<bool, Failure> {
         let began = clock::boot();
-        let told = transaction(c"telling how many there are", || {
-            if !tenancy::is_still_ours(extension)? {
-                return Ok(None);
-            }
-            let Some(window) = Window::open(extension)? else { return Ok(Some(Told::default())) };
+        let told = guarded(extension, c"telling how many there are", || {
+            let Some(window) = Window::open(extension)? else { return Ok(Told::default()) };
             // As before a batch is told.
             self.rights.look(extension)?;
             let leaves = window.take(0, 0, false, |_| false).leaves;
             self.rotation.will_be_told(extension, leaves.iter().filter_map(|place| window.record(*place)));
-            spi::as_role(extension.owner_role, || self.tell(extension, &window, due)).map(Some)
+            spi::as_role(extension.owner_role, || self.tell(extension, &window, due))
         })?;
         let Some(told) = told else { return Ok(false) };
         extension.database.counters.notifications.fetch_add(told.notifications, Relaxed);

@@ -9,10 +9,9 @@ use crate::pg::spi;
 use crate::pg::subtransaction::Failure;
 use crate::shared::error_status::Part;
 use crate::worker::commit_gap::Window;
-use crate::worker::process::transaction;
 use crate::worker::publisher::Publisher;
 use crate::worker::step::Step;
-use crate::worker::tenancy;
+use crate::worker::tenancy::guarded;
 
 pub struct Asking {
     step: Step,
@@ -57,13 +56,10 @@ impl Publisher {
             return Ok(true);
         }
         let names: Vec<&[u8]> = unknown.iter().map(Vec::as_slice).collect();
-        let counted = transaction(c"counting rooms", || {
-            if !tenancy::is_still_ours(extension)? {
-                return Ok(None);
-            }
+        let counted = guarded(extension, c"counting rooms", || {
             // They will be asked for again.
-            let Some(window) = Window::open(extension)? else { return Ok(Some(Vec::new())) };
-            spi::as_role(extension.owner_role, || counting::count(extension, &names, &window)).map(Some)
+            let Some(window) = Window::open(extension)? else { return Ok(Vec::new()) };
+            spi::as_role(extension.owner_role, || counting::count(extension, &names, &window))
         })?;
         let Some(counted) = counted else { return Ok(false) };
         for (name, numbers) in unknown.into_iter().zip(counted) {
