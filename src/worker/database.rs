@@ -10,8 +10,8 @@
 //! ```
 
 use super::maintenance::{Maintenance, Verdict};
-use super::occupancy::push::Telling;
-use super::occupancy::requests::Asking;
+use super::occupancy::push::Pushing;
+use super::occupancy::requests::Requests;
 use super::place::Place;
 use super::process::{self, transaction};
 use super::publish_schedule::Publishing;
@@ -113,8 +113,8 @@ fn take_place(database: &'static Database) -> bool {
 struct Worker {
     extension: Extension,
     publishing: Publishing,
-    telling: Telling,
-    asking: Asking,
+    pushing: Pushing,
+    requests: Requests,
     sweeping: Sweeping,
     maintenance: Maintenance,
 }
@@ -124,8 +124,8 @@ impl Worker {
         Worker {
             extension,
             publishing: Publishing::new(extension.database),
-            telling: Telling::new(),
-            asking: Asking::new(),
+            pushing: Pushing::new(),
+            requests: Requests::new(),
             sweeping: Sweeping::new(),
             maintenance: Maintenance::new(),
         }
@@ -139,8 +139,8 @@ impl Worker {
                 verdict => return DEPARTING.set(verdict == Verdict::Depart),
             }
             let is_ours = self.publishing.turn(&self.extension)
-                && self.telling.turn(&self.extension, &mut self.publishing.publisher)
-                && self.asking.turn(&self.extension, &mut self.publishing.publisher)
+                && self.pushing.turn(&self.extension, &mut self.publishing.publisher)
+                && self.requests.turn(&self.extension, &mut self.publishing.publisher)
                 && self.sweeping.turn(&self.extension, &mut self.publishing);
             // The extension was dropped, or is being dropped: look what there is now.
             is_stale = !is_ours;
@@ -151,8 +151,8 @@ impl Worker {
     fn wait(&self) {
         let publication = self.publishing.next(&self.extension);
         let next = publication
-            .min(self.telling.next(&self.extension, &self.publishing.publisher))
-            .min(self.asking.next(&self.extension))
+            .min(self.pushing.next(&self.extension, &self.publishing.publisher))
+            .min(self.requests.next(&self.extension))
             .min(self.sweeping.next(&self.extension))
             .min(self.maintenance.next());
         let sleep = next.saturating_sub(clock::boot());

@@ -14,7 +14,7 @@ use super::connections::Connections;
 use super::last_seen::LastSeen;
 use super::log::Log;
 use super::occupancy::change::{self, Change};
-use super::occupancy::published::Shown;
+use super::occupancy::published::Published;
 use super::occupancy::rooms::Rooms;
 use super::process::transaction;
 use super::resync::{Owed, Resync};
@@ -151,7 +151,7 @@ impl Publisher {
             log: None,
             rotation: Rotation::default(),
             rights: Rights::default(),
-            rooms: Rooms::new(Shown::of(database)),
+            rooms: Rooms::new(Published::of(database)),
             last_seen: LastSeen::new(),
         }
     }

@@ -3,7 +3,7 @@
 use crate::shared::Database;
 use crate::shared::occupancy::{Numbers, OccupancyTable};
 
-pub trait Show {
+pub trait Publish {
     /// Keep the numbers of a room there from now on; false if there is no place.
     fn put(&self, room: u64, numbers: Numbers, now: u64) -> bool;
     /// Of these that are there.
@@ -18,17 +18,17 @@ pub trait Show {
 
 /// In shared memory.
 #[derive(Clone, Copy)]
-pub struct Shown(&'static Database);
+pub struct Published(&'static Database);
 
-impl Shown {
+impl Published {
     /// For a new worker: nobody has kept true what is there.
-    pub fn of(database: &'static Database) -> Shown {
+    pub fn of(database: &'static Database) -> Published {
         database.change_numbers(OccupancyTable::clear);
-        Shown(database)
+        Published(database)
     }
 }
 
-impl Show for Shown {
+impl Publish for Published {
     fn put(&self, room: u64, numbers: Numbers, now: u64) -> bool {
         self.0.change_numbers(|table| table.put(room, numbers, now))
     }

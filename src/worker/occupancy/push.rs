@@ -34,7 +34,7 @@ use std::sync::atomic::Ordering::*;
 /// Rooms of one transaction, at most.
 const MOST_ROOMS: usize = 256;
 
-pub struct Telling {
+pub struct Pushing {
     step: Step,
     next: u64,
 }
@@ -49,9 +49,9 @@ struct Hearers {
     some_are_stale: bool,
 }
 
-impl Telling {
-    pub fn new() -> Telling {
-        Telling { step: Step::new(Part::Numbers, "telling how many there are"), next: 0 }
+impl Pushing {
+    pub fn new() -> Pushing {
+        Pushing { step: Step::new(Part::Numbers, "telling how many there are"), next: 0 }
     }
 
     /// When there is something to do next.

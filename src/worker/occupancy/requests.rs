@@ -13,13 +13,13 @@ use crate::worker::publisher::Publisher;
 use crate::worker::step::Step;
 use crate::worker::tenancy::guarded;
 
-pub struct Asking {
+pub struct Requests {
     step: Step,
 }
 
-impl Asking {
-    pub fn new() -> Asking {
-        Asking { step: Step::new(Part::Counting, "counting rooms") }
+impl Requests {
+    pub fn new() -> Requests {
+        Requests { step: Step::new(Part::Counting, "counting rooms") }
     }
 
     /// When there is something to do next.

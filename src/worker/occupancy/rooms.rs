@@ -9,7 +9,7 @@
 //! ```
 
 use super::change::Change;
-use super::published::{Show, Shown};
+use super::published::{Publish, Published};
 use crate::shared::occupancy::Numbers;
 use crate::worker::memory;
 use std::collections::{BTreeSet, HashMap};
@@ -60,7 +60,7 @@ pub enum Outcome {
     NotNow,
 }
 
-pub struct Rooms<S = Shown> {
+pub struct Rooms<S = Published> {
     rooms: HashMap<u64, Room>,
     /// When, and which.
     due: BTreeSet<(u64, u64)>,
@@ -71,7 +71,7 @@ pub struct Rooms<S = Shown> {
     shown: S,
 }
 
-impl<S: Show + Copy> Rooms<S> {
+impl<S: Publish + Copy> Rooms<S> {
     pub fn new(shown: S) -> Rooms<S> {
         let (rooms, due) = (HashMap::new(), BTreeSet::new());
         Rooms { rooms, due, bytes: 0, cleaned: 0, is_stuck: false, shown }

@@ -6,7 +6,7 @@ use super::*;
 #[derive(Clone, Copy)]
 struct Nowhere;
 
-impl Show for Nowhere {
+impl Publish for Nowhere {
     fn put(&self, _: u64, _: Numbers, _: u64) -> bool {
         false
     }
