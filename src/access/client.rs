@@ -5,12 +5,12 @@
 //! belongs to a session (LISTEN, session members) is not for that code: there it is its role, and nothing else.
 
 use crate::error::{Error, Result};
-use crate::pg::spi;
+use crate::pg::role::in_restricted_operation;
 use pgrx::pg_sys;
 
 /// Whether this is a client's own session, running what the client asked for, be it with rights that we lent.
 pub fn is_own_session() -> bool {
-    serves_a_client() && !spi::in_restricted_operation()
+    serves_a_client() && !in_restricted_operation()
 }
 
 /// Refuse what only a client's own session can have. Code of others that runs with rights that we lent has it not.

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::pg::cached::Cached;
 use crate::pg::function::Call;
-use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::Cell;
@@ -147,7 +148,7 @@ fn has_policies_of_old(extension: &Extension) -> Result<Option<bool>> {
         None
     } else {
         let made = extension::secret_column(2)?;
-        let now = spi::as_role(extension.owner_role, || {
+        let now = as_role(extension.owner_role, || {
             let connection = Connection::open()?;
             let rows = connection.run(&TEXT, &[], false)?;
             Ok(rows.text(0, 0).map(<[u8]>::to_vec))

@@ -6,7 +6,8 @@
 
 use crate::error::{Error, Result};
 use crate::extension;
-use crate::pg::spi::{Connection, Statement, with_catalog_snapshot};
+use crate::pg::snapshot::with_catalog_snapshot;
+use crate::pg::spi::{Connection, Statement};
 use pgrx::pg_sys::{self, Datum, Node, NodeTag, Oid, RangeVar};
 use pgrx::{PgList, pg_guard};
 use std::collections::HashSet;

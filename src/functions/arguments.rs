@@ -3,7 +3,8 @@
 use crate::error::{Error, Result};
 use crate::pg::datum;
 use crate::pg::function::Call;
-use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
 use crate::{extension, validate};
 use pgrx::pg_sys::Datum;
 use std::sync::atomic::Ordering::*;
@@ -48,7 +49,7 @@ static NEWEST: Statement =
 /// SQL `_presence._log_position()`: the newest seq that this statement's snapshot sees, whoever may see its row.
 fn log_position(_call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    let newest = spi::as_role(extension.owner_role, || {
+    let newest = as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&NEWEST, &[], false)?;
         Ok(rows.get(0, 0).map(|seq| seq.value() as i64))

@@ -15,7 +15,8 @@ use crate::member::{checks, session, upsert};
 use crate::pg::datum::{bytes_of, text_array, varlena};
 use crate::pg::function::Call;
 use crate::pg::jsonb::{self, Value};
-use crate::pg::spi::{self, Connection};
+use crate::pg::role::as_role;
+use crate::pg::spi::Connection;
 use crate::validate;
 use crate::worker::{last_seen, log};
 use pgrx::direct_function_call;
@@ -279,7 +280,7 @@ fn forget(call: &Call) -> Result<Option<Datum>> {
     delete::delete_members_of(user_id, None)?;
     // What the worker has not written yet, it shall not write.
     transaction::signal(&extension, Kind::Forget, [None, None, None, Some(user_id), None, None, None, None]);
-    spi::as_role(extension.owner_role, || {
+    as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         [&last_seen::FORGET, &log::FORGET]
             .into_iter()

@@ -9,7 +9,7 @@ use crate::event::channel::{
 };
 use crate::extension::Extension;
 use crate::member::user_rooms;
-use crate::pg::spi::with_committed_snapshot;
+use crate::pg::snapshot::with_committed_snapshot;
 use crate::shared::channel_epochs::{AsOf, Cell};
 use crate::shared::subscriber_counts::FIXED;
 use std::collections::BTreeSet;

@@ -9,7 +9,8 @@ use crate::member::intent::Intent;
 use crate::member::{checks, delete};
 use crate::pg::datum::{text_array, varlena};
 use crate::pg::function::Call;
-use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
 use crate::shared::next_version;
 use crate::{extension, settings, validate};
 use pgrx::pg_sys::{self, Datum};
@@ -91,7 +92,7 @@ fn delete_room(call: &Call) -> Result<Option<Datum>> {
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
     validate::name("room", room)?;
     require_manage(room)?;
-    let removed = spi::as_role(extension.owner_role, || {
+    let removed = as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         connection.run(&DROP_ROOM, &[Some(varlena(room))], true)?;
         let members = delete::members(&connection, &MEMBERS_OF, &[Some(varlena(room))])?;
@@ -109,7 +110,7 @@ static KEEPS_HISTORY: Statement = Statement {
 fn sql_keeps_history(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let Some(room) = call.text(0) else { return Ok(None) };
-    let kept = spi::as_role(extension.owner_role, || {
+    let kept = as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&KEEPS_HISTORY, &[Some(varlena(room))], false)?;
         Ok(rows.get(0, 0).is_none_or(|kept| kept.value() as u8 != 0))

@@ -13,7 +13,8 @@ use crate::event::transaction::{self, Pending, is_outdated, issue_version};
 use crate::extension::Extension;
 use crate::lease::table::{Key, Lease, NEVER};
 use crate::pg::datum::uuid;
-use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
 use pgrx::pg_sys::{self, Datum};
 
 pub fn insert(firing: &TriggerCall) -> Result<()> {
@@ -48,7 +49,7 @@ static SET_VERSION: Statement = Statement {
 };
 
 fn set_version(extension: &Extension, key: &Key, version: u64) -> Result<()> {
-    spi::as_role(extension.owner_role, || {
+    as_role(extension.owner_role, || {
         let _intent = intent::set(vec![key.hash], Intent { system_columns_only: true, ..Intent::default() });
         let values = [Some(uuid(key.hash)), Some(Datum::from(version as i64))];
         Connection::open()?.run(&SET_VERSION, &values, true)?;

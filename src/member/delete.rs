@@ -10,6 +10,7 @@ use crate::extension::{self, Extension};
 use crate::lease::table::Key;
 use crate::pg::datum::{hash_of, uuid, uuids, varlena};
 use crate::pg::function::Call;
+use crate::pg::role::as_role;
 use crate::pg::spi::{self, Connection, Statement};
 use crate::validate;
 use pgrx::pg_sys::{self, Datum};
@@ -138,7 +139,7 @@ impl Removal {
         }
         // Who manages the room removes members of others, and such as they may not see.
         if authorizer::allows(&self.room, Action::Manage)? {
-            return Ok(deleted + spi::as_role(extension.owner_role, || self.delete(extension, identity))?);
+            return Ok(deleted + as_role(extension.owner_role, || self.delete(extension, identity))?);
         }
         if deleted == 0 {
             let key = self.key(extension, self.connection_id.as_deref().unwrap_or_default());

@@ -11,7 +11,9 @@ use crate::lease::rule::RowLease;
 use crate::lease::table::{Applied, Heartbeat, Key, Lease, NEVER, alive};
 use crate::pg::datum::{self, uuid};
 use crate::pg::function::Call;
-use crate::pg::spi::{self, Connection, Rows, Statement};
+use crate::pg::role::as_role;
+use crate::pg::rows::Rows;
+use crate::pg::spi::{Connection, Statement};
 use crate::shared::leases::leases;
 use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
@@ -57,7 +59,7 @@ impl<'a> Heartbeats<'a> {
 
     /// The lease lives in the row: move it to a slot if one is free by now, else renew it there.
     fn beat_row(&self, key: &Key) -> Result<bool> {
-        spi::as_role(self.extension.owner_role, || {
+        as_role(self.extension.owner_role, || {
             let connection = Connection::open()?;
             // SAFETY: a plain flag of this process.
             let read_only = unsafe { pg_sys::XactReadOnly };

@@ -1,7 +1,6 @@
 //! Who holds a key, when a newcomer wants it.
 
-use super::intent::{self, Intent};
-use super::liveness;
+use super::{expiry, liveness};
 use crate::access::identity::Identity;
 use crate::access::ownership::{check_member_id, may_write, require};
 use crate::clock;
@@ -10,7 +9,8 @@ use crate::event::transaction;
 use crate::extension::Extension;
 use crate::lease::table::{Key, TOMBSTONE, alive};
 use crate::pg::datum::uuid;
-use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
 use crate::shared::leases::leases;
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
@@ -26,7 +26,7 @@ pub fn evict_expired_holder(
     if let Some(held) = liveness::pending(key) {
         // Of our own making, in this transaction, and not committed.
         if !alive(held.deadline, now) {
-            return expire(extension, key).map(|_| ());
+            return expire(extension, key);
         }
         let own = held.owner == extension.owner_hash(owner);
         return if own || identity.service { Ok(()) } else { Err(Error::OwnedByAnother) };
@@ -53,22 +53,21 @@ pub fn evict_expired_holder(
     }
 }
 
-static EXPIRE: Statement = Statement {
-    sql: c"with locked as materialized (
-               select key_hash, version, generation, deadline, session from presence.member
-               where key_hash operator(pg_catalog.=) $1 for update),
-           claimed as materialized (
-               select key_hash from locked where _presence._claim(key_hash, version, generation, deadline, session))
-           delete from presence.member m using claimed
-           where m.key_hash operator(pg_catalog.=) claimed.key_hash",
+static LOCK: Statement = Statement {
+    sql: c"select key_hash, version, generation, deadline, session from presence.member \
+           where key_hash operator(pg_catalog.=) $1 for update",
     arguments: &[pg_sys::UUIDOID],
 };
 
-/// Delete the member's row if its lease has run out: its leave (expired) comes before whatever follows.
-fn expire(extension: &Extension, key: &Key) -> Result<usize> {
-    spi::as_role(extension.owner_role, || {
-        let _intent = intent::set(vec![key.hash], Intent { expiring: true, ..Intent::default() });
-        Ok(Connection::open()?.run(&EXPIRE, &[Some(uuid(key.hash))], true)?.count)
+/// Delete the member's row if its lease has run out: its leave (expired) comes before whatever follows. Unlike the
+/// worker it waits for whoever has the row.
+fn expire(extension: &Extension, key: &Key) -> Result<()> {
+    as_role(extension.owner_role, || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&LOCK, &[Some(uuid(key.hash))], true)?;
+        let lease = (rows.count > 0).then(|| liveness::lease_of_query(&rows, 0, [1, 2, 3, 4]));
+        expiry::delete(extension, &connection, lease.map(|lease| (key.hash, lease)))?;
+        Ok(())
     })
 }
 
@@ -113,7 +112,7 @@ pub struct Holder {
 
 /// Who is here under this key, whether the caller may see it or not.
 pub fn holder(extension: &Extension, key: &Key) -> Result<Option<Holder>> {
-    spi::as_role(extension.owner_role, || {
+    as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&HOLDER, &[Some(uuid(key.hash))], false)?;
         if rows.count == 0

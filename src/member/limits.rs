@@ -9,7 +9,9 @@ use crate::event::transaction;
 use crate::extension::{Extension, Purpose};
 use crate::lease::table::Key;
 use crate::pg::datum::varlena;
-use crate::pg::spi::{self, Connection, Statement, with_new_snapshot};
+use crate::pg::role::as_role;
+use crate::pg::snapshot::with_new_snapshot;
+use crate::pg::spi::{Connection, Statement};
 use crate::settings;
 use pgrx::pg_sys::{self, Datum};
 
@@ -34,7 +36,7 @@ static OF_USER: Statement = Statement {
 /// After a member entered: a limited room has a seat for it, or it is refused. Who is inside is renewed and changed
 /// though the room is full.
 pub fn check_room(extension: &Extension, key: &Key, room: &[u8]) -> Result<()> {
-    spi::as_role(extension.owner_role, || {
+    as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let limit = connection.run(&MAX_MEMBERS, &[Some(varlena(room))], false)?.get(0, 0);
         let Some(limit) = limit.map(|limit| limit.value() as i32) else { return Ok(()) };
@@ -49,7 +51,7 @@ pub fn check_user(extension: &Extension, identity: &Identity, key: &Key, user_id
     if limit == 0 || identity.service {
         return Ok(());
     }
-    spi::as_role(extension.owner_role, || {
+    as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let place = extension.hash(Purpose::UserSeats, &[user_id]);
         take_seat(&connection, key, place, Limit { what: "user", limit, members: &OF_USER, of: user_id })

@@ -4,14 +4,14 @@
 pub mod after;
 pub mod before;
 pub mod checks;
+pub mod column;
 pub mod delete;
+pub mod expiry;
 pub mod heartbeat;
 pub mod holder;
 pub mod index;
 pub mod intent;
 pub mod limits;
-
-pub mod column;
 pub mod liveness;
 pub mod request;
 pub mod room_defaults;

@@ -3,7 +3,8 @@
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::pg::datum::{interval_of, varlena};
-use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
 use pgrx::pg_sys;
 
 /// What a room's row says about those who enter.
@@ -21,7 +22,7 @@ static DEFAULTS: Statement = Statement {
 
 /// The defaults of a room that has a row, read with the owner's rights.
 pub fn defaults(extension: &Extension, room: &[u8]) -> Result<Defaults> {
-    spi::as_role(extension.owner_role, || {
+    as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&DEFAULTS, &[Some(varlena(room))], false)?;
         Ok(Defaults {
@@ -40,7 +41,7 @@ static COUNT_AUDIENCE: Statement = Statement {
 /// Who may have the full numbers of a room, whose members they may not see; None where nobody said so. Read with the
 /// owner's rights.
 pub fn count_audience(extension: &Extension, room: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
-    spi::as_role(extension.owner_role, || {
+    as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&COUNT_AUDIENCE, &[Some(varlena(room))], false)?;
         Ok(rows.texts(0, 0).map(|tokens| tokens.iter().map(<[u8]>::to_vec).collect()))

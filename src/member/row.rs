@@ -8,7 +8,7 @@ use crate::extension::Extension;
 use crate::lease::rule::RowLease;
 use crate::lease::table::Key;
 use crate::pg::datum::{attribute, begins_with, bytes_in, hash_of, interval_of, text_in};
-use crate::pg::spi::Rows;
+use crate::pg::rows::Rows;
 use pgrx::pg_sys::{self, Datum};
 
 /// timestamptz 'infinity'

@@ -35,7 +35,9 @@ use crate::event::transaction::{self, Pending};
 use crate::extension::Extension;
 use crate::lease::table::Key;
 use crate::pg::datum::uuid;
-use crate::pg::spi::{self, Connection, Statement, with_statement_snapshot};
+use crate::pg::role::as_role;
+use crate::pg::snapshot::with_statement_snapshot;
+use crate::pg::spi::{self, Connection, Statement};
 use crate::settings;
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
@@ -214,10 +216,10 @@ impl<'a> Store<'a> {
         let caller = Some(self.caller.clone());
         let _intent = intent::set(vec![key.hash], Intent { caller, ..intent });
         let run = || Row::of_query(&self.connection.run(statement, values, true)?);
-        if !self.fast || !spi::as_role(self.extension.owner_role, || Ok(self.extension.may_enter()))? {
+        if !self.fast || !as_role(self.extension.owner_role, || Ok(self.extension.may_enter()))? {
             return run();
         }
-        let written = spi::as_role(self.extension.owner_role, run)?;
+        let written = as_role(self.extension.owner_role, run)?;
         if written.is_some() {
             self.extension.database.counters.fast_writes.fetch_add(1, Relaxed);
         }

@@ -7,7 +7,8 @@ use crate::access::identity::Identity;
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::pg::datum::{hash_of, varlena};
-use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
 use pgrx::pg_sys;
 use std::collections::BTreeSet;
 use std::collections::HashSet;
@@ -63,7 +64,7 @@ pub fn is_alive(extension: &Extension, row: &Row) -> bool {
 /// that asks.
 pub fn all_rooms(identity: &Identity, extension: &Extension) -> Result<Vec<Vec<u8>>> {
     let Some(user_id) = &identity.user_id else { return Ok(Vec::new()) };
-    spi::as_role(extension.owner_role, || {
+    as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&ROOMS, &[Some(varlena(user_id))], false)?;
         let (mut rooms, mut known) = (Vec::new(), HashSet::new());

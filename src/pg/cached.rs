@@ -4,7 +4,7 @@
 //!
 //! As of now: the caller's statement may have begun before it waited for a lock, or see an old snapshot altogether.
 
-use super::spi::with_catalog_snapshot;
+use super::snapshot::with_catalog_snapshot;
 use crate::error::Result;
 use std::cell::RefCell;
 use std::collections::VecDeque;

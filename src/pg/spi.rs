@@ -4,15 +4,14 @@
 //! planned anew each time. So each role gets its own. A pooled session may be a role for each user, so only those
 //! that were used last are kept.
 
-use super::datum::{Texts, bytes_in, text_in, texts_of};
+use super::rows::Rows;
 use crate::error::{Error, Result};
 use crate::extension;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
-use std::marker::PhantomData;
 use std::rc::Rc;
 
 /// A statement of ours. Its address is its name. What is internal it names with the schema `_presence`.
@@ -162,9 +161,8 @@ impl Connection {
         if code < 0 {
             return Err(Error::Spi { code });
         }
-        // SAFETY: globals that the execution just set.
-        let (table, count) = unsafe { (pg_sys::SPI_tuptable, pg_sys::SPI_processed as usize) };
-        Ok(Rows { table, count, connection: PhantomData })
+        // SAFETY: it has.
+        Ok(unsafe { Rows::of_last_execution(self) })
     }
 
     /// Do something whose memory is freed afterwards: for loops.
@@ -244,176 +242,6 @@ fn plan(statement: &'static Statement) -> Result<Rc<Plan>> {
         unsafe { pg_sys::SPI_freeplan(over.prepared) };
     }
     Ok(plan)
-}
-
-/// The rows of one query, freed when dropped.
-pub struct Rows<'c> {
-    table: *mut pg_sys::SPITupleTable,
-    /// Rows returned or affected.
-    pub count: usize,
-    connection: PhantomData<&'c Connection>,
-}
-
-impl Rows<'_> {
-    /// A bigint column; NULL is 0.
-    pub fn number(&self, row: usize, column: usize) -> u64 {
-        self.get(row, column).map_or(0, |number| number.value() as u64)
-    }
-
-    /// The first row as a tuple, and its descriptor.
-    pub fn first(&self) -> Option<(pg_sys::HeapTuple, pg_sys::TupleDesc)> {
-        // SAFETY: the table lives as long as we do, and has as many rows as were counted.
-        (!self.table.is_null() && self.count > 0)
-            .then(|| unsafe { (*(*self.table).vals, (*self.table).tupdesc) })
-    }
-
-    pub fn get(&self, row: usize, column: usize) -> Option<Datum> {
-        // SAFETY: the table lives as long as we do; row and column are checked by it and us.
-        unsafe {
-            if self.table.is_null() || row >= self.count {
-                return None;
-            }
-            let tuple = *(*self.table).vals.add(row);
-            let mut null = false;
-            let datum = pg_sys::SPI_getbinval(tuple, (*self.table).tupdesc, column as i32 + 1, &mut null);
-            (!null).then_some(datum)
-        }
-    }
-
-    /// Of a text or bytea column.
-    pub fn text(&self, row: usize, column: usize) -> Option<&[u8]> {
-        let datum = self.get_of(row, column, &[pg_sys::TEXTOID, pg_sys::BYTEAOID])?;
-        // SAFETY: a varlena; it and what it is unpacked to are freed with the rows.
-        Some(unsafe { text_in(self, (*self.table).tuptabcxt, datum) })
-    }
-
-    /// The bytes of a text array, without their header.
-    pub fn array(&self, row: usize, column: usize) -> Option<&[u8]> {
-        let datum = self.get_of(row, column, &[pg_sys::TEXTARRAYOID])?;
-        // SAFETY: as above.
-        Some(unsafe { bytes_in(self, (*self.table).tuptabcxt, datum) })
-    }
-
-    /// The elements of a text array that is one of ours: without NULLs, in one dimension.
-    pub fn texts(&self, row: usize, column: usize) -> Option<Texts> {
-        let datum = self.get_of(row, column, &[pg_sys::TEXTARRAYOID])?;
-        // SAFETY: a text array.
-        unsafe { texts_of(datum) }.ok()
-    }
-
-    /// A column of one of these types; of any other there is nothing.
-    fn get_of(&self, row: usize, column: usize, types: &[Oid]) -> Option<Datum> {
-        let datum = self.get(row, column)?;
-        // SAFETY: there is such a column.
-        let found = unsafe { pg_sys::SPI_gettypeid((*self.table).tupdesc, column as i32 + 1) };
-        debug_assert!(types.contains(&found), "a column of type {found}");
-        types.contains(&found).then_some(datum)
-    }
-}
-
-impl Drop for Rows<'_> {
-    fn drop(&mut self) {
-        // A loop of queries on one connection would keep all results otherwise. While an ERROR unwinds, the abort
-        // frees them.
-        if !self.table.is_null() && !std::thread::panicking() {
-            // SAFETY: a result of the open connection; freeing one that is not there any more is checked by SPI.
-            unsafe { pg_sys::SPI_freetuptable(self.table) };
-        }
-    }
-}
-
-/// What `as_role` has lent: to which role, and whether somebody else's restricted operation was running already.
-#[derive(Clone, Copy)]
-struct Lent {
-    role: Oid,
-    restricted: bool,
-}
-
-thread_local! {
-    static LENT: Cell<Option<Lent>> = const { Cell::new(None) };
-}
-
-/// Gives back what was lent before, also when an ERROR unwinds.
-struct Return(Option<Lent>);
-
-impl Drop for Return {
-    fn drop(&mut self) {
-        LENT.set(self.0);
-    }
-}
-
-/// Do something as another role, with what a function of that role could do and no more.
-pub fn as_role<T>(role: Oid, body: impl FnOnce() -> Result<T>) -> Result<T> {
-    let _return = Return(LENT.replace(Some(Lent { role, restricted: in_restricted_operation() })));
-    let (mut before, mut context) = (pg_sys::InvalidOid, 0);
-    // SAFETY: plain reads and writes of this process's state; after an ERROR the abort restores it.
-    unsafe {
-        pg_sys::GetUserIdAndSecContext(&mut before, &mut context);
-        let restricted = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
-        pg_sys::SetUserIdAndSecContext(role, context | restricted as i32);
-    }
-    let result = body();
-    // SAFETY: what was before.
-    unsafe { pg_sys::SetUserIdAndSecContext(before, context) };
-    result
-}
-
-/// Whether PostgreSQL runs somebody's code that the session did not ask for: ANALYZE, REINDEX, REFRESH and the like.
-/// What `as_role` restricts itself is none of these, as long as the role is still the lent one: that code has all
-/// rights of the extension's owner anyway.
-pub fn in_restricted_operation() -> bool {
-    // SAFETY: plain reads of this process's state.
-    let (restricted, role) = unsafe { (pg_sys::InSecurityRestrictedOperation(), pg_sys::GetUserId()) };
-    restricted && LENT.get().is_none_or(|lent| lent.role != role || lent.restricted)
-}
-
-/// See what a statement that begins now would see: in a READ COMMITTED transaction, all that is committed.
-pub fn with_statement_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it.
-    unsafe {
-        pg_sys::CommandCounterIncrement();
-        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        let value = body();
-        pg_sys::PopActiveSnapshot();
-        value
-    }
-}
-
-/// See this statement's own rows, and what others have committed while we waited for a lock.
-pub fn with_new_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it.
-    unsafe {
-        pg_sys::CommandCounterIncrement();
-        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
-        let value = body();
-        pg_sys::PopActiveSnapshot();
-        value
-    }
-}
-
-/// See what is committed now, and nothing that this transaction has done.
-pub fn with_committed_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it. The snapshot on top is a copy that
-    // is nobody else's; to one from before the first command all of this transaction's are still to come.
-    unsafe {
-        pg_sys::PushCopiedSnapshot(pg_sys::GetLatestSnapshot());
-        (*pg_sys::GetActiveSnapshot()).curcid = 0;
-        let value = body();
-        pg_sys::PopActiveSnapshot();
-        value
-    }
-}
-
-/// See the catalog as it is now, whatever snapshot the caller's statement has; also in parallel plans, where no other
-/// new snapshot may be taken.
-pub fn with_catalog_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: pushed (which copies it) and popped in pairs; an error unwinds to an abort, which pops it.
-    unsafe {
-        pg_sys::PushActiveSnapshot(pg_sys::GetCatalogSnapshot(pg_sys::InvalidOid));
-        let value = body();
-        pg_sys::PopActiveSnapshot();
-        value
-    }
 }
 
 /// Take in what others have committed of the catalog, as the parser does before it looks at a table. A kept plan does

@@ -19,7 +19,7 @@ use super::sweep_schedule::Sweeping;
 use super::{dropped, log, publisher, settings as own_settings};
 use crate::access::narrowing;
 use crate::extension::{self, Extension};
-use crate::pg::spi;
+use crate::pg::role::as_role;
 use crate::shared::database::WorkerState;
 use crate::shared::error_status::Part;
 use crate::shared::{self, Database};
@@ -46,7 +46,7 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     let found = transaction(c"starting", || match extension::member_table() {
         Some(_) => {
             let extension = extension::current()?;
-            spi::as_role(extension.owner_role, || log::continue_numbers(&extension))?;
+            as_role(extension.owner_role, || log::continue_numbers(&extension))?;
             compare_versions(&extension::sql_version()?);
             Ok(Some(extension))
         }

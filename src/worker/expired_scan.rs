@@ -5,8 +5,8 @@ use crate::error::Result;
 use crate::extension::Extension;
 use crate::lease::table::{Key, Lease, PARTITIONS, TOMBSTONE};
 use crate::member::session;
-use crate::pg::datum::{hash_of, uuid};
-use crate::pg::spi::{Connection, Rows, Statement};
+use crate::pg::datum::uuid;
+use crate::pg::spi::{Connection, Statement};
 use crate::shared::leases::leases;
 use pgrx::pg_sys;
 use std::collections::HashSet;
@@ -102,7 +102,7 @@ impl ExpiredScan {
     fn slotless(&mut self, extension: &Extension) -> Result<Vec<u128>> {
         let connection = Connection::open()?;
         let after = self.after.unwrap_or(0);
-        let found = hashes(&connection.run(&SLOTLESS, &[Some(uuid(after))], false)?);
+        let found = connection.run(&SLOTLESS, &[Some(uuid(after))], false)?.uuids(0);
         self.after = found.last().copied();
         self.found_slotless |= self.after.is_some();
         if !self.found_slotless {
@@ -126,9 +126,3 @@ impl Due {
 
 /// Rows looked at in one transaction, at most.
 pub const BATCH: usize = 1_000;
-
-/// The first column: uuids.
-pub fn hashes(rows: &Rows) -> Vec<u128> {
-    // SAFETY: uuids.
-    (0..rows.count).filter_map(|row| rows.get(row, 0)).map(|hash| unsafe { hash_of(hash) }).collect()
-}

@@ -12,7 +12,8 @@ use crate::event::record::{Field, Kind, Record};
 use crate::extension::Extension;
 use crate::pg::datum::varlena;
 use crate::pg::encoding::decode;
-use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
 use crate::pg::subtransaction::Failure;
 use crate::shared::error_status::Part;
 use crate::{clock, settings};
@@ -162,7 +163,7 @@ impl LastSeen {
         if self.cleaning.may_start() && now > self.cleaned + CLEAN {
             let before = clock::wall() - settings::last_seen_retention() as i64;
             let cleaned = transaction(c"forgetting when users were seen", || {
-                spi::as_role(extension.owner_role, || {
+                as_role(extension.owner_role, || {
                     Connection::open()?.run(&CLEAN_UP, &[Some(Datum::from(before))], true).map(|_| ())
                 })
             });
@@ -184,7 +185,7 @@ impl LastSeen {
         let noted = &self.noted;
         let attempt = |users: &[Vec<u8>]| {
             transaction(c"writing when users were seen", || {
-                spi::as_role(extension.owner_role, || {
+                as_role(extension.owner_role, || {
                     let connection = Connection::open()?;
                     connection.run_text(c"set constraints all immediate", true)?;
                     for (user_id, seen) in users.iter().filter_map(|user_id| noted.get_key_value(user_id)) {
@@ -239,7 +240,7 @@ impl LastSeen {
         let (mut done, mut later) = (Vec::new(), Ok(()));
         let attempt = |users: &[Vec<u8>]| {
             transaction(c"forgetting users", || {
-                spi::as_role(extension.owner_role, || {
+                as_role(extension.owner_role, || {
                     let connection = Connection::open()?;
                     users.iter().try_for_each(|user_id| {
                         connection.run(&FORGET, &[Some(varlena(user_id))], true).map(|_| ())
@@ -266,7 +267,7 @@ impl LastSeen {
         let mut last = Vec::new();
         let round = &self.round;
         transaction(c"looking who is still here", || {
-            spi::as_role(extension.owner_role, || {
+            as_role(extension.owner_role, || {
                 let connection = Connection::open()?;
                 let rows = connection.run(&STALE, &[Some(varlena(round))], false)?;
                 for row in 0..rows.count {

@@ -5,8 +5,9 @@ use super::rotation::Rotation;
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::member::liveness;
-use crate::pg::datum::{hash_of, uuids};
-use crate::pg::spi::{Connection, Statement, with_new_snapshot};
+use crate::pg::datum::uuids;
+use crate::pg::snapshot::with_new_snapshot;
+use crate::pg::spi::{Connection, Statement};
 use pgrx::pg_sys;
 use std::collections::HashSet;
 
@@ -32,8 +33,7 @@ impl Overdue {
             let connection = Connection::open()?;
             let rows = connection.run(&ROWS, &[Some(uuids(keys))], false)?;
             for row in 0..rows.count {
-                // SAFETY: a uuid.
-                let Some(hash) = rows.get(row, 0).map(|hash| unsafe { hash_of(hash) }) else { continue };
+                let Some(hash) = rows.uuid(row, 0) else { continue };
                 let is_over = liveness::deadline(
                     &extension.key_of(hash),
                     &liveness::lease_of_query(&rows, row, [1, 2, 3, 4]),

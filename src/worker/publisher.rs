@@ -26,7 +26,8 @@ use super::{lean, memory, tenancy};
 use crate::error::{Error, Result};
 use crate::event::record::Kind;
 use crate::extension::Extension;
-use crate::pg::spi::{self, Connection};
+use crate::pg::role::as_role;
+use crate::pg::spi::Connection;
 use crate::pg::subtransaction::{Failure, attempt};
 use crate::shared::channel_epochs::Renewal;
 use crate::shared::error_status::Part;
@@ -234,7 +235,7 @@ impl Publisher {
                 done.looked = if batch.more { u64::MAX } else { window.looked() };
                 return Ok(Outcome::Nothing);
             }
-            let outcome = spi::as_role(extension.owner_role, || {
+            let outcome = as_role(extension.owner_role, || {
                 self.write(extension, &window, batch, way, resync, &mut done)
             })?;
             if way != PublishMode::LogOnly {
@@ -411,7 +412,7 @@ impl Publisher {
     pub fn rotate_log(&mut self, extension: &Extension) -> std::result::Result<(), Failure> {
         let Some(log) = self.log.as_ref().filter(|log| log.is_due()) else { return Ok(()) };
         let rotated =
-            transaction(c"rotating the event log", || spi::as_role(extension.owner_role, || log.rotate()))?;
+            transaction(c"rotating the event log", || as_role(extension.owner_role, || log.rotate()))?;
         if let Some((next, lost)) = rotated {
             extension.database.log_floor.fetch_max(lost, AcqRel);
             self.log = Some(next);

@@ -8,7 +8,8 @@
 
 use crate::error::Result;
 use crate::extension::Extension;
-use crate::pg::spi::{Connection, Statement, with_catalog_snapshot};
+use crate::pg::snapshot::with_catalog_snapshot;
+use crate::pg::spi::{Connection, Statement};
 use crate::settings;
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum};

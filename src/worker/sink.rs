@@ -10,7 +10,8 @@ use super::{memory, settings as own_settings, tenancy};
 use crate::error::{Error, Result, printable};
 use crate::extension::{self, Extension};
 use crate::pg::datum::varlena;
-use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
 use crate::pg::subtransaction::Failure;
 use crate::shared::Database;
 use crate::shared::error_status::Part;
@@ -242,7 +243,7 @@ fn call(connection: &Connection, owner: pg_sys::Oid, function: &[u8], events: Da
     let search_path =
         |path: &[u8]| connection.run(&SET_SEARCH_PATH, &[Some(varlena(path))], false).map(|_| ());
     SEARCH_PATH.with_borrow(|path| search_path(path))?;
-    spi::as_role(owner, || {
+    as_role(owner, || {
         connection.run_once(&sql, &[(event_array(), events)])?;
         connection.run_text(c"set constraints all immediate", true).map(|_| ())
     })?;

@@ -8,7 +8,7 @@ use super::step::Step;
 use super::sweeper::{self, Budget};
 use super::tenancy::guarded;
 use crate::extension::Extension;
-use crate::pg::spi;
+use crate::pg::role::as_role;
 use crate::pg::subtransaction::Failure;
 use crate::shared::error_status::Part;
 use crate::shared::leases::leases;
@@ -137,7 +137,7 @@ impl Sweeping {
         }
         // Also those that somebody has locked just now: their leave may be a long time coming.
         guarded(extension, c"looking who is overdue", || {
-            spi::as_role(extension.owner_role, || {
+            as_role(extension.owner_role, || {
                 self.overdue.look(extension, &due.keys, &mut publishing.publisher.rotation)
             })
         })?;

@@ -2,36 +2,31 @@
 //!
 //! Readers do not depend on it: an expired member is invisible from its deadline on. The sweeper makes the leave.
 
-use super::expired_scan::{BATCH, Due, ExpiredScan, hashes};
+use super::expired_scan::{BATCH, Due, ExpiredScan};
 use super::memory;
 use crate::clock;
 use crate::error::Result;
 use crate::event::record::size_of_record;
 use crate::extension::Extension;
 use crate::lease::table::{CLAIMED, Lease};
-use crate::member;
-use crate::member::intent::{self, Intent};
-use crate::pg::datum::{hash_of, uuid, uuids};
+use crate::member::{self, expiry};
+use crate::pg::datum::{interval_of, uuid, uuids};
 use crate::pg::encoding::decode;
-use crate::pg::spi::{self, Connection, Rows, Statement};
+use crate::pg::role::as_role;
+use crate::pg::rows::Rows;
+use crate::pg::spi::{Connection, Statement};
 use crate::pg::subtransaction::attempt;
 use crate::shared::leases::leases;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 
-/// Rows in key order, those that somebody has locked left for the next time. The claim looks at the rows as locked:
-/// before the lock somebody may be renewing them.
+/// Rows in key order, those that somebody has locked left for the next time.
 static LOCK: Statement = Statement {
     sql: c"select key_hash, version, generation, deadline, session,
                   room, member_id, connection_id, user_id, status, state, metadata, audience
            from presence.member where key_hash operator(pg_catalog.=) any ($1)
            order by key_hash for update skip locked",
-    arguments: &[pg_sys::UUIDARRAYOID],
-};
-
-static DELETE: Statement = Statement {
-    sql: c"delete from presence.member where key_hash operator(pg_catalog.=) any ($1) returning key_hash",
     arguments: &[pg_sys::UUIDARRAYOID],
 };
 
@@ -82,25 +77,17 @@ impl Budget {
 
 /// Delete these members, if their time is over and there is room for their leaves. Runs as the extension's owner.
 pub fn delete(extension: &Extension, keys: &[u128], room: Budget, before: &CStr) -> Result<Deleted> {
-    spi::as_role(extension.owner_role, || {
+    as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         if !before.is_empty() {
             connection.run_text(before, true)?;
         }
         let mut deleted = Deleted::default();
-        let (claimed, now) = (lock(extension, &connection, keys, room, &mut deleted)?, clock::boot());
-        let claimed: Vec<u128> = claimed
-            .into_iter()
-            .filter(|(hash, lease)| member::liveness::claim(&extension.key_of(*hash), lease, now))
-            .map(|(hash, _)| hash)
-            .collect();
-        if claimed.is_empty() {
-            return Ok(deleted);
-        }
-        let _intent = intent::set(claimed.clone(), Intent { expiring: true, ..Intent::default() });
-        deleted.gone = hashes(&connection.run(&DELETE, &[Some(uuids(&claimed))], true)?);
+        let locked = lock(extension, &connection, keys, room, &mut deleted)?;
+        let ended = expiry::delete(extension, &connection, locked)?;
+        deleted.gone = ended.gone;
         let gone: HashSet<&u128> = deleted.gone.iter().collect();
-        deleted.kept = claimed.into_iter().filter(|hash| !gone.contains(hash)).collect();
+        deleted.kept = ended.claimed.into_iter().filter(|hash| !gone.contains(hash)).collect();
         crate::injection::stall("claimed");
         Ok(deleted)
     })
@@ -118,8 +105,7 @@ fn lock(
     let ring_size = extension.database.ring().size();
     let mut fitting = Vec::new();
     for row in 0..rows.count {
-        // SAFETY: a uuid.
-        let Some(hash) = rows.get(row, 0).map(|hash| unsafe { hash_of(hash) }) else { continue };
+        let Some(hash) = rows.uuid(row, 0) else { continue };
         let size = size_of_leave(&rows, row);
         // One that would never have room is not waited for.
         let alone = deleted.bytes == 0 && (size <= room.alone || size > ring_size);
@@ -170,15 +156,9 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
     let now = clock::boot();
     for row in 0..rows.count {
         let owner = rows.text(row, 1).map_or(0, |owner| extension.owner_hash(owner));
-        // SAFETY: a uuid and an interval.
-        let (Some(hash), ttl) = (unsafe {
-            (
-                rows.get(row, 0).map(|hash| hash_of(hash)),
-                rows.get(row, 2).map_or(0, |ttl| crate::pg::datum::interval_of(ttl) as u64),
-            )
-        }) else {
-            continue;
-        };
+        let Some(hash) = rows.uuid(row, 0) else { continue };
+        // SAFETY: an interval.
+        let ttl = rows.get(row, 2).map_or(0, |ttl| unsafe { interval_of(ttl) } as u64);
         let lease = member::liveness::lease_of_query(&rows, row, [3, 4, 5, 6]);
         let key = extension.key_of(hash);
         let deadline = member::liveness::effective_deadline(&key, None, &lease, now).unwrap_or(CLAIMED);
@@ -207,7 +187,7 @@ pub fn free_rowless(due: &Due) -> Result<()> {
         let keys: Vec<u128> = batch.iter().map(|(key, _)| key.hash).collect();
         let connection = Connection::open()?;
         let rows = connection.run(&PRESENT, &[Some(uuids(&keys))], false)?;
-        let present: HashSet<u128> = hashes(&rows).into_iter().collect();
+        let present: HashSet<u128> = rows.uuids(0).into_iter().collect();
         for (key, lease) in batch.iter().filter(|(key, _)| !present.contains(&key.hash)) {
             if leases().claim(key, lease.generation, clock::boot(), false) {
                 leases().free(key, lease.version);
@@ -242,7 +222,7 @@ pub fn sweep_now(extension: &Extension) -> Result<usize> {
     let mut walk = ExpiredScan::start(extension, true);
     let (mut count, mut left, mut why) = (0, 0, String::new());
     let mut free = extension.database.ring().free();
-    while let Some(due) = spi::as_role(extension.owner_role, || walk.next(extension, |_| false))? {
+    while let Some(due) = as_role(extension.owner_role, || walk.next(extension, |_| false))? {
         let mut parts: Vec<&[u128]> = Due::batches(&due.keys).collect();
         while let Some(part) = parts.pop() {
             let room = Budget { together: free, alone: free };

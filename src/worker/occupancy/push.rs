@@ -17,7 +17,7 @@ use crate::extension::{self, Extension};
 use crate::member::room_defaults;
 use crate::pg::encoding::decode;
 use crate::pg::notify::notify;
-use crate::pg::spi;
+use crate::pg::role::as_role;
 use crate::pg::subtransaction::Failure;
 use crate::shared::error_status::Part;
 use crate::shared::occupancy::Numbers;
@@ -99,7 +99,7 @@ impl Publisher {
             self.rights.look(extension)?;
             let leaves = window.take(0, 0, false, |_| false).leaves;
             self.rotation.will_be_told(extension, leaves.iter().filter_map(|place| window.record(*place)));
-            spi::as_role(extension.owner_role, || self.tell(extension, &window, due))
+            as_role(extension.owner_role, || self.tell(extension, &window, due))
         })?;
         let Some(told) = told else { return Ok(false) };
         extension.database.counters.notifications.fetch_add(told.notifications, Relaxed);

@@ -5,7 +5,7 @@ use super::change::key;
 use super::counting;
 use crate::clock;
 use crate::extension::Extension;
-use crate::pg::spi;
+use crate::pg::role::as_role;
 use crate::pg::subtransaction::Failure;
 use crate::shared::error_status::Part;
 use crate::worker::commit_gap::Window;
@@ -59,7 +59,7 @@ impl Publisher {
         let counted = guarded(extension, c"counting rooms", || {
             // They will be asked for again.
             let Some(window) = Window::open(extension)? else { return Ok(Vec::new()) };
-            spi::as_role(extension.owner_role, || counting::count(extension, &names, &window))
+            as_role(extension.owner_role, || counting::count(extension, &names, &window))
         })?;
         let Some(counted) = counted else { return Ok(false) };
         for (name, numbers) in unknown.into_iter().zip(counted) {
