@@ -3,7 +3,7 @@
 
 use crate::access::narrowing;
 use crate::error::{Error, Result};
-use crate::lease::table::Key;
+use crate::lease::slot::Key;
 use crate::pg::cached::Cached;
 use crate::pg::datum::bytes_of;
 use crate::pg::encoding::decode;

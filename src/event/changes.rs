@@ -1,9 +1,9 @@
 //! The changes of one transaction in their order, with an image of each, in bounded memory.
 
+use super::image::Image;
 use super::net_effect::{Change, What};
-use super::record::Image;
 use super::savepoints::Savepoints;
-use crate::lease::table::Lease;
+use crate::lease::slot::Lease;
 use std::collections::HashMap;
 
 #[derive(Default)]
@@ -144,10 +144,11 @@ impl Changes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::{Field, Reason};
+    use super::super::image::Field;
+    use super::super::record::Reason;
     use super::super::savepoints::tests::{Step, steps};
     use super::*;
-    use crate::lease::table::Key;
+    use crate::lease::slot::Key;
     use proptest::prelude::*;
 
     const LIMIT: usize = 1_000;

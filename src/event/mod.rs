@@ -4,6 +4,7 @@
 pub mod audience;
 pub mod changes;
 pub mod channel;
+pub mod image;
 pub mod net_effect;
 pub mod overflow;
 pub mod payload;

@@ -1,8 +1,9 @@
 //! The net effect of one transaction on each member: enter and leave is nothing, leave and enter is both, several
 //! updates are one.
 
-use super::record::{Image, Kind, Reason, Record};
-use crate::lease::table::{Key, Lease, Stay};
+use super::image::Image;
+use super::record::{Kind, Reason, Record};
+use crate::lease::slot::{Key, Lease, Stay};
 use std::collections::HashMap;
 
 /// One thing that a statement did to a member.

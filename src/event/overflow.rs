@@ -2,8 +2,9 @@
 //! taken the names back, nor its wishes to rotate.
 
 use super::channel::{knower, present_cell, rotated_with};
+use super::image::Field;
 use super::net_effect::{Change, What};
-use super::record::{Field, Kind};
+use super::record::Kind;
 use crate::extension::Extension;
 use crate::shared::channel_epochs::{Cell, ChannelEpochs};
 use std::collections::{HashMap, HashSet};

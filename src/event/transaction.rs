@@ -14,13 +14,15 @@
 //! transaction is over before it trusts that the ring is complete.
 
 use super::changes::Changes;
+use super::image::{Field, Image};
 use super::net_effect::{Change, LeaseChange, What, fold};
 use super::overflow::Loss;
-use super::record::{Field, Image, Kind};
+use super::record::Kind;
 use super::share::{Demand, SHARES};
 use crate::error::Error;
 use crate::extension::{Extension, Purpose};
-use crate::lease::table::{Applied, Key, Lease, alive};
+use crate::lease::slot::{Key, Lease, alive};
+use crate::lease::table::Applied;
 use crate::shared::leases::leases;
 use crate::shared::seats::{Others, Taken};
 use crate::shared::{self, Database, VERSION_CELLS, control, database};
@@ -184,7 +186,7 @@ pub fn renew_pending(key: &Key, now: u64, beat: bool) {
 
 fn renew(lease: &mut Lease, now: u64) {
     lease.last_seen = lease.last_seen.max(now);
-    if lease.deadline != crate::lease::table::NEVER {
+    if lease.deadline != crate::lease::slot::NEVER {
         lease.deadline = lease.deadline.max(now.saturating_add(lease.ttl));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::lease::rule::{self, RowLease};
-use crate::lease::table::{Lease, NEVER};
+use crate::lease::slot::{Lease, NEVER};
 use crate::member::liveness::{claim, effective_deadline, slot};
 use crate::pg::function::{Call, Query};
 use crate::shared::leases::leases;

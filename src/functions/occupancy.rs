@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::lease::rule::RowLease;
-use crate::lease::table::Key;
+use crate::lease::slot::Key;
 use crate::member::column::Column;
 use crate::member::{liveness, room_defaults, scan, user_rooms};
 use crate::pg::datum::hash_of;

@@ -1,7 +1,7 @@
 //! Leases: the promise of each member to be here, one slot of shared memory a member.
 //!
-//! `table` is the data structure, plain Rust over plain memory; `shared` is its home in PostgreSQL's shared
-//! memory; `rule` says which of slot and row counts.
+//! `table` is the data structure and `slot` its element, plain Rust over plain memory; `shared` is its home in
+//! PostgreSQL's shared memory; `rule` says which of slot and row counts.
 
 /// The table's words. `tests/loom` puts those of a model checker here.
 mod atomic {
@@ -9,6 +9,7 @@ mod atomic {
 }
 
 pub mod rule;
+pub mod slot;
 pub mod table;
 
 #[cfg(test)]

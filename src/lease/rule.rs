@@ -12,7 +12,7 @@
 //!   newer, other generation    gone: we read with an old snapshot
 //! ```
 
-use super::table::{CLAIMED, Lease, NEVER, TOMBSTONE, alive};
+use super::slot::{CLAIMED, Lease, NEVER, TOMBSTONE, alive};
 
 /// The lease as the row has it. Times are microseconds of the boot clock.
 #[derive(Clone, Copy, Debug)]

@@ -1,132 +1,17 @@
 //! The lease table: a fixed number of slots, hashed by member, in partitions with a lock each.
 //!
 //! The table does not know PostgreSQL: it works on memory it is given and locks it is given, so its tests run
-//! with threads. All fields are atomics; a shared lock protects the chains (a slot found stays that member's
-//! slot), an exclusive lock is needed to change anything but the deadline word, the pins and `last_seen`.
-//!
-//! Life of the deadline word of a slot:
-//!
-//! ```text
-//!            enter (commit)            the deadline passes         worker deleted the row
-//!   FREE ───────────────────▶ deadline ──────────────────▶ CLAIMED ─────────────────────▶ TOMBSTONE
-//!    ▲                        │   ▲ │                                                         │ ▲
-//!    │                        └───┘ └──────────────── leave (commit) ─────────────────────────┼─┘
-//!    │                      heartbeat                                                         │
-//!    └────────────────────────────────────────────────────────────────────────────────────────┘
-//!                        worker, once nobody can commit an older change (or: enter, newer version)
-//! ```
-//!
-//! A renewal and an expiry are both a compare-and-swap on this one word, so exactly one of them wins, and
-//! CLAIMED is final for that generation: whoever was told "true" by a heartbeat is alive.
+//! with threads. What one slot is, and how it lives, says `slot`.
 
 use super::atomic::Ordering::*;
 use super::atomic::{AtomicU32, AtomicU64};
+use super::slot::{CLAIMED, FREE, Key, Lease, NEVER, Slot, Stay, TOMBSTONE, alive};
 
 /// Number of partitions, each with a lock. A power of two.
 pub const PARTITIONS: usize = 128;
 
 /// No slot: the end of a chain, or of the free list.
 const NIL: u32 = u32::MAX;
-
-pub const FREE: u64 = 0;
-pub const TOMBSTONE: u64 = 1;
-pub const CLAIMED: u64 = 2;
-/// The deadline of a session member without a ttl: the lease ends with the session.
-pub const NEVER: u64 = u64::MAX;
-
-/// Whether the word is a deadline that lies after `now`.
-pub fn alive(word: u64, now: u64) -> bool {
-    word > CLAIMED && word > now
-}
-
-/// Which member: the database (its index in shared memory), the table `member` (a new CREATE EXTENSION makes a
-/// new one) and the keyed hash of room, member_id and connection_id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    pub database: u32,
-    pub relation: u32,
-    pub hash: u128,
-}
-
-impl Key {
-    fn bucket(&self, buckets: usize) -> usize {
-        // The hash is keyed and uniform; its low bits will do. Databases share it fairly.
-        (self.hash as usize ^ (self.database as usize).wrapping_mul(0x9E37_79B9)) & (buckets - 1)
-    }
-}
-
-/// One member's lease in shared memory. 96 bytes.
-#[repr(C)]
-#[derive(Default)]
-pub struct Slot {
-    hash_high: AtomicU64,
-    hash_low: AtomicU64,
-    deadline: AtomicU64,
-    last_seen: AtomicU64,
-    ttl: AtomicU64,
-    version: AtomicU64,
-    generation: AtomicU64,
-    owner: AtomicU64,
-    session: AtomicU64,
-    database: AtomicU32,
-    relation: AtomicU32,
-    /// Transactions that are changing this member and have not ended.
-    pins: AtomicU32,
-    next: AtomicU32,
-    changed_at: AtomicU64,
-}
-
-/// What a commit makes of a lease, and what a reader finds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lease {
-    /// The deadline word: microseconds of the boot clock, or one of the constants above.
-    pub deadline: u64,
-    /// Boot clock. Where there is a deadline this is deadline - ttl, always.
-    pub last_seen: u64,
-    /// Microseconds.
-    pub ttl: u64,
-    pub version: u64,
-    /// The version with which the member entered: a new one for each stay.
-    pub generation: u64,
-    /// Keyed hash of the owner's user_id.
-    pub owner: u64,
-    /// The database session that the member is bound to, 0 for none.
-    pub session: u64,
-    /// When the change that this slot shows was committed, by the boot clock.
-    pub changed_at: u64,
-    pub pins: u32,
-}
-
-/// Whose stay it is, and which: what a proof of life is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stay {
-    /// Keyed hash of the owner's user_id.
-    pub owner: u64,
-    pub generation: u64,
-}
-
-impl Lease {
-    pub fn stay(&self) -> Stay {
-        Stay { owner: self.owner, generation: self.generation }
-    }
-
-    /// This change on top of what the slot holds: with what a heartbeat has proved meanwhile. A claim stays: it is final
-    /// for its generation.
-    pub fn on_top_of(&self, old: &Lease) -> Lease {
-        let mut new = *self;
-        if old.generation == self.generation {
-            if old.deadline == CLAIMED {
-                new.deadline = CLAIMED;
-            } else if old.last_seen > self.last_seen {
-                new.last_seen = old.last_seen;
-                if new.deadline != NEVER {
-                    new.deadline = old.last_seen.saturating_add(new.ttl);
-                }
-            }
-        }
-        new
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heartbeat {
@@ -204,13 +89,18 @@ impl<L: Locks> LeaseTable<L> {
         self.slots.len()
     }
 
+    fn bucket(&self, key: &Key) -> usize {
+        // The hash is keyed and uniform; its low bits will do. Databases share it fairly.
+        (key.hash as usize ^ (key.database as usize).wrapping_mul(0x9E37_79B9)) & (self.buckets.len() - 1)
+    }
+
     fn partition(&self, key: &Key) -> usize {
-        key.bucket(self.buckets.len()) % PARTITIONS
+        self.bucket(key) % PARTITIONS
     }
 
     /// The slot of a member. The caller holds the partition's lock.
     fn find(&self, key: &Key) -> Option<(u32, &'static Slot)> {
-        let mut index = self.buckets[key.bucket(self.buckets.len())].load(Relaxed);
+        let mut index = self.buckets[self.bucket(key)].load(Relaxed);
         while index != NIL {
             let slot = &self.slots[index as usize];
             if slot.key() == *key {
@@ -224,7 +114,7 @@ impl<L: Locks> LeaseTable<L> {
     /// Hint that this member's bucket, or (`slot`) its first slot, will be looked at soon. Nothing is believed of what
     /// is read here without the lock.
     pub fn prefetch(&self, key: &Key, slot: bool) {
-        let bucket = &self.buckets[key.bucket(self.buckets.len())];
+        let bucket = &self.buckets[self.bucket(key)];
         if !slot {
             return prefetch_line(std::ptr::from_ref(bucket).cast());
         }
@@ -480,13 +370,13 @@ impl<L: Locks> LeaseTable<L> {
     }
 
     fn chain(&self, key: &Key, index: u32) {
-        let bucket = &self.buckets[key.bucket(self.buckets.len())];
+        let bucket = &self.buckets[self.bucket(key)];
         self.slots[index as usize].next.store(bucket.load(Relaxed), Relaxed);
         bucket.store(index, Relaxed);
     }
 
     fn unchain(&self, key: &Key, index: u32) {
-        let mut link = &self.buckets[key.bucket(self.buckets.len())];
+        let mut link = &self.buckets[self.bucket(key)];
         loop {
             let at = link.load(Relaxed);
             if at == index {
@@ -546,97 +436,4 @@ fn prefetch_line(_address: *const u8) {}
 
 fn retagged(head: u64, index: u32) -> u64 {
     ((head >> 32).wrapping_add(1) << 32) | index as u64
-}
-
-impl Slot {
-    fn key(&self) -> Key {
-        Key {
-            database: self.database.load(Relaxed),
-            relation: self.relation.load(Relaxed),
-            hash: (self.hash_high.load(Relaxed) as u128) << 64 | self.hash_low.load(Relaxed) as u128,
-        }
-    }
-
-    fn set_key(&self, key: &Key) {
-        self.database.store(key.database, Relaxed);
-        self.relation.store(key.relation, Relaxed);
-        self.hash_high.store((key.hash >> 64) as u64, Relaxed);
-        self.hash_low.store(key.hash as u64, Relaxed);
-    }
-
-    fn lease(&self) -> Lease {
-        let deadline = self.deadline.load(Acquire);
-        let ttl = self.ttl.load(Relaxed);
-        let last_seen = match deadline {
-            FREE | TOMBSTONE | CLAIMED | NEVER => self.last_seen.load(Relaxed),
-            deadline => deadline.saturating_sub(ttl),
-        };
-        Lease {
-            deadline,
-            last_seen,
-            ttl,
-            version: self.version.load(Relaxed),
-            generation: self.generation.load(Relaxed),
-            owner: self.owner.load(Relaxed),
-            session: self.session.load(Relaxed),
-            changed_at: self.changed_at.load(Relaxed),
-            pins: self.pins.load(Acquire),
-        }
-    }
-
-    fn put(&self, lease: &Lease) {
-        self.ttl.store(lease.ttl, Relaxed);
-        self.last_seen.store(lease.last_seen, Relaxed);
-        self.version.store(lease.version, Relaxed);
-        self.generation.store(lease.generation, Relaxed);
-        self.owner.store(lease.owner, Relaxed);
-        self.session.store(lease.session, Relaxed);
-        self.changed_at.store(lease.changed_at, Relaxed);
-        self.deadline.store(lease.deadline, Release);
-    }
-
-    fn renew(&self, now: u64) -> bool {
-        let mut word = self.deadline.load(Acquire);
-        loop {
-            if !alive(word, now) {
-                return false;
-            }
-            if word == NEVER {
-                self.last_seen.fetch_max(now, Relaxed);
-                return true;
-            }
-            let renewed = now.saturating_add(self.ttl.load(Relaxed));
-            if renewed <= word {
-                return true;
-            }
-            match self.deadline.compare_exchange_weak(word, renewed, AcqRel, Acquire) {
-                Ok(_) => return true,
-                Err(current) => word = current,
-            }
-        }
-    }
-
-    fn claim(&self, now: u64, ended: bool) -> bool {
-        let mut word = self.deadline.load(Acquire);
-        loop {
-            match word {
-                CLAIMED => return true,
-                FREE | TOMBSTONE => return false,
-                _ if !ended && alive(word, now) => return false,
-                _ => {}
-            }
-            let last_seen = if word == NEVER {
-                self.last_seen.load(Relaxed)
-            } else {
-                word.saturating_sub(self.ttl.load(Relaxed))
-            };
-            match self.deadline.compare_exchange_weak(word, CLAIMED, AcqRel, Acquire) {
-                Ok(_) => {
-                    self.last_seen.store(last_seen, Relaxed);
-                    return true;
-                }
-                Err(current) => word = current,
-            }
-        }
-    }
 }

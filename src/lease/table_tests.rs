@@ -1,5 +1,6 @@
 //! The lease table with threads, standard locks and leaked memory: what must be true of it without a server.
 
+use super::slot::*;
 use super::table::*;
 use proptest::prelude::*;
 use std::collections::HashMap;

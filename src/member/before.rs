@@ -13,7 +13,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction::{self, issue_version};
 use crate::extension::Extension;
-use crate::lease::table::NEVER;
+use crate::lease::slot::NEVER;
 use crate::pg::datum::{uuid, varlena};
 use pgrx::pg_sys::Datum;
 

@@ -9,7 +9,7 @@ use crate::access::authorizer::{self, Action};
 use crate::access::identity::Identity;
 use crate::error::{Error, Result};
 use crate::extension::Extension;
-use crate::lease::table::{Key, NEVER};
+use crate::lease::slot::{Key, NEVER};
 use crate::pg::datum::{self, texts_of, varlena};
 use crate::pg::jsonb::text_len;
 use crate::{clock, settings, validate};

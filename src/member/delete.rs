@@ -7,7 +7,7 @@ use crate::access::identity::{self, Identity};
 use crate::error::{Error, Result};
 use crate::event::record::Reason;
 use crate::extension::{self, Extension};
-use crate::lease::table::Key;
+use crate::lease::slot::Key;
 use crate::pg::datum::{hash_of, uuid, uuids, varlena};
 use crate::pg::function::Call;
 use crate::pg::role::as_role;

@@ -7,7 +7,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::transaction;
 use crate::extension::Extension;
-use crate::lease::table::{Key, TOMBSTONE, alive};
+use crate::lease::slot::{Key, TOMBSTONE, alive};
 use crate::pg::datum::uuid;
 use crate::pg::role::as_role;
 use crate::pg::spi::{Connection, Statement};

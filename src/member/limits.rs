@@ -7,7 +7,7 @@ use crate::access::identity::Identity;
 use crate::error::{Error, Result};
 use crate::event::transaction;
 use crate::extension::{Extension, Purpose};
-use crate::lease::table::Key;
+use crate::lease::slot::Key;
 use crate::pg::datum::varlena;
 use crate::pg::role::as_role;
 use crate::pg::snapshot::with_new_snapshot;

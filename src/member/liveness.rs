@@ -3,7 +3,7 @@
 use super::session;
 use crate::event::transaction;
 use crate::lease::rule::{self, RowLease, Start};
-use crate::lease::table::{Key, Lease, NEVER, alive};
+use crate::lease::slot::{Key, Lease, NEVER, alive};
 use crate::pg::rows::Rows;
 use crate::shared::control;
 use crate::shared::leases::leases;

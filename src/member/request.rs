@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::event::net_effect::{Change, What};
 use crate::event::transaction::{self, Pending};
 use crate::extension::Extension;
-use crate::lease::table::{Key, Stay};
+use crate::lease::slot::{Key, Stay};
 use crate::pg::datum::{bytes_of, interval_of, texts_of, varlena};
 use crate::pg::spi::Connection;
 use crate::shared::leases::leases;

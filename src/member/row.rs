@@ -3,10 +3,10 @@
 use super::column::{COLUMNS, Column, TYPES};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::event::record::Image;
+use crate::event::image::Image;
 use crate::extension::Extension;
 use crate::lease::rule::RowLease;
-use crate::lease::table::Key;
+use crate::lease::slot::Key;
 use crate::pg::datum::{attribute, begins_with, bytes_in, hash_of, interval_of, text_in};
 use crate::pg::rows::Rows;
 use pgrx::pg_sys::{self, Datum};

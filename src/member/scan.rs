@@ -6,7 +6,7 @@ use super::index;
 use super::row::{Layout, Row};
 use crate::error::Result;
 use crate::extension::Extension;
-use crate::lease::table::Key;
+use crate::lease::slot::Key;
 use crate::pg::datum::{uuid, varlena};
 use pgrx::pg_sys::{self, Datum, Oid};
 

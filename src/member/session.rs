@@ -10,7 +10,7 @@ use crate::access::identity::Identity;
 use crate::error::{Error, Result};
 use crate::event::transaction::{self, Pending};
 use crate::extension::{self, Extension};
-use crate::lease::table::Key;
+use crate::lease::slot::Key;
 use crate::settings;
 use crate::shared::leases::leases;
 use crate::shared::{self, Database, Process, my_process, next_version, processes};

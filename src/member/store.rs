@@ -33,7 +33,7 @@ use crate::access::{authorizer, policy};
 use crate::error::{Error, Result};
 use crate::event::transaction::{self, Pending};
 use crate::extension::Extension;
-use crate::lease::table::Key;
+use crate::lease::slot::Key;
 use crate::pg::datum::uuid;
 use crate::pg::role::as_role;
 use crate::pg::snapshot::with_statement_snapshot;

@@ -9,7 +9,7 @@ use crate::access::identity::{self, Identity};
 use crate::access::ownership::check_member_id;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
-use crate::lease::table::NEVER;
+use crate::lease::slot::NEVER;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
 use crate::pg::spi::Connection;

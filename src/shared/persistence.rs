@@ -13,7 +13,7 @@ use super::state_file::{Saved, SavedChannels, SavedDatabase, SavedLease, SavedNa
 use super::{control, databases};
 use crate::event::record::Record;
 use crate::event::share::Demand;
-use crate::lease::table::{CLAIMED, Key, Lease, NEVER, TOMBSTONE, alive};
+use crate::lease::slot::{CLAIMED, Key, Lease, NEVER, TOMBSTONE, alive};
 use crate::{clock, settings};
 use pgrx::{pg_guard, pg_sys};
 use siphasher::sip::SipHasher13;

@@ -7,7 +7,8 @@
 use super::commit_gap::{Ready, Window};
 use super::memory;
 use crate::error::Result;
-use crate::event::record::{Field, Image, Kind, Record};
+use crate::event::image::{Field, Image};
+use crate::event::record::{Kind, Record};
 use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::{liveness, scan};

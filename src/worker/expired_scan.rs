@@ -3,7 +3,8 @@
 use crate::clock;
 use crate::error::Result;
 use crate::extension::Extension;
-use crate::lease::table::{Key, Lease, PARTITIONS, TOMBSTONE};
+use crate::lease::slot::{Key, Lease, TOMBSTONE};
+use crate::lease::table::PARTITIONS;
 use crate::member::session;
 use crate::pg::datum::uuid;
 use crate::pg::spi::{Connection, Statement};

@@ -1,7 +1,8 @@
 //! Events that were put in the ring without state and metadata, because there was no room for these.
 
 use crate::error::Result;
-use crate::event::record::{Field, Kind, Record};
+use crate::event::image::Field;
+use crate::event::record::{Kind, Record};
 use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::scan;

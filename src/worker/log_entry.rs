@@ -1,7 +1,8 @@
 //! One line of the log, and its payload.
 
+use crate::event::image::{Field, Image};
 use crate::event::payload::{self, Event, RoomEvent};
-use crate::event::record::{Field, Image, Kind, Reason, Record};
+use crate::event::record::{Kind, Reason, Record};
 use crate::pg::encoding::decode;
 use crate::pg::jsonb;
 use serde_json::value::RawValue;

@@ -9,7 +9,7 @@ use super::{dropped, settings as own_settings, sink, tenancy};
 use crate::access::narrowing;
 use crate::clock;
 use crate::extension::{self, Extension};
-use crate::lease::table::{Key, TOMBSTONE};
+use crate::lease::slot::{Key, TOMBSTONE};
 use crate::pg::subtransaction::Failure;
 use crate::shared::database::WorkerState;
 use crate::shared::error_status::Part;

@@ -5,9 +5,9 @@
 //!    gap): then the ring has every record that is ready, so no version of a member is missing before another.
 //! 3. Read the ring, take the oldest of the ready records, in the order of their versions, conflate, count, number.
 //! 4. Write the log and NOTIFY, until there are no more, or notifications take as much memory as they may. Commit.
-//!    The COMMIT callback marks the records as done: a worker that dies before has published nothing, one that dies
-//!    later everything.
+//!    The COMMIT callback (`at_commit`) marks the records as done.
 
+use super::at_commit::Committed;
 use super::commit_gap::{Batch, Ready, Window};
 use super::conflation::conflate;
 use super::connections::Connections;
@@ -29,13 +29,10 @@ use crate::extension::Extension;
 use crate::pg::role::as_role;
 use crate::pg::spi::Connection;
 use crate::pg::subtransaction::{Failure, attempt};
-use crate::shared::channel_epochs::Renewal;
+use crate::shared::Database;
 use crate::shared::error_status::Part;
 use crate::shared::leases::leases;
-use crate::shared::{self, Database};
 use crate::{clock, settings};
-use pgrx::{pg_guard, pg_sys};
-use std::cell::RefCell;
 use std::sync::atomic::Ordering::*;
 
 /// Records published in one transaction, at most: the NOTIFY lock is held for one commit, not for a flood.
@@ -75,69 +72,6 @@ pub enum PublishMode {
     OneByOne,
     /// The NOTIFY queue is full: the log is written, listeners hear `resync` when there is room.
     LogOnly,
-}
-
-/// What the COMMIT callback does with a published batch.
-struct Committed {
-    database: &'static Database,
-    positions: Vec<u64>,
-    seq: u64,
-    events: u64,
-    notifications: u64,
-    /// The losses that its `resync` tells of.
-    resync: Option<u64>,
-    /// Events that could not be published, ever.
-    dropped: u64,
-    /// Channels that have new names from the commit on, and by which old one that is told.
-    renewals: Vec<(String, Renewal)>,
-}
-
-thread_local! {
-    static BATCH_TO_COMMIT: RefCell<Option<Committed>> = const { RefCell::new(None) };
-}
-
-/// Once for each worker.
-pub fn register_callback() {
-    // SAFETY: the callback has the right signature and lives as long as the library.
-    unsafe { pg_sys::RegisterXactCallback(Some(at_transaction_end), std::ptr::null_mut()) };
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn at_transaction_end(
-    event: pg_sys::XactEvent::Type,
-    _argument: *mut std::ffi::c_void,
-) {
-    let batch = match event {
-        pg_sys::XactEvent::XACT_EVENT_COMMIT => BATCH_TO_COMMIT.take(),
-        pg_sys::XactEvent::XACT_EVENT_ABORT => {
-            BATCH_TO_COMMIT.take();
-            None
-        }
-        _ => None,
-    };
-    let Some(batch) = batch else { return };
-    let ring = batch.database.ring();
-    batch.positions.iter().for_each(|position| ring.mark_done(*position));
-    let counters = &batch.database.counters;
-    counters.published.fetch_add(batch.events, Relaxed);
-    counters.notifications.fetch_add(batch.notifications, Relaxed);
-    if batch.dropped > 0 {
-        batch.database.drop_events(batch.dropped);
-        // Somebody's leave, perhaps.
-        batch.database.names.want_all();
-    }
-    if let Some(losses) = batch.resync {
-        counters.resyncs.fetch_add(1, Relaxed);
-        batch.database.resync_told(losses);
-    }
-    for (name, renewal) in batch.renewals {
-        batch.database.retired.add(&name);
-        batch.database.names.renew(renewal);
-    }
-    batch.database.seq.fetch_max(batch.seq, AcqRel);
-    // Who waits for the tail finds the rest done.
-    ring.advance();
-    shared::wake(&batch.database.sink.process);
 }
 
 impl Publisher {
@@ -385,7 +319,7 @@ impl Publisher {
         if written.events > 0 {
             log.is_fresh = false;
         }
-        BATCH_TO_COMMIT.set(Some(Committed {
+        Committed {
             database: extension.database,
             positions,
             seq: written.seq,
@@ -394,7 +328,8 @@ impl Publisher {
             resync: resync.map(|owed| owed.losses),
             dropped,
             renewals: written.renewals,
-        }));
+        }
+        .await_commit();
         Ok(Outcome::Published { more })
     }
 

@@ -8,7 +8,7 @@ use crate::clock;
 use crate::error::Result;
 use crate::event::record::size_of_record;
 use crate::extension::Extension;
-use crate::lease::table::{CLAIMED, Lease};
+use crate::lease::slot::{CLAIMED, Lease};
 use crate::member::{self, expiry};
 use crate::pg::datum::{interval_of, uuid, uuids};
 use crate::pg::encoding::decode;

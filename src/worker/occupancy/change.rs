@@ -2,7 +2,8 @@
 //! member is one user more.
 
 use crate::event::channel::{Channel, room_cell};
-use crate::event::record::{Field, Kind, Record};
+use crate::event::image::Field;
+use crate::event::record::{Kind, Record};
 use crate::extension::{Extension, Purpose};
 use crate::worker::connections::Counted;
 

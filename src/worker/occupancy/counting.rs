@@ -2,7 +2,7 @@
 //! nobody has published. Users are counted exactly, in bounded memory: where there are too many, part by part.
 
 use crate::error::Result;
-use crate::event::record::Field;
+use crate::event::image::Field;
 use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::scan;

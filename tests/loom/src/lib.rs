@@ -6,6 +6,9 @@
 #![cfg(test)]
 
 #[allow(dead_code)]
+#[path = "../../../src/lease/slot.rs"]
+mod slot;
+#[allow(dead_code)]
 #[path = "../../../src/lease/table.rs"]
 mod table;
 
@@ -15,6 +18,7 @@ mod atomic {
 
 use loom::sync::{Arc, RwLock};
 use loom::thread;
+use slot::*;
 use table::*;
 
 struct LoomLocks(Vec<RwLock<()>>);

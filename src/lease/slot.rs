@@ -1,0 +1,208 @@
+//! One slot of the lease table: one member's lease.
+//!
+//! All fields are atomics; a shared lock protects the chains (a slot found stays that member's slot), an exclusive lock
+//! is needed to change anything but the deadline word, the pins and `last_seen`.
+//!
+//! Life of the deadline word of a slot:
+//!
+//! ```text
+//!            enter (commit)            the deadline passes         worker deleted the row
+//!   FREE ───────────────────▶ deadline ──────────────────▶ CLAIMED ─────────────────────▶ TOMBSTONE
+//!    ▲                        │   ▲ │                                                         │ ▲
+//!    │                        └───┘ └──────────────── leave (commit) ─────────────────────────┼─┘
+//!    │                      heartbeat                                                         │
+//!    └────────────────────────────────────────────────────────────────────────────────────────┘
+//!                        worker, once nobody can commit an older change (or: enter, newer version)
+//! ```
+//!
+//! A renewal and an expiry are both a compare-and-swap on this one word, so exactly one of them wins, and
+//! CLAIMED is final for that generation: whoever was told "true" by a heartbeat is alive.
+
+use super::atomic::Ordering::*;
+use super::atomic::{AtomicU32, AtomicU64};
+
+pub const FREE: u64 = 0;
+pub const TOMBSTONE: u64 = 1;
+pub const CLAIMED: u64 = 2;
+/// The deadline of a session member without a ttl: the lease ends with the session.
+pub const NEVER: u64 = u64::MAX;
+
+/// Whether the word is a deadline that lies after `now`.
+pub fn alive(word: u64, now: u64) -> bool {
+    word > CLAIMED && word > now
+}
+
+/// Which member: the database (its index in shared memory), the table `member` (a new CREATE EXTENSION makes a
+/// new one) and the keyed hash of room, member_id and connection_id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub database: u32,
+    pub relation: u32,
+    pub hash: u128,
+}
+
+/// One member's lease in shared memory. 96 bytes.
+#[repr(C)]
+#[derive(Default)]
+pub struct Slot {
+    pub(super) hash_high: AtomicU64,
+    pub(super) hash_low: AtomicU64,
+    pub(super) deadline: AtomicU64,
+    pub(super) last_seen: AtomicU64,
+    pub(super) ttl: AtomicU64,
+    pub(super) version: AtomicU64,
+    pub(super) generation: AtomicU64,
+    pub(super) owner: AtomicU64,
+    pub(super) session: AtomicU64,
+    pub(super) database: AtomicU32,
+    pub(super) relation: AtomicU32,
+    /// Transactions that are changing this member and have not ended.
+    pub(super) pins: AtomicU32,
+    pub(super) next: AtomicU32,
+    pub(super) changed_at: AtomicU64,
+}
+
+/// What a commit makes of a lease, and what a reader finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// The deadline word: microseconds of the boot clock, or one of the constants above.
+    pub deadline: u64,
+    /// Boot clock. Where there is a deadline this is deadline - ttl, always.
+    pub last_seen: u64,
+    /// Microseconds.
+    pub ttl: u64,
+    pub version: u64,
+    /// The version with which the member entered: a new one for each stay.
+    pub generation: u64,
+    /// Keyed hash of the owner's user_id.
+    pub owner: u64,
+    /// The database session that the member is bound to, 0 for none.
+    pub session: u64,
+    /// When the change that this slot shows was committed, by the boot clock.
+    pub changed_at: u64,
+    pub pins: u32,
+}
+
+/// Whose stay it is, and which: what a proof of life is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stay {
+    /// Keyed hash of the owner's user_id.
+    pub owner: u64,
+    pub generation: u64,
+}
+
+impl Lease {
+    pub fn stay(&self) -> Stay {
+        Stay { owner: self.owner, generation: self.generation }
+    }
+
+    /// This change on top of what the slot holds: with what a heartbeat has proved meanwhile. A claim stays: it is final
+    /// for its generation.
+    pub fn on_top_of(&self, old: &Lease) -> Lease {
+        let mut new = *self;
+        if old.generation == self.generation {
+            if old.deadline == CLAIMED {
+                new.deadline = CLAIMED;
+            } else if old.last_seen > self.last_seen {
+                new.last_seen = old.last_seen;
+                if new.deadline != NEVER {
+                    new.deadline = old.last_seen.saturating_add(new.ttl);
+                }
+            }
+        }
+        new
+    }
+}
+
+impl Slot {
+    pub(super) fn key(&self) -> Key {
+        Key {
+            database: self.database.load(Relaxed),
+            relation: self.relation.load(Relaxed),
+            hash: (self.hash_high.load(Relaxed) as u128) << 64 | self.hash_low.load(Relaxed) as u128,
+        }
+    }
+
+    pub(super) fn set_key(&self, key: &Key) {
+        self.database.store(key.database, Relaxed);
+        self.relation.store(key.relation, Relaxed);
+        self.hash_high.store((key.hash >> 64) as u64, Relaxed);
+        self.hash_low.store(key.hash as u64, Relaxed);
+    }
+
+    pub(super) fn lease(&self) -> Lease {
+        let deadline = self.deadline.load(Acquire);
+        let ttl = self.ttl.load(Relaxed);
+        let last_seen = match deadline {
+            FREE | TOMBSTONE | CLAIMED | NEVER => self.last_seen.load(Relaxed),
+            deadline => deadline.saturating_sub(ttl),
+        };
+        Lease {
+            deadline,
+            last_seen,
+            ttl,
+            version: self.version.load(Relaxed),
+            generation: self.generation.load(Relaxed),
+            owner: self.owner.load(Relaxed),
+            session: self.session.load(Relaxed),
+            changed_at: self.changed_at.load(Relaxed),
+            pins: self.pins.load(Acquire),
+        }
+    }
+
+    pub(super) fn put(&self, lease: &Lease) {
+        self.ttl.store(lease.ttl, Relaxed);
+        self.last_seen.store(lease.last_seen, Relaxed);
+        self.version.store(lease.version, Relaxed);
+        self.generation.store(lease.generation, Relaxed);
+        self.owner.store(lease.owner, Relaxed);
+        self.session.store(lease.session, Relaxed);
+        self.changed_at.store(lease.changed_at, Relaxed);
+        self.deadline.store(lease.deadline, Release);
+    }
+
+    pub(super) fn renew(&self, now: u64) -> bool {
+        let mut word = self.deadline.load(Acquire);
+        loop {
+            if !alive(word, now) {
+                return false;
+            }
+            if word == NEVER {
+                self.last_seen.fetch_max(now, Relaxed);
+                return true;
+            }
+            let renewed = now.saturating_add(self.ttl.load(Relaxed));
+            if renewed <= word {
+                return true;
+            }
+            match self.deadline.compare_exchange_weak(word, renewed, AcqRel, Acquire) {
+                Ok(_) => return true,
+                Err(current) => word = current,
+            }
+        }
+    }
+
+    pub(super) fn claim(&self, now: u64, ended: bool) -> bool {
+        let mut word = self.deadline.load(Acquire);
+        loop {
+            match word {
+                CLAIMED => return true,
+                FREE | TOMBSTONE => return false,
+                _ if !ended && alive(word, now) => return false,
+                _ => {}
+            }
+            let last_seen = if word == NEVER {
+                self.last_seen.load(Relaxed)
+            } else {
+                word.saturating_sub(self.ttl.load(Relaxed))
+            };
+            match self.deadline.compare_exchange_weak(word, CLAIMED, AcqRel, Acquire) {
+                Ok(_) => {
+                    self.last_seen.store(last_seen, Relaxed);
+                    return true;
+                }
+                Err(current) => word = current,
+            }
+        }
+    }
+}
