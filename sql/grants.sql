@@ -25,7 +25,7 @@ begin
     for function_name in
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prorettype <> 'trigger'::regtype
-          and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_claim', '_health',
+          and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_health',
                                 '_trouble', '_fast_writes', '_has_slot', '_tell_room')
     loop
         execute format('grant execute on function %s to %s', function_name, role);

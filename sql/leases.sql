@@ -17,11 +17,6 @@ create function _presence._is_alive(uuid, bigint, bigint, bigint, bigint) return
 comment on function _presence._is_alive(uuid, bigint, bigint, bigint, bigint) is
     'Whether the lease of a row has not run out, by the clock.';
 
-create function _presence._claim(uuid, bigint, bigint, bigint, bigint) returns boolean
-    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_claim';
-comment on function _presence._claim(uuid, bigint, bigint, bigint, bigint) is
-    'Expire a row whose time is over; whoever gets true deletes it. For the sweeper.';
-
 create function _presence._has_slot(uuid) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_has_slot';
 comment on function _presence._has_slot(uuid) is 'Whether the lease of a row is in shared memory.';

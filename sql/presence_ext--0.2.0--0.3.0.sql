@@ -88,6 +88,7 @@ begin
         execute format('alter %s %s set schema _presence', made.kind, made.name);
     end loop;
 end $$;
+drop function _presence._claim(uuid, bigint, bigint, bigint, bigint);
 
 -- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
 -- somebody has added to it.
@@ -192,7 +193,7 @@ begin
     for function_name in
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prorettype <> 'trigger'::regtype
-          and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_claim', '_health',
+          and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_health',
                                 '_trouble', '_fast_writes', '_has_slot', '_tell_room')
     loop
         execute format('grant execute on function %s to %s', function_name, role);

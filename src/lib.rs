@@ -1,6 +1,6 @@
 //! presence_ext: presence as SQL.
 //!
-//! One way through the code: SQL verb (`member`) → row → trigger (`member::trigger`) → the transaction's buffer
+//! One way through the code: SQL verb (`member`) → row → what the triggers do (`member::before`, `after`) → the transaction's buffer
 //! (`event::transaction`) → COMMIT → leases (`lease`) and ring (`event::ring`) → worker (`worker::publisher`) →
 //! log and NOTIFY. docs/internals.md walks through it.
 

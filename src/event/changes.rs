@@ -89,7 +89,7 @@ impl Changes {
         self.savepoints.release(level);
     }
 
-    /// A savepoint was rolled revived: what came after it never happened.
+    /// A savepoint was rolled back: what came after it never happened.
     pub fn roll_back(&mut self, level: i32) {
         let Some(length) = self.savepoints.roll_back(level) else { return };
         for change in self.list.drain(length..).rev() {

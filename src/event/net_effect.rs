@@ -147,12 +147,12 @@ impl<'a> Net<'a> {
             }
             What::Renew { .. } | What::Leave { .. } => return,
         };
-        let (generation, back) = (lease.generation, !self.entered && ran_out(lease));
+        let (generation, revived) = (lease.generation, !self.entered && ran_out(lease));
         if self.entered {
             out.push(record(last, Kind::Enter, Reason::None, &last.image, None, xid, generation));
-        } else if self.told || back {
+        } else if self.told || revived {
             let update = record(last, Kind::Update, Reason::None, &last.image, self.old, xid, generation);
-            out.push(Record { revived: back, ..update });
+            out.push(Record { revived, ..update });
         }
     }
 }

@@ -96,7 +96,7 @@ const FIXED: usize = RECORD_HEADER + 88;
 const IMAGE_LENGTH: usize = RECORD_HEADER + 72;
 const OLD_LENGTH: usize = RECORD_HEADER + 76;
 const KIND: usize = RECORD_HEADER + 80;
-const BACK: usize = RECORD_HEADER + 82;
+const REVIVED: usize = RECORD_HEADER + 82;
 
 /// Records as bytes, one after the other: of which share, and how long.
 pub fn lengths(records: &[u8]) -> impl Iterator<Item = (u16, usize)> + '_ {
@@ -153,7 +153,7 @@ pub struct Head {
 
 impl Head {
     /// As many bytes of a record as this needs.
-    pub const BYTES: usize = BACK + 1;
+    pub const BYTES: usize = REVIVED + 1;
 
     pub fn decode(bytes: &[u8]) -> Option<Head> {
         let at = RECORD_HEADER;
@@ -166,7 +166,7 @@ impl Head {
             version: read_u64(bytes, at + 24)?,
             is_leave: kind == Kind::Leave as u8,
             is_update,
-            is_plain: is_update && read_u32(bytes, OLD_LENGTH)? == 0 && *bytes.get(BACK)? == 0,
+            is_plain: is_update && read_u32(bytes, OLD_LENGTH)? == 0 && *bytes.get(REVIVED)? == 0,
         })
     }
 }
@@ -265,12 +265,12 @@ pub mod strategies {
         pub fn record()(
             kind in prop::sample::select(vec![Kind::Enter, Kind::Update, Kind::Leave, Kind::Room, Kind::Rotate, Kind::Forget]),
             reason in 0..=5u8, xid in any::<u32>(), relation in any::<u32>(), hash in any::<u128>(),
-            versions in any::<[u64; 3]>(), times in any::<[i64; 3]>(), back in any::<bool>(),
+            versions in any::<[u64; 3]>(), times in any::<[i64; 3]>(), revived in any::<bool>(),
             image in image(), old in option::of(image()),
         ) -> Record {
             let ([version, hidden_leave_version, generation], [at, joined_at, seen_at]) = (versions, times);
             let reason = Reason::from_byte(reason);
-            Record { kind, reason, xid, relation, hash, version, hidden_leave_version, generation, at, joined_at, seen_at, revived: back, image, old }
+            Record { kind, reason, xid, relation, hash, version, hidden_leave_version, generation, at, joined_at, seen_at, revived, image, old }
         }
     }
 }

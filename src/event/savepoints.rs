@@ -20,7 +20,7 @@ impl Savepoints {
         }
     }
 
-    /// A savepoint was rolled revived: how long the list is now. None if it has added nothing.
+    /// A savepoint was rolled back: how long the list is now. None if it has added nothing.
     pub fn roll_back(&mut self, level: i32) -> Option<usize> {
         let mut cut = None;
         while let Some((_, length)) = self.0.pop_if(|(marked, _)| *marked >= level) {

@@ -1,4 +1,4 @@
-//! Leases as SQL sees them: the functions behind the view `online`, and the one that expires a row.
+//! Leases as SQL sees them: the functions behind the view `online`.
 
 use crate::error::Result;
 use crate::lease::rule::{self, RowLease};
@@ -114,7 +114,8 @@ fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
     Ok(last_seen.or(call.bigint(6)).map(Datum::from))
 }
 
-/// SQL `_presence._claim(key_hash, version, generation, deadline, session)`, for the sweeper.
+/// SQL `presence._claim(key_hash, version, generation, deadline, session)` of releases before 0.3.0, whose SQL names it;
+/// nothing calls it any more.
 fn sql_claim(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let claimed = LeaseArguments::of(call)

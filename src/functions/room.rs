@@ -1,4 +1,4 @@
-//! Rooms: what their settings mean to members, and the functions behind `sql/rooms.sql`.
+//! Rooms: the functions behind `sql/rooms.sql`. What their settings mean to members is in `member::room_defaults`.
 
 use crate::access::authorizer::{self, Action};
 use crate::access::identity;

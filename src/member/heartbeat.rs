@@ -1,4 +1,5 @@
-//! `presence.heartbeat`: proof of life. One compare-and-swap in shared memory; no table, no transaction id.
+//! `presence.heartbeat`: proof of life. One compare-and-swap in shared memory; no table, no
+//! transaction id. Where no slot is free the lease is in the row, and renewed there.
 
 use super::intent::{self, Intent};
 use super::{holder, liveness};

@@ -1,4 +1,4 @@
-//! Members: the verbs that write them, the triggers that every write passes, and whether they are here. (The leases
+//! Members: the verbs that write them, what every write passes, as triggers or called by the verbs, and whether they are here. (The leases
 //! themselves are in `lease` and `shared::leases`.)
 
 pub mod after;

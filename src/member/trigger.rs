@@ -1,5 +1,6 @@
-//! The triggers of `presence.member`. Every write passes them, by whatever statement: BEFORE makes the row right
-//! (names, owner, key, version, lease), AFTER notes what happened in the transaction's buffer.
+//! The triggers of `presence.member`. BEFORE makes the row right (names, owner, key, version, lease), AFTER notes
+//! what happened in the transaction's buffer. Every write passes what they call, by whatever statement: `store`, which
+//! spares the executor, calls it by itself.
 
 use super::trigger_call::{Operation, trigger_call};
 use super::{after, before};

@@ -1,6 +1,7 @@
 //! Epochs of channels: part of each channel's name, so that a new epoch is a new name. Which epoch each room's channels have,
 //! and which are to get a new one. In shared memory, so that nothing of it is forgotten when a worker dies; a clean restart
-//! keeps it (`shared::persistence`). Only the worker marks and renews; everybody reads.
+//! keeps it (`shared::persistence`). Only the worker renews; it marks what is
+//! to be renewed, and so does a commit whose own leaves found no room in the buffer (`event::overflow`). Everybody reads.
 //!
 //! Rooms share epochs by hash, some in a cell: those who listen to any of them are told when the names of the cell change.
 

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, O
 
 pub use database::Database;
 
-/// Cells that remember, for a share of all keys, the newest version given out (see `version`).
+/// Cells that remember, for a share of all keys, the newest version given out (`issue_version` in `event::transaction`).
 pub const VERSION_CELLS: usize = 1 << 16;
 
 /// One of these in the cluster.

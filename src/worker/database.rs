@@ -109,7 +109,7 @@ fn take_place(database: &'static Database) -> bool {
     true
 }
 
-/// Four things apart from each other: what goes wrong with one does not hold up the others.
+/// Things apart from each other: what goes wrong with one does not hold up the others.
 struct Worker {
     extension: Extension,
     publishing: Publishing,

@@ -1,7 +1,7 @@
-//! The event log: `presence.event`, written by the worker alone.
+//! The event log: `presence.event`. The worker alone adds to it.
 //!
 //! Three tables take turns, each for half of the retention time. Before a table is used again it is emptied with
-//! TRUNCATE: no row is ever deleted, so nothing is left for vacuum.
+//! TRUNCATE, so nothing is left for vacuum. Rows are deleted only where `presence.forget` erases a user.
 
 use crate::error::Result;
 use crate::extension::{self, Extension};

@@ -3,7 +3,8 @@
 //! - When a member leaves who was given the channel of those present in a room, that channel rotates by itself:
 //!   at once, but not again before a pause, by how many have to listen anew: 10 ms each, at most 5 s.
 //! - `rotate_channels` rotates a room's channels, or all.
-//! - When rights in the catalog shrink, or events are lost, all rotate: the latter with the `resync` that tells of it.
+//! - When rights in the catalog shrink, all rotate. When the worker loses events, all do, with the `resync` that tells of
+//!   it; when a commit loses its own, those of their rooms and users (`event::overflow`).
 //!
 //! Until then the old names carry doorbells only. What is to rotate stands in shared memory (`shared::channel_epochs`).
 //!

@@ -1,5 +1,6 @@
 //! Real clients on private servers. `tests/README.md` says which kind of test is for what.
 
+mod cancel;
 mod catalog;
 mod common;
 mod events;

@@ -30,7 +30,7 @@ select s, coalesce(e.code, e.message) from unnest(array['select presence.upsert(
     'select presence.delete(''r'')', 'select presence.delete_all()', 'insert into presence.member (room) values (''r'')',
     'update presence.member set status = ''x''', 'delete from presence.member', 'select presence.seq()', 'select presence.worker_pid()',
     'select presence.wait_for_flush(''10 s'')', 'truncate presence.member', 'select * from _presence.secret', 'select _presence._announce()',
-    'select _presence._claim(gen_random_uuid(), 1, 1, 1, 1)', 'select presence.grant_access(''regress_nobody'')',
+    'select _presence._has_slot(gen_random_uuid())', 'select presence.grant_access(''regress_nobody'')',
     'alter table presence.member disable trigger all', 'create table presence.mine ()']) s, test.error(s) e;
 reset role;
 
