@@ -65,7 +65,8 @@ fn pg_upgrade_keeps_what_is_there() {
     new.stop("fast");
     shell(
         "cd \"$2\"; new=$(\"$3\" --bindir)
-         as_server \"$new/pg_upgrade\" -U postgres -b \"$bin\" -B \"$new\" -d \"$1/data\" -D \"$2/data\" -s \"$2\"",
+         as_server \"$new/pg_upgrade\" -U postgres -b \"$bin\" -B \"$new\" -d \"$1/data\" -D \"$2/data\" -s \"$2\" \\
+             || { grep -h -A4 'error:' \"$2\"/data/pg_upgrade_output.d/*/log/pg_upgrade_dump_*.log; exit 1; }",
         &[&old, &new, to],
     );
     // What pg_upgrade started was no server for anybody: no worker published, nobody was thrown out.
