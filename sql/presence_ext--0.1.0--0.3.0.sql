@@ -227,6 +227,9 @@ begin
 end $$;
 drop function _presence._claim(uuid, bigint, bigint, bigint, bigint);
 
+-- These have other arguments now. Calls that somebody has stored go on with the old ones.
+alter function presence.update(text, jsonb, text, text, text, jsonb, text[]) set schema _presence;
+
 -- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
 -- somebody has added to it.
 create unlogged table _presence.member_twin (
@@ -594,3 +597,57 @@ begin atomic
       and (get.connection_id is null or o.connection_id operator(pg_catalog.=) get.connection_id)
     order by o.connection_id;
 end;
+
+create function presence.update(
+    room          text,
+    patch         jsonb    default null,
+    member_id     text     default null,
+    connection_id text     default '',
+    status        text     default null,
+    metadata      jsonb    default null,
+    audience      text[]   default null,
+    ttl           interval default null
+) returns setof presence.online
+    language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_update';
+comment on function presence.update(text, jsonb, text, text, text, jsonb, text[], interval) is
+    'Change a member that is here: JSON merge patch (RFC 7396) on state, and renew its lease. No row when it is '
+    'not here: a late update makes no ghost. Errors: 22023 a patch that is no object; as presence.upsert.';
+comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text) is
+    'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the '
+    'default ttl and audience); an empty status clears it; audience {} is owner only; ttl 0 is the default. The same '
+    'data again only renews the lease: no event, no write. session => true: leaves when this database session ends. '
+    'Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, '
+    'another''s member; 0A000 no session members here. JSON merge is presence.update.';
+
+-- New functions are executable by PUBLIC unless somebody says otherwise.
+revoke all on function presence.update(text, jsonb, text, text, text, jsonb, text[], interval) from public;
+
+-- Whoever had a function that takes other arguments now has the new one.
+do $$
+declare
+    given record;
+begin
+    for given in
+        select made.oid::regprocedure as function, a.grantee, a.is_grantable
+        from pg_proc old
+        join pg_proc made on made.proname = old.proname and made.pronamespace = 'presence'::regnamespace,
+             aclexplode(coalesce(old.proacl, acldefault('f', old.proowner))) a
+        where old.pronamespace = '_presence'::regnamespace and not starts_with(old.proname, '_')
+    loop
+        execute format('grant execute on function %s to %s%s', given.function,
+                       case given.grantee when 0 then 'public' else given.grantee::regrole::text end,
+                       case when given.is_grantable then ' with grant option' else '' end);
+    end loop;
+end $$;
+
+-- What an extension's script grants, a dump takes for granted, and with it what others were granted before on the same
+-- object. Only what a new database has from the start may be left out of a dump.
+update pg_init_privs i
+set initprivs = array(select item from unnest(i.initprivs) item, aclexplode(array[item]) a
+                      where a.grantee in (0, a.grantor, 'pg_monitor'::regrole) group by item)
+where (i.classoid, i.objoid) in (
+    select d.classid, d.objid
+    from pg_depend d join pg_extension e on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid
+    where d.deptype = 'e' and e.extname = 'presence_ext'
+    union all
+    values ('pg_namespace'::regclass, 'presence'::regnamespace));

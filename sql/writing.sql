@@ -40,8 +40,8 @@ create function presence.upsert(
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_upsert';
 comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text) is
     'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the '
-    'default ttl and audience); an empty status clears it; audience {} is owner only. The same data again only '
-    'renews the lease: no event, no write. session => true: leaves when this database session ends. '
+    'default ttl and audience); an empty status clears it; audience {} is owner only; ttl 0 is the default. The same '
+    'data again only renews the lease: no event, no write. session => true: leaves when this database session ends. '
     'Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, '
     'another''s member; 0A000 no session members here. JSON merge is presence.update.';
 
@@ -51,15 +51,16 @@ comment on function _presence._merge_patch(jsonb, jsonb) is 'JSON merge patch, R
 
 create function presence.update(
     room          text,
-    patch         jsonb  default null,
-    member_id     text   default null,
-    connection_id text   default '',
-    status        text   default null,
-    metadata      jsonb  default null,
-    audience      text[] default null
+    patch         jsonb    default null,
+    member_id     text     default null,
+    connection_id text     default '',
+    status        text     default null,
+    metadata      jsonb    default null,
+    audience      text[]   default null,
+    ttl           interval default null
 ) returns setof presence.online
     language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_update';
-comment on function presence.update(text, jsonb, text, text, text, jsonb, text[]) is
+comment on function presence.update(text, jsonb, text, text, text, jsonb, text[], interval) is
     'Change a member that is here: JSON merge patch (RFC 7396) on state, and renew its lease. No row when it is '
     'not here: a late update makes no ghost. Errors: 22023 a patch that is no object; as presence.upsert.';
 

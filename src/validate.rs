@@ -70,6 +70,11 @@ pub fn ttl(microseconds: i128) -> Result<u64> {
     if (MIN_TTL..=MAX_TTL).contains(&microseconds) { Ok(microseconds as u64) } else { Err(Error::InvalidTtl) }
 }
 
+/// The ttl that a member is given: 0 is the default.
+pub fn given_ttl(microseconds: i128) -> Result<()> {
+    if microseconds == 0 { Ok(()) } else { ttl(microseconds).map(|_| ()) }
+}
+
 /// The tokens in order and once each, `room` written out; so equal audiences are equal bytes.
 pub fn audience<T: AsRef<[u8]>>(tokens: impl IntoIterator<Item = T>, room: &[u8]) -> Result<Vec<Vec<u8>>> {
     let mut list = tokens.into_iter().map(|given| token(given.as_ref(), room)).collect::<Result<Vec<_>>>()?;

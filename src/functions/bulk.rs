@@ -196,7 +196,7 @@ fn request(extension: &Extension, identity: &Rc<Identity>, element: &Element) ->
     let ttl = element.interval("ttl")?;
     if let Some(ttl) = ttl {
         // SAFETY: an interval.
-        validate::ttl(unsafe { crate::pg::datum::interval_of(ttl) })?;
+        validate::given_ttl(unsafe { crate::pg::datum::interval_of(ttl) })?;
     }
     if !identity.service {
         authorizer::require(&room, Action::Join)?;

@@ -1,6 +1,8 @@
 //! BEFORE a row is written: its names, owner, key, version and lease are made right.
 
-use super::checks::{check_join, check_names, normalize, renew, set_room_defaults, set_session};
+use super::checks::{
+    check_join, check_names, is_session_bound, normalize, renew, set_room_defaults, set_session,
+};
 use super::column::Column;
 use super::holder::evict_expired_holder;
 use super::intent::Intent;
@@ -35,7 +37,7 @@ pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
     check_names(&row)?;
     check_member_id(&identity, row.text(Column::MemberId).unwrap_or_default())?;
     check_join(&identity, &row)?;
-    set_room_defaults(extension, &mut row, &firing.intent)?;
+    set_room_defaults(extension, &mut row, is_session_bound(None, &firing.intent))?;
     normalize(&mut row, None)?;
 
     let key = row.make_key(extension);
@@ -84,6 +86,7 @@ pub fn change(
     }
     check_names(&row)?;
     check_join(identity, &row)?;
+    set_room_defaults(extension, &mut row, is_session_bound(Some(old), intent))?;
     normalize(&mut row, Some(old))?;
     for column in [Column::Generation, Column::JoinedAt, Column::KeyHash] {
         row.set(column, old.get(column));

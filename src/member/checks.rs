@@ -28,20 +28,37 @@ pub fn check_names(row: &Row) -> Result<()> {
     validate::name("user_id", text(Column::UserId, "user_id")?)
 }
 
-/// What the room says where the member does not.
-pub fn set_room_defaults(extension: &Extension, row: &mut Row, intent: &Intent) -> Result<()> {
-    if row.get(Column::Audience).is_some() && row.get(Column::Ttl).is_some() {
+/// What the room says where the member does not. A ttl of 0 says nothing; a member bound to its session needs none.
+pub fn set_room_defaults(extension: &Extension, row: &mut Row, session_bound: bool) -> Result<()> {
+    if row.ttl() == Some(0) {
+        row.set(Column::Ttl, None);
+    }
+    let needs_ttl = row.get(Column::Ttl).is_none() && !session_bound;
+    if row.get(Column::Audience).is_some() && !needs_ttl {
         return Ok(());
     }
     let defaults = room_defaults::defaults(extension, row.text(Column::Room).unwrap_or_default())?;
     if let (None, Some(audience)) = (row.get(Column::Audience), defaults.audience) {
         row.set(Column::Audience, Some(datum::text_array(&audience)));
     }
-    // A member bound to its session needs no ttl.
-    if let (None, Some(ttl), false) = (row.get(Column::Ttl), defaults.ttl, intent.session == Some(true)) {
+    if let Some(ttl) = defaults.ttl.filter(|_| needs_ttl) {
         row.set(Column::Ttl, Some(datum::interval(ttl as i64)));
     }
     Ok(())
+}
+
+/// The ttl of a member that says nothing of it; None is no lease that ends.
+pub fn default_ttl(extension: &Extension, room: &[u8], session_bound: bool) -> Result<Option<u64>> {
+    if session_bound {
+        return Ok(None);
+    }
+    let of_room = room_defaults::defaults(extension, room)?.ttl;
+    Ok(Some(of_room.unwrap_or_else(settings::default_ttl)))
+}
+
+/// Whether the member will be bound to a session.
+pub fn is_session_bound(old: Option<&Row>, intent: &Intent) -> bool {
+    intent.session.unwrap_or_else(|| old.is_some_and(|old| old.get(Column::Session).is_some()))
 }
 
 pub fn check_join(identity: &Identity, row: &Row) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What a verb asks for, and how that is done: find the row, decide what it shall be, store it. One way for `upsert`,
 //! `update` and their kin; how a row is found and stored is `store`'s affair.
 
-use super::checks::{EMPTY_OBJECT, check_join};
+use super::checks::{self, EMPTY_OBJECT, check_join};
 use super::column::Column;
 use super::intent::Intent;
 use super::row::Row;
@@ -40,6 +40,7 @@ pub struct Request {
     pub patch: Option<Datum>,
     pub status: Option<Datum>,
     pub metadata: Option<Datum>,
+    /// 0 is the default.
     pub ttl: Option<Datum>,
     pub audience: Option<Datum>,
     pub session: Option<bool>,
@@ -191,11 +192,9 @@ impl Request {
             Some(given) => found.varlena(column) == Some(&unsafe { bytes_of(given) }[..]),
             None => true,
         };
-        // SAFETY: a text, a text and an interval.
-        let (owner, status, ttl) = unsafe {
-            let text = |given: Option<Datum>| given.map(|given| bytes_of(given));
-            (text(self.new_owner), text(self.status), self.ttl.map(|ttl| interval_of(ttl)))
-        };
+        // SAFETY: two texts.
+        let text = |given: Option<Datum>| given.map(|given| unsafe { bytes_of(given) });
+        let (owner, status) = (text(self.new_owner), text(self.status));
         let same_session = match self.session {
             None => true,
             Some(false) => found.get(Column::Session).is_none(),
@@ -204,16 +203,30 @@ impl Request {
                     .map_or(0, |process| process.session.load(std::sync::atomic::Ordering::Relaxed));
                 mine != 0
                     && found.number(Column::Session) == mine
-                    && (self.ttl.is_some() == found.get(Column::Ttl).is_some())
+                    && (self.ttl.is_some() || found.get(Column::Ttl).is_none())
             }
         };
         Ok(owner.is_none_or(|owner| found.text(Column::UserId) == Some(&owner[..]))
             && status.is_none_or(|status| found.text(Column::Status).unwrap_or_default() == status)
-            && ttl.is_none_or(|ttl| found.ttl() == Some(ttl))
             && same_session
+            && self.same_ttl(found)?
             && same(self.new_state(found), Column::State)
             && same(self.metadata, Column::Metadata)
             && self.same_audience(found)?)
+    }
+
+    fn same_ttl(&self, found: &Row) -> Result<bool> {
+        // SAFETY: an interval.
+        Ok(match self.ttl.map(|ttl| unsafe { interval_of(ttl) }) {
+            None => true,
+            Some(0) => {
+                // SAFETY: a text.
+                let room = unsafe { bytes_of(self.room) };
+                let session_bound = checks::is_session_bound(Some(found), &self.intent());
+                found.ttl() == checks::default_ttl(&self.extension, &room, session_bound)?.map(i128::from)
+            }
+            given => found.ttl() == given,
+        })
     }
 
     fn same_audience(&self, found: &Row) -> Result<bool> {

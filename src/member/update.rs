@@ -9,7 +9,7 @@ use crate::pg::function::Call;
 use crate::{extension, validate};
 use pgrx::pg_sys::Datum;
 
-/// SQL `presence.update(room, patch, member_id, connection_id, status, metadata, audience)`.
+/// SQL `presence.update(room, patch, member_id, connection_id, status, metadata, audience, ttl)`.
 fn update(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let identity = identity::current(&extension)?;
@@ -26,6 +26,9 @@ fn update(call: &Call) -> Result<Option<Datum>> {
         return Err(Error::InvalidPatch);
     }
     checks::state_size(call.varlena(1).as_slice())?;
+    if let Some(ttl) = call.interval(7) {
+        validate::given_ttl(ttl)?;
+    }
     let request = Request {
         verb: c"presence.update()",
         key: extension.key(room, member_id, connection_id),
@@ -37,7 +40,7 @@ fn update(call: &Call) -> Result<Option<Datum>> {
         patch,
         status: call.datum(4),
         metadata: call.datum(5),
-        ttl: None,
+        ttl: call.datum(7),
         audience: call.datum(6),
         session: None,
         new_owner: None,

@@ -47,7 +47,7 @@ fn upsert(call: &Call) -> Result<Option<Datum>> {
     let connection_id = call.text(3).unwrap_or_default();
     check_names(&identity, room, member_id, connection_id)?;
     if let Some(ttl) = call.interval(6) {
-        validate::ttl(ttl)?;
+        validate::given_ttl(ttl)?;
     }
     if !identity.service {
         authorizer::require(room, Action::Join)?;

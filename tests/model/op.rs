@@ -144,7 +144,7 @@ fn given() -> impl Strategy<Value = Given> {
         maybe(3),
         rarely(0..2usize),
         sometimes(0..8usize),
-        rarely(0..2usize),
+        rarely(0..3usize),
         rarely(any::<bool>()),
         rarely(0..USERS.len()),
     )

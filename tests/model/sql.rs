@@ -16,12 +16,13 @@ pub fn statement(rooms: &[String; 2], user: usize, op: &Op) -> String {
         Op::Release => "release s".into(),
         Op::Upsert(name, given) => format!("select presence.{}", upsert(rooms, name, given)),
         Op::Update(name, given) => format!(
-            "select 1 from presence.update({}, patch => {}, status => {}, metadata => {}, audience => {})",
+            "select 1 from presence.update({}, patch => {}, status => {}, metadata => {}, audience => {}, ttl => {})",
             key(rooms, name),
             json_text(given.patch.map(values::patch)),
             text(given.status.map(values::status)),
             json_text(given.metadata.map(values::metadata)),
             tokens(given.audience),
+            minutes(given.ttl),
         ),
         Op::Heartbeat(name) => format!("select presence.heartbeat({})", key(rooms, name)),
         Op::HeartbeatMany(names) => {
@@ -57,7 +58,7 @@ pub fn statement(rooms: &[String; 2], user: usize, op: &Op) -> String {
             text(given.status.map(values::status)),
             json_text(given.metadata.map(values::metadata)),
             tokens(given.audience),
-            text(given.ttl.map(|ttl| format!("{} min", values::ttl(ttl)))),
+            minutes(given.ttl),
         ),
         Op::Change { room, status, audience } => {
             let audience = audience.map(|_| format!(", audience = {}", tokens(*audience))).unwrap_or_default();
@@ -81,6 +82,10 @@ fn tokens(audience: Option<usize>) -> String {
     text(audience.map(|audience| format!("{{{}}}", values::audience(audience).join(","))))
 }
 
+fn minutes(ttl: Option<usize>) -> String {
+    text(ttl.map(|ttl| format!("{} min", values::ttl(ttl))))
+}
+
 fn key(rooms: &[String; 2], name: &Name) -> String {
     let member = text(name.member.map(|member| USERS[member]));
     format!(
@@ -96,7 +101,7 @@ fn upsert(rooms: &[String; 2], name: &Name, given: &Given) -> String {
         json_text(given.state.map(values::state)),
         text(given.status.map(values::status)),
         json_text(given.metadata.map(values::metadata)),
-        text(given.ttl.map(|ttl| format!("{} min", values::ttl(ttl)))),
+        minutes(given.ttl),
         tokens(given.audience),
         text(given.session),
         text(given.owner.map(|owner| USERS[owner])),

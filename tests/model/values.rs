@@ -19,9 +19,9 @@ pub fn status(index: usize) -> &'static str {
     ["", "away", "busy"][index]
 }
 
-/// Minutes. With 40 that pass at a time nothing runs out at the same moment as something else happens.
+/// Minutes; 0 is the default. With 40 that pass at a time nothing runs out at the same moment as something else happens.
 pub fn ttl(index: usize) -> i64 {
-    [60, 130][index]
+    [60, 130, 0][index]
 }
 
 pub fn audience(index: usize) -> &'static [&'static str] {

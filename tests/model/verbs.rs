@@ -35,11 +35,11 @@ impl Model {
         }
         let ttl_kept = if given.session == Some(true) { None } else { held.ttl };
         let row = self.changed(at, &key, &held, given, ttl_kept);
-        let same_ttl = given.ttl.is_none_or(|ttl| held.ttl == Some(values::ttl(ttl)));
+        let same_ttl = given.ttl.is_none() || row.ttl == held.ttl;
         let same_session = match given.session {
             None => true,
             Some(false) => held.session.is_none(),
-            Some(true) => row.session == held.session && given.ttl.is_some() == held.ttl.is_some(),
+            Some(true) => row.session == held.session && (given.ttl.is_some() || held.ttl.is_none()),
         };
         if row.tells_the_same(&held) && same_ttl && same_session {
             self.renew(at, key, seen);
@@ -86,7 +86,7 @@ impl Model {
             Some(false) => row.session = None,
             None => {}
         }
-        row.ttl = given.ttl.map(values::ttl).or(ttl_kept);
+        row.ttl = given.ttl.map_or(ttl_kept, |ttl| Some(values::ttl(ttl)).filter(|ttl| *ttl > 0));
         if row.ttl.is_none() && row.session.is_none() {
             row.ttl = Some(60);
         }
@@ -144,7 +144,7 @@ impl Model {
                 model.refuse_anothers(at, &key)?;
                 return Ok(false);
             };
-            let given = Given { ttl: None, session: None, owner: None, ..*given };
+            let given = Given { session: None, owner: None, ..*given };
             let row = model.changed(at, &key, &held, &given, held.ttl);
             model.write(at, key, &held, row, seen);
             Ok(true)

@@ -11,7 +11,7 @@ insert into test.bad (statement) values
     ($$ presence.upsert('r', status => repeat('x', 256)) $$),
     ($$ presence.upsert('r', user_id => 'somebody') $$), ($$ presence.upsert('r', user_id => 'regress_alice') $$),
     -- ttl
-    ($$ presence.upsert('r', ttl => '0') $$), ($$ presence.upsert('r', ttl => '999 ms') $$), ($$ presence.upsert('r', ttl => '-1 s') $$),
+    ($$ presence.upsert('r', ttl => '1 us') $$), ($$ presence.upsert('r', ttl => '999 ms') $$), ($$ presence.upsert('r', ttl => '-1 s') $$),
     ($$ presence.upsert('r', ttl => '30 days 1 us') $$), ($$ presence.upsert('r', ttl => '178000000 years') $$),
     -- audience
     ($$ presence.upsert('r', audience => '{everyone}') $$), ($$ presence.upsert('r', audience => '{user:}') $$),

@@ -130,6 +130,7 @@ select expires_at - last_seen_at as lease from presence.get('def', connection_id
 set role regress_bob;
 select connection_id from presence.get('def', 'regress_alice');
 reset role;
+update presence.member set audience = null, ttl = null where room = 'def' and connection_id = 'before' returning audience, ttl;
 select presence.delete_room('def');
 
 -- max_members: one too many is told so; who is there renews, changes, leaves, and is renewed by others; then there is room.

@@ -66,6 +66,44 @@ select pg_sleep(0.01) is not null as later;
 select version = :version as same_version, expires_at > :'expires' as renewed from presence.update('lobby');
 select version = :version as same_version from presence.update('lobby', '{"x": 2}');
 
+-- Another ttl is another lease, and no event; '0' is back to the default: the room's, or presence.default_ttl.
+reset role;
+select (presence.set_room('timed', ttl => '7 min')).ttl;
+select presence.wait_for_flush('10 s') as flushed, presence.seq() as before \gset
+set role regress_alice;
+select ttl from presence.upsert('timed');
+reset role;
+select presence.wait_for_flush('10 s') as flushed, presence.seq() as entered \gset
+set role regress_alice;
+select ttl, expires_at - last_seen_at as lease, updated_at = joined_at as not_updated from presence.update('timed', ttl => '10 min');
+select ttl, expires_at - last_seen_at as lease from presence.get('timed');
+select ttl from presence.update('timed', status => null);
+select ttl, expires_at - last_seen_at as lease, version as at_default from presence.update('timed', ttl => '0') \gset
+select :'ttl' as ttl, :'lease' as lease, version = :at_default as only_renewed from presence.update('timed', ttl => '0');
+select ttl, version = :at_default as only_renewed from presence.upsert('timed', ttl => '0');
+select ttl from presence.upsert('timed', ttl => '1 h');
+select ttl from presence.upsert('timed', ttl => '0');
+select ttl from presence.upsert('timed', connection_id => 'new', ttl => '0');
+update presence.member set ttl = '1 h' where room = 'timed' returning ttl;
+update presence.member set ttl = '0' where room = 'timed' and connection_id = 'new' returning ttl;
+update presence.member set ttl = null where room = 'timed' and connection_id = '' returning ttl;
+select ttl from presence.update('lobby', ttl => '2 min') union all select ttl from presence.update('lobby', ttl => '0 s');
+select count(*) from presence.update('nowhere', ttl => '1 min');
+-- A session member has a lease besides, and then none again.
+select ttl, expires_at from presence.upsert('timed', connection_id => 'bound', session => true);
+select ttl, expires_at - last_seen_at as lease, session_pid = pg_backend_pid() as bound from presence.update('timed', connection_id => 'bound', ttl => '1 min');
+select ttl, expires_at, session_pid = pg_backend_pid() as bound from presence.update('timed', connection_id => 'bound', ttl => '0');
+select version as at_default from presence.get('timed', connection_id => 'bound') \gset
+select ttl, expires_at, version = :at_default as only_renewed from presence.upsert('timed', connection_id => 'bound', session => true, ttl => '0');
+select ttl, session_pid is null as unbound from presence.upsert('timed', connection_id => 'bound', session => false);
+select e.code, e.message, e.detail from unnest(array['-1 s', '0.5 s', '31 days', '1 month 1 s']) ttl, test.error(format('select presence.update(%L, ttl => %L)', 'timed', ttl)) e;
+select presence.delete('timed', connection_id => null);
+reset role;
+select presence.wait_for_flush('10 s') as flushed \gset
+select event, connection_id, count(*) from presence.event where room = 'timed' and seq > :entered and event <> 'enter' group by 1, 2 order by 1, 2;
+select presence.delete_room('timed');
+set role regress_alice;
+
 -- One connection, not the others.
 select (presence.upsert('lobby', '{"tab": 2}', connection_id => '2')).room as entered;
 select connection_id, state from presence.update('lobby', '{"y": 1}', connection_id => '2');
