@@ -7,6 +7,13 @@ comment on function presence.upsert_many(jsonb) is
     'of state). All or nothing; of a repeated key the last wins. Returns how many members. Errors: as '
     'presence.upsert; 22023 for an unknown name, and DETAIL says which element.';
 
+create function presence.update_many(members jsonb) returns integer
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_update_many';
+comment on function presence.update_many(jsonb) is
+    'presence.update for an array of objects with the names of its arguments. Who is not here stays away. All or nothing; '
+    'of a repeated key the last wins. Returns how many are here. Errors: as presence.update; 22023 for an unknown name, '
+    'and DETAIL says which element.';
+
 create function presence.delete_many(members jsonb) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete_many';
 comment on function presence.delete_many(jsonb) is

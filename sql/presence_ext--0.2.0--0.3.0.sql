@@ -482,8 +482,18 @@ comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interv
     'Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, '
     'another''s member; 0A000 no session members here. JSON merge is presence.update.';
 
+create function presence.update_many(members jsonb) returns integer
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_update_many';
+comment on function presence.update_many(jsonb) is
+    'presence.update for an array of objects with the names of its arguments. Who is not here stays away. All or nothing; '
+    'of a repeated key the last wins. Returns how many are here. Errors: as presence.update; 22023 for an unknown name, '
+    'and DETAIL says which element.';
+
 -- New functions are executable by PUBLIC unless somebody says otherwise.
-revoke all on function presence.update(text, jsonb, text, text, text, jsonb, text[], interval) from public;
+revoke all on function
+    presence.update(text, jsonb, text, text, text, jsonb, text[], interval),
+    presence.update_many(jsonb)
+    from public;
 
 -- Whoever had a function that takes other arguments now has the new one.
 do $$

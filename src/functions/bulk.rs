@@ -5,14 +5,15 @@
 
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
+use crate::access::ownership;
 use crate::error::{Error, Result};
 use crate::event::record::Kind;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::member::delete::{self, Removal};
-use crate::member::request::Request;
+use crate::member::request::{Request, Written};
 use crate::member::{checks, session, upsert};
-use crate::pg::datum::{bytes_of, text_array, varlena};
+use crate::pg::datum::{bytes_of, interval_of, text_array, varlena};
 use crate::pg::function::Call;
 use crate::pg::jsonb::{self, Value};
 use crate::pg::role::as_role;
@@ -22,7 +23,7 @@ use crate::worker::{last_seen, log};
 use pgrx::direct_function_call;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::rc::Rc;
 
 /// One object of the array: its fields by name.
@@ -139,24 +140,42 @@ const UPSERT: [&str; 11] = [
     "session",
     "user_id",
 ];
+const UPDATE: [&str; 8] =
+    ["room", "patch", "member_id", "connection_id", "status", "metadata", "audience", "ttl"];
 const DELETE: [&str; 5] = ["room", "member_id", "connection_id", "state", "reason"];
 
 /// SQL `presence.upsert_many(members)`.
 fn upsert_many(call: &Call) -> Result<Option<Datum>> {
+    write_many(call, upsert_of)
+}
+
+/// SQL `presence.update_many(members)`.
+fn update_many(call: &Call) -> Result<Option<Datum>> {
+    write_many(call, update_of)
+}
+
+/// Returns how many members are here and as they were asked for.
+fn write_many(
+    call: &Call,
+    request_of: fn(&Extension, &Rc<Identity>, &Element) -> Result<Request>,
+) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let identity = identity::current(&extension)?;
     let mut requests = Vec::new();
     for element in elements(call)? {
         let request =
-            request(&extension, &identity, &element).map_err(|error| located(error, element.place))?;
+            request_of(&extension, &identity, &element).map_err(|error| located(error, element.place))?;
         requests.push((request.key.hash, request));
     }
-    let requests = in_key_order(requests);
     let connection = Connection::open()?;
-    for request in &requests {
-        connection.scratch(|| request.write(&connection).map(|_| ()))?;
+    let mut written = 0;
+    for request in in_key_order(requests) {
+        connection.scratch(|| {
+            written += !matches!(request.write(&connection)?, Written::Absent) as i32;
+            Ok(())
+        })?;
     }
-    Ok(Some(Datum::from(requests.len() as i32)))
+    Ok(Some(Datum::from(written)))
 }
 
 /// The same error, saying which element it is about.
@@ -185,25 +204,51 @@ fn located(error: Error, place: usize) -> Error {
     }
 }
 
-fn request(extension: &Extension, identity: &Rc<Identity>, element: &Element) -> Result<Request> {
+fn upsert_of(extension: &Extension, identity: &Rc<Identity>, element: &Element) -> Result<Request> {
     element.known(&UPSERT)?;
-    let room = element.text("room")?.ok_or(Error::MissingArgument { argument: "room" })?;
     let given_owner = element.text("user_id")?;
     let owner = upsert::owner(identity, given_owner.as_deref())?;
-    let member_id = element.text("member_id")?.unwrap_or_else(|| owner.clone());
-    let connection_id = element.text("connection_id")?.unwrap_or_default();
-    upsert::check_names(identity, &room, &member_id, &connection_id)?;
-    let ttl = element.interval("ttl")?;
-    if let Some(ttl) = ttl {
-        // SAFETY: an interval.
-        validate::given_ttl(unsafe { crate::pg::datum::interval_of(ttl) })?;
-    }
+    let request = request(c"presence.upsert_many()", extension, identity, element, &owner)?;
+    // SAFETY: two texts.
+    let (room, member_id) = unsafe { (bytes_of(request.room), bytes_of(request.member_id)) };
+    ownership::check_member_id(identity, &member_id)?;
     if !identity.service {
         authorizer::require(&room, Action::Join)?;
     }
     let session = element.bool("session")?;
     if session == Some(true) {
         session::require(identity, "a session member")?;
+    }
+    let state = element.json("state");
+    if request.patch.is_some() && state.is_some() {
+        return Err(element.wrong("it has both state and patch."));
+    }
+    let new_owner = given_owner.as_deref().map(varlena);
+    Ok(Request { state, session, new_owner, owner: Some(owner), ..request })
+}
+
+fn update_of(extension: &Extension, identity: &Rc<Identity>, element: &Element) -> Result<Request> {
+    element.known(&UPDATE)?;
+    let member_id = if element.text("member_id")?.is_some() { b"" } else { identity.writer()? };
+    request(c"presence.update_many()", extension, identity, element, member_id)
+}
+
+/// What both take; member_id is by default this one. Nobody enters.
+fn request(
+    verb: &'static CStr,
+    extension: &Extension,
+    identity: &Rc<Identity>,
+    element: &Element,
+    member_id: &[u8],
+) -> Result<Request> {
+    let room = element.text("room")?.ok_or(Error::MissingArgument { argument: "room" })?;
+    let member_id = element.text("member_id")?.unwrap_or_else(|| member_id.to_vec());
+    let connection_id = element.text("connection_id")?.unwrap_or_default();
+    validate::key(&room, &member_id, &connection_id)?;
+    let ttl = element.interval("ttl")?;
+    if let Some(ttl) = ttl {
+        // SAFETY: an interval.
+        validate::given_ttl(unsafe { interval_of(ttl) })?;
     }
     let patch = element.json("patch");
     // SAFETY: a jsonb.
@@ -212,26 +257,23 @@ fn request(extension: &Extension, identity: &Rc<Identity>, element: &Element) ->
     }
     // SAFETY: a jsonb.
     checks::state_size(patch.map(|patch| unsafe { bytes_of(patch) }).as_deref().as_slice())?;
-    if patch.is_some() && element.json("state").is_some() {
-        return Err(element.wrong("it has both state and patch."));
-    }
     Ok(Request {
-        verb: c"presence.upsert_many()",
+        verb,
         key: extension.key(&room, &member_id, &connection_id),
         extension: *extension,
         room: varlena(&room),
         member_id: varlena(&member_id),
         connection_id: varlena(&connection_id),
-        state: element.json("state"),
+        state: None,
         patch,
         status: element.text("status")?.as_deref().map(varlena),
         metadata: element.json("metadata"),
         ttl,
         audience: element.audience(&room)?,
-        session,
+        session: None,
         caller: identity.clone(),
-        new_owner: given_owner.as_deref().map(varlena),
-        owner: Some(owner),
+        new_owner: None,
+        owner: None,
     })
 }
 
@@ -264,7 +306,7 @@ fn removal(identity: &Identity, element: &Element) -> Result<Removal> {
     };
     let last_word = element.json("state");
     // SAFETY: a jsonb.
-    let last_word = last_word.map(|state| unsafe { crate::pg::datum::bytes_of(state) });
+    let last_word = last_word.map(|state| unsafe { bytes_of(state) });
     let reason = delete::reason(identity, element.text("reason")?.as_deref())?;
     Removal::new(room, member_id, connection_id, last_word, reason)
 }
@@ -290,5 +332,6 @@ fn forget(call: &Call) -> Result<Option<Datum>> {
 }
 
 crate::sql_function!(presence_upsert_many, pg_finfo_presence_upsert_many, upsert_many);
+crate::sql_function!(presence_update_many, pg_finfo_presence_update_many, update_many);
 crate::sql_function!(presence_delete_many, pg_finfo_presence_delete_many, delete_many);
 crate::sql_function!(presence_forget, pg_finfo_presence_forget, forget);

@@ -58,6 +58,7 @@ pub enum Op {
         connection: Option<usize>,
     },
     UpsertMany(Vec<(Name, Given)>),
+    UpdateMany(Vec<(Name, Given)>),
     DeleteMany(Vec<Removal>),
     /// INSERT, UPDATE and DELETE on presence.member.
     Insert(Name, Given),
@@ -195,6 +196,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         9 => removal().prop_map(Op::Delete),
         2 => maybe(CONNECTION_IDS.len()).prop_map(|connection| Op::DeleteAll { connection }),
         4 => many.prop_map(Op::UpsertMany),
+        3 => prop::collection::vec((name(), patch()), 1..4).prop_map(Op::UpdateMany),
         3 => prop::collection::vec(removal(), 1..4).prop_map(Op::DeleteMany),
         4 => (name(), given()).prop_map(|(name, given)| Op::Insert(name, given)),
         4 => (0..ROOMS, 0..3usize, sometimes(0..8usize))

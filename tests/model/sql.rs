@@ -44,6 +44,10 @@ pub fn statement(rooms: &[String; 2], user: usize, op: &Op) -> String {
             let members: Vec<Value> = list.iter().map(|(name, given)| upsert_json(rooms, name, given)).collect();
             format!("select presence.upsert_many('{}')", json!(members))
         }
+        Op::UpdateMany(list) => {
+            let members: Vec<Value> = list.iter().map(|(name, given)| update_json(rooms, name, given)).collect();
+            format!("select presence.update_many('{}')", json!(members))
+        }
         Op::DeleteMany(list) => {
             let members: Vec<Value> = list.iter().map(|removal| delete_json(rooms, removal)).collect();
             format!("select presence.delete_many('{}')", json!(members))
@@ -134,6 +138,19 @@ fn upsert_json(rooms: &[String; 2], name: &Name, given: &Given) -> Value {
         "audience": given.audience.map(values::audience),
         "session": given.session,
         "user_id": given.owner.map(|owner| USERS[owner]),
+    })
+}
+
+fn update_json(rooms: &[String; 2], name: &Name, given: &Given) -> Value {
+    json!({
+        "room": rooms[name.room],
+        "member_id": name.member.map(|member| USERS[member]),
+        "connection_id": CONNECTION_IDS[name.connection],
+        "patch": given.patch.map(values::patch),
+        "status": given.status.map(values::status),
+        "metadata": given.metadata.map(values::metadata),
+        "ttl": given.ttl.map(|ttl| format!("{} min", values::ttl(ttl))),
+        "audience": given.audience.map(values::audience),
     })
 }
 

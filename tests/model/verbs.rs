@@ -137,18 +137,20 @@ impl Model {
 
     /// Whether there was such a member.
     pub fn update(&mut self, at: usize, name: &Name, given: &Given, seen: Seen) -> Answer<bool> {
-        self.within(at, seen, |model| {
-            let (who, key) = (CONNECTIONS[at], model.key(at, name, None));
-            let held = model.row(at, &key).filter(|row| who == SERVICE || row.owner == who).cloned();
-            let Some(held) = held else {
-                model.refuse_anothers(at, &key)?;
-                return Ok(false);
-            };
-            let given = Given { session: None, owner: None, ..*given };
-            let row = model.changed(at, &key, &held, &given, held.ttl);
-            model.write(at, key, &held, row, seen);
-            Ok(true)
-        })
+        self.within(at, seen, |model| model.update_one(at, name, given, seen))
+    }
+
+    fn update_one(&mut self, at: usize, name: &Name, given: &Given, seen: Seen) -> Answer<bool> {
+        let (who, key) = (CONNECTIONS[at], self.key(at, name, None));
+        let held = self.row(at, &key).filter(|row| who == SERVICE || row.owner == who).cloned();
+        let Some(held) = held else {
+            self.refuse_anothers(at, &key)?;
+            return Ok(false);
+        };
+        let given = Given { session: None, owner: None, ..*given };
+        let row = self.changed(at, &key, &held, &given, held.ttl);
+        self.write(at, key, &held, row, seen);
+        Ok(true)
     }
 
     /// Nothing of one's own was there.
@@ -251,6 +253,16 @@ impl Model {
                 list.iter().map(|one| (model.key(at, &one.0, one.1.owner), one)).collect();
             last.values().try_for_each(|(name, given)| model.upsert_one(at, name, given, seen))?;
             Ok(last.len())
+        })
+    }
+
+    pub fn update_many(&mut self, at: usize, list: &[(Name, Given)], seen: Seen) -> Answer<usize> {
+        self.within(at, seen, |model| {
+            let last: BTreeMap<Key, &(Name, Given)> =
+                list.iter().map(|one| (model.key(at, &one.0, None), one)).collect();
+            last.values().try_fold(0, |updated, (name, given)| {
+                Ok(updated + model.update_one(at, name, given, seen)? as usize)
+            })
         })
     }
 

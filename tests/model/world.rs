@@ -168,6 +168,7 @@ impl Case<'_> {
                 compare(&got, number, Ok(model.delete_all(at, *connection, seen)))?
             }
             Op::UpsertMany(list) => compare(&got, number, model.upsert_many(at, list, seen))?,
+            Op::UpdateMany(list) => compare(&got, number, model.update_many(at, list, seen))?,
             Op::DeleteMany(list) => compare(&got, number, model.delete_many(at, list, seen))?,
             Op::Insert(name, given) => compare(&got, |_| (), model.insert(at, name, given, seen))?,
             Op::Change { room, status, audience } => {
@@ -206,6 +207,7 @@ impl Case<'_> {
         }
         let keys: Vec<Key> = match op {
             Op::Update(name, _) => vec![model.key(at, name, None)],
+            Op::UpdateMany(list) => list.iter().map(|(name, _)| model.key(at, name, None)).collect(),
             Op::Delete(removal) => all_connections(&model.key(at, &removal.name, None)),
             Op::DeleteMany(list) => list.iter().map(|removal| model.key(at, &removal.name, None)).collect(),
             Op::DeleteAll { .. } => model.stale.iter().copied().collect(),
@@ -233,6 +235,9 @@ impl Case<'_> {
             Op::Update(name, _) | Op::Insert(name, _) => model.is_free(at, &[model.key(at, name, None)]),
             Op::UpsertMany(list) => {
                 list.iter().all(|(name, given)| model.is_free(at, &[model.key(at, name, given.owner)]))
+            }
+            Op::UpdateMany(list) => {
+                list.iter().all(|(name, _)| model.is_free(at, &[model.key(at, name, None)]))
             }
             Op::Delete(removal) if removal.all_connections => {
                 model.is_free(at, &all_connections(&model.key(at, &removal.name, None)))

@@ -75,6 +75,57 @@ drop function test.authorize(text, text);
 set role regress_alice;
 select presence.delete_many('[{"room": "a"}, {"room": "b", "connection_id": "2"}, {"room": "never"}]');
 
+-- update_many: the names of update's arguments; only those who are here.
+set role regress_gateway;
+select presence.upsert_many('[{"room": "w", "user_id": "u1", "state": {"a": 1, "b": 2}, "status": "online"}, {"room": "w", "user_id": "u2", "connection_id": "tab"}, {"room": "w", "user_id": "u3", "state": 3}]');
+select test.flushed() as before \gset
+select presence.update_many('[
+    {"room": "w", "member_id": "u1", "patch": {"a": null, "c": [1]}, "status": "", "metadata": {"name": "U1"}, "audience": ["any"], "ttl": "5 min"},
+    {"room": "w", "member_id": "u2", "connection_id": "tab", "patch": null, "status": "away"},
+    {"room": "w", "member_id": "u2", "patch": {"ghost": true}}, {"room": "nowhere", "member_id": "u1", "status": "x"},
+    {"room": "w", "member_id": "u3", "connection_id": null}]');
+select member_id, connection_id, user_id, status, state, metadata, audience, ttl from presence.list('w');
+select test.flushed() is not null as published \gset
+select event, member_id, connection_id, status, state from test.log(:before) order by member_id, event desc;
+select count(*) from presence.list('nowhere');
+-- again: nothing; a ttl alone: nothing that others hear of
+select test.flushed() as before \gset
+select presence.update_many('[{"room": "w", "member_id": "u1", "patch": {"c": [1]}}, {"room": "w", "member_id": "u2", "connection_id": "tab", "ttl": "0"}, {"room": "w", "member_id": "u3", "ttl": "1 h"}]');
+select member_id, ttl from presence.list('w');
+select test.flushed() = :before as nothing;
+-- Of a repeated key the last wins, whole.
+select presence.update_many('[{"room": "w", "member_id": "u3", "patch": {"x": 1}, "status": "first"}, {"room": "w", "member_id": "u3", "connection_id": "", "patch": {"y": 2}}]');
+select member_id, status, state from presence.get('w', 'u3');
+select presence.update_many('[]') as none;
+-- All or nothing; the error says which element.
+select left(a, 100) as array, e.code, e.message, e.detail from unnest(array[
+    'null', '{}', '[{"room": "w", "member_id": "u3", "status": "lost"}, {"room": "w", "state": 1}]', '[{"room": "w", "user_id": "u1"}]', '[{"room": "w", "session": true}]',
+    '[{"room": "w", "member_id": "u3", "status": "lost"}, {"member_id": "u1"}]', '[{"room": "w"}, {"room": "w", "ttl": "0.1 s"}]', '[{"room": "w"}, {"room": "w", "ttl": "-1 s"}]',
+    '[{"room": "w", "member_id": "u3", "status": "lost"}, {"room": "w", "patch": 1}]', '[{"room": "w", "audience": ["nobody"]}]', '[{"room": "w", "member_id": ""}]']) a,
+    test.error(format('select presence.update_many(%L::jsonb)', a)) e;
+select e.code, e.message from test.error($$ select presence.update_many(null) $$) e;
+select e.code, e.message from test.error(format($$ select presence.update_many('[{"room": "w", "member_id": "u3", "status": "lost"}, {"room": "w", "member_id": "u1", "status": "%s"}]') $$, repeat('s', 256))) e;
+select member_id, status from presence.get('w', 'u3');
+-- A user uses it for itself, as update.
+set role regress_alice;
+select (presence.upsert('w')).member_id;
+select presence.update_many('[{"room": "w", "patch": {"by": "alice"}}, {"room": "v", "status": "x"}]');
+select state from presence.get('w');
+select e.code, e.message from test.error($$ select presence.update_many('[{"room": "w", "status": "lost"}, {"room": "w", "member_id": "u1", "status": "stolen"}]') $$) e;
+select status from presence.get('w');
+select presence.delete('w');
+reset role;
+set presence.authorizer = 'test.authorize';
+create function test.authorize(room text, action text) returns boolean language sql stable as $$ select room <> 'closed' or action <> 'join' $$;
+select presence.upsert_many('[{"room": "open", "user_id": "regress_alice"}, {"room": "closed", "user_id": "regress_alice"}]');
+set role regress_alice;
+select e.code, e.message from test.error($$ select presence.update_many('[{"room": "open", "status": "x"}, {"room": "closed", "status": "x"}]') $$) e;
+select status from presence.get('open');
+reset role;
+reset presence.authorizer;
+drop function test.authorize(text, text);
+select presence.delete_all('regress_alice'), presence.delete_room('w');
+
 -- delete_many: the names of delete's arguments; what is absent is no error; NULL is all connections.
 set role regress_gateway;
 select presence.upsert_many('[{"room": "d", "user_id": "u1", "connection_id": "1"}, {"room": "d", "user_id": "u1", "connection_id": "2"}, {"room": "d", "user_id": "u1"}, {"room": "d", "user_id": "u2"}, {"room": "d", "user_id": "u3"}]');
