@@ -19,6 +19,13 @@ comment on function presence.tokens() is
     'The audience tokens that the caller has: any, users, user:ID, team:ID, role:NAME, and room:NAME for each room '
     'where the caller is present.';
 
+create function presence.may(room text, action text) returns boolean
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_allows';
+comment on function presence.may(text, text) is
+    'Whether the caller may do this in the room now, by the authorizer and the grants: read (list sees what is shared '
+    'with the caller), join (upsert; false for who has no identity), manage (set_room). Service roles may what they were '
+    'granted. What the authorizer raises fails the statement; NULL is a no. Errors: 22023 no room, or no such action.';
+
 create function presence.act_as(user_id text, teams text[] default null) returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_act_as';
 comment on function presence.act_as(text, text[]) is

@@ -152,6 +152,15 @@ create policy member_leave on _presence.member_twin for delete using (
     or _presence._may(room, 'manage')
 );
 
+create function presence.may(room text, action text) returns boolean
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_allows';
+comment on function presence.may(text, text) is
+    'Whether the caller may do this in the room now, by the authorizer and the grants: read (list sees what is shared '
+    'with the caller), join (upsert; false for who has no identity), manage (set_room). Service roles may what they were '
+    'granted. What the authorizer raises fails the statement; NULL is a no. Errors: 22023 no room, or no such action.';
+
+revoke all on function presence.may(text, text) from public;
+
 create function _presence._fast_writes() returns bigint
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_fast_writes';
 comment on function _presence._fast_writes() is

@@ -253,11 +253,6 @@ impl Extension {
         Key { database: self.database_index, relation: u32::from(self.member), hash }
     }
 
-    /// Whether the current role was granted UPDATE on the members.
-    pub fn may_write(&self) -> bool {
-        self.was_granted(pg_sys::ACL_UPDATE as _)
-    }
-
     /// Whether the current role was granted SELECT on the members.
     pub fn may_read(&self) -> bool {
         self.was_granted(pg_sys::ACL_SELECT as _)

@@ -3,6 +3,7 @@
 pub mod authorizer;
 pub mod claims;
 pub mod client;
+pub mod grants;
 pub mod identity;
 pub mod narrowing;
 pub mod ownership;

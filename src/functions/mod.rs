@@ -6,6 +6,7 @@ pub mod channels;
 pub mod identity;
 pub mod lease;
 pub mod listen;
+pub mod may;
 pub mod monitoring;
 pub mod occupancy;
 pub mod room;

@@ -28,6 +28,7 @@ use super::intent::{self, Intent};
 use super::row::{Layout, Row};
 use super::trigger::is_replica;
 use super::{after, before, scan};
+use crate::access::grants::on_columns;
 use crate::access::identity::Identity;
 use crate::access::{authorizer, policy};
 use crate::error::{Error, Result};
@@ -133,15 +134,7 @@ impl<'a> Store<'a> {
 
     /// Whether the caller has the rights that `change` needs, on the table or on its columns.
     pub fn may_change(&self) -> bool {
-        let may = |column: Column| {
-            // SAFETY: a look-up in the catalog.
-            unsafe {
-                let (user, right) = (pg_sys::GetUserId(), pg_sys::ACL_UPDATE as pg_sys::AclMode);
-                pg_sys::pg_attribute_aclcheck(self.extension.member, column as i16 + 1, user, right)
-                    == pg_sys::AclResult::ACLCHECK_OK
-            }
-        };
-        self.fast || self.extension.may_write() || CHOSEN.into_iter().all(may)
+        self.fast || on_columns(self.extension.member, pg_sys::ACL_UPDATE, changed())
     }
 
     pub fn is_fast(&self) -> bool {
@@ -231,6 +224,16 @@ const NAMES: [Column; 3] = [Column::Room, Column::MemberId, Column::ConnectionId
 /// In the order of the statements.
 const CHOSEN: [Column; 6] =
     [Column::UserId, Column::Status, Column::State, Column::Metadata, Column::Audience, Column::Ttl];
+
+/// The columns that somebody who enters is stored with, counted from 1.
+pub fn entered() -> impl Iterator<Item = i16> {
+    NAMES.into_iter().chain(CHOSEN).map(|column| column as i16 + 1)
+}
+
+/// Those in which a member that is here may be changed.
+pub fn changed() -> impl Iterator<Item = i16> {
+    CHOSEN.into_iter().map(|column| column as i16 + 1)
+}
 
 /// Whether SQL could do nothing else than we do: the table above.
 fn is_fast(extension: &Extension) -> Result<bool> {

@@ -32,7 +32,7 @@ fn function(body: &str, language: &str) -> String {
 }
 
 /// All that asks the authorizer. Bob calls it; the service has made 'mine', which is bob's.
-const ASKING: [&str; 22] = [
+const ASKING: [&str; 25] = [
     "select * from presence.list('room 1')",
     "select * from presence.list()",
     "select * from presence.get('room 1', 'zed')",
@@ -55,6 +55,9 @@ const ASKING: [&str; 22] = [
     "select presence.set_room('room 1', '{\"topic\": 1}')",
     "select presence.listen('room 1')",
     "select presence.channels('room 1')",
+    "select presence.may('room 1', 'read')",
+    "select presence.may('room 1', 'join')",
+    "select presence.may('room 1', 'manage')",
 ];
 
 #[test]

@@ -53,7 +53,7 @@ const TABLE: &str = "
 const OWNER_AS_STRANGER: &str =
     "  .  x   x     .    .  .   .     .     .         x          .             .   x";
 
-fn readers(cluster: &Cluster) -> Vec<Reader> {
+pub fn readers(cluster: &Cluster) -> Vec<Reader> {
     let login = |name, role| Reader::login(cluster, name, role);
     let web = |name, role, claims| Reader::web(cluster, name, role, claims);
     let red = r#""app_metadata":{"teams":["blue","red"]}"#;

@@ -7,6 +7,7 @@ mod identity;
 mod listening;
 mod live;
 mod matrix;
+mod may;
 mod people;
 mod plans;
 mod restart_channels;

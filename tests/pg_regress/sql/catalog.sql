@@ -12,7 +12,7 @@ select p.oid::regprocedure as security_definer from pg_proc p where pronamespace
 
 -- Functions that only read are stable.
 select p.proname, p.provolatile from pg_proc p where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.provolatile <> 's'
-    and p.proname = any('{user_id,tokens,is_service,list,get,users,occupancy,rooms,state,history,get_room,seq,changes,worker_pid}');
+    and p.proname = any('{user_id,tokens,is_service,may,list,get,users,occupancy,rooms,state,history,get_room,seq,changes,worker_pid}');
 
 -- Settings: each has a description of one line, security is for superusers.
 select name from pg_settings where name like 'presence.%' and (coalesce(short_desc, '') = '' or short_desc ~ '\n' or short_desc !~ '\.$');

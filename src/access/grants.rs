@@ -1,0 +1,52 @@
+//! What the current role was granted, as the executor asks for it: a right on a table, or on each column that a statement
+//! names.
+
+use crate::extension::{self, is_granted};
+use pgrx::pg_sys::{self, AclMode, AclResult, Oid};
+use std::ffi::CStr;
+
+/// Whether the right is there on these columns, which are counted from 1.
+pub fn on_columns(relation: Oid, right: u32, columns: impl IntoIterator<Item = i16>) -> bool {
+    // SAFETY: a look-up in the catalog, as is the next one.
+    let may = |column| unsafe {
+        pg_sys::pg_attribute_aclcheck(relation, column, pg_sys::GetUserId(), right as AclMode)
+            == AclResult::ACLCHECK_OK
+    };
+    on_table(relation, right) || columns.into_iter().all(may)
+}
+
+/// The same on all columns that there are.
+pub fn on_all_columns(relation: Oid, right: u32) -> bool {
+    let all = pg_sys::AclMaskHow::ACLMASK_ALL;
+    // SAFETY: a look-up in the catalog.
+    let may = || unsafe {
+        pg_sys::pg_attribute_aclcheck_all(relation, pg_sys::GetUserId(), right as AclMode, all)
+            == AclResult::ACLCHECK_OK
+    };
+    on_table(relation, right) || may()
+}
+
+fn on_table(relation: Oid, right: u32) -> bool {
+    // SAFETY: a look-up in the catalog.
+    unsafe {
+        pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), right as AclMode) == AclResult::ACLCHECK_OK
+    }
+}
+
+/// Whether the function of this name in the schema `presence`, of which there is one, may be called.
+pub fn may_call(name: &CStr) -> bool {
+    let schema = c"presence";
+    if !is_granted(pg_sys::NamespaceRelationId, extension::schema(schema), pg_sys::ACL_USAGE) {
+        return false;
+    }
+    // SAFETY: a list of two new String nodes; a look-up in the catalog, whose answer is null or a candidate.
+    unsafe {
+        let part = |part: &CStr| pg_sys::makeString(pg_sys::pstrdup(part.as_ptr()));
+        let names = pg_sys::lappend(std::ptr::null_mut(), part(schema).cast());
+        let names = pg_sys::lappend(names, part(name).cast());
+        let found = pg_sys::FuncnameGetCandidates(names, -1, std::ptr::null_mut(), false, false, false, true);
+        found
+            .as_ref()
+            .is_some_and(|found| is_granted(pg_sys::ProcedureRelationId, found.oid, pg_sys::ACL_EXECUTE))
+    }
+}

@@ -1,0 +1,76 @@
+//! `presence.may`: what a verb would answer the caller, without doing anything.
+
+use crate::access::authorizer::{self, Action};
+use crate::access::grants::{may_call, on_all_columns, on_columns};
+use crate::access::identity::{self, Identity};
+use crate::error::{Error, Result};
+use crate::extension::{self, Extension};
+use crate::member::column::COLUMNS;
+use crate::member::store;
+use crate::pg::function::Call;
+use crate::validate;
+use pgrx::pg_sys::{self, Datum};
+
+/// What `presence.set_room` changes of a room that is there, in the order of sql/rooms.sql.
+const SET_IN_ROOM: std::ops::RangeInclusive<i16> = 2..=7;
+
+/// SQL `presence.may(room, action)`.
+fn may(call: &Call) -> Result<Option<Datum>> {
+    let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
+    validate::name("room", room)?;
+    let action = match call.text(1).ok_or(Error::MissingArgument { argument: "action" })? {
+        b"read" => Action::Read,
+        b"join" => Action::Join,
+        b"manage" => Action::Manage,
+        _ => {
+            return Err(Error::InvalidArgument {
+                argument: "action",
+                why: "It is read, join or manage.".into(),
+            });
+        }
+    };
+    let extension = extension::current()?;
+    let identity = identity::current(&extension)?;
+    let has_rights = match action {
+        Action::Read => may_list(&extension),
+        Action::Join => has_name(&identity) && may_upsert(&extension),
+        Action::Manage => may_set_room(),
+    };
+    Ok(Some(Datum::from(has_rights && (identity.service || authorizer::allows(room, action)?))))
+}
+
+/// Whether there is a name to enter under. A service role names whom it acts for.
+fn has_name(identity: &Identity) -> bool {
+    let own = identity.user_id.as_deref();
+    identity.service || own.is_some_and(|own| validate::name("user_id", own).is_ok())
+}
+
+/// `presence.list` reads the view, and by its reader's rights the table.
+fn may_list(extension: &Extension) -> bool {
+    let reads_view =
+        || extension::relation(c"online").is_some_and(|online| on_all_columns(online, pg_sys::ACL_SELECT));
+    may_call(c"list") && reads_view() && reads_members(extension)
+}
+
+/// `presence.upsert` enters, or changes what is there.
+fn may_upsert(extension: &Extension) -> bool {
+    may_call(c"upsert")
+        && reads_members(extension)
+        && on_columns(extension.member, pg_sys::ACL_INSERT, store::entered())
+        && on_columns(extension.member, pg_sys::ACL_UPDATE, store::changed())
+}
+
+fn reads_members(extension: &Extension) -> bool {
+    on_columns(extension.member, pg_sys::ACL_SELECT, 1..=COLUMNS as i16)
+}
+
+fn may_set_room() -> bool {
+    may_call(c"set_room")
+        && extension::relation(c"room").is_some_and(|room| {
+            on_all_columns(room, pg_sys::ACL_SELECT)
+                && on_all_columns(room, pg_sys::ACL_INSERT)
+                && on_columns(room, pg_sys::ACL_UPDATE, SET_IN_ROOM)
+        })
+}
+
+crate::sql_function!(presence_allows, pg_finfo_presence_allows, may);

@@ -1,0 +1,211 @@
+//! What `presence.may` answers is what the verb then does.
+
+use super::matrix;
+use super::people::{self, Reader};
+use crate::common::Cluster;
+
+/// By the name of the room: what it has an initial of is allowed, for the one after the colon alone if there is one.
+const AUTHORIZER: &str = "
+    create schema app; grant usage on schema app to public;
+    create function app.authorize(room text, action text) returns boolean language plpgsql stable as $$ begin
+        if room = 'nobody knows' then return null; end if;
+        if room = 'broken' then perform 1 / 0; end if;
+        if room = 'closed' then raise exception using errcode = '42501', message = 'closed'; end if;
+        return split_part(room, ':', 1) like '%' || left(action, 1) || '%'
+            and coalesce(nullif(split_part(room, ':', 2), ''), presence.user_id()) is not distinct from presence.user_id();
+    end $$;
+    alter database app set presence.authorizer = 'app.authorize';";
+
+const ROOMS: [&str; 11] =
+    ["r", "j", "m", "rj", "jm", "rjm", "rjm:u2", "jm:olga", "nobody knows", "broken", "closed"];
+
+/// With `$r` for the room. The first column of the last row is whether it worked.
+const VERBS: [(&str, &str); 3] = [
+    ("read", "select count(*) > 0 from presence.list($r) where member_id = 'zed'"),
+    (
+        "join",
+        "select presence.upsert($r, '1', user_id => case when presence.is_service() then 'anybody' end);
+         select presence.upsert($r, '2', user_id => case when presence.is_service() then 'anybody' end);
+         select true",
+    ),
+    (
+        "manage",
+        "select presence.set_room($r, '{\"n\": 1}'); select presence.set_room($r, '{\"n\": 2}'); select true",
+    ),
+];
+
+/// Yes, no, or what it raised that is no refusal. A name that is none is nobody's.
+fn outcome(reader: &mut Reader, sql: &str) -> Result<bool, String> {
+    match reader.ask(sql) {
+        Ok(rows) => Ok(rows.last().is_some_and(|row| row[0] == "t")),
+        Err(failure) if ["42501", "22023"].contains(&failure.code.as_str()) => Ok(false),
+        Err(failure) => Err(failure.code),
+    }
+}
+
+/// Ask first, then try. Tells how often the answer was yes.
+fn compare(reader: &mut Reader, rooms: &[&str], what: &str, wrong: &mut Vec<String>) -> usize {
+    let mut allowed = 0;
+    for room in rooms {
+        for (action, verb) in VERBS {
+            let answer = outcome(reader, &format!("select presence.may('{room}', '{action}')"));
+            let done = outcome(reader, &verb.replace("$r", &format!("'{room}'")));
+            allowed += usize::from(answer == Ok(true));
+            // Whoever lacks a right need not hear what the authorizer raises.
+            let agrees = answer == done || (answer == Ok(false) && done.is_err());
+            if !agrees {
+                wrong.push(format!("{}, {what}: {action} in {room}: {answer:?}, but {done:?}", reader.name));
+            }
+        }
+    }
+    allowed
+}
+
+fn enter_zed(cluster: &Cluster) {
+    for room in ROOMS {
+        let sql = format!(
+            "select presence.upsert('{room}', user_id => 'zed', audience => '{{any}}', ttl => '1 day')"
+        );
+        cluster.service().run(&sql);
+    }
+}
+
+fn everybody(cluster: &Cluster) -> Vec<Reader> {
+    let mut readers = matrix::readers(cluster);
+    let long = "x".repeat(256);
+    readers.extend([
+        Reader::signed_in(cluster, "of a long name", &long),
+        Reader::signed_in(cluster, "of a name with a tab", r"a\tb"),
+        Reader::login(cluster, "acting as another", "authenticator")
+            .saying("select presence.act_as('u2'); set local role authenticated;"),
+        Reader::login(cluster, "acting as anybody", "authenticator")
+            .saying("select presence.act_as('u2'); set local role anon;"),
+        Reader::login(cluster, "a listed service", "lena"),
+        Reader::login(cluster, "who only reads", "ruth"),
+        Reader::login(cluster, "without any grant", "nobody"),
+    ]);
+    readers
+}
+
+#[test]
+fn it_is_what_the_verb_does_for_everybody() {
+    let cluster = people::start_with(&["presence.service_roles=lena"]);
+    people::grant_act_as(&cluster, "authenticator");
+    cluster.sql(
+        "app",
+        "grant usage on schema presence to authenticator;
+         create role lena login; create role ruth login; create role nobody login;
+         select presence.grant_access('lena'), presence.grant_access('ruth', write => false)",
+    );
+    enter_zed(&cluster);
+    let mut wrong = Vec::new();
+    for authorizer in ["", AUTHORIZER] {
+        cluster.sql("app", authorizer);
+        for mut reader in everybody(&cluster) {
+            let what = if authorizer.is_empty() { "without an authorizer" } else { "with one" };
+            let allowed = compare(&mut reader, &ROOMS, what, &mut wrong);
+            assert_eq!(allowed > 0, reader.name != "without any grant", "{}, {what}", reader.name);
+            // READ ONLY is no right, and asking needs nothing else.
+            let (asked, read_only) = ("select presence.may('rjm', 'join')", "set transaction read only; ");
+            let answer = reader.answer(asked);
+            assert_eq!(reader.answer(&format!("{read_only}{asked}")), answer, "{}", reader.name);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    cluster.assert_sound();
+}
+
+/// What can be missing of what `grant_access` gives. An upsert reads what it writes, and list reads by way of a view.
+const REVOCATIONS: [&str; 18] = [
+    "revoke usage on schema presence from ned",
+    "revoke execute on function presence.list from ned",
+    "revoke execute on function presence.upsert from ned",
+    "revoke execute on function presence.set_room from ned",
+    "revoke select on presence.online from ned",
+    "revoke select on presence.online from ned; grant select (room, member_id) on presence.online to ned",
+    "revoke select on presence.member from ned",
+    "revoke insert on presence.member from ned",
+    "revoke update on presence.member from ned",
+    "revoke delete on presence.member from ned",
+    "revoke update on presence.member from ned; grant update (user_id, status, state, metadata, audience, ttl) on presence.member to ned",
+    "revoke update on presence.member from ned; grant update (state) on presence.member to ned",
+    "revoke insert on presence.member from ned;
+     grant insert (room, member_id, connection_id, user_id, status, state, metadata, audience, ttl) on presence.member to ned",
+    "revoke select on presence.room from ned",
+    "revoke insert on presence.room from ned",
+    "revoke update on presence.room from ned",
+    "revoke update on presence.room from ned;
+     grant update (metadata, audience, count_audience, ttl, max_members, keep_history) on presence.room to ned",
+    "revoke select on presence.room from ned; grant select (room, metadata) on presence.room to ned",
+];
+
+#[test]
+fn it_is_what_the_verb_does_whatever_is_granted() {
+    let cluster = people::start();
+    cluster.sql("app", &format!("create role ned login; {AUTHORIZER}"));
+    enter_zed(&cluster);
+    let mut service = cluster.service();
+    let mut wrong = Vec::new();
+    let mut answers = std::collections::BTreeSet::new();
+    for authorizer in ["app.authorize", ""] {
+        service.run(&format!("alter database app set presence.authorizer = '{authorizer}'"));
+        let mut ned = Reader::login(&cluster, "ned", "ned");
+        for (at, one) in REVOCATIONS.iter().enumerate() {
+            for other in &REVOCATIONS[at..] {
+                service.run(&format!(
+                    "select presence.revoke_access('ned'); select presence.grant_access('ned'); {one}; {other}"
+                ));
+                answers.insert(compare(&mut ned, &["rjm"], &format!("{one}; {other}"), &mut wrong));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert_eq!(answers.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3], "all of it was met");
+    cluster.assert_sound();
+}
+
+#[test]
+fn it_answers_alike_in_parallel_plans() {
+    let cluster = people::start();
+    cluster.sql(
+        "app",
+        &format!(
+            "{AUTHORIZER}
+             create table app.big as select i, (array['r', 'j', 'rj'])[i % 3 + 1] as room from generate_series(1, 30000) i;
+             analyze app.big; grant select on app.big to public;
+             create function app.inside(room text) returns boolean language plpgsql stable parallel safe
+                 as 'begin return presence.may(room, ''read''); end'"
+        ),
+    );
+    let mut reader = Reader::signed_in(&cluster, "in a parallel plan", "u1");
+    let parallel = "set local parallel_setup_cost = 0; set local parallel_tuple_cost = 0; set local min_parallel_table_scan_size = 0; ";
+    for sql in [
+        // In the leader, of what workers have found; and, by a function that says it is safe, in the workers.
+        "select count(*) filter (where presence.may(room, 'read')) from app.big where i > 0",
+        "select count(*) from app.big where app.inside(room)",
+    ] {
+        let plan = reader.ask(&format!("{parallel} explain (costs off) {sql}")).expect("a plan");
+        assert!(plan.iter().any(|line| line[0].contains("Gather")), "{plan:?}");
+        assert_eq!(reader.value(sql), "20000", "{sql}");
+        let rows = reader.ask(&format!("{parallel} {sql}")).expect("an answer");
+        assert_eq!(rows, [["20000"]], "{sql}");
+    }
+    cluster.assert_sound();
+}
+
+#[test]
+fn it_takes_a_room_and_one_of_three_actions() {
+    let cluster = Cluster::start();
+    let mut alice = cluster.user("alice");
+    for (arguments, message) in [
+        ("null, 'read'", "room must not be null"),
+        ("'lobby', null", "action must not be null"),
+        ("'', 'read'", "invalid room"),
+        ("'lobby', 'write'", "invalid action"),
+        ("'lobby', 'READ'", "invalid action"),
+        ("'lobby', ''", "invalid action"),
+    ] {
+        let failure = alice.fails(&format!("select presence.may({arguments})"));
+        assert_eq!((failure.code.as_str(), failure.message.as_str()), ("22023", message), "{arguments}");
+    }
+}
