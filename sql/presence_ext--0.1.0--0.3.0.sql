@@ -566,33 +566,41 @@ comment on view presence.online is
     'Every member that is here and that the caller may see. A member is here until its lease ends, to the '
     'microsecond. audience and session_pid are NULL except for the owner and service roles; node is NULL.';
 
-create or replace function presence.list(room text default null, max_rows integer default 100, after text[] default null)
+create function _presence._page(max_rows integer) returns bigint
+    language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_page';
+comment on function _presence._page(integer) is 'max_rows of presence.list, if it is NULL or 1 to 10000 (22023).';
+create function _presence._start(after text[], parts integer) returns text[]
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_start';
+comment on function _presence._start(text[], integer) is
+    'after, if it has that many parts (22023); where it is NULL, as many that are before all names.';
+
+revoke all on function _presence._page(integer), _presence._start(text[], integer) from public;
+
+-- Two plain index scans, of which the arguments leave one. Few: each is planned with every query that is not prepared.
+create or replace function presence.list(room text default null, max_rows integer default null, after text[] default null)
     returns setof presence.online
     language sql stable parallel restricted rows 100
 begin atomic
     (select o.* from presence.online o
-     where list.room is not null and list.after is null
-       and _presence._room(list.room) is not null and o.room operator(pg_catalog.=) list.room
-     order by o.member_id, o.connection_id limit _presence._limit(list.max_rows))
-    union all
-    (select o.* from presence.online o
-     where list.room is not null and _presence._after(list.after, 2) is not null
+     where list.room is not null
        and _presence._room(list.room) is not null and o.room operator(pg_catalog.=) list.room
        and (o.member_id, o.connection_id) operator(pg_catalog.>)
-           ((_presence._after(list.after, 2))[1], (_presence._after(list.after, 2))[2])
-     order by o.member_id, o.connection_id limit _presence._limit(list.max_rows))
+           ((_presence._start(list.after, 2))[1], (_presence._start(list.after, 2))[2])
+     order by o.member_id, o.connection_id limit _presence._page(list.max_rows))
     union all
     (select o.* from presence.online o
-     where list.room is null and list.after is null
-     order by o.room, o.member_id, o.connection_id limit _presence._limit(list.max_rows))
-    union all
-    (select o.* from presence.online o
-     where list.room is null and _presence._after(list.after, 3) is not null
+     where list.room is null
        and (o.room, o.member_id, o.connection_id) operator(pg_catalog.>)
-           ((_presence._after(list.after, 3))[1], (_presence._after(list.after, 3))[2],
-            (_presence._after(list.after, 3))[3])
-     order by o.room, o.member_id, o.connection_id limit _presence._limit(list.max_rows));
+           ((_presence._start(list.after, 3))[1], (_presence._start(list.after, 3))[2],
+            (_presence._start(list.after, 3))[3])
+     order by o.room, o.member_id, o.connection_id
+     limit case when list.max_rows is null then 1000 else _presence._page(list.max_rows) end);
 end;
+comment on function presence.list(text, integer, text[]) is
+    'Who is here: the room, or all rooms (NULL), in the order of the key. max_rows is 1 to 10000 (22023); NULL is the '
+    'whole room, or of all rooms 1000. after is the key of the last row of the page before: {member_id, connection_id}, or '
+    '{room, member_id, connection_id} when room is NULL.';
+drop function _presence._after(text[], integer);
 
 create or replace function presence.get(room text, member_id text default null, connection_id text default null)
     returns setof presence.online

@@ -14,6 +14,12 @@ fn limit(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(validate::max_rows(call.int(0), 1_000)? as i64)))
 }
 
+/// SQL `_presence._page(max_rows)`: NULL, or 1 to 10,000.
+fn page(call: &Call) -> Result<Option<Datum>> {
+    let rows = call.int(0).map(|rows| validate::max_rows(Some(rows), 10_000)).transpose()?;
+    Ok(rows.map(|rows| Datum::from(rows as i64)))
+}
+
 /// SQL `_presence._room(room)`: the room, if it is a name.
 fn room(call: &Call) -> Result<Option<Datum>> {
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
@@ -21,8 +27,8 @@ fn room(call: &Call) -> Result<Option<Datum>> {
     Ok(call.datum(0))
 }
 
-/// SQL `_presence._after(after, parts)`: the key after which a page starts, with that many parts.
-fn after(call: &Call) -> Result<Option<Datum>> {
+/// The key after which a page starts, with as many parts as the second argument says. None: the page is the first.
+fn key(call: &Call) -> Result<Option<Datum>> {
     let wrong = |why: String| Error::InvalidArgument { argument: "after", why };
     let key = call.texts(0).map_err(|why| wrong(why.into()))?;
     let (Some(key), Some(parts)) = (key, call.int(1)) else { return Ok(None) };
@@ -31,6 +37,12 @@ fn after(call: &Call) -> Result<Option<Datum>> {
     }
     // Made anew: its first element is number 1, whatever it was in the caller's array.
     Ok(Some(datum::text_array(key.iter())))
+}
+
+/// SQL `_presence._start(after, parts)`: the same; the first page starts after empty names, which are nobody's.
+fn start(call: &Call) -> Result<Option<Datum>> {
+    let parts = call.int(1).unwrap_or_default();
+    Ok(Some(key(call)?.unwrap_or_else(|| datum::text_array((0..parts).map(|_| b"")))))
 }
 
 /// SQL `_presence._log_floor()`: the log has every event after this seq.
@@ -73,6 +85,9 @@ crate::sql_function!(presence_direction, pg_finfo_presence_direction, direction)
 crate::sql_function!(presence_given_seq, pg_finfo_presence_given_seq, given_seq);
 crate::sql_function!(presence_limit, pg_finfo_presence_limit, limit);
 crate::sql_function!(presence_room, pg_finfo_presence_room, room);
-crate::sql_function!(presence_after, pg_finfo_presence_after, after);
+// `presence._after`, of versions before 0.3.0.
+crate::sql_function!(presence_after, pg_finfo_presence_after, key);
+crate::sql_function!(presence_page, pg_finfo_presence_page, page);
+crate::sql_function!(presence_start, pg_finfo_presence_start, start);
 crate::sql_function!(presence_log_floor, pg_finfo_presence_log_floor, log_floor);
 crate::sql_function!(presence_log_position, pg_finfo_presence_log_position, log_position);

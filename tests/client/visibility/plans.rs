@@ -97,6 +97,8 @@ fn rooms_and_members_are_read_by_index() {
         "select * from presence.online where room = 'room7' and member_id = 'u10'",
         "select * from presence.list('room7')",
         "select * from presence.list('room7', after => '{u3,\"\"}')",
+        "select * from presence.list(max_rows => 4)",
+        "select * from presence.list(max_rows => 4, after => '{room7,u3,\"\"}')",
         "select * from presence.get('room7', 'u10')",
         "select * from presence.users('room7')",
         "select * from presence.member where room = 'room7'",

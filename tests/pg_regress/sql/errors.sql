@@ -38,7 +38,7 @@ insert into test.bad (statement) values
     ($$ presence.delete('here', state => to_jsonb(repeat('x', 65536))) $$),
     ($$ presence.delete_all('') $$), ($$ presence.delete_all('somebody') $$), ($$ presence.delete_all(connection_id => e'\n') $$),
     -- reading and operating
-    ($$ presence.list('') $$), ($$ presence.list('r', 0) $$), ($$ presence.list('r', null) $$), ($$ presence.list('r', after => '{x}') $$),
+    ($$ presence.list('') $$), ($$ presence.list('r', 0) $$), ($$ presence.list('r', 10001) $$), ($$ presence.list('r', after => '{x}') $$),
     ($$ presence.get(null) $$), ($$ presence.get('') $$), ($$ presence.occupancy('') $$), ($$ presence.occupancy(repeat('x', 256)) $$),
     ($$ presence.state(null) $$), ($$ presence.state('') $$),
     ($$ presence.list('r', after => '[0:1]={a,b}') $$),

@@ -48,9 +48,22 @@ $$;
 select size, (pg_temp.pages('b', size)).* from generate_series(1, 7) size;
 select size, (pg_temp.pages(null, size)).* from unnest(array[1, 2, 5, 18, 19, 1000]) size;
 
+-- Without max_rows the whole room, and of all rooms a page of a thousand.
+reset role;
+select count(presence.upsert('crowd', member_id => 'm' || n, user_id => 'u' || n, audience => '{any}')) from generate_series(1, 1100) n;
+set role regress_alice;
+select count(*) from presence.list('crowd');
+select count(*) from presence.list('crowd', null, array['m1099', '']);
+select count(*) from presence.list('crowd', 10000);
+select count(*) from presence.list('crowd', 1050);
+select count(*) from presence.list();
+select count(*) from presence.list(max_rows => 10000) where room = 'crowd';
+reset role;
+select count(presence.delete_all('u' || n)) from generate_series(1, 1100) n;
+
 -- What is wrong says so, whether anybody is there or not.
 select a.room, a.max_rows, a.after, e.* from (values
-    ('b', 0, null), ('b', 1001, null), ('b', -1, null), ('b', null, null), (null, 0, null),
+    ('b', 0, null), ('b', 10001, null), ('b', -1, null), (null, 0, null), (null, 10001, null), (null, -1, null),
     ('', 10, null), (repeat('x', 256), 10, null), (E'b\t', 10, null),
     ('b', 10, array['m1']), ('b', 10, array['b', 'm1', '']), ('b', 10, '{}'), ('b', 10, array['m1', null]),
     ('nowhere', 10, array['m1']), ('nowhere', 0, null), ('nowhere', 10, array['m1', null]),

@@ -133,12 +133,12 @@ set role regress_bob;
 select count(*), count(distinct member_id), sum(state::integer) from presence.list('crowd', 1000);
 select event, count(*), count(distinct member_id), sum(state::integer), min(connections), max(connections) from test.log(:before) group by 1;
 
--- AB-32: pages: 100 by default, at most 1000, none twice; nobody is no row; filters combine.
-select count(*) from presence.list('crowd');
-select member_id as m, connection_id as c from presence.list('crowd') order by member_id desc limit 1 \gset
+-- AB-32: pages of at most 10000, none twice; nobody is no row; filters combine.
+select count(*) from presence.list('crowd', 100);
+select member_id as m, connection_id as c from presence.list('crowd', 100) order by member_id desc limit 1 \gset
 select count(*), bool_and(member_id > :'m') as after_it from presence.list('crowd', 100, array[:'m', :'c']);
 select count(*) from presence.list('crowd', 1000, array[:'m', :'c']);
-select e.code, e.message, e.detail from test.error($$ select presence.list('crowd', 1001) $$) e;
+select e.code, e.message, e.detail from test.error($$ select presence.list('crowd', 10001) $$) e;
 select count(*) from presence.list('empty');
 select count(*) from presence.get('crowd', 'client7', 'gateway');
 select count(*) from presence.get('crowd', 'client7', 'other');
