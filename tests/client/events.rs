@@ -201,7 +201,7 @@ fn a_listener_that_saw_only_events_ends_with_what_list_says() {
     guest.follow(&mut member);
     guest.assert_true(&mut member);
     assert!(!mirror.members().is_empty());
-    assert_eq!(mirror.resyncs, 0);
+    assert_eq!(mirror.resyncs(), 0);
 
     // The log is whole and in order, and ends with the same.
     assert!(service.is("select max(seq) - min(seq) + 1 = count(*) from presence.event"));

@@ -1,7 +1,7 @@
 //! What each step does: on the server, and to those who listen.
 
 use crate::common::Failure;
-use crate::follower::Follower;
+use crate::follower::{Follower, Pace};
 use crate::op::{CONNECTION_IDS, MATE, Op, Place, RITA, Removal, Right, USERS, Way};
 use crate::rights::{Key, Written, audience, key};
 use crate::speaker::{prelude, role_of, room_or_null, transact};
@@ -97,7 +97,7 @@ impl Case<'_> {
                 self.access[who] = true;
                 self.observe();
                 self.each_follower(
-                    |follower| follower.user == who && follower.is_refused && !follower.is_asleep,
+                    |follower| follower.kind.user == who && follower.is_refused && !follower.is_asleep,
                     Follower::start,
                 )
             }
@@ -113,14 +113,14 @@ impl Case<'_> {
                 self.observe();
                 let gains = self.red && !before;
                 self.each_follower(
-                    |follower| follower.user == RITA && gains && !follower.is_asleep,
+                    |follower| follower.kind.user == RITA && gains && !follower.is_asleep,
                     Follower::start,
                 )
             }
             Op::Team { on } => {
                 let changes = std::mem::replace(&mut self.team, on) != on;
                 self.each_follower(
-                    |follower| follower.user == MATE && changes && !follower.is_asleep,
+                    |follower| follower.kind.user == MATE && changes && !follower.is_asleep,
                     Follower::start_anew,
                 )
             }
@@ -159,12 +159,10 @@ impl Case<'_> {
             }
             Op::Hear { spy, who, room, way, after } => self.spy(spy, who, room, way, after),
             Op::Learn { who } => self.learn(who),
-            Op::Sleep(who) => {
-                self.each_follower(|follower| who.is_none_or(|who| follower.user == who), Follower::sleep)
-            }
-            Op::Wake(who) => {
-                self.each_follower(|follower| follower.user == who && follower.is_asleep, Follower::start)
-            }
+            Op::Sleep(who) => self
+                .each_follower(|follower| who.is_none_or(|who| follower.kind.user == who), Follower::sleep),
+            Op::Wake(who) => self
+                .each_follower(|follower| follower.kind.user == who && follower.is_asleep, Follower::start),
             Op::Silence { spy, after } => {
                 let step = self.model.next();
                 self.world.spies[spy].end(after, step);
@@ -172,7 +170,14 @@ impl Case<'_> {
             }
             Op::KillWriter(who) => self.kill_writer(who),
             Op::KillListener(at) => self.kill_listener(at),
+            Op::KillAsking(at) => self.kill_asking(at),
             Op::KillWorker => self.kill_worker(),
+            Op::Turn { at, turns } => self.turn(at, turns),
+            Op::Doorbell { on } => {
+                self.ring_only(on);
+                Ok(())
+            }
+            Op::Crowd { who, on } => self.crowd(who, on),
             Op::Freeze => {
                 if self.frozen.is_none() {
                     self.frozen = Some(self.world.cluster.freeze_worker());
@@ -195,6 +200,32 @@ impl Case<'_> {
             | Op::Outstay { .. }
             | Op::Ban { .. } => Ok(()),
         }
+    }
+
+    /// A slow one does as much of what it has to do.
+    fn turn(&mut self, at: usize, turns: usize) -> Check {
+        self.follower(at, |follower, scene| {
+            if follower.kind.pace == Pace::Slow {
+                for _ in 0..turns {
+                    follower.turn(scene)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// In more rooms than a listener to all has channels for.
+    fn crowd(&mut self, who: usize, on: bool) -> Check {
+        let room = &self.model.rooms[0];
+        self.say(
+            who,
+            &if on {
+                format!("select count(presence.upsert('{room}crowd' || n, ttl => '30 days')) from generate_series(1, 101) n")
+            } else {
+                format!("delete from presence.member where starts_with(room, '{room}crowd')
+                         and user_id = presence.user_id()")
+            },
+        )
     }
 
     pub fn name(&self, place: &Place) -> String {

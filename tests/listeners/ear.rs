@@ -113,6 +113,9 @@ impl Ear {
             "alive" => return Ok(()),
             _ => {}
         }
+        if model.is_of_crowd(event.text("room")) {
+            return Ok(());
+        }
         let grants = self.holds.get(&event.channel).map_or(&[][..], Vec::as_slice);
         if grants.is_empty() {
             let (_, _, since) = model.told(event)?;

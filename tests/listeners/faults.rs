@@ -108,19 +108,41 @@ impl Case<'_> {
             world.spies[spy].reconnect(&world.cluster);
             return Ok(());
         }
-        world.followers[at].ear.reconnect(&world.cluster);
-        let (mut number, mut result) = (0, Ok(()));
-        self.each_follower(
-            |_| true,
-            |follower, scene| {
-                if number == at && !follower.is_asleep {
-                    result = follower.start(scene);
-                }
-                number += 1;
-                Ok(())
-            },
-        )?;
-        result
+        world.followers[at].reconnect(&world.cluster);
+        self.follower(at, |follower, scene| if follower.is_asleep { Ok(()) } else { follower.start(scene) })
+    }
+
+    pub fn kill_asking(&mut self, at: usize) -> Check {
+        if let Some(pid) = self.world.followers[at].lose_asking() {
+            self.world.end_session(pid);
+        }
+        Ok(())
+    }
+
+    /// From the first session on that has it.
+    pub fn ring_only(&mut self, on: bool) {
+        self.world.watcher.run(if on {
+            "alter database app set presence.notify_payload = 'doorbell'"
+        } else {
+            "alter database app reset presence.notify_payload"
+        });
+        self.world.rings_only = on;
+        drop(self.world.cluster.service());
+    }
+
+    /// Notifications say all again.
+    pub fn tell_in_full(&mut self) {
+        if !std::mem::take(&mut self.world.rings_only) {
+            return;
+        }
+        self.ring_only(false);
+        let mut listener = self.world.cluster.service();
+        until("notifications are in full", || {
+            // The names may be about to change.
+            listener.listen("elsewhere");
+            self.world.poke();
+            listener.hear().iter().any(|event| event.is_of_member())
+        });
     }
 
     pub fn kill_worker(&mut self) -> Check {

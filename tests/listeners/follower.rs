@@ -1,37 +1,49 @@
-//! A listener that follows the rule for clients in README.md to the letter.
+//! A listener that follows the rule for clients to the letter, a step at a time: it hears on one connection, and asks
+//! there or on another.
 
-use crate::common::{Cluster, Event, Failure};
+use crate::common::rule::{self, Ask, OnBell, Rule};
+use crate::common::{Cluster, Failure, Session};
 use crate::ear::Ear;
 use crate::op::{After, MATE};
 use crate::rights::{Grant, Key, Model, SERVICE};
-use crate::speaker::{LOGINS, listen_to, names, prelude, room_or_null};
-use serde_json::Value;
-use std::collections::{BTreeMap, HashSet};
+use crate::speaker::{LOGINS, listen_to, names, prelude};
 
-/// Version and status.
-type Known = (i64, String);
+/// How soon it does what it is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    AtOnce,
+    /// Step by step, while others go on.
+    Slow,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    pub user: usize,
+    /// None is all.
+    pub room: Option<usize>,
+    pub on_bell: OnBell,
+    pub pace: Pace,
+    /// A connection for its questions.
+    pub has_two: bool,
+    pub page: usize,
+}
 
 pub struct Follower {
-    pub user: usize,
-    pub room: Option<usize>,
+    pub kind: Kind,
     pub ear: Ear,
-    /// On a doorbell it reads the log; else it lists.
-    reads: bool,
-    /// It does at once what it is told, or when everybody is asked what they know.
-    pub is_prompt: bool,
+    asks: Option<Session>,
     /// It may not read: it was refused, and is no listener until somebody starts it again.
     pub is_refused: bool,
     /// It does not listen for now.
     pub is_asleep: bool,
-    inbox: Vec<Event>,
-    members: BTreeMap<Key, Known>,
-    versions: BTreeMap<Key, i64>,
-    seqs: HashSet<i64>,
-    position: i64,
+    /// Names that it was given, and does not listen to yet.
+    given: Option<(Vec<String>, Grant)>,
+    rule: Rule,
 }
 
 /// What a follower needs to know of the world.
 pub struct Scene<'a> {
+    pub cluster: &'a Cluster,
     pub model: &'a Model,
     pub team: bool,
     /// Whatever was handed out.
@@ -39,48 +51,57 @@ pub struct Scene<'a> {
 }
 
 impl Follower {
-    pub fn new(
-        cluster: &Cluster,
-        user: usize,
-        room: Option<usize>,
-        reads: bool,
-        is_prompt: bool,
-    ) -> Follower {
+    pub fn new(cluster: &Cluster, kind: Kind) -> Follower {
         Follower {
-            user,
-            room,
-            ear: Ear::open(cluster, LOGINS[user]),
-            reads,
-            is_prompt,
+            kind,
+            ear: Ear::open(cluster, LOGINS[kind.user]),
+            asks: None,
             is_refused: false,
             is_asleep: false,
-            inbox: Vec::new(),
-            members: BTreeMap::new(),
-            versions: BTreeMap::new(),
-            seqs: HashSet::new(),
-            position: 0,
+            given: None,
+            rule: Rule::new(Vec::new(), kind.on_bell, kind.page),
         }
+    }
+
+    pub fn reconnect(&mut self, cluster: &Cluster) {
+        self.ear.reconnect(cluster);
+        (self.asks, self.given) = (None, None);
+    }
+
+    /// In a case of its own.
+    pub fn begin(&mut self) {
+        self.give_up_listening();
+        self.ear.session.run("discard all");
+        self.ear.session.heard();
+        self.ear.begin();
     }
 
     /// What it is given after so many steps.
     pub fn grant(&self, team: bool, since: usize) -> Grant {
-        let team = team && self.user == MATE;
-        Grant { user: self.user, role: self.user, team, room: self.room, since, is_fresh: true }
+        let Kind { user, room, .. } = self.kind;
+        Grant { user, role: user, team: team && user == MATE, room, since, is_fresh: true }
     }
 
-    fn forget(&mut self) {
-        (self.members, self.versions, self.seqs) = Default::default();
-    }
-
-    /// Forget all, and begin as a client does.
+    /// As a client begins, on a new connection.
     pub fn start(&mut self, scene: &mut Scene) -> Result<(), String> {
-        self.inbox.clear();
-        self.forget();
+        self.give_up_listening();
         (self.is_refused, self.is_asleep) = (false, false);
-        self.listen_and_list(scene)
+        self.rule = Rule::new(self.rooms(scene.model), self.kind.on_bell, self.kind.page);
+        if self.kind.pace == Pace::AtOnce { self.follow(scene) } else { Ok(()) }
+    }
+
+    fn give_up_listening(&mut self) {
+        if self.given.take().is_some() {
+            self.ear.session.run("rollback");
+        }
+    }
+
+    fn rooms(&self, model: &Model) -> Vec<Option<String>> {
+        vec![self.kind.room.map(|room| model.rooms[room].clone())]
     }
 
     pub fn sleep(&mut self, scene: &mut Scene) -> Result<(), String> {
+        self.give_up_listening();
         self.is_asleep = true;
         self.ear.end(After::UnlistenAll, scene.model.next());
         Ok(())
@@ -92,152 +113,108 @@ impl Follower {
 
     /// The same in a session that has listened to other things before.
     pub fn start_anew(&mut self, scene: &mut Scene) -> Result<(), String> {
+        self.give_up_listening();
         self.ear.end(After::UnlistenAll, scene.model.next());
         self.start(scene)
     }
 
-    fn listen_and_list(&mut self, scene: &mut Scene) -> Result<(), String> {
-        let step = scene.model.next();
-        let room = room_or_null(&scene.model.rooms, self.room);
-        let team = scene.team && self.user == MATE;
-        let session = &mut self.ear.session;
-        let given = if self.user == MATE {
-            session.run(&format!("begin; {}", prelude(self.user, team)));
-            let given = names(session, "channels", &room);
-            session.run("rollback");
-            given.inspect(|given| session.run(&listen_to(given)))
-        } else {
-            names(session, "listen", &room)
-        };
-        let answer = given.and_then(|given| {
-            let grant = self.grant(team, step);
-            self.ear.has(&given, &grant);
-            scene.learnt.push((given, grant));
-            self.list(scene)
-        });
-        match answer {
-            Ok(listed) => {
-                self.members.retain(|key, _| listed.contains_key(key));
-                for (key, known) in listed {
-                    if self.versions.get(&key).is_none_or(|held| *held <= known.0) {
-                        self.versions.insert(key.clone(), known.0);
-                        self.members.insert(key, known);
-                    }
-                }
-                Ok(())
-            }
-            Err(failure) => self.refused(scene, failure),
-        }
+    /// The connection for its questions is lost. It asks again on another.
+    pub fn lose_asking(&mut self) -> Option<i64> {
+        self.asks.take().map(|mut session| session.pid())
     }
 
-    /// That it may not is right only when it may not.
-    fn refused(&mut self, scene: &Scene, failure: Failure) -> Result<(), String> {
-        if failure.code != "42501" || self.user == SERVICE || scene.model.now().access[self.user] {
-            return Err(format!("{}: {failure:?}", self.ear.login));
-        }
-        self.forget();
-        self.is_refused = true;
-        Ok(())
-    }
-
-    fn ask(&mut self, team: bool, sql: &str) -> Result<Vec<Vec<String>>, Failure> {
-        let session = &mut self.ear.session;
-        if self.user != MATE {
-            return session.try_rows(sql);
-        }
-        let rows = session.try_rows(&format!("begin; {} {sql}; commit", prelude(self.user, team)));
-        if rows.is_err() {
-            session.run("rollback");
-        }
-        rows
-    }
-
-    /// What the database says this one may see.
-    pub fn list(&mut self, scene: &Scene) -> Result<BTreeMap<Key, Known>, Failure> {
-        let room = room_or_null(&scene.model.rooms, self.room);
-        if self.reads {
-            self.position = self.ask(scene.team, "select presence.seq()")?[0][0].parse().expect("a seq");
-        }
-        let sql = format!("select to_jsonb(o) from presence.list({room}, max_rows => 1000) o");
-        let rows = self.ask(scene.team, &sql)?;
-        let fields = rows.iter().map(|row| serde_json::from_str::<Value>(&row[0]).expect("JSON"));
-        Ok(fields.filter_map(|fields| known(&fields, &scene.model.rooms)).collect())
-    }
-
-    /// What has arrived, as far as it may. It is not acted on yet.
+    /// What has arrived. It is not acted on yet.
     pub fn hear(&mut self, model: &Model) -> Result<(), String> {
-        let events = self.ear.hear(model)?;
-        self.inbox.extend(events);
+        for event in self.ear.hear(model)? {
+            self.rule.hear(event.fields);
+        }
         Ok(())
     }
 
     pub fn has_news(&self) -> bool {
-        !self.inbox.is_empty()
+        !self.is_idle() && self.rule.is_busy()
     }
 
     /// It is told to look, or to listen anew.
     pub fn is_called(&self) -> bool {
-        self.inbox.iter().any(|event| matches!(event.kind(), "changes" | "relisten" | "resync"))
+        !self.is_idle() && self.rule.is_called()
     }
 
-    /// Act on what was heard.
+    /// All that it has to do.
     pub fn follow(&mut self, scene: &mut Scene) -> Result<(), String> {
-        for event in std::mem::take(&mut self.inbox) {
-            if self.is_idle() {
-                break;
-            }
-            match event.kind() {
-                "resync" => self.start_after(scene)?,
-                "relisten" => self.listen_and_list(scene)?,
-                "changes" if self.reads => self.read(scene)?,
-                "changes" => self.listen_and_list(scene)?,
-                _ => self.apply(&event.fields, &scene.model.rooms),
-            }
-        }
+        while self.turn(scene)? {}
         Ok(())
     }
 
-    /// Forget everything, and go on with what comes.
-    fn start_after(&mut self, scene: &mut Scene) -> Result<(), String> {
-        self.forget();
-        self.listen_and_list(scene)
-    }
-
-    fn read(&mut self, scene: &mut Scene) -> Result<(), String> {
-        let room = room_or_null(&scene.model.rooms, self.room);
-        loop {
-            let sql = format!("select to_jsonb(e) from presence.changes({}, {room}, 1000) e", self.position);
-            // Who may not read any more will be told.
-            let Ok(rows) = self.ask(scene.team, &sql) else { return self.listen_and_list(scene) };
-            let lines = rows.iter().map(|row| serde_json::from_str::<Value>(&row[0]).expect("JSON"));
-            for line in lines {
-                match line["event"].as_str() {
-                    Some("resync") => return self.start_after(scene),
-                    Some("position") => self.position = line["seq"].as_i64().expect("a seq"),
-                    _ => self.apply(&line, &scene.model.rooms),
-                }
+    /// One step. False: there is none.
+    pub fn turn(&mut self, scene: &mut Scene) -> Result<bool, String> {
+        if self.is_idle() {
+            return Ok(false);
+        }
+        let Some(ask) = self.rule.next() else { return Ok(false) };
+        let done = match ask {
+            Ask::Listen if self.given.is_none() => self.ask_for_names(scene),
+            Ask::Listen => {
+                self.listen(scene.model)?;
+                self.rule.listens();
+                Ok(())
             }
-            if rows.len() < 1000 {
-                return Ok(());
-            }
+            Ask::Query(sql) => self.ask(scene, &sql).map(|rows| self.rule.answered(&rows)),
+        };
+        match done {
+            Ok(()) => Ok(true),
+            Err(failure) => self.refused(scene, failure).map(|()| false),
         }
     }
 
-    fn apply(&mut self, fields: &Value, rooms: &[String; 2]) {
-        let Some("enter" | "update" | "leave") = fields["event"].as_str() else { return };
-        let Some((key, known)) = known(fields, rooms) else { return };
-        // One change of an audience is a leave and an enter, each with a seq.
-        if !self.seqs.insert(fields["seq"].as_i64().expect("a seq"))
-            || self.versions.get(&key).is_some_and(|held| *held >= known.0)
-        {
-            return;
+    /// In a transaction that is open then, or by a driver.
+    fn ask_for_names(&mut self, scene: &mut Scene) -> Result<(), Failure> {
+        let room = rule::named(self.rooms(scene.model)[0].as_deref());
+        let is_driver = self.kind.user == MATE;
+        let session = &mut self.ear.session;
+        session.run(&format!("begin; {}", prelude(self.kind.user, scene.team)));
+        let given = names(session, if is_driver { "channels" } else { "listen" }, &room);
+        if is_driver || given.is_err() {
+            session.run("rollback");
         }
-        self.versions.insert(key.clone(), known.0);
-        if fields["event"] == "leave" {
-            self.members.remove(&key);
-        } else {
-            self.members.insert(key, known);
+        let (given, grant) = (given?, self.grant(scene.team, scene.model.next()));
+        scene.learnt.push((given.clone(), grant.clone()));
+        self.given = Some((given, grant));
+        Ok(())
+    }
+
+    fn listen(&mut self, model: &Model) -> Result<(), String> {
+        let Some((names, mut grant)) = self.given.take() else { return Ok(()) };
+        let sql = if self.kind.user == MATE { listen_to(&names) } else { "commit".to_owned() };
+        self.ear.session.run(&sql);
+        grant.is_fresh = grant.since == model.next();
+        self.ear.has(&names, &grant);
+        self.hear(model)
+    }
+
+    /// That it may not is right only when it may not.
+    fn refused(&mut self, scene: &Scene, failure: Failure) -> Result<(), String> {
+        if failure.code != "42501" || self.kind.user == SERVICE || scene.model.now().access[self.kind.user] {
+            return Err(format!("{}: {failure:?}", self.ear.login));
         }
+        self.is_refused = true;
+        Ok(())
+    }
+
+    fn ask(&mut self, scene: &Scene, sql: &str) -> Result<Vec<Vec<String>>, Failure> {
+        let login = LOGINS[self.kind.user];
+        let session = match self.kind.has_two {
+            true => self.asks.get_or_insert_with(|| scene.cluster.user(login)),
+            false => &mut self.ear.session,
+        };
+        if self.kind.user != MATE {
+            return session.try_rows(sql);
+        }
+        let rows = session.try_rows(&format!("begin; {} {sql}; commit", prelude(MATE, scene.team)));
+        if rows.is_err() {
+            session.run("rollback");
+        }
+        rows
     }
 
     /// It knows what the database lists, and that is what it may see.
@@ -245,34 +222,23 @@ impl Follower {
         if self.is_idle() {
             return Ok(());
         }
-        let (name, model) = (self.ear.login, scene.model);
-        let listed = match self.list(scene) {
+        let (name, model, room) = (self.ear.login, scene.model, self.kind.room);
+        let listed = match rule::listed(self.rooms(model), |sql| self.ask(scene, sql)) {
             Ok(listed) => listed,
             Err(failure) => return self.refused(scene, failure),
         };
         let grant = self.grant(scene.team, 0);
-        let is_of_it = |key: &&Key| self.room.is_none_or(|room| room == key.0);
+        let is_of_it = |key: &&Key| room.is_none_or(|room| room == key.0);
         let visible: Vec<&Key> =
             model.now().rows.keys().filter(is_of_it).filter(|key| model.may_see(&grant, key)).collect();
-        if !listed.keys().eq(visible.iter().copied()) {
+        let shown: Vec<Key> = listed.keys().filter_map(|key| model.key(key)).collect();
+        if !shown.iter().eq(visible.iter().copied()) {
             return Err(format!("{name} shall see {visible:?} and is shown {listed:?}"));
         }
-        // A lease that is over while somebody has the row locked is no leave yet.
-        let statuses = |members: &BTreeMap<Key, Known>| -> Vec<(Key, String)> {
-            let those = members.iter().filter(|(key, _)| !model.now().stale.contains(*key));
-            those.map(|(key, known)| (key.clone(), known.1.clone())).collect()
-        };
-        let (held, listed) = (statuses(&self.members), statuses(&listed));
-        if held != listed {
-            return Err(format!("{name}, room {:?}, holds {held:?}, but listed is {listed:?}", self.room));
+        let (held, listed) = (model.settled(self.rule.members()), model.settled(&listed));
+        if !rule::is_listed(&held, &listed) {
+            return Err(format!("{name}, room {room:?}, holds {held:?}, but listed is {listed:?}"));
         }
         Ok(())
     }
-}
-
-fn known(fields: &Value, rooms: &[String; 2]) -> Option<(Key, Known)> {
-    let text = |field: &str| fields[field].as_str().unwrap_or_default().to_owned();
-    let room = rooms.iter().position(|room| *room == text("room"))?;
-    let key = (room, text("member_id"), text("connection_id"));
-    Some((key, (fields["version"].as_i64().expect("a version"), text("status"))))
 }

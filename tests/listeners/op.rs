@@ -1,5 +1,6 @@
 //! What happens, and how a case is made at random. Few names, so that they meet.
 
+use crate::world::FOLLOWERS;
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -164,7 +165,23 @@ pub enum Op {
     },
     KillWriter(usize),
     KillListener(usize),
+    /// The connection on which a follower asks.
+    KillAsking(usize),
     KillWorker,
+    /// A follower does some of what it has to do.
+    Turn {
+        at: usize,
+        turns: usize,
+    },
+    /// Notifications only say that there is something.
+    Doorbell {
+        on: bool,
+    },
+    /// In many rooms more.
+    Crowd {
+        who: usize,
+        on: bool,
+    },
     Freeze,
     Thaw,
     Restart {
@@ -269,13 +286,17 @@ fn op() -> impl Strategy<Value = Op> {
         4 => who().prop_map(Op::Wake),
         4 => (0..crate::world::SPIES, after()).prop_map(|(spy, after)| Op::Silence { spy, after }),
         3 => (0..crate::world::LISTENERS).prop_map(Op::KillListener),
+        4 => (0..FOLLOWERS.len()).prop_map(Op::KillAsking),
+        60 => (0..FOLLOWERS.len(), 1..6usize).prop_map(|(at, turns)| Op::Turn { at, turns }),
     ];
     prop_oneof![
         150 => people,
         25 => rights,
-        40 => listeners,
+        60 => listeners,
         3 => who().prop_map(Op::KillWriter),
         2 => Just(Op::KillWorker),
+        4 => any::<bool>().prop_map(|on| Op::Doorbell { on }),
+        2 => (who(), prop::bool::weighted(0.7)).prop_map(|(who, on)| Op::Crowd { who, on }),
         8 => Just(Op::Freeze),
         8 => Just(Op::Thaw),
         1 => any::<bool>().prop_map(|clean| Op::Restart { clean }),

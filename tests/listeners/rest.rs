@@ -26,10 +26,11 @@ impl Case<'_> {
     pub fn settle(&mut self) -> Check {
         self.observe();
         self.follow()?;
-        let check = self.check();
-        if check.is_err() {
-            // Names that changed while one listened are told again; so is that all is well then.
-            self.pass_a_while()?;
+        if self.check().is_err() {
+            // Names that changed while one was listening are told again within a second.
+            self.world.cluster.clock().pass(Duration::from_secs(1));
+            self.world.poke();
+            self.follow()?;
             self.check()?;
         }
         for ear in self.ears() {
@@ -65,6 +66,7 @@ impl Case<'_> {
     pub fn come_to_rest(&mut self) -> Check {
         self.thaw();
         self.act(&crate::op::Op::Unlock(End::Commit))?;
+        self.tell_in_full();
         self.observe();
         self.settle()?;
         let mut turns = 0;
@@ -86,7 +88,7 @@ impl Case<'_> {
     fn all_were_told(&mut self) -> Check {
         let (model, team) = (&self.model, self.team);
         for follower in self.world.followers.iter().filter(|follower| !follower.is_idle()) {
-            let (user, room) = (follower.user, follower.room);
+            let (user, room) = (follower.kind.user, follower.kind.room);
             if model.by_room_only && room.is_none() && user != SERVICE {
                 continue;
             }

@@ -2,6 +2,7 @@
 //! docs/visibility.md in plain Rust.
 
 use crate::common::Event;
+use crate::common::rule::{self, Member};
 use crate::op::{Place, RITA, USERS};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -124,6 +125,27 @@ impl Model {
     pub fn may_see(&self, grant: &Grant, key: &Key) -> bool {
         let written = self.now().rows.get(key).and_then(|number| self.writes.get(number));
         written.is_some_and(|written| self.now().shows(grant, written, &self.rooms))
+    }
+
+    /// A key as the database writes it, if it is of one of our rooms.
+    pub fn key(&self, (room, member, connection): &rule::Key) -> Option<Key> {
+        let room = self.rooms.iter().position(|known| known == room)?;
+        Some((room, member.clone(), connection.clone()))
+    }
+
+    /// Rooms of the case in which one is only to be in many.
+    pub fn is_of_crowd(&self, room: &str) -> bool {
+        room.strip_prefix(&self.rooms[0]).is_some_and(|rest| rest.starts_with("crowd"))
+    }
+
+    /// Of this case. A lease that is over while somebody has the row locked is no leave yet.
+    pub fn settled(&self, members: &BTreeMap<rule::Key, Member>) -> BTreeMap<rule::Key, Member> {
+        let mut members = members.clone();
+        members.retain(|key, _| match self.key(key) {
+            Some(key) => !self.now().stale.contains(&key),
+            None => self.is_of_crowd(&key.0),
+        });
+        members
     }
 
     /// What a step has made of the members: the next moment.

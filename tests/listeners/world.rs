@@ -1,9 +1,11 @@
 //! The server, those who write and those who listen; and what one knows of them between two steps.
 
+use crate::common::rule::OnBell::{List, Read};
 use crate::common::{Cluster, Frozen, Session, attempt, until};
 use crate::ear::Ear;
 use crate::faults::Lock;
-use crate::follower::{Follower, Scene};
+use crate::follower::Pace::{AtOnce, Slow};
+use crate::follower::{Follower, Kind, Scene};
 use crate::op::{MATE, Op, Place, RITA, USERS};
 use crate::rights::{Grant, Key, Model, Moment, SERVICE, key};
 use crate::speaker::{LOGINS, role_of};
@@ -21,19 +23,18 @@ pub const MALLORY: usize = 0;
 pub const BECOMES: usize = 1;
 pub const TAKES_ROLES: usize = 2;
 
-/// User, room (none is all), whether it reads the log when a bell rings, whether it acts at once.
-const FOLLOWERS: [(usize, Option<usize>, bool, bool); 11] = [
-    (0, None, false, true),
-    (0, Some(0), true, false),
-    (1, None, true, true),
-    (1, Some(1), false, false),
-    (2, Some(0), false, true),
-    (RITA, None, false, false),
-    (RITA, Some(0), false, true),
-    (MATE, None, false, true),
-    (MATE, Some(1), true, false),
-    (SERVICE, None, false, true),
-    (SERVICE, Some(0), false, false),
+pub const FOLLOWERS: [Kind; 11] = [
+    Kind { user: 0, room: None, on_bell: List, pace: AtOnce, has_two: false, page: 1000 },
+    Kind { user: 0, room: Some(0), on_bell: Read, pace: Slow, has_two: true, page: 1 },
+    Kind { user: 1, room: None, on_bell: Read, pace: AtOnce, has_two: true, page: 1000 },
+    Kind { user: 1, room: Some(1), on_bell: List, pace: Slow, has_two: true, page: 1 },
+    Kind { user: 2, room: Some(0), on_bell: List, pace: AtOnce, has_two: false, page: 2 },
+    Kind { user: RITA, room: None, on_bell: List, pace: Slow, has_two: true, page: 3 },
+    Kind { user: RITA, room: Some(0), on_bell: Read, pace: AtOnce, has_two: false, page: 1000 },
+    Kind { user: MATE, room: None, on_bell: List, pace: AtOnce, has_two: true, page: 1000 },
+    Kind { user: MATE, room: Some(1), on_bell: Read, pace: Slow, has_two: true, page: 1 },
+    Kind { user: SERVICE, room: None, on_bell: Read, pace: AtOnce, has_two: false, page: 1000 },
+    Kind { user: SERVICE, room: Some(0), on_bell: List, pace: Slow, has_two: true, page: 2 },
 ];
 pub const LISTENERS: usize = FOLLOWERS.len() + SPIES;
 
@@ -62,6 +63,7 @@ pub struct World {
     pub followers: Vec<Follower>,
     pub spies: Vec<Ear>,
     cases: usize,
+    pub rings_only: bool,
     /// Rooms are told to be of nobody's business but whom an authorizer lets read them.
     pub by_room_only: bool,
     /// No update is conflated.
@@ -87,14 +89,14 @@ impl World {
             cluster.sql("app", AUTHORIZER);
             cluster.sql("app", "alter database app set presence.authorizer = 'public.authorize'");
         }
-        let followers = FOLLOWERS
-            .map(|(user, room, reads, is_prompt)| Follower::new(&cluster, user, room, reads, is_prompt));
+        let followers = FOLLOWERS.map(|kind| Follower::new(&cluster, kind));
         World {
             writers: LOGINS.iter().map(|login| cluster.user(login)).collect(),
             watcher: cluster.service(),
             followers: followers.into(),
             spies: SPY_LOGINS.iter().map(|login| Ear::open(&cluster, login)).collect(),
             cases: 0,
+            rings_only: false,
             by_room_only,
             is_exact,
             is_dirty: false,
@@ -126,10 +128,8 @@ impl World {
         let World { cluster, writers, watcher, followers, spies, .. } = self;
         *watcher = cluster.service();
         *writers = LOGINS.iter().map(|login| cluster.user(login)).collect();
-        spies
-            .iter_mut()
-            .chain(followers.iter_mut().map(|follower| &mut follower.ear))
-            .for_each(|ear| ear.reconnect(cluster));
+        spies.iter_mut().for_each(|ear| ear.reconnect(cluster));
+        followers.iter_mut().for_each(|follower| follower.reconnect(cluster));
     }
 
     fn reset(&mut self) {
@@ -144,11 +144,12 @@ impl World {
         self.cluster.clock().pass(Duration::from_secs(6));
         self.poke();
         self.watcher.flush();
-        for ear in self.spies.iter_mut().chain(self.followers.iter_mut().map(|follower| &mut follower.ear)) {
-            ear.session.run("discard all");
-            ear.session.heard();
-            ear.begin();
+        for spy in &mut self.spies {
+            spy.session.run("discard all");
+            spy.session.heard();
+            spy.begin();
         }
+        self.followers.iter_mut().for_each(Follower::begin);
     }
 
     /// Something that the worker wakes up for, which only service roles see.
@@ -214,21 +215,24 @@ impl<'a> Case<'a> {
         self.act(op)?;
         self.observe();
         self.hear()?;
-        self.each_follower(|follower| follower.is_prompt, Follower::follow)
+        self.each_follower(|follower| follower.kind.pace == AtOnce, Follower::follow)
     }
 
     pub fn each_follower(
         &mut self,
-        which: impl Fn(&Follower) -> bool,
+        mut which: impl FnMut(&Follower) -> bool,
         mut body: impl FnMut(&mut Follower, &mut Scene) -> Check,
     ) -> Check {
         let Case { world, model, learnt, team, .. } = self;
-        let mut scene = Scene { model, team: *team, learnt };
-        world
-            .followers
-            .iter_mut()
-            .filter(|follower| which(follower))
-            .try_for_each(|follower| body(follower, &mut scene))
+        let World { cluster, followers, .. } = &mut **world;
+        let mut scene = Scene { cluster, model, team: *team, learnt };
+        let mut those = followers.iter_mut().filter(|follower| which(follower));
+        those.try_for_each(|follower| body(follower, &mut scene))
+    }
+
+    pub fn follower(&mut self, at: usize, mut body: impl FnMut(&mut Follower, &mut Scene) -> Check) -> Check {
+        let mut number = 0..;
+        self.each_follower(|_| number.next() == Some(at), &mut body)
     }
 
     /// The number of a new write.

@@ -1,14 +1,11 @@
-//! A listener: it holds what the rule for clients in README.md makes of what it hears, and nothing else.
+//! A listener: it holds what the rule for clients makes of what it hears, and nothing else.
 
-use crate::common::{Cluster, Event, Session};
+use crate::common::rule::{self, Ask, Key, Member, OnBell, Rule};
+use crate::common::{Cluster, Session};
 use crate::mallory;
-use crate::model::Key;
+use crate::model;
 use crate::op::{CONNECTION_IDS, USERS};
-use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-
-/// What it knows of a member: version, owner, status, state, metadata.
-pub type Known = (i64, String, Value, Value, Value);
+use std::collections::{BTreeMap, BTreeSet};
 
 pub struct Follower {
     pub name: &'static str,
@@ -19,9 +16,7 @@ pub struct Follower {
     session: Session,
     /// Said at the start of each transaction, by those whose login is shared.
     prelude: Option<String>,
-    members: BTreeMap<(String, String, String), Known>,
-    versions: BTreeMap<(String, String, String), i64>,
-    seqs: HashSet<i64>,
+    rule: Rule,
 }
 
 impl Follower {
@@ -32,9 +27,7 @@ impl Follower {
             tokens: tokens.to_vec(),
             session: cluster.user(role),
             prelude: None,
-            members: BTreeMap::new(),
-            versions: BTreeMap::new(),
-            seqs: HashSet::new(),
+            rule: Rule::new(vec![None], OnBell::List, 1000),
         }
     }
 
@@ -53,11 +46,26 @@ impl Follower {
     /// Forget all of it, and start as a client does.
     pub fn start(&mut self) {
         self.session.heard();
-        (self.members, self.versions, self.seqs) = Default::default();
-        self.listen_and_list();
+        self.rule.connect();
+        self.act();
     }
 
-    fn listen_and_list(&mut self) {
+    fn act(&mut self) {
+        while let Some(ask) = self.rule.next() {
+            match ask {
+                Ask::Listen => {
+                    self.listen();
+                    self.rule.listens();
+                }
+                Ask::Query(sql) => {
+                    let rows = self.ask(&sql);
+                    self.rule.answered(&rows);
+                }
+            }
+        }
+    }
+
+    fn listen(&mut self) {
         match &self.prelude {
             None => self.session.run("select presence.listen()"),
             Some(prelude) => {
@@ -67,30 +75,17 @@ impl Follower {
                 self.session.run(&format!("commit; {listen}"));
             }
         }
-        let listed = self.listed();
-        self.members.retain(|key, _| listed.contains_key(key));
-        for (key, known) in listed {
-            if self.versions.get(&key).is_none_or(|held| *held <= known.0) {
-                self.versions.insert(key.clone(), known.0);
-                self.members.insert(key, known);
-            }
-        }
+    }
+
+    fn ask(&mut self, sql: &str) -> Vec<Vec<String>> {
+        let Some(prelude) = &self.prelude else { return self.session.rows(sql) };
+        self.session.rows(&format!("begin; {prelude} {sql}; commit"))
     }
 
     /// What the database says this one may see.
-    fn listed(&mut self) -> BTreeMap<(String, String, String), Known> {
-        if let Some(prelude) = &self.prelude {
-            self.session.run(&format!("begin; {prelude}"));
-        }
-        let rows = self.session.rows(&format!(
-            "select to_jsonb(o) from presence.list(max_rows => 1000) o where o.user_id <> '{}'",
-            mallory::NAME
-        ));
-        if self.prelude.is_some() {
-            self.session.run("commit");
-        }
-        let fields = rows.iter().map(|row| serde_json::from_str::<Value>(&row[0]).expect("JSON"));
-        fields.map(|fields| (key_of(&fields), known(&fields))).collect()
+    fn listed(&mut self) -> BTreeMap<Key, Member> {
+        let listed = rule::listed(vec![None], |sql| Ok::<_, ()>(self.ask(sql)));
+        listed.unwrap_or_default()
     }
 
     /// Everything that was published by now.
@@ -99,36 +94,14 @@ impl Follower {
         self.session.run("listen presence_test_barrier");
         self.session.run("notify presence_test_barrier, '{\"event\": \"barrier\"}'");
         for event in self.session.heard() {
-            self.apply(&event);
+            self.rule.hear(event.fields);
         }
-    }
-
-    fn apply(&mut self, event: &Event) {
-        match event.kind() {
-            _ if event.text("user_id") == mallory::NAME => {}
-            "resync" => self.start(),
-            "relisten" => self.listen_and_list(),
-            // A doorbell: something happened that only a look can tell.
-            "changes" => self.listen_and_list(),
-            "enter" | "update" | "leave" if self.seqs.insert(event.seq()) => {
-                let (key, known) = (key_of(&event.fields), known(&event.fields));
-                if self.versions.get(&key).is_some_and(|held| *held >= known.0) {
-                    return;
-                }
-                self.versions.insert(key.clone(), known.0);
-                if event.kind() == "leave" {
-                    self.members.remove(&key);
-                } else {
-                    self.members.insert(key, known);
-                }
-            }
-            _ => {}
-        }
+        self.act();
     }
 
     /// What it has heard is what the database lists, and that is what it shall see.
-    pub fn check(&mut self, rooms: &[String; 2], visible: &BTreeSet<Key>) -> Result<(), String> {
-        let (name, listed) = (self.name, self.listed());
+    pub fn check(&mut self, rooms: &[String; 2], visible: &BTreeSet<model::Key>) -> Result<(), String> {
+        let (name, listed) = (self.name, without_mallory(self.listed()));
         let visible: BTreeSet<_> = visible
             .iter()
             .map(|key| (rooms[key.0].clone(), USERS[key.1].to_owned(), CONNECTION_IDS[key.2].to_owned()))
@@ -142,35 +115,21 @@ impl Follower {
 
     /// What it has heard is what the database lists.
     pub fn check_against_list(&mut self) -> Result<(), String> {
-        let listed = self.listed();
+        let listed = without_mallory(self.listed());
         self.agrees(&listed)
     }
 
-    fn agrees(&self, listed: &BTreeMap<(String, String, String), Known>) -> Result<(), String> {
-        // A change of ttl or session has a version and no event.
-        let same = |held: &Known, listed: &Known| {
-            held.0 <= listed.0
-                && (&held.1, &held.2, &held.3, &held.4) == (&listed.1, &listed.2, &listed.3, &listed.4)
-        };
-        let agree = self.members.len() == listed.len()
-            && self
-                .members
-                .iter()
-                .all(|(key, held)| listed.get(key).is_some_and(|listed| same(held, listed)));
-        if !agree {
-            return Err(format!("{} holds {:?}, but listed is {listed:?}", self.name, self.members));
+    fn agrees(&self, listed: &BTreeMap<Key, Member>) -> Result<(), String> {
+        let held = without_mallory(self.rule.members().clone());
+        if rule::is_listed(&held, listed) {
+            return Ok(());
         }
-        Ok(())
+        Err(format!("{} holds {held:?}, but listed is {listed:?}", self.name))
     }
 }
 
-fn key_of(fields: &Value) -> (String, String, String) {
-    let text = |field: &str| fields[field].as_str().unwrap_or_default().to_owned();
-    (text("room"), text("member_id"), text("connection_id"))
-}
-
-fn known(fields: &Value) -> Known {
-    let owner = fields["user_id"].as_str().unwrap_or_default().to_owned();
-    let version = fields["version"].as_i64().expect("a version");
-    (version, owner, fields["status"].clone(), fields["state"].clone(), fields["metadata"].clone())
+/// She goes on while the others are compared.
+fn without_mallory(mut members: BTreeMap<Key, Member>) -> BTreeMap<Key, Member> {
+    members.retain(|_, member| member.user_id != mallory::NAME);
+    members
 }

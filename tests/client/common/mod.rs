@@ -8,6 +8,7 @@ mod cluster;
 mod everything;
 mod memory;
 mod mirror;
+pub mod rule;
 mod session;
 
 pub use cases::{cases, number, seed};

@@ -92,7 +92,7 @@ fn while_the_notify_queue_is_full_the_log_is_written_and_resync_follows() {
     assert!(alice.is("select presence.heartbeat('lobby')"));
     assert_eq!(cluster.log().matches("listeners hear nothing until there is room again").count(), 1);
 
-    let before = mirror.resyncs;
+    let before = mirror.resyncs();
     drop(stall);
     if limited {
         idle.run("commit");
@@ -103,7 +103,7 @@ fn while_the_notify_queue_is_full_the_log_is_written_and_resync_follows() {
             .iter()
             .filter(|event| event.channel != "noise")
             .for_each(|event| mirror.apply(&mut service, event));
-        mirror.resyncs > before
+        mirror.resyncs() > before
     });
     until("health is content", || !trouble(&mut service).1);
     alice.run("select presence.upsert('lobby', '4')");
@@ -191,11 +191,11 @@ fn with_a_full_disk_under_the_log_presence_goes_on_and_the_rest_follows() {
         service.is("select events_dropped > 0 from presence.health")
     });
     alice.run("select presence.upsert('lobby', '2')");
-    let before = mirror.resyncs;
+    let before = mirror.resyncs();
     disk.free();
     until("resync is heard", || {
         mirror.follow(&mut service);
-        mirror.resyncs > before
+        mirror.resyncs() > before
     });
     until("health is content", || !trouble(&mut service).1);
     alice.run("select presence.upsert('lobby', '3')");
