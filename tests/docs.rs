@@ -16,7 +16,7 @@
 #[path = "client/common/mod.rs"]
 mod common;
 
-use common::{Cluster, Session, shell};
+use common::{Cluster, Session, node, shell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -47,6 +47,12 @@ fn operations() {
 #[test]
 fn internals() {
     play("docs/internals.md");
+}
+
+/// The client of docs/clients.md ends with what is listed.
+#[test]
+fn the_example_follows_the_rule() {
+    node("client.mjs", &Cluster::start());
 }
 
 fn root() -> PathBuf {

@@ -223,6 +223,12 @@ pub fn shell(script: &str, arguments: &[&Path]) {
     assert!(done, "{said}");
 }
 
+/// Run a program of tests/node against this server. Nothing there crashes.
+pub fn node(program: &str, cluster: &Cluster) {
+    shell(&format!("scripts/node-modules; node tests/node/{program} \"$1\""), &[cluster]);
+    cluster.assert_sound();
+}
+
 pub fn signal(name: &str, pid: i64) {
     let status = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().expect("kill");
     assert!(status.success(), "kill -{name} {pid}");

@@ -13,7 +13,7 @@ mod session;
 
 pub use cases::{cases, number, seed};
 pub use clock::Clock;
-pub use cluster::{Cluster, Frozen, Stall, shell, signal, try_shell};
+pub use cluster::{Cluster, Frozen, Stall, node, shell, signal, try_shell};
 pub use everything::use_everything;
 pub use memory::{kilobytes, memory, peak};
 pub use mirror::{Mirror, listed};
