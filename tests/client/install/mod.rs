@@ -2,6 +2,8 @@
 
 mod drop_extension;
 mod dump;
+mod introspection;
 mod pg_upgrade;
 mod pgbouncer;
 mod upgrade;
+mod wrapper;

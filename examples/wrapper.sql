@@ -1,0 +1,302 @@
+-- Presence in a schema of your own, for PostGraphile and other tools that hide what belongs to an extension. Copy it, call the
+-- schema as you like, take out what you do not need.
+--
+-- Everything runs as the caller (SECURITY INVOKER), with the rights that presence.grant_access gave: this schema adds
+-- none. Left out is what needs a connection of one's own (listen) or is for whoever runs the server. What is called `after`
+-- in a list is `after_key` here: lists of GraphQL have an `after` of their own.
+--
+-- After an upgrade of presence_ext drop the schema, and run the file of the new version.
+
+create schema presence_api;
+comment on schema presence_api is 'Presence: who is here, in which room, in what state.';
+grant usage on schema presence_api to public;
+
+create view presence_api.event with (security_invoker = true) as
+    select r.* from presence.event r;
+comment on view presence_api.event is
+    'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" marks a line that was made for others than the owner (a leave or enter by a changed audience).';
+comment on column presence_api.event.node is 'the server where it happened; NULL as long as servers have no names';
+
+create view presence_api.last_seen with (security_invoker = true) as
+    select r.* from presence.last_seen r;
+comment on view presence_api.last_seen is
+    'Users whom the caller may see, or could see last: whether they are online and when they were last seen. Survives their leave and a crash.';
+
+create view presence_api.online with (security_invoker = true) as
+    select r.* from presence.online r;
+comment on view presence_api.online is
+    'Every member that is here and that the caller may see. A member is here until its lease ends, to the microsecond. audience and session_pid are NULL except for the owner and service roles; node is NULL.';
+
+create view presence_api.room with (security_invoker = true) as
+    select r.* from presence.room r;
+comment on view presence_api.room is
+    'Settings and shared state of rooms. audience: who may read this row, and the default of members who enter; count_audience: who may have the full numbers of presence.occupancy; ttl: the default of members who enter; max_members: how many may be here at once; keep_history: whether presence.history shows its events. Written by service roles and whoever may manage the room.';
+
+grant select on all tables in schema presence_api to public;
+
+create function presence_api.changes(
+    after_seq bigint,
+    room text default null,
+    max_rows integer default 1000
+) returns setof presence_api.event
+    language sql stable
+begin atomic
+    select r.* from presence.changes(after_seq => changes.after_seq, room => changes.room, max_rows => changes.max_rows) r;
+end;
+comment on function presence_api.changes(bigint, text, integer) is
+    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000) of them. The last row is always event position, with the seq up to which it looked: go on from there. When the log does not reach back to after_seq the first row is resync: forget everything and list.';
+
+create function presence_api.delete(
+    room text,
+    member_id text default null,
+    connection_id text default '',
+    state jsonb default null,
+    reason text default null
+) returns integer
+    language sql volatile
+begin atomic
+    select presence.delete(room => delete.room, member_id => delete.member_id, connection_id => delete.connection_id, state => delete.state, reason => delete.reason);
+end;
+comment on function presence_api.delete(text, text, text, jsonb, text) is
+    'Leave; state is a last word for the event. A NULL connection_id is all connections of the member. Returns how many left; absent is 0. Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid names or reason; 42501 another''s member.';
+
+create function presence_api.delete_all(
+    user_id text default null,
+    connection_id text default null
+) returns integer
+    language sql volatile
+begin atomic
+    select presence.delete_all(user_id => delete_all.user_id, connection_id => delete_all.connection_id);
+end;
+comment on function presence_api.delete_all(text, text) is
+    'Leave every room: sign-out, or with connection_id one connection gone. Others than oneself as a service role (42501). Returns how many members left.';
+
+create function presence_api.delete_many(
+    members jsonb
+) returns integer
+    language sql volatile
+begin atomic
+    select presence.delete_many(members => delete_many.members);
+end;
+comment on function presence_api.delete_many(jsonb) is
+    'presence.delete for an array of objects with the names of its arguments. All or nothing. Returns how many left. Errors: as presence.delete; 22023 for an unknown name, and DETAIL says which element.';
+
+create function presence_api.delete_room(
+    room text
+) returns integer
+    language sql volatile
+begin atomic
+    select presence.delete_room(room => delete_room.room);
+end;
+comment on function presence_api.delete_room(text) is
+    'Delete the settings of a room; its members leave with reason removed. Returns how many. For service roles and whoever may manage the room (42501).';
+
+create function presence_api.get(
+    room text,
+    member_id text default null,
+    connection_id text default null
+) returns setof presence_api.online
+    language sql stable
+begin atomic
+    select r.* from presence.get(room => get.room, member_id => get.member_id, connection_id => get.connection_id) r;
+end;
+comment on function presence_api.get(text, text, text) is
+    'One member, by default oneself; all its connections, or the one with this connection_id.';
+
+create function presence_api.get_room(
+    room text
+) returns setof presence_api.room
+    language sql stable
+begin atomic
+    select r.* from presence.get_room(room => get_room.room) r;
+end;
+comment on function presence_api.get_room(text) is
+    'The settings of a room, if it has any and the caller may read them.';
+
+create function presence_api.heartbeat(
+    room text,
+    member_id text default null,
+    connection_id text default ''
+) returns boolean
+    language sql volatile
+begin atomic
+    select presence.heartbeat(room => heartbeat.room, member_id => heartbeat.member_id, connection_id => heartbeat.connection_id);
+end;
+comment on function presence_api.heartbeat(text, text, text) is
+    'Renew the lease: no table, no WAL, also in a read-only transaction, and not undone by a rollback. False when there is no such member of yours (then upsert). Errors: 22023 invalid names; 42501 no identity; 25006 the lease has no slot and the transaction is read-only.';
+
+create function presence_api.heartbeat_many(
+    rooms text[],
+    member_ids text[] default null,
+    connection_ids text[] default null
+) returns table (room text, member_id text, connection_id text)
+    language sql volatile
+begin atomic
+    select r.* from presence.heartbeat_many(rooms => heartbeat_many.rooms, member_ids => heartbeat_many.member_ids, connection_ids => heartbeat_many.connection_ids) r;
+end;
+comment on function presence_api.heartbeat_many(text[], text[], text[]) is
+    'Renew many leases; returns those that are not there. NULL member_ids is oneself, NULL connection_ids is the empty one; else all arrays have as many elements as rooms (22023).';
+
+create function presence_api.history(
+    room text,
+    since timestamptz default null,
+    until timestamptz default null,
+    max_rows integer default 100,
+    direction text default 'backwards',
+    member_id text default null,
+    before_seq bigint default null
+) returns setof presence_api.event
+    language sql stable
+begin atomic
+    select r.* from presence.history(room => history.room, since => history.since, until => history.until, max_rows => history.max_rows, direction => history.direction, member_id => history.member_id, before_seq => history.before_seq) r;
+end;
+comment on function presence_api.history(text, timestamptz, timestamptz, integer, text, text, bigint) is
+    'Events of a room that the caller may see, by seq: since inclusive, until exclusive, direction backwards or forwards, at most max_rows (1 to 1000), of one member, before a seq (to read on, page by page). As far back as presence.history_retention; nothing for rooms with keep_history = false. Errors: 22023.';
+
+create function presence_api.is_service() returns boolean
+    language sql stable
+begin atomic
+    select presence.is_service();
+end;
+comment on function presence_api.is_service() is
+    'Whether the caller acts for all users: a superuser, a role with BYPASSRLS, the owner of the extension, or one of presence.service_roles.';
+
+create function presence_api.list(
+    room text default null,
+    max_rows integer default 100,
+    after_key text[] default null
+) returns setof presence_api.online
+    language sql stable
+begin atomic
+    select r.* from presence.list(room => list.room, max_rows => list.max_rows, after => list.after_key) r;
+end;
+comment on function presence_api.list(text, integer, text[]) is
+    'Who is here: a page of the room (NULL: of all rooms) in the order of the key. after_key is the key of the last row of the page before: {member_id, connection_id}, or {room, member_id, connection_id} when room is NULL. max_rows is 1 to 1000 (22023).';
+
+create function presence_api.occupancy(
+    room text default null
+) returns table (members bigint, users bigint)
+    language sql stable
+begin atomic
+    select r.* from presence.occupancy(room => occupancy.room) r;
+end;
+comment on function presence_api.occupancy(text) is
+    'How many members and users are in the room (NULL: anywhere), of those that the caller may see. Where the room''s count_audience includes the caller: of all.';
+
+create function presence_api.rooms(
+    prefix text default '',
+    max_rows integer default 100,
+    after_key text default null
+) returns table (room text, members bigint, users bigint)
+    language sql stable
+begin atomic
+    select r.* from presence.rooms(prefix => rooms.prefix, max_rows => rooms.max_rows, after => rooms.after_key) r;
+end;
+comment on function presence_api.rooms(text, integer, text) is
+    'The rooms where somebody is whom the caller may see, with their numbers, in the order of their names. prefix is literal; after_key is the last room of the page before; max_rows is 1 to 1000 (22023).';
+
+create function presence_api.seq() returns bigint
+    language sql stable
+begin atomic
+    select presence.seq();
+end;
+comment on function presence_api.seq() is
+    'The seq of the last published event.';
+
+create function presence_api.set_room(
+    room text,
+    metadata jsonb default null,
+    patch jsonb default null,
+    audience text[] default null,
+    count_audience text[] default null,
+    ttl interval default null,
+    max_members integer default null,
+    keep_history boolean default null
+) returns presence_api.room
+    language sql volatile
+begin atomic
+    select r.* from presence.set_room(room => set_room.room, metadata => set_room.metadata, patch => set_room.patch, audience => set_room.audience, count_audience => set_room.count_audience, ttl => set_room.ttl, max_members => set_room.max_members, keep_history => set_room.keep_history) r;
+end;
+comment on function presence_api.set_room(text, jsonb, jsonb, text[], text[], interval, integer, boolean) is
+    'Make or change the settings of a room; NULL keeps what it has (to set a column to NULL, UPDATE the table). patch is a JSON merge patch (RFC 7396) on metadata. A change of metadata is a room event. For service roles and whoever may manage the room (42501). Errors: 22023 invalid values; 54000 metadata too large.';
+
+create function presence_api.state(
+    room text
+) returns jsonb
+    language sql stable
+begin atomic
+    select presence.state(room => state.room);
+end;
+comment on function presence_api.state(text) is
+    'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for each connection; presence_ref is the version. A state that is no object is {presence_ref, state}.';
+
+create function presence_api.tokens() returns text[]
+    language sql stable
+begin atomic
+    select presence.tokens();
+end;
+comment on function presence_api.tokens() is
+    'The audience tokens that the caller has: any, users, user:ID, team:ID, role:NAME, and room:NAME for each room where the caller is present.';
+
+create function presence_api.update(
+    room text,
+    patch jsonb default null,
+    member_id text default null,
+    connection_id text default '',
+    status text default null,
+    metadata jsonb default null,
+    audience text[] default null
+) returns setof presence_api.online
+    language sql volatile
+begin atomic
+    select r.* from presence.update(room => update.room, patch => update.patch, member_id => update.member_id, connection_id => update.connection_id, status => update.status, metadata => update.metadata, audience => update.audience) r;
+end;
+comment on function presence_api.update(text, jsonb, text, text, text, jsonb, text[]) is
+    'Change a member that is here: JSON merge patch (RFC 7396) on state, and renew its lease. No row when it is not here: a late update makes no ghost. Errors: 22023 a patch that is no object; as presence.upsert.';
+
+create function presence_api.upsert(
+    room text,
+    state jsonb default null,
+    member_id text default null,
+    connection_id text default '',
+    status text default null,
+    metadata jsonb default null,
+    ttl interval default null,
+    audience text[] default null,
+    session boolean default null,
+    user_id text default null
+) returns presence_api.online
+    language sql volatile
+begin atomic
+    select r.* from presence.upsert(room => upsert.room, state => upsert.state, member_id => upsert.member_id, connection_id => upsert.connection_id, status => upsert.status, metadata => upsert.metadata, ttl => upsert.ttl, audience => upsert.audience, session => upsert.session, user_id => upsert.user_id) r;
+end;
+comment on function presence_api.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text) is
+    'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the default ttl and audience); an empty status clears it; audience {} is owner only. The same data again only renews the lease: no event, no write. session => true: leaves when this database session ends. Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, another''s member; 0A000 no session members here. JSON merge is presence.update.';
+
+create function presence_api.upsert_many(
+    members jsonb
+) returns integer
+    language sql volatile
+begin atomic
+    select presence.upsert_many(members => upsert_many.members);
+end;
+comment on function presence_api.upsert_many(jsonb) is
+    'presence.upsert for an array of objects with the names of its arguments (or patch, a JSON merge patch, instead of state). All or nothing; of a repeated key the last wins. Returns how many members. Errors: as presence.upsert; 22023 for an unknown name, and DETAIL says which element.';
+
+create function presence_api.user_id() returns text
+    language sql stable
+begin atomic
+    select presence.user_id();
+end;
+comment on function presence_api.user_id() is
+    'Who is asking: for a login of presence.trusted_login_roles the sub of request.jwt.claims; for a superuser the same if it is set; NULL for presence.anonymous_roles; else current_user. Claims count only in a client''s own session: in background processes and in what ANALYZE, REINDEX, REFRESH and the like run, it goes by the role.';
+
+create function presence_api.users(
+    room text
+) returns table (user_id text, members bigint, status text, state jsonb, metadata jsonb, joined_at timestamptz, last_seen_at timestamptz)
+    language sql stable
+begin atomic
+    select r.* from presence.users(room => users.room) r;
+end;
+comment on function presence_api.users(text) is
+    'The room with one row for each user: how many members they have here, status, state and metadata of the most recently active one, when they first joined and were last seen.';
