@@ -43,9 +43,18 @@ const SETTINGS: &str = "
 const ROOMS: &str = "
     select room, metadata, audience, count_audience, ttl, max_members, keep_history, created_at, updated_at
     from presence.room order by room";
+/// Of examples/wrapper.sql.
+const WRAPPER: &str = "
+    select p.oid::regprocedure::text, pg_get_functiondef(p.oid), obj_description(p.oid, 'pg_proc') from pg_proc p
+    where pronamespace = to_regnamespace('presence_api')
+    union all
+    select c.oid::regclass::text, pg_get_viewdef(c.oid), format('%s %s', c.relacl, c.reloptions) from pg_class c
+    where relnamespace = to_regnamespace('presence_api') order by 1";
+
 fn application() -> Cluster {
     let cluster = Cluster::start();
     cluster.sql("app", APPLICATION);
+    cluster.sql("app", include_str!("../../../examples/wrapper.sql"));
     cluster.service().flush();
     cluster
 }
@@ -55,7 +64,8 @@ fn application() -> Cluster {
 fn a_dump_keeps_rooms_grants_and_settings() {
     let cluster = application();
     let mut service = cluster.service();
-    let before = [SETTINGS, ROOMS, GRANTS].map(|question| service.rows(question));
+    let before = [SETTINGS, ROOMS, GRANTS, WRAPPER].map(|question| service.rows(question));
+    assert!(!before[3].is_empty());
     let highest = service.number("select greatest(presence.seq(), max(version)) from presence.room");
     drop(service);
 
@@ -66,7 +76,7 @@ fn a_dump_keeps_rooms_grants_and_settings() {
     );
     cluster.until_worker("app");
     let mut service = cluster.service();
-    let after = [SETTINGS, ROOMS, GRANTS].map(|question| service.rows(question));
+    let after = [SETTINGS, ROOMS, GRANTS, WRAPPER].map(|question| service.rows(question));
     assert_eq!(after, before);
     assert!(service.number("select min(version) from presence.room") > highest);
 
@@ -84,12 +94,32 @@ fn a_dump_keeps_rooms_grants_and_settings() {
     assert_eq!(alice.fails("select presence.upsert('closed')").code, "42501");
     assert_eq!(alice.fails("select presence.listen('plain')").code, "0A000");
     assert_eq!(cluster.user("bob").fails("select presence.upsert('plain')").code, "42501");
+    assert_eq!(alice.value("select member_id from presence_api.list('plain')"), "alice");
     assert_eq!(lines(&service.hear()), ["enter alice"]);
     until("the sink hears it", || {
         service.number("select count(*) from app.heard where event = 'enter'") == 1
     });
     assert_eq!(service.rows("select * from app.here"), [[""; 0]; 0]);
     cluster.assert_sound();
+}
+
+/// The only rows of ours are settings of rooms: no member, no secret, nothing of where the log or the sink is.
+#[test]
+fn a_dump_has_no_rows_but_rooms() {
+    let cluster = application();
+    cluster.user("alice").run("select presence.upsert('plain'); select presence.delete('plain')");
+    cluster.service().flush();
+    shell(
+        "\"$bin/pg_dump\" -h \"$1\" -U postgres app >\"$1/dump\"
+         grep -E '^(COPY|INSERT INTO) _?presence\\.' \"$1/dump\" | cut -d '(' -f 1 >\"$1/rows\"",
+        &[&cluster],
+    );
+    let read = |name| std::fs::read_to_string(cluster.join(name)).expect("what was dumped");
+    assert_eq!(read("rows").trim(), "COPY presence.room");
+    let key = "select encode(key, 'hex') from _presence.secret";
+    assert!(!read("dump").contains(&cluster.service().value(key)));
+    // CREATE EXTENSION makes what is its own.
+    assert!(!read("dump").contains("CREATE SCHEMA _presence"));
 }
 
 #[test]
