@@ -55,7 +55,7 @@ select status is null as cleared from presence.upsert('presences', status => '')
 select expires_at - last_seen_at as lease from presence.get('presences');
 select expires_at - last_seen_at as lease, ttl from presence.upsert('presences', ttl => '15 min');
 select expires_at - last_seen_at as lease from presence.upsert('presences', ttl => '30 days');
-select t, e.code, e.message from unnest(array['0', '-1 h', '30 days 1 s']) t, test.error(format('select presence.upsert(%L, ttl => %L)', 'presences', t)) e;
+select t, e.code, e.message from unnest(array['0.9 s', '-1 h', '30 days 1 s']) t, test.error(format('select presence.upsert(%L, ttl => %L)', 'presences', t)) e;
 select presence.delete_all();
 
 -- AW-11: an upsert that finds the row expired does not revive it: the old one leaves, a new one enters.
