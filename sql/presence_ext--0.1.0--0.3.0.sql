@@ -229,6 +229,7 @@ drop function _presence._claim(uuid, bigint, bigint, bigint, bigint);
 
 -- These have other arguments now. Calls that somebody has stored go on with the old ones.
 alter function presence.update(text, jsonb, text, text, text, jsonb, text[]) set schema _presence;
+alter function presence.delete(text, text, text, jsonb, text) set schema _presence;
 
 -- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
 -- somebody has added to it.
@@ -252,6 +253,9 @@ create unlogged table _presence.member_twin (
     session        bigint,
     session_pid    integer,
     key_hash       uuid        not null,
+    leaves_at      timestamptz,
+    last_word      jsonb,
+    leave_reason   text,
     primary key (room, member_id, connection_id)
 ) using heap;
 create index member_twin_user_id_room_idx on _presence.member_twin (user_id, room);
@@ -535,6 +539,16 @@ comment on column presence.member.expires_at is
 comment on function _presence._expires_at(uuid, bigint, bigint, bigint, bigint) is
     'When the lease of a row ends; NULL if it never does, or the member is gone.';
 
+-- A leave that is still to come.
+alter table presence.member
+    add column leaves_at timestamptz, add column last_word jsonb, add column leave_reason text;
+comment on column presence.member.deadline is
+    'the same by the boot clock, in microseconds; -1 is never; of one that leaves by the wall clock, negative';
+comment on column presence.member.leaves_at is
+    'when the member leaves, unless it upserts before (presence.delete with after); heartbeats do not hold it';
+comment on column presence.member.last_word is 'what that leave shows as state; NULL is the state';
+comment on column presence.member.leave_reason is 'why it leaves then; NULL is left';
+
 -- Where a member is, and where an event happened: NULL as long as servers have no names. Functions that return these rows
 -- have it, too.
 alter table presence.event add column node text;
@@ -636,6 +650,22 @@ comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interv
     'Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, '
     'another''s member; 0A000 no session members here. JSON merge is presence.update.';
 
+create function presence.delete(
+    room          text,
+    member_id     text     default null,
+    connection_id text     default '',
+    state         jsonb    default null,
+    reason        text     default null,
+    after         interval default null
+) returns integer
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete';
+comment on function presence.delete(text, text, text, jsonb, text, interval) is
+    'Leave; state is a last word for the event. A NULL connection_id is all connections of the member. after is a '
+    'moment of grace: they leave when it is over, unless they upsert before (heartbeat and update do not hold them) or '
+    'their lease ends first; of several calls the last counts. Returns how many leave; absent is 0. Service roles may '
+    'give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or after; 42501 another''s '
+    'member.';
+
 create function presence.update_many(members jsonb) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_update_many';
 comment on function presence.update_many(jsonb) is
@@ -645,6 +675,7 @@ comment on function presence.update_many(jsonb) is
 
 -- New functions are executable by PUBLIC unless somebody says otherwise.
 revoke all on function
+    presence.delete(text, text, text, jsonb, text, interval),
     presence.update(text, jsonb, text, text, text, jsonb, text[], interval),
     presence.update_many(jsonb)
     from public;

@@ -54,6 +54,9 @@ create unlogged table presence.member (
     session        bigint,
     session_pid    integer,
     key_hash       uuid        not null,
+    leaves_at      timestamptz,
+    last_word      jsonb,
+    leave_reason   text,
     primary key (room, member_id, connection_id)
 ) using heap with (
     fillfactor = 50,
@@ -83,9 +86,14 @@ comment on column presence.member.version is 'grows with every change and never 
 comment on column presence.member.generation is 'the version with which this stay began';
 comment on column presence.member.expires_at is
     'end of the lease as of the last write, NULL where none ends; for the current value see presence.online';
-comment on column presence.member.deadline is 'the same by the boot clock, in microseconds; -1 is never';
+comment on column presence.member.deadline is
+    'the same by the boot clock, in microseconds; -1 is never; of one that leaves by the wall clock, negative';
 comment on column presence.member.session is 'the database session that the member is bound to';
 comment on column presence.member.key_hash is 'keyed hash of room, member_id and connection_id';
+comment on column presence.member.leaves_at is
+    'when the member leaves, unless it upserts before (presence.delete with after); heartbeats do not hold it';
+comment on column presence.member.last_word is 'what that leave shows as state; NULL is the state';
+comment on column presence.member.leave_reason is 'why it leaves then; NULL is left';
 
 -- The log of events. The worker writes it, in parts that take turns: a part is emptied by TRUNCATE, never by DELETE.
 create unlogged table presence.event (

@@ -84,16 +84,19 @@ comment on function presence.heartbeat_many(text[], text[], text[]) is
 
 create function presence.delete(
     room          text,
-    member_id     text  default null,
-    connection_id text  default '',
-    state         jsonb default null,
-    reason        text  default null
+    member_id     text     default null,
+    connection_id text     default '',
+    state         jsonb    default null,
+    reason        text     default null,
+    after         interval default null
 ) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete';
-comment on function presence.delete(text, text, text, jsonb, text) is
-    'Leave; state is a last word for the event. A NULL connection_id is all connections of the member. Returns how '
-    'many left; absent is 0. Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid '
-    'names or reason; 42501 another''s member.';
+comment on function presence.delete(text, text, text, jsonb, text, interval) is
+    'Leave; state is a last word for the event. A NULL connection_id is all connections of the member. after is a '
+    'moment of grace: they leave when it is over, unless they upsert before (heartbeat and update do not hold them) or '
+    'their lease ends first; of several calls the last counts. Returns how many leave; absent is 0. Service roles may '
+    'give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or after; 42501 another''s '
+    'member.';
 
 create function presence.delete_all(user_id text default null, connection_id text default null) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete_all';

@@ -72,6 +72,11 @@ pub fn wall_of(boot_time: u64) -> i64 {
     (boot_time as i64).saturating_add(offset)
 }
 
+/// The moment of the boot clock whose wall time `wall_of` has said.
+pub fn boot_of(wall_time: i64) -> u64 {
+    wall_time.saturating_sub(control().wall_offset.load(Relaxed)).max(0) as u64
+}
+
 /// How far the wall clock is ahead of the boot clock: of several readings the one that took the least time.
 fn measure_offset() -> Option<i64> {
     let reading = |_| {

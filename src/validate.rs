@@ -10,6 +10,8 @@ const MAX_KEY: usize = 2_048;
 pub const MAX_TOKENS: usize = 64;
 const MIN_TTL: i128 = 1_000_000;
 const MAX_TTL: i128 = 30 * 86_400_000_000;
+/// 100,000 years.
+const MAX_AFTER: i128 = 36_525_000 * 86_400_000_000;
 
 /// room, member_id, user_id: 1 to 255 characters without control characters.
 pub fn name(argument: &'static str, text: &[u8]) -> Result<()> {
@@ -73,6 +75,16 @@ pub fn ttl(microseconds: i128) -> Result<u64> {
 /// The ttl that a member is given: 0 is the default.
 pub fn given_ttl(microseconds: i128) -> Result<()> {
     if microseconds == 0 { Ok(()) } else { ttl(microseconds).map(|_| ()) }
+}
+
+/// Microseconds until a leave. Its time must be one that PostgreSQL can write.
+pub fn after(microseconds: i128) -> Result<u64> {
+    let why = match microseconds {
+        ..0 => "It is negative.",
+        _ if microseconds > MAX_AFTER => "It is infinite, or longer than 100,000 years.",
+        _ => return Ok(microseconds as u64),
+    };
+    Err(Error::InvalidArgument { argument: "after", why: why.into() })
 }
 
 /// The tokens in order and once each, `room` written out; so equal audiences are equal bytes.

@@ -177,18 +177,11 @@ pub fn renew_pending(key: &Key, now: u64, beat: bool) {
         buffer.changes.each_lease(key.hash, |lease| {
             let same = *stay.get_or_insert(lease.stay()) == lease.stay();
             if same {
-                renew(lease, now);
+                lease.renew(now);
             }
             same && beat
         });
     });
-}
-
-fn renew(lease: &mut Lease, now: u64) {
-    lease.last_seen = lease.last_seen.max(now);
-    if lease.deadline != crate::lease::slot::NEVER {
-        lease.deadline = lease.deadline.max(now.saturating_add(lease.ttl));
-    }
 }
 
 /// Pin the member's slot until this transaction ends. Returns whether there is one.
@@ -283,10 +276,12 @@ fn prepare() {
     let xid = u32::from(unsafe { pg_sys::GetTopTransactionIdIfAny() });
     BUFFER.with_borrow_mut(|buffer| {
         let now = clock::boot();
+        // (One that has left meanwhile, or would have, does not come back.)
         let ran_out = |key: &Key, lease: &Lease| {
-            leases()
-                .read(key)
-                .is_some_and(|slot| slot.generation == lease.generation && !alive(slot.deadline, now))
+            alive(lease.deadline, now)
+                && leases()
+                    .read(key)
+                    .is_some_and(|slot| slot.generation == lease.generation && !alive(slot.deadline, now))
         };
         let (leases, records) = fold(buffer.changes.all(), xid, ran_out);
         let count = records.len() as u64;

@@ -142,7 +142,7 @@ const UPSERT: [&str; 11] = [
 ];
 const UPDATE: [&str; 8] =
     ["room", "patch", "member_id", "connection_id", "status", "metadata", "audience", "ttl"];
-const DELETE: [&str; 5] = ["room", "member_id", "connection_id", "state", "reason"];
+const DELETE: [&str; 6] = ["room", "member_id", "connection_id", "state", "reason", "after"];
 
 /// SQL `presence.upsert_many(members)`.
 fn upsert_many(call: &Call) -> Result<Option<Datum>> {
@@ -195,6 +195,9 @@ fn located(error: Error, place: usize) -> Error {
         Error::InvalidReason => {
             let why = format!("Element {place}: a reason is left, disconnected or removed.");
             Error::InvalidArgument { argument: "reason", why }
+        }
+        Error::InvalidArgument { argument, why } if argument != "members" => {
+            Error::InvalidArgument { argument, why: format!("Element {place}: {why}") }
         }
         Error::InvalidPatch => {
             let why = format!("Element {place}: a patch is a JSON object (RFC 7396).");
@@ -308,7 +311,9 @@ fn removal(identity: &Identity, element: &Element) -> Result<Removal> {
     // SAFETY: a jsonb.
     let last_word = last_word.map(|state| unsafe { bytes_of(state) });
     let reason = delete::reason(identity, element.text("reason")?.as_deref())?;
-    Removal::new(room, member_id, connection_id, last_word, reason)
+    // SAFETY: an interval.
+    let after = element.interval("after")?.map(|after| unsafe { interval_of(after) });
+    Removal::new(room, member_id, connection_id, last_word, reason, after)
 }
 
 /// SQL `presence.forget(user_id)`.

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::lease::rule::{self, RowLease};
 use crate::lease::slot::{Lease, NEVER};
+use crate::member::grace;
 use crate::member::liveness::{claim, effective_deadline, slot};
 use crate::pg::function::{Call, Query};
 use crate::shared::leases::leases;
@@ -33,7 +34,8 @@ impl LeaseArguments {
 
     fn row(&self) -> RowLease {
         let LeaseArguments { version, generation, deadline, session, .. } = *self;
-        RowLease { read_since: clock::read_since(), version, generation, deadline, ttl: 0, session }
+        let (deadline, is_fixed) = grace::read_deadline(deadline);
+        RowLease { read_since: clock::read_since(), version, generation, deadline, is_fixed, ttl: 0, session }
     }
 }
 
@@ -104,14 +106,16 @@ fn sql_expires_at(call: &Call) -> Result<Option<Datum>> {
 
 /// SQL `_presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)`.
 fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
-    let Some(Found { slot, deadline, at, .. }) = looked(call, Question::LastSeenAt)? else {
+    let Some(Found { asked, slot, deadline, at }) = looked(call, Question::LastSeenAt)? else {
         return Ok(None);
     };
-    let ttl = call.interval(5).map_or(0, |ttl| ttl as u64);
+    let row = RowLease { ttl: call.interval(5).map_or(0, |ttl| ttl as u64), ..asked.row() };
     // The grace after a restart may be longer than the ttl: still nobody was seen in the future.
-    let last_seen =
-        rule::last_seen(slot.as_ref(), deadline, ttl).map(|seen| clock::wall_of_at(seen.min(at), at));
-    Ok(last_seen.or(call.bigint(6)).map(Datum::from))
+    let last_seen = match rule::last_seen(slot.as_ref(), deadline, &row) {
+        Some(seen) => Some(clock::wall_of_at(seen.min(at), at)),
+        None => call.bigint(6).map(|seen| seen.min(clock::wall_of_at(at, at))),
+    };
+    Ok(last_seen.map(Datum::from))
 }
 
 /// SQL `presence._claim(key_hash, version, generation, deadline, session)` of releases before 0.3.0, whose SQL names it;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   slot                       what counts
-//!   none, row from before      the grace after a start: the file of saved leases did not have it
-//!     the server's start
+//!   none, row from before      the grace after a start: the file of saved leases did not have it; but the row, if
+//!     the server's start       its lease is fixed
 //!   none, row newer than that  the row: the slots were full, or the commit is on its way to the slot
 //!   older than the row         the row: our own uncommitted change, or a commit on its way to the slot
 //!   of the row's version       the slot
@@ -22,6 +22,8 @@ pub struct RowLease {
     pub version: u64,
     pub generation: u64,
     pub deadline: u64,
+    /// The member has said that it leaves: nothing moves the deadline.
+    pub is_fixed: bool,
     pub ttl: u64,
     /// 0 is none.
     pub session: u64,
@@ -41,6 +43,7 @@ pub fn deadline(slot: Option<&Lease>, row: &RowLease, start: &Start, now: u64) -
     let word = match slot {
         None if row.version >= start.version => row.deadline,
         None if row.session != 0 => CLAIMED,
+        None if row.is_fixed => row.deadline,
         None => start.grace_until,
         Some(slot) if slot.version < row.version => row.deadline,
         Some(slot) if slot.version == row.version => slot.deadline,
@@ -50,13 +53,14 @@ pub fn deadline(slot: Option<&Lease>, row: &RowLease, start: &Start, now: u64) -
     alive(word, now).then_some(word)
 }
 
-/// Since when the member has not been seen, for a deadline that counts.
-pub fn last_seen(slot: Option<&Lease>, deadline: u64, ttl: u64) -> Option<u64> {
+/// Since when the member has not been seen, for a deadline that counts. None: the row says it.
+pub fn last_seen(slot: Option<&Lease>, deadline: u64, row: &RowLease) -> Option<u64> {
     match (deadline, slot) {
         (NEVER, Some(slot)) => Some(slot.last_seen),
         (NEVER, None) => None,
-        (deadline, Some(slot)) if slot.deadline == deadline => Some(slot.last_seen),
-        (deadline, _) => Some(deadline.saturating_sub(ttl)),
+        (deadline, Some(slot)) if slot.deadline == deadline && slot.last_seen > 0 => Some(slot.last_seen),
+        _ if row.is_fixed => None,
+        (deadline, _) => Some(deadline.saturating_sub(row.ttl)),
     }
 }
 
@@ -81,7 +85,7 @@ mod tests {
     }
 
     fn row(version: u64, generation: u64, deadline: u64) -> RowLease {
-        RowLease { read_since: 50, version, generation, deadline, ttl: 10, session: 0 }
+        RowLease { read_since: 50, version, generation, deadline, is_fixed: false, ttl: 10, session: 0 }
     }
 
     #[test]

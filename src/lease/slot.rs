@@ -17,6 +17,8 @@
 //!
 //! A renewal and an expiry are both a compare-and-swap on this one word, so exactly one of them wins, and
 //! CLAIMED is final for that generation: whoever was told "true" by a heartbeat is alive.
+//!
+//! A lease is fixed when its member has said that it leaves: with a ttl of 0 a renewal is true, and moves nothing.
 
 use super::atomic::Ordering::*;
 use super::atomic::{AtomicU32, AtomicU64};
@@ -67,9 +69,9 @@ pub struct Slot {
 pub struct Lease {
     /// The deadline word: microseconds of the boot clock, or one of the constants above.
     pub deadline: u64,
-    /// Boot clock. Where there is a deadline this is deadline - ttl, always.
+    /// Boot clock. Where there is a deadline this is deadline - ttl, unless the lease is fixed; then 0 is not known.
     pub last_seen: u64,
-    /// Microseconds.
+    /// Microseconds; 0 with a deadline is a lease that is fixed.
     pub ttl: u64,
     pub version: u64,
     /// The version with which the member entered: a new one for each stay.
@@ -96,6 +98,27 @@ impl Lease {
         Stay { owner: self.owner, generation: self.generation }
     }
 
+    /// Whether nothing moves the deadline.
+    pub fn is_fixed(&self) -> bool {
+        self.ttl == 0 && self.deadline > CLAIMED && self.deadline != NEVER
+    }
+
+    /// When a lease that is over ended.
+    pub fn ended(&self) -> u64 {
+        if self.is_fixed() { self.deadline } else { self.last_seen.saturating_add(self.ttl) }
+    }
+
+    /// Proof of life at `now`.
+    pub fn renew(&mut self, now: u64) {
+        if self.is_fixed() {
+            return;
+        }
+        self.last_seen = self.last_seen.max(now);
+        if self.deadline != NEVER {
+            self.deadline = self.deadline.max(now.saturating_add(self.ttl));
+        }
+    }
+
     /// This change on top of what the slot holds: with what a heartbeat has proved meanwhile. A claim stays: it is final
     /// for its generation.
     pub fn on_top_of(&self, old: &Lease) -> Lease {
@@ -105,7 +128,7 @@ impl Lease {
                 new.deadline = CLAIMED;
             } else if old.last_seen > self.last_seen {
                 new.last_seen = old.last_seen;
-                if new.deadline != NEVER {
+                if new.deadline != NEVER && !new.is_fixed() {
                     new.deadline = old.last_seen.saturating_add(new.ttl);
                 }
             }
@@ -135,6 +158,7 @@ impl Slot {
         let ttl = self.ttl.load(Relaxed);
         let last_seen = match deadline {
             FREE | TOMBSTONE | CLAIMED | NEVER => self.last_seen.load(Relaxed),
+            _ if ttl == 0 => self.last_seen.load(Relaxed),
             deadline => deadline.saturating_sub(ttl),
         };
         Lease {
@@ -171,6 +195,7 @@ impl Slot {
                 self.last_seen.fetch_max(now, Relaxed);
                 return true;
             }
+            // Of a fixed lease this is now, so nothing moves.
             let renewed = now.saturating_add(self.ttl.load(Relaxed));
             if renewed <= word {
                 return true;
@@ -191,10 +216,11 @@ impl Slot {
                 _ if !ended && alive(word, now) => return false,
                 _ => {}
             }
-            let last_seen = if word == NEVER {
-                self.last_seen.load(Relaxed)
-            } else {
-                word.saturating_sub(self.ttl.load(Relaxed))
+            let last_seen = match self.ttl.load(Relaxed) {
+                _ if word == NEVER => self.last_seen.load(Relaxed),
+                // Fixed: when it ended.
+                0 => word.min(now),
+                ttl => word.saturating_sub(ttl),
             };
             match self.deadline.compare_exchange_weak(word, CLAIMED, AcqRel, Acquire) {
                 Ok(_) => {

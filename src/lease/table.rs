@@ -191,13 +191,13 @@ impl<L: Locks> LeaseTable<L> {
 
     /// Claim a member bound to this session, which is over. A pinned one may be about to be bound to another
     /// session: the sweeper looks again.
-    pub fn end_session(&self, key: &Key, session: u64) {
+    pub fn end_session(&self, key: &Key, session: u64, now: u64) {
         self.locks.shared(self.partition(key), || {
             if let Some((_, slot)) = self.find(key)
                 && slot.session.load(Relaxed) == session
                 && slot.pins.load(Acquire) == 0
             {
-                slot.claim(0, true);
+                slot.claim(now, true);
                 self.note_deadline(key, 0);
             }
         });

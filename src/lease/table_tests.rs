@@ -318,7 +318,7 @@ fn a_pin_keeps_the_slot() {
     assert_eq!(table.read(&key(1)).unwrap().pins, 1);
 
     assert!(!table.unchanged(&key(1), 10, 1_050), "somebody is changing it");
-    table.end_session(&key(1), 0);
+    table.end_session(&key(1), 0, 1_050);
     assert_eq!(
         table.read(&key(1)).unwrap().deadline,
         1_100,
@@ -352,7 +352,7 @@ fn the_end_of_a_session_takes_only_its_own() {
     table.apply_present(&key(2), &bound(11, 4, 1_000));
     table.apply_present(&key(3), &Lease { session: 3, ..entered(12, 1_000) });
     for number in 1..=4 {
-        table.end_session(&key(number), 3);
+        table.end_session(&key(number), 3, 1_050);
     }
     let word = |number| table.read(&key(number)).unwrap().deadline;
     assert_eq!((word(1), word(2), word(3)), (CLAIMED, NEVER, CLAIMED));
@@ -362,7 +362,7 @@ fn the_end_of_a_session_takes_only_its_own() {
 
     // Bound to another session by a transaction that has not ended: it stays for the sweeper to decide.
     let index = table.pin(&key(2)).unwrap();
-    table.end_session(&key(2), 4);
+    table.end_session(&key(2), 4, 1_050);
     assert_eq!(word(2), NEVER);
     table.unpin(index);
 }

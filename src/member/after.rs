@@ -4,7 +4,7 @@ use super::column::Column;
 use super::intent::{self, Intent};
 use super::row::Row;
 use super::trigger_call::{PUBLISHED_COLUMNS, TriggerCall, VISIBILITY_COLUMNS};
-use super::{limits, liveness, session};
+use super::{grace, limits, liveness, session};
 use crate::clock;
 use crate::error::Result;
 use crate::event::image::Image;
@@ -86,7 +86,10 @@ pub fn delete(firing: &TriggerCall) -> Result<()> {
     let old = &firing.first;
     let key = old.key(&firing.extension);
     let version = issue_version(&key, false);
-    let (reason, at) = if firing.intent.expiring {
+    let leaving = firing.intent.expiring && grace::is_leaving(old);
+    let (reason, at) = if leaving {
+        grace::end(&firing.extension, &key, old)
+    } else if firing.intent.expiring {
         let session = old.number(Column::Session);
         let over = session != 0 && !session::is_live(firing.extension.database_index, session);
         let at = if over { clock::wall() } else { expired_at(&key, old) };
@@ -94,7 +97,8 @@ pub fn delete(firing: &TriggerCall) -> Result<()> {
     } else {
         (firing.intent.reason.map_or_else(|| default_reason(firing, old), Ok)?, clock::wall())
     };
-    let image = old.image(firing.intent.last_word.as_deref());
+    let last_word = if leaving { old.varlena(Column::LastWord) } else { firing.intent.last_word.as_deref() };
+    let image = old.image(last_word);
     note(&firing.extension, &key, What::Leave { reason }, version, at, old, image);
     Ok(())
 }
@@ -130,12 +134,15 @@ fn note(extension: &Extension, key: &Key, what: What, version: u64, at: i64, row
 
 fn lease_of(extension: &Extension, row: &Row) -> Lease {
     let lease = row.lease();
-    let last_seen =
-        if lease.deadline == NEVER { clock::boot() } else { lease.deadline.saturating_sub(lease.ttl) };
+    let last_seen = match lease.deadline {
+        NEVER => clock::boot(),
+        _ if lease.is_fixed => clock::boot_of(row.time(Column::LastSeenAt)),
+        deadline => deadline.saturating_sub(lease.ttl),
+    };
     Lease {
         deadline: lease.deadline,
         last_seen,
-        ttl: lease.ttl,
+        ttl: if lease.is_fixed { 0 } else { lease.ttl },
         version: lease.version,
         generation: lease.generation,
         owner: extension.owner_hash(row.text(Column::UserId).unwrap_or_default()),

@@ -5,10 +5,10 @@ use super::checks::{
 };
 use super::column::Column;
 use super::holder::evict_expired_holder;
-use super::intent::Intent;
-use super::liveness;
+use super::intent::{Grace, Intent};
 use super::row::{INFINITY, Row};
 use super::trigger_call::{PUBLISHED_COLUMNS, TriggerCall, VISIBILITY_COLUMNS};
+use super::{grace, liveness};
 use crate::access::identity::Identity;
 use crate::access::ownership::check_member_id;
 use crate::clock;
@@ -39,6 +39,7 @@ pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
     check_join(&identity, &row)?;
     set_room_defaults(extension, &mut row, is_session_bound(None, &firing.intent))?;
     normalize(&mut row, None)?;
+    grace::check(&identity, None, &mut row, &firing.intent)?;
 
     let key = row.make_key(extension);
     evict_expired_holder(extension, &identity, &key, &owner)?;
@@ -49,6 +50,7 @@ pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
     crate::injection::stall("versioned");
     set_session(&mut row, None, &key, &firing.intent)?;
     let now = renew(&mut row)?;
+    grace::fix(&key, None, &mut row);
     for column in [Column::Version, Column::Generation] {
         row.set(column, Some(Datum::from(version as i64)));
     }
@@ -78,23 +80,28 @@ pub fn change(
     }
     let key = old.key(extension);
     transaction::pin(&key);
-    if liveness::deadline(&key, &old.lease()).is_none() {
-        return Ok(None);
-    }
+    let Some(deadline) = liveness::deadline(&key, &old.lease()) else { return Ok(None) };
     if !identity.service {
         row.set(Column::UserId, old.get(Column::UserId));
     }
     check_names(&row)?;
-    check_join(identity, &row)?;
+    // Whoever may not be here may still leave.
+    if intent.grace != Grace::Announced {
+        check_join(identity, &row)?;
+    }
     set_room_defaults(extension, &mut row, is_session_bound(Some(old), intent))?;
     normalize(&mut row, Some(old))?;
+    grace::check(identity, Some(old), &mut row, intent)?;
     for column in [Column::Generation, Column::JoinedAt, Column::KeyHash] {
         row.set(column, old.get(column));
     }
     set_session(&mut row, Some(old), &key, intent)?;
     let now = renew(&mut row)?;
+    grace::fix(&key, Some((old, deadline)), &mut row);
     let told = !row.same(old, &PUBLISHED_COLUMNS);
-    let quiet = row.ttl() != old.ttl() || row.number(Column::Session) != old.number(Column::Session);
+    let quiet = row.ttl() != old.ttl()
+        || row.number(Column::Session) != old.number(Column::Session)
+        || !grace::same(&row, old);
     let version = if told || quiet {
         issue_version(&key, !row.same(old, &VISIBILITY_COLUMNS))
     } else {
@@ -125,7 +132,11 @@ pub fn replicated(firing: &TriggerCall) -> Result<Option<Datum>> {
     row.set(Column::Session, None);
     let left = row.time(Column::ExpiresAt).saturating_sub(clock::wall()).max(1) as u64;
     let ends = row.get(Column::ExpiresAt).is_some() && row.time(Column::ExpiresAt) != INFINITY;
-    let deadline = if ends { clock::boot().saturating_add(left) } else { NEVER };
-    row.set(Column::Deadline, Some(Datum::from(deadline as i64)));
+    let deadline = match () {
+        _ if ends && grace::is_leaving(&row) => grace::fixed_until(row.time(Column::ExpiresAt)),
+        _ if ends => Datum::from(clock::boot().saturating_add(left) as i64),
+        _ => Datum::from(NEVER as i64),
+    };
+    row.set(Column::Deadline, Some(deadline));
     firing.proceed(row)
 }

@@ -1,6 +1,7 @@
 //! The columns of `presence.member`.
 
 use pgrx::pg_sys::{self, Oid};
+use std::ffi::CStr;
 
 /// The columns, in the order of sql/tables.sql.
 #[derive(Clone, Copy)]
@@ -25,9 +26,26 @@ pub enum Column {
     Session,
     SessionPid,
     KeyHash,
+    LeavesAt,
+    LastWord,
+    LeaveReason,
 }
 
-pub const COLUMNS: usize = 19;
+pub const COLUMNS: usize = 22;
+
+/// So many there have been since 0.1.0: these are in their places in every database.
+pub const OLDEST: usize = 19;
+
+/// The names of the others. SQL of an older version does not have them; where it was updated they are behind what others
+/// had added.
+pub const LATER: [&CStr; COLUMNS - OLDEST] = [c"leaves_at", c"last_word", c"leave_reason"];
+
+/// Whether the table has one of the later columns.
+pub fn is_there(member: Oid, column: Column) -> bool {
+    let name = LATER[column as usize - OLDEST];
+    // SAFETY: a look-up in the catalog.
+    unsafe { pg_sys::get_attnum(member, name.as_ptr()) != pg_sys::InvalidAttrNumber as i16 }
+}
 
 /// Their types.
 pub const TYPES: [Oid; COLUMNS] = [
@@ -50,4 +68,7 @@ pub const TYPES: [Oid; COLUMNS] = [
     pg_sys::INT8OID,
     pg_sys::INT4OID,
     pg_sys::UUIDOID,
+    pg_sys::TIMESTAMPTZOID,
+    pg_sys::JSONBOID,
+    pg_sys::TEXTOID,
 ];

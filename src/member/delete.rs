@@ -1,5 +1,6 @@
-//! `presence.delete` and `presence.delete_all`: leave.
+//! `presence.delete` and `presence.delete_all`: leave, now or when a time is over.
 
+use super::grace::Leave;
 use super::intent::{self, Intent};
 use super::{checks, holder};
 use crate::access::authorizer::{self, Action};
@@ -73,7 +74,7 @@ pub fn leave(connection: &Connection, members: Vec<u128>, intent: Intent) -> Res
     Ok(connection.run(statement, &[Some(value)], true)?.count)
 }
 
-/// SQL `presence.delete(room, member_id, connection_id, state, reason)`.
+/// SQL `presence.delete(room, member_id, connection_id, state, reason, after)`.
 fn delete(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let identity = identity::current(&extension)?;
@@ -88,6 +89,7 @@ fn delete(call: &Call) -> Result<Option<Datum>> {
         call.text(2).map(<[u8]>::to_vec),
         call.varlena(3).map(<[u8]>::to_vec),
         reason(&identity, call.text(4))?,
+        call.interval(5),
     )?;
     Ok(Some(Datum::from(removal.run(&extension, &identity)? as i32)))
 }
@@ -101,6 +103,8 @@ pub struct Removal {
     /// jsonb bytes
     last_word: Option<Vec<u8>>,
     reason: Option<Reason>,
+    /// How long until then, in microseconds; 0 is now.
+    after: u64,
 }
 
 impl Removal {
@@ -110,10 +114,14 @@ impl Removal {
         connection_id: Option<Vec<u8>>,
         last_word: Option<Vec<u8>>,
         reason: Option<Reason>,
+        after: Option<i128>,
     ) -> Result<Removal> {
         validate::key(&room, &member_id, connection_id.as_deref().unwrap_or_default())?;
         checks::state_size(last_word.as_deref().as_slice())?;
-        Ok(Removal { room, member_id, connection_id, last_word, reason })
+        // Whoever grants a moment of grace does not throw out.
+        let reason = reason.or(after.map(|_| Reason::Left));
+        let after = after.map_or(Ok(0), validate::after)?;
+        Ok(Removal { room, member_id, connection_id, last_word, reason, after })
     }
 
     fn key(&self, extension: &Extension, connection_id: &[u8]) -> Key {
@@ -133,13 +141,13 @@ impl Removal {
 
     /// Returns how many left.
     pub fn run(&self, extension: &Extension, identity: &Rc<Identity>) -> Result<usize> {
-        let deleted = self.delete(extension, identity)?;
+        let deleted = self.delete(extension, identity, false)?;
         if identity.service || (deleted > 0 && self.connection_id.is_some()) {
             return Ok(deleted);
         }
         // Who manages the room removes members of others, and such as they may not see.
         if authorizer::allows(&self.room, Action::Manage)? {
-            return Ok(deleted + as_role(extension.owner_role, || self.delete(extension, identity))?);
+            return Ok(deleted + as_role(extension.owner_role, || self.delete(extension, identity, true))?);
         }
         if deleted == 0 {
             let key = self.key(extension, self.connection_id.as_deref().unwrap_or_default());
@@ -164,6 +172,7 @@ impl Removal {
                 member_id: self.member_id.clone(),
                 last_word: self.last_word.clone(),
                 reason: self.reason,
+                after: self.after,
                 connection_id: Some(connection_id.clone()),
             };
             Some((key(&connection_id), removal))
@@ -171,10 +180,14 @@ impl Removal {
         Ok((0..rows.count).filter_map(one).collect())
     }
 
-    fn delete(&self, extension: &Extension, caller: &Rc<Identity>) -> Result<usize> {
+    fn delete(&self, extension: &Extension, caller: &Rc<Identity>, managing: bool) -> Result<usize> {
         let connection = Connection::open()?;
         let members = self.members(extension, &connection)?;
         let (reason, last_word) = (self.reason, self.last_word.clone());
+        if self.after > 0 {
+            let leave = Leave { after: self.after, reason, last_word };
+            return leave.announce(extension, caller, &connection, members, managing);
+        }
         let intent = Intent { reason, last_word, caller: Some(caller.clone()), ..Intent::default() };
         leave(&connection, members, intent)
     }

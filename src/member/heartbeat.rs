@@ -73,6 +73,9 @@ impl<'a> Heartbeats<'a> {
             if found.count == 0 || liveness::deadline(key, &row).is_none() {
                 return Ok(false);
             }
+            if row.is_fixed {
+                return Ok(true);
+            }
             if read_only {
                 return Err(Error::ReadOnlyWithoutSlot);
             }

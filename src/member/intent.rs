@@ -21,8 +21,22 @@ pub struct Intent {
     pub expiring: bool,
     /// Who asks, where the statement itself runs with the owner's rights.
     pub caller: Option<Rc<Identity>>,
+    /// What becomes of a leave that was announced.
+    pub grace: Grace,
     /// Only system columns are written: no check, no event.
     pub system_columns_only: bool,
+}
+
+/// What a write means for a leave that is still to come (`grace`).
+#[derive(Clone, Copy, Default, PartialEq)]
+pub enum Grace {
+    /// Nothing else than the row says.
+    #[default]
+    AsTheRowSays,
+    /// There shall be none.
+    Over,
+    /// It is announced by this very write.
+    Announced,
 }
 
 /// A statement that is running, and what is wanted of its rows.

@@ -1,6 +1,6 @@
 //! Whether a member is here: its row, its slot, and what this transaction has made of them.
 
-use super::session;
+use super::{grace, session};
 use crate::event::transaction;
 use crate::lease::rule::{self, RowLease, Start};
 use crate::lease::slot::{Key, Lease, NEVER, alive};
@@ -22,7 +22,8 @@ pub fn start() -> Start {
 /// The lease of a row that a query found; `columns` are where it has version, generation, deadline and session.
 pub fn lease_of_query(rows: &Rows, row: usize, columns: [usize; 4]) -> RowLease {
     let [version, generation, deadline, session] = columns.map(|column| rows.number(row, column));
-    RowLease { read_since: clock::read_since(), version, generation, deadline, ttl: 0, session }
+    let (deadline, is_fixed) = grace::read_deadline(deadline);
+    RowLease { read_since: clock::read_since(), version, generation, deadline, is_fixed, ttl: 0, session }
 }
 
 /// The deadline that counts for a row, by the boot clock; None if the member is gone.

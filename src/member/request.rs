@@ -3,9 +3,9 @@
 
 use super::checks::{self, EMPTY_OBJECT, check_join};
 use super::column::Column;
-use super::intent::Intent;
+use super::intent::{Grace, Intent};
 use super::row::Row;
-use super::store::Store;
+use super::store::{Store, TRIES};
 use super::{holder, liveness};
 use crate::access::identity::Identity;
 use crate::access::ownership::{self, check_member_id};
@@ -56,13 +56,13 @@ pub enum Written {
     Absent,
 }
 
-/// The first try, and three more where somebody was quicker each time.
-const TRIES: usize = 4;
-
 impl Request {
     /// Find, decide, store. The member may expire, enter or leave between our statements; each try starts from what is
     /// there.
     pub fn write(&self, connection: &Connection) -> Result<Written> {
+        if !self.caller.service {
+            self.caller.writer()?;
+        }
         let store = Store::open(&self.extension, &self.caller, connection)?;
         let mut last_found = None;
         for turn in 0..TRIES {
@@ -84,7 +84,8 @@ impl Request {
     fn change(&self, store: &Store, found: &Row) -> Result<Option<Written>> {
         self.require_ownership(found)?;
         check_join(&self.caller, found)?;
-        let identical = self.is_identical(found)?;
+        let stays = self.owner.is_some() && found.lease().is_fixed;
+        let identical = !stays && self.is_identical(found)?;
         crate::injection::stall("renewing");
         if identical && store.may_change() && self.renew(found) {
             return Ok(Some(Written::Renewed(found.clone())));
@@ -182,7 +183,9 @@ impl Request {
     }
 
     fn intent(&self) -> Intent {
-        Intent { session: self.session, ..Intent::default() }
+        // Who upserts stays.
+        let grace = if self.owner.is_some() { Grace::Over } else { Grace::AsTheRowSays };
+        Intent { session: self.session, grace, ..Intent::default() }
     }
 
     /// Whether the call would leave everything as it is.

@@ -1,40 +1,20 @@
 //! A row of `presence.member`, column by column.
 
-use super::column::{COLUMNS, Column, TYPES};
+use super::column::{COLUMNS, Column};
+use super::grace;
+use super::layout::Layout;
 use crate::clock;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::event::image::Image;
 use crate::extension::Extension;
 use crate::lease::rule::RowLease;
 use crate::lease::slot::Key;
-use crate::pg::datum::{attribute, begins_with, bytes_in, hash_of, interval_of, text_in};
+use crate::pg::datum::{attribute, bytes_in, hash_of, interval_of, text_in};
 use crate::pg::rows::Rows;
 use pgrx::pg_sys::{self, Datum};
 
 /// timestamptz 'infinity'
 pub const INFINITY: i64 = i64::MAX;
-
-/// A descriptor that was found to have our columns. Others may stand behind them.
-#[derive(Clone, Copy)]
-pub struct Layout(pg_sys::TupleDesc);
-
-impl Layout {
-    /// # Safety
-    /// A descriptor, which lives as long as rows are read with it.
-    pub unsafe fn of(descriptor: pg_sys::TupleDesc) -> Result<Layout> {
-        // SAFETY: the caller's promise.
-        if unsafe { begins_with(descriptor, &TYPES) } {
-            Ok(Layout(descriptor))
-        } else {
-            Err(Error::TooManyColumns)
-        }
-    }
-
-    fn width(&self) -> usize {
-        // SAFETY: the descriptor of `of`.
-        unsafe { (*self.0).natts as usize }
-    }
-}
 
 #[derive(Clone)]
 pub struct Row {
@@ -73,19 +53,8 @@ impl Row {
     /// `tuple` has this layout, and lives as long as the row.
     pub unsafe fn deform(tuple: pg_sys::HeapTuple, layout: Layout) -> Row {
         let mut row = Row { tuple, ..Row::empty() };
-        let Layout(descriptor) = layout;
-        // SAFETY: the caller's promise; there is room for all columns.
-        unsafe {
-            if layout.width() == COLUMNS {
-                pg_sys::heap_deform_tuple(tuple, descriptor, row.values.as_mut_ptr(), row.nulls.as_mut_ptr());
-            } else {
-                let mut values = vec![Datum::from(0); layout.width()];
-                let mut nulls = vec![true; layout.width()];
-                pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
-                row.values.copy_from_slice(&values[..COLUMNS]);
-                row.nulls.copy_from_slice(&nulls[..COLUMNS]);
-            }
-        }
+        // SAFETY: the caller's promise.
+        unsafe { layout.deform(tuple, &mut row.values, &mut row.nulls) };
         row
     }
 
@@ -93,35 +62,17 @@ impl Row {
     ///
     /// # Safety
     /// `relation` is the table the row was read from.
-    pub unsafe fn form(&mut self, relation: pg_sys::Relation) -> pg_sys::HeapTuple {
-        // SAFETY: the caller's promise; values and nulls have a place for each column.
+    pub unsafe fn form(&mut self, relation: pg_sys::Relation) -> Result<pg_sys::HeapTuple> {
+        // SAFETY: the caller's promise.
         unsafe {
-            let descriptor = (*relation).rd_att;
-            let width = (*descriptor).natts as usize;
+            let layout = Layout::of((*relation).rd_att)?;
             // Before 0.3.0 the column was NOT NULL.
             if self.get(Column::ExpiresAt).is_none()
-                && (*attribute(descriptor, Column::ExpiresAt as i32)).attnotnull
+                && (*attribute(layout.descriptor(), Column::ExpiresAt as i32)).attnotnull
             {
                 self.set(Column::ExpiresAt, Some(Datum::from(INFINITY)));
             }
-            if width == COLUMNS {
-                return pg_sys::heap_form_tuple(
-                    descriptor,
-                    self.values.as_mut_ptr(),
-                    self.nulls.as_mut_ptr(),
-                );
-            }
-            let (mut values, mut nulls) = (self.values.to_vec(), self.nulls.to_vec());
-            values.resize(width, Datum::from(0));
-            nulls.resize(width, true);
-            let mut ours: Vec<bool> = (0..width).map(|at| at < COLUMNS).collect();
-            pg_sys::heap_modify_tuple(
-                self.tuple,
-                descriptor,
-                values.as_mut_ptr(),
-                nulls.as_mut_ptr(),
-                ours.as_mut_ptr(),
-            )
+            Ok(layout.form(self.tuple, &mut self.values, &mut self.nulls))
         }
     }
 
@@ -171,11 +122,13 @@ impl Row {
 
     /// The same for many rows of one statement.
     pub fn lease_read(&self, read_since: u64) -> RowLease {
+        let (deadline, is_fixed) = grace::read_deadline(self.number(Column::Deadline));
         RowLease {
             read_since,
             version: self.number(Column::Version),
             generation: self.number(Column::Generation),
-            deadline: self.number(Column::Deadline),
+            deadline,
+            is_fixed,
             ttl: self.ttl().unwrap_or(0) as u64,
             session: self.number(Column::Session),
         }
@@ -214,7 +167,10 @@ impl Row {
     pub fn same(&self, other: &Row, columns: &[Column]) -> bool {
         columns.iter().all(|column| match column {
             Column::Ttl => self.ttl() == other.ttl(),
-            Column::State | Column::Metadata | Column::Audience => {
+            Column::LeavesAt => {
+                self.get(*column).map(|at| at.value()) == other.get(*column).map(|at| at.value())
+            }
+            Column::State | Column::Metadata | Column::Audience | Column::LastWord => {
                 self.varlena(*column) == other.varlena(*column)
             }
             _ => self.text(*column) == other.text(*column),

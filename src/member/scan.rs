@@ -3,7 +3,8 @@
 
 use super::column::Column;
 use super::index;
-use super::row::{Layout, Row};
+use super::layout::Layout;
+use super::row::Row;
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::lease::slot::Key;

@@ -11,9 +11,9 @@ use crate::error::{Error, Result};
 use crate::event::transaction::{self, Pending};
 use crate::extension::{self, Extension};
 use crate::lease::slot::Key;
-use crate::settings;
 use crate::shared::leases::leases;
 use crate::shared::{self, Database, Process, my_process, next_version, processes};
+use crate::{clock, settings};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -102,8 +102,9 @@ pub fn end() {
     let (Some(process), Some(database)) = (my_process(), bound.database) else { return };
     process.session.store(0, SeqCst);
     database.ended_sessions.fetch_add(1, SeqCst);
+    let now = clock::boot();
     for key in &bound.members {
-        leases().end_session(key, bound.session);
+        leases().end_session(key, bound.session, now);
     }
     shared::wake(&database.worker.process);
 }

@@ -24,10 +24,11 @@
 //! the fast way.
 
 use super::column::Column;
-use super::intent::{self, Intent};
-use super::row::{Layout, Row};
+use super::intent::{self, Grace, Intent};
+use super::layout::Layout;
+use super::row::Row;
 use super::trigger::is_replica;
-use super::{after, before, scan};
+use super::{after, before, grace, scan};
 use crate::access::grants::on_columns;
 use crate::access::identity::Identity;
 use crate::access::{authorizer, policy};
@@ -38,11 +39,14 @@ use crate::lease::slot::Key;
 use crate::pg::datum::uuid;
 use crate::pg::role::as_role;
 use crate::pg::snapshot::with_statement_snapshot;
-use crate::pg::spi::{self, Connection, Statement};
+use crate::pg::spi::{self, Connection, Statement, statement};
 use crate::settings;
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
+
+/// The first try, and three more where somebody was quicker each time.
+pub const TRIES: usize = 4;
 
 pub struct Store<'a> {
     extension: &'a Extension,
@@ -51,23 +55,11 @@ pub struct Store<'a> {
     fast: bool,
 }
 
-/// All columns that the extension knows, in their order.
+/// The columns that every version of the SQL has, in their order.
 macro_rules! columns {
     () => {
         "room, member_id, connection_id, user_id, status, state, metadata, audience, version, generation, joined_at, \
          updated_at, last_seen_at, expires_at, ttl, deadline, session, session_pid, key_hash"
-    };
-}
-
-macro_rules! statement {
-    ($arguments:expr, $($part:expr),+) => {
-        Statement {
-            sql: match std::ffi::CStr::from_bytes_with_nul(concat!($($part),+, "\0").as_bytes()) {
-                Ok(sql) => sql,
-                Err(_) => c"",
-            },
-            arguments: &$arguments,
-        }
     };
 }
 
@@ -101,6 +93,14 @@ static CHANGE: Statement = statement!(
     columns!()
 );
 
+/// What a verb says of a leave that is still to come.
+static ANNOUNCE: Statement = statement!(
+    [pg_sys::UUIDOID, pg_sys::TIMESTAMPTZOID, pg_sys::JSONBOID, pg_sys::TEXTOID],
+    "update presence.member set leaves_at = $2, last_word = $3, leave_reason = $4 \
+     where key_hash operator(pg_catalog.=) $1 returning ",
+    columns!()
+);
+
 static ENTER: Statement = statement!(
     [
         pg_sys::TEXTOID,
@@ -119,15 +119,11 @@ static ENTER: Statement = statement!(
 );
 
 impl<'a> Store<'a> {
-    /// For somebody who has a name to write under, or acts for all.
     pub fn open(
         extension: &'a Extension,
         caller: &'a Rc<Identity>,
         connection: &'a Connection,
     ) -> Result<Store<'a>> {
-        if !caller.service {
-            caller.writer()?;
-        }
         spi::accept_invalidations();
         Ok(Store { extension, caller, connection, fast: is_fast(extension)? })
     }
@@ -135,6 +131,10 @@ impl<'a> Store<'a> {
     /// Whether the caller has the rights that `change` needs, on the table or on its columns.
     pub fn may_change(&self) -> bool {
         self.fast || on_columns(self.extension.member, pg_sys::ACL_UPDATE, changed())
+    }
+
+    pub fn caller(&self) -> &Identity {
+        self.caller
     }
 
     pub fn is_fast(&self) -> bool {
@@ -172,12 +172,12 @@ impl<'a> Store<'a> {
         let key = held.key(self.extension);
         if self.fast {
             let changed = with_table(self.extension, |table| {
-                let changed = before::change(self.extension, self.caller, &intent, held, row)?;
-                Ok(changed.map(|mut row| {
+                let mut changed = before::change(self.extension, self.caller, &intent, held, row)?;
+                if let Some(row) = &mut changed {
                     // SAFETY: the row was read from this table, which is open and locked for writing.
-                    unsafe { replace(table, held, &mut row) };
-                    row
-                }))
+                    unsafe { replace(table, held, row)? };
+                }
+                Ok(changed)
             })?;
             if let Some(row) = &changed {
                 after::changed(self.extension, held, row);
@@ -185,9 +185,13 @@ impl<'a> Store<'a> {
             }
             return Ok(changed);
         }
+        let (statement, columns): (_, &[Column]) = match intent.grace {
+            Grace::Announced => (&ANNOUNCE, &grace::COLUMNS),
+            _ => (&CHANGE, &CHOSEN),
+        };
         let mut values = vec![Some(uuid(key.hash))];
-        values.extend(CHOSEN.map(|column| row.get(column)));
-        self.write(&key, &CHANGE, &values, intent)
+        values.extend(columns.iter().map(|column| row.get(*column)));
+        self.write(&key, statement, &values, intent)
     }
 
     /// Store a new row. None if somebody has its key.
@@ -298,13 +302,14 @@ fn lock_newest(table: pg_sys::Relation, found: &Row) -> Result<Option<Row>> {
 ///
 /// # Safety
 /// `table` is the table that both were read from, open and locked for writing.
-unsafe fn replace(table: pg_sys::Relation, old: &Row, row: &mut Row) {
+unsafe fn replace(table: pg_sys::Relation, old: &Row, row: &mut Row) -> Result<()> {
     let mut place = old.place();
     // SAFETY: the caller's promise. What extensions use for tables of their own: it updates the heap, and the indexes
     // unless the new row stays on its page.
     unsafe {
-        let tuple = row.form(table);
+        let tuple = row.form(table)?;
         pg_sys::CatalogTupleUpdate(table, &mut place, tuple);
         pg_sys::CommandCounterIncrement();
     }
+    Ok(())
 }

@@ -82,7 +82,7 @@ impl TriggerCall<'_> {
     /// Carry on with this row.
     pub fn proceed(&self, mut row: Row) -> Result<Option<Datum>> {
         // SAFETY: the row was read from this relation.
-        Ok(Some(Datum::from(unsafe { row.form(self.data.tg_relation) })))
+        Ok(Some(Datum::from(unsafe { row.form(self.data.tg_relation)? })))
     }
 
     /// Carry on with the row as it is.

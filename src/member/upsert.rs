@@ -95,6 +95,9 @@ pub fn run(request: &Request) -> Result<Option<Datum>> {
     let connection = Connection::open()?;
     match &request.write(&connection)? {
         Written::Row(row) => online_row(&connection, row, &request.extension).map(Some),
+        Written::Renewed(row) if row.lease().is_fixed => {
+            online_row(&connection, row, &request.extension).map(Some)
+        }
         Written::Renewed(row) => renewed(&connection, row, &request.extension).map(Some),
         Written::Absent => Ok(None),
     }

@@ -20,6 +20,20 @@ pub struct Statement {
     pub arguments: &'static [Oid],
 }
 
+/// One whose text is put together of parts.
+macro_rules! statement {
+    ($arguments:expr, $($part:expr),+) => {
+        $crate::pg::spi::Statement {
+            sql: match std::ffi::CStr::from_bytes_with_nul(concat!($($part),+, "\0").as_bytes()) {
+                Ok(sql) => sql,
+                Err(_) => c"",
+            },
+            arguments: &$arguments,
+        }
+    };
+}
+pub(crate) use statement;
+
 /// How many plans a session keeps; each takes some 20 to 70 kB.
 const KEPT_PLANS: usize = 64;
 

@@ -217,13 +217,25 @@ fn restore(saved: Saved, now: u64) {
     for lease in saved.leases {
         let place = places.iter().find(|(database, _)| database.index == lease.database);
         let Some((_, entry)) = place else { continue };
-        // Sessions ended with the server; a lease that had ended stays ended; all others get the grace.
-        let deadline = if lease.session != 0 || lease.left == 0 {
-            CLAIMED
-        } else {
-            now.saturating_add(lease.left.saturating_sub(down).max(grace).max(1))
+        // Sessions ended with the server; a lease that had ended stays ended; one that is fixed ends when it would have; all
+        // others get the grace.
+        let is_fixed = lease.ttl == 0;
+        let left = match lease.left.saturating_sub(down) {
+            left if is_fixed => left,
+            left => left.max(grace).max(1),
         };
-        let last_seen = if deadline == CLAIMED { now } else { deadline.saturating_sub(lease.ttl) };
+        let deadline = match left {
+            _ if lease.session != 0 || lease.left == 0 => CLAIMED,
+            0 => CLAIMED,
+            left => now.saturating_add(left),
+        };
+        let last_seen = match deadline {
+            CLAIMED if is_fixed => now.saturating_sub(down),
+            CLAIMED => now,
+            // The row says it.
+            _ if is_fixed => 0,
+            deadline => deadline.saturating_sub(lease.ttl),
+        };
         let key = Key { database: entry.index() as u32, relation: lease.relation, hash: lease.hash };
         let lease = Lease {
             deadline,

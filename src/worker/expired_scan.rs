@@ -86,8 +86,7 @@ impl ExpiredScan {
             self.sessions_left |= !over.is_empty();
             due.slots.extend(over.into_iter().take(MOST));
         }
-        let ended = |lease: &Lease| lease.last_seen.saturating_add(lease.ttl);
-        let late = due.slots.iter().map(|(_, lease)| self.now.saturating_sub(ended(lease)));
+        let late = due.slots.iter().map(|(_, lease)| self.now.saturating_sub(lease.ended()));
         self.lateness = late.max().unwrap_or(0).max(self.lateness);
         due.keys = due.slots.iter().map(|(key, _)| key.hash).collect();
         while due.keys.is_empty() && self.after.is_some() {

@@ -9,26 +9,33 @@ use crate::error::Result;
 use crate::event::record::size_of_record;
 use crate::extension::Extension;
 use crate::lease::slot::{CLAIMED, Lease};
+use crate::member::column::{self, Column};
 use crate::member::{self, expiry};
 use crate::pg::datum::{interval_of, uuid, uuids};
 use crate::pg::encoding::decode;
 use crate::pg::role::as_role;
 use crate::pg::rows::Rows;
-use crate::pg::spi::{Connection, Statement};
+use crate::pg::spi::{Connection, Statement, statement};
 use crate::pg::subtransaction::attempt;
 use crate::shared::leases::leases;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 
-/// Rows in key order, those that somebody has locked left for the next time.
-static LOCK: Statement = Statement {
-    sql: c"select key_hash, version, generation, deadline, session,
-                  room, member_id, connection_id, user_id, status, state, metadata, audience
-           from presence.member where key_hash operator(pg_catalog.=) any ($1)
-           order by key_hash for update skip locked",
-    arguments: &[pg_sys::UUIDARRAYOID],
-};
+/// Rows in key order, those that somebody has locked left for the next time; with what their leave will show as state.
+macro_rules! lock {
+    ($state:literal) => {
+        statement!(
+            [pg_sys::UUIDARRAYOID],
+            "select key_hash, version, generation, deadline, session, room, member_id, connection_id, user_id, status, ",
+            $state,
+            ", metadata, audience from presence.member where key_hash operator(pg_catalog.=) any ($1) \
+             order by key_hash for update skip locked"
+        )
+    };
+}
+static LOCK: Statement = lock!("coalesce(last_word, state)");
+static LOCK_BEFORE_LAST_WORDS: Statement = lock!("state");
 
 static PRESENT: Statement = Statement {
     sql: c"select key_hash from presence.member where key_hash operator(pg_catalog.=) any ($1)",
@@ -101,7 +108,9 @@ fn lock(
     room: Budget,
     deleted: &mut Deleted,
 ) -> Result<Vec<(u128, crate::lease::rule::RowLease)>> {
-    let rows = connection.run(&LOCK, &[Some(uuids(keys))], true)?;
+    let has_last_word = column::is_there(extension.member, Column::LastWord);
+    let statement = if has_last_word { &LOCK } else { &LOCK_BEFORE_LAST_WORDS };
+    let rows = connection.run(statement, &[Some(uuids(keys))], true)?;
     let ring_size = extension.database.ring().size();
     let mut fitting = Vec::new();
     for row in 0..rows.count {
@@ -164,8 +173,13 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
         let deadline = member::liveness::effective_deadline(&key, None, &lease, now).unwrap_or(CLAIMED);
         let slot = Lease {
             deadline,
-            last_seen: if deadline == CLAIMED { now } else { deadline.saturating_sub(ttl) },
-            ttl,
+            last_seen: match deadline {
+                CLAIMED => now,
+                // The row says it.
+                _ if lease.is_fixed => 0,
+                deadline => deadline.saturating_sub(ttl),
+            },
+            ttl: if lease.is_fixed { 0 } else { ttl },
             version: lease.version,
             generation: lease.generation,
             owner,

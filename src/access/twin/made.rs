@@ -12,8 +12,16 @@ use std::ffi::CStr;
 const POLICIES: [(&CStr, u8); 4] =
     [(c"member_read", b'r'), (c"member_enter", b'a'), (c"member_change", b'w'), (c"member_leave", b'd')];
 
-const NULLABLE: [Column; 5] =
-    [Column::Status, Column::ExpiresAt, Column::Ttl, Column::Session, Column::SessionPid];
+const NULLABLE: [Column; 8] = [
+    Column::Status,
+    Column::ExpiresAt,
+    Column::Ttl,
+    Column::Session,
+    Column::SessionPid,
+    Column::LeavesAt,
+    Column::LastWord,
+    Column::LeaveReason,
+];
 
 /// Columns, and whether they are unique.
 const INDEXES: [(&[Column], bool); 3] = [
