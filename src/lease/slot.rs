@@ -126,9 +126,9 @@ impl Lease {
         if old.generation == self.generation {
             if old.deadline == CLAIMED {
                 new.deadline = CLAIMED;
-            } else if old.last_seen > self.last_seen {
+            } else if old.last_seen > self.last_seen && !self.is_fixed() {
                 new.last_seen = old.last_seen;
-                if new.deadline != NEVER && !new.is_fixed() {
+                if new.deadline != NEVER {
                     new.deadline = old.last_seen.saturating_add(new.ttl);
                 }
             }

@@ -7,6 +7,7 @@ mod events;
 mod expiry;
 mod faults;
 mod full_numbers;
+mod grace;
 mod install;
 mod memory;
 mod occupancy;

@@ -12,7 +12,8 @@ impl Case<'_> {
     pub fn check_view(&mut self, at: usize) -> Check {
         let view = format!(
             "select room, member_id, connection_id, user_id, coalesce(status, ''), state, metadata, to_jsonb(audience),
-                    extract(epoch from ttl) / 60, session_pid, (extract(epoch from last_seen_at) * 1000000)::bigint, version
+                    extract(epoch from ttl) / 60, session_pid, (extract(epoch from last_seen_at) * 1000000)::bigint, version,
+                    (extract(epoch from expires_at) * 1000000)::bigint
              from presence.online where room in ('{}', '{}')",
             self.rooms[0], self.rooms[1]
         );
@@ -30,6 +31,14 @@ impl Case<'_> {
             let seen = row.seen.from - 50_000..=row.seen.until + 50_000;
             if !self.model.unsure.contains(key) && !seen.contains(&shown.seen) {
                 return Err(format!("{key:?} was last seen at {}, not at {:?}", shown.seen, row.seen));
+            }
+            let ends = row.ends().map(|ends| ends.from - 50_000..=ends.until + 50_000);
+            let same = match (&ends, shown.ends) {
+                (Some(ends), Some(shown)) => ends.contains(&shown),
+                (ends, shown) => ends.is_none() && shown.is_none(),
+            };
+            if !self.model.unsure.contains(key) && !same {
+                return Err(format!("{key:?} ends at {:?}, not at {:?}", shown.ends, row.ends()));
             }
         }
         self.compare_members("committed", shown, &self.model.members, |_| true)?;
@@ -60,6 +69,7 @@ impl Case<'_> {
                 session: row[9].parse().unwrap_or(0),
                 seen: row[10].parse().map_err(|_| format!("{row:?} was never seen"))?,
                 version: row[11].parse().expect("a version"),
+                ends: row[12].parse().ok(),
             };
             Ok((key, shown))
         };
@@ -222,4 +232,5 @@ struct Shown {
     session: i64,
     seen: i64,
     version: i64,
+    ends: Option<i64>,
 }

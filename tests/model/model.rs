@@ -30,6 +30,22 @@ pub struct Row {
     /// A new one for each time it enters.
     pub stay: u32,
     pub seen: Seen,
+    /// What was said of its leave.
+    pub leaves: Option<Leaving>,
+}
+
+/// A member leaves when a time is over, unless it upserts before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Leaving {
+    pub at: Seen,
+    pub reason: &'static str,
+    pub last_word: Option<Value>,
+}
+
+impl Seen {
+    pub fn later(self, minutes: i64) -> Seen {
+        Seen { from: self.from + minutes * MINUTE, until: self.until + minutes * MINUTE }
+    }
 }
 
 impl Row {
@@ -42,11 +58,33 @@ impl Row {
         (&self.audience, self.owner) == (&other.audience, other.owner)
     }
 
-    pub fn is_over(&self, now: i64) -> bool {
-        self.ttl.is_some_and(|ttl| self.seen.until + ttl * MINUTE <= now)
+    /// When it is over, unless something happens before: by its lease, or as was said.
+    pub fn ends(&self) -> Option<Seen> {
+        let said = self.leaves.as_ref().map(|leaves| leaves.at);
+        self.lease_ends().into_iter().chain(said).min_by_key(|end| end.until)
     }
 
+    fn lease_ends(&self) -> Option<Seen> {
+        self.ttl.map(|ttl| self.seen.later(ttl))
+    }
+
+    pub fn is_over(&self, now: i64) -> bool {
+        self.ends().is_some_and(|end| end.until <= now)
+    }
+
+    /// How it leaves when its time is over.
+    fn end(&self) -> (&'static str, Row) {
+        let Some(leaves) = &self.leaves else { return ("expired", self.clone()) };
+        let state = leaves.last_word.clone().unwrap_or_else(|| self.state.clone());
+        let is_said = self.ends() == Some(leaves.at);
+        (if is_said { leaves.reason } else { "expired" }, Row { state, ..self.clone() })
+    }
+
+    /// Nothing holds who has said that they leave.
     pub fn renew(&mut self, seen: Seen) {
+        if self.leaves.is_some() {
+            return;
+        }
         self.seen = Seen { from: self.seen.from.max(seen.from), until: self.seen.until.max(seen.until) };
     }
 }
@@ -271,7 +309,7 @@ impl Model {
         let Some(mut row) = pending.row else { return };
         let held = held.filter(|held| held.stay == row.stay);
         // Nobody saw it any more: whatever was changed, it comes back.
-        let back = held.as_ref().is_some_and(|held| held.is_over(seen.until));
+        let back = held.as_ref().is_some_and(|held| held.is_over(seen.until)) && !row.is_over(seen.until);
         if pending.entered {
             events.push(Event::of("enter", &row));
         } else if pending.told || back {
@@ -297,12 +335,13 @@ impl Model {
             self.unsure.insert(key);
             return;
         }
+        let (reason, last) = row.end();
         let reasons: &[&str] = match (over, row.session.is_some()) {
-            (true, true) => &["expired", "disconnected"],
-            (true, false) => &["expired"],
+            (true, true) => &[reason, "disconnected"],
+            (true, false) => &[reason],
             _ => &["disconnected"],
         };
-        let event = Event::leave(row, reasons);
+        let event = Event::leave(&last, reasons);
         self.events.entry(key).or_default().push(event);
         self.members.remove(&key);
         self.stale.insert(key);

@@ -39,6 +39,8 @@ pub struct Removal {
     pub last_word: Option<usize>,
     /// Service roles only.
     pub reason: Option<&'static str>,
+    /// One of a few times of grace.
+    pub after: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -171,12 +173,14 @@ fn removal() -> impl Strategy<Value = Removal> {
         prop::bool::weighted(0.2),
         rarely(0..4usize),
         rarely(select(&["left", "disconnected", "removed"][..])),
+        sometimes(0..4usize),
     )
-        .prop_map(|(name, all_connections, last_word, reason)| Removal {
+        .prop_map(|(name, all_connections, last_word, reason, after)| Removal {
             name,
             all_connections,
             last_word,
             reason,
+            after,
         })
 }
 
@@ -190,6 +194,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::RollbackTo),
         1 => Just(Op::Release),
         22 => (name(), given()).prop_map(|(name, given)| Op::Upsert(name, given)),
+        6 => name().prop_map(|name| Op::Upsert(name, Given::default())),
         8 => (name(), patch()).prop_map(|(name, given)| Op::Update(name, given)),
         8 => name().prop_map(Op::Heartbeat),
         3 => prop::collection::vec(name(), 1..5).prop_map(Op::HeartbeatMany),

@@ -90,6 +90,10 @@ fn minutes(ttl: Option<usize>) -> String {
     text(ttl.map(|ttl| format!("{} min", values::ttl(ttl))))
 }
 
+fn after(index: usize) -> String {
+    format!("{} min", values::after(index))
+}
+
 fn key(rooms: &[String; 2], name: &Name) -> String {
     let member = text(name.member.map(|member| USERS[member]));
     format!(
@@ -117,11 +121,12 @@ fn delete(rooms: &[String; 2], removal: &Removal) -> String {
     let connection =
         if removal.all_connections { "null".into() } else { text(Some(CONNECTION_IDS[name.connection])) };
     format!(
-        "delete('{}', {}, {connection}, state => {}, reason => {})",
+        "delete('{}', {}, {connection}, state => {}, reason => {}, after => {})",
         rooms[name.room],
         text(name.member.map(|member| USERS[member])),
         json_text(removal.last_word.map(values::state)),
         text(removal.reason),
+        text(removal.after.map(after)),
     )
 }
 
@@ -161,5 +166,6 @@ fn delete_json(rooms: &[String; 2], removal: &Removal) -> Value {
         "connection_id": CONNECTION_IDS[removal.name.connection],
         "state": removal.last_word.map(values::state),
         "reason": removal.reason,
+        "after": removal.after.map(after),
     })
 }

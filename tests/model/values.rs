@@ -24,6 +24,11 @@ pub fn ttl(index: usize) -> i64 {
     [60, 130, 0][index]
 }
 
+/// Minutes until a leave; 0 is now.
+pub fn after(index: usize) -> i64 {
+    [0, 25, 55, 100][index]
+}
+
 pub fn audience(index: usize) -> &'static [&'static str] {
     const LISTS: [&[&str]; 8] = [
         &[],

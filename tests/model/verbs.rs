@@ -1,6 +1,6 @@
 //! What the verbs do to the model, and what they answer.
 
-use crate::model::{Answer, Event, Key, Model, Row, Seen, all_connections};
+use crate::model::{Answer, Event, Key, Leaving, Model, Row, Seen, all_connections};
 use crate::op::{CONNECTIONS, Given, Name, Removal, SERVICE};
 use crate::values;
 use serde_json::json;
@@ -34,14 +34,15 @@ impl Model {
             return Err(NOT_ALLOWED);
         }
         let ttl_kept = if given.session == Some(true) { None } else { held.ttl };
-        let row = self.changed(at, &key, &held, given, ttl_kept);
+        let mut row = self.changed(at, &key, &held, given, ttl_kept);
+        row.leaves = None;
         let same_ttl = given.ttl.is_none() || row.ttl == held.ttl;
         let same_session = match given.session {
             None => true,
             Some(false) => held.session.is_none(),
             Some(true) => row.session == held.session && (given.ttl.is_some() || held.ttl.is_none()),
         };
-        if row.tells_the_same(&held) && same_ttl && same_session {
+        if row.tells_the_same(&held) && same_ttl && same_session && held.leaves.is_none() {
             self.renew(at, key, seen);
         } else {
             self.write(at, key, &held, row, seen);
@@ -104,6 +105,7 @@ impl Model {
             session: None,
             stay: self.fresh(),
             seen,
+            leaves: None,
         };
         let row = self.changed(at, &key, &nobody, given, None);
         let pending = self.touch(at, key);
@@ -114,7 +116,7 @@ impl Model {
     }
 
     fn write(&mut self, at: usize, key: Key, held: &Row, mut row: Row, seen: Seen) {
-        let quiet = row.ttl != held.ttl || row.session != held.session;
+        let quiet = row.ttl != held.ttl || row.session != held.session || row.leaves != held.leaves;
         let told = !row.tells_the_same(held);
         row.renew(seen);
         let pending = self.touch(at, key);
@@ -187,20 +189,38 @@ impl Model {
             if who != SERVICE && removal.reason.is_some_and(|reason| reason != "left") {
                 return Err(NOT_ALLOWED);
             }
-            model.delete_named(at, removal)
+            model.delete_named(at, removal, seen)
         })
     }
 
-    fn delete_named(&mut self, at: usize, removal: &Removal) -> Answer<usize> {
+    fn delete_named(&mut self, at: usize, removal: &Removal, seen: Seen) -> Answer<usize> {
         let key = self.key(at, &removal.name, None);
         let keys = if removal.all_connections { all_connections(&key) } else { vec![key] };
-        let deleted =
-            keys.iter().filter(|key| self.delete_one(at, key, removal.reason, removal.last_word)).count();
+        let reason = removal.reason.or(removal.after.map(|_| "left"));
+        let after = removal.after.map_or(0, values::after);
+        let deleted = keys.iter().filter(|key| match after {
+            0 => self.delete_one(at, key, reason, removal.last_word),
+            after => {
+                let reason = reason.unwrap_or("left");
+                let last_word = removal.last_word.map(values::state);
+                self.announce_one(at, key, Leaving { at: seen.later(after), reason, last_word }, seen)
+            }
+        });
+        let deleted = deleted.count();
         if deleted == 0 {
             let first = if removal.all_connections { keys[0] } else { key };
             self.refuse_anothers(at, &first)?;
         }
         Ok(deleted)
+    }
+
+    fn announce_one(&mut self, at: usize, key: &Key, leaving: Leaving, seen: Seen) -> bool {
+        let who = CONNECTIONS[at];
+        let held = self.row(at, key).filter(|row| who == SERVICE || row.owner == who).cloned();
+        let Some(held) = held else { return false };
+        let row = Row { leaves: Some(leaving), ..held.clone() };
+        self.write(at, *key, &held, row, seen);
+        true
     }
 
     fn delete_one(
@@ -274,7 +294,7 @@ impl Model {
             }
             let last: BTreeMap<Key, &Removal> =
                 list.iter().map(|removal| (model.key(at, &removal.name, None), removal)).collect();
-            last.values().try_fold(0, |deleted, removal| Ok(deleted + model.delete_named(at, removal)?))
+            last.values().try_fold(0, |deleted, removal| Ok(deleted + model.delete_named(at, removal, seen)?))
         })
     }
 
