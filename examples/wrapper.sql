@@ -51,14 +51,15 @@ create function presence_api.delete(
     member_id text default null,
     connection_id text default '',
     state jsonb default null,
-    reason text default null
+    reason text default null,
+    after interval default null
 ) returns integer
     language sql volatile
 begin atomic
-    select presence.delete(room => delete.room, member_id => delete.member_id, connection_id => delete.connection_id, state => delete.state, reason => delete.reason);
+    select presence.delete(room => delete.room, member_id => delete.member_id, connection_id => delete.connection_id, state => delete.state, reason => delete.reason, after => delete.after);
 end;
-comment on function presence_api.delete(text, text, text, jsonb, text) is
-    'Leave; state is a last word for the event. A NULL connection_id is all connections of the member. Returns how many left; absent is 0. Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid names or reason; 42501 another''s member.';
+comment on function presence_api.delete(text, text, text, jsonb, text, interval) is
+    'Leave; state is a last word for the event. A NULL connection_id is all connections of the member. after is a moment of grace: they leave when it is over, unless they upsert before (heartbeat and update do not hold them) or their lease ends first; of several calls the last counts. Returns how many leave; absent is 0. Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or after; 42501 another''s member.';
 
 create function presence_api.delete_all(
     user_id text default null,
@@ -163,7 +164,7 @@ comment on function presence_api.is_service() is
 
 create function presence_api.list(
     room text default null,
-    max_rows integer default 100,
+    max_rows integer default null,
     after_key text[] default null
 ) returns setof presence_api.online
     language sql stable
@@ -171,7 +172,18 @@ begin atomic
     select r.* from presence.list(room => list.room, max_rows => list.max_rows, after => list.after_key) r;
 end;
 comment on function presence_api.list(text, integer, text[]) is
-    'Who is here: a page of the room (NULL: of all rooms) in the order of the key. after_key is the key of the last row of the page before: {member_id, connection_id}, or {room, member_id, connection_id} when room is NULL. max_rows is 1 to 1000 (22023).';
+    'Who is here: the room, or all rooms (NULL), in the order of the key. max_rows is 1 to 10000 (22023); NULL is the whole room, or of all rooms 1000. after_key is the key of the last row of the page before: {member_id, connection_id}, or {room, member_id, connection_id} when room is NULL.';
+
+create function presence_api.may(
+    room text,
+    action text
+) returns boolean
+    language sql stable
+begin atomic
+    select presence.may(room => may.room, action => may.action);
+end;
+comment on function presence_api.may(text, text) is
+    'Whether the caller may do this in the room now, by the authorizer and the grants: read (list sees what is shared with the caller), join (upsert; false for who has no identity), manage (set_room). Service roles may what they were granted. What the authorizer raises fails the statement; NULL is a no. Errors: 22023 no room, or no such action.';
 
 create function presence_api.occupancy(
     room text default null
@@ -245,14 +257,25 @@ create function presence_api.update(
     connection_id text default '',
     status text default null,
     metadata jsonb default null,
-    audience text[] default null
+    audience text[] default null,
+    ttl interval default null
 ) returns setof presence_api.online
     language sql volatile
 begin atomic
-    select r.* from presence.update(room => update.room, patch => update.patch, member_id => update.member_id, connection_id => update.connection_id, status => update.status, metadata => update.metadata, audience => update.audience) r;
+    select r.* from presence.update(room => update.room, patch => update.patch, member_id => update.member_id, connection_id => update.connection_id, status => update.status, metadata => update.metadata, audience => update.audience, ttl => update.ttl) r;
 end;
-comment on function presence_api.update(text, jsonb, text, text, text, jsonb, text[]) is
+comment on function presence_api.update(text, jsonb, text, text, text, jsonb, text[], interval) is
     'Change a member that is here: JSON merge patch (RFC 7396) on state, and renew its lease. No row when it is not here: a late update makes no ghost. Errors: 22023 a patch that is no object; as presence.upsert.';
+
+create function presence_api.update_many(
+    members jsonb
+) returns integer
+    language sql volatile
+begin atomic
+    select presence.update_many(members => update_many.members);
+end;
+comment on function presence_api.update_many(jsonb) is
+    'presence.update for an array of objects with the names of its arguments. Who is not here stays away. All or nothing; of a repeated key the last wins. Returns how many are here. Errors: as presence.update; 22023 for an unknown name, and DETAIL says which element.';
 
 create function presence_api.upsert(
     room text,
@@ -271,7 +294,7 @@ begin atomic
     select r.* from presence.upsert(room => upsert.room, state => upsert.state, member_id => upsert.member_id, connection_id => upsert.connection_id, status => upsert.status, metadata => upsert.metadata, ttl => upsert.ttl, audience => upsert.audience, session => upsert.session, user_id => upsert.user_id) r;
 end;
 comment on function presence_api.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text) is
-    'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the default ttl and audience); an empty status clears it; audience {} is owner only. The same data again only renews the lease: no event, no write. session => true: leaves when this database session ends. Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, another''s member; 0A000 no session members here. JSON merge is presence.update.';
+    'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the default ttl and audience); an empty status clears it; audience {} is owner only; ttl 0 is the default. The same data again only renews the lease: no event, no write. session => true: leaves when this database session ends. Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, another''s member; 0A000 no session members here. JSON merge is presence.update.';
 
 create function presence_api.upsert_many(
     members jsonb

@@ -142,6 +142,8 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
              create view public.may as select presence._may('lobby', 'read') as may;
              create function public.renewed() returns jsonb
                  begin atomic; select u.state from presence.update('lobby') u; end;
+             create function public.gone() returns integer
+                 begin atomic; select presence.delete('nowhere', state => '1'); end;
              create function public.plain() returns setof presence.online language sql
                  as 'select * from presence.online'",
         );
@@ -151,7 +153,7 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
             session.hear();
         }
         service.flush();
-        let everything = "select array(select m::text from presence.member m order by 1),
+        let everything = "select array(select (to_jsonb(m) - '{leaves_at,last_word,leave_reason}'::text[])::text from presence.member m order by 1),
                                  array(select r::text from presence.room r),
                                  array(select (to_jsonb(e) - 'node')::text from presence.event e order by seq),
                                  (select encode(key, 'hex') from SCHEMA.secret)";
@@ -164,7 +166,11 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         assert!(
             service.is("select count(*) >= 2 from public.log") && service.is("select may from public.may")
         );
-        assert!(alice.is("select public.renewed() is not null"), "by what it was made with");
+        assert!(
+            alice.is("select public.renewed() is not null and public.gone() = 0"),
+            "by what it was made with"
+        );
+        assert_eq!(alice.number("select presence.delete('nowhere', after => '1 s')"), 0, "granted before");
         assert!(
             alice.is("select count(*) = 1 from presence.update('lobby', ttl => '2 min')"),
             "granted before"
@@ -178,6 +184,50 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         assert!(alice.is("select presence.heartbeat('lobby')"));
         alice.run("select presence.upsert('lobby', '2')");
         assert_eq!(lines(&bob.hear()), ["update alice"], "on the channels it listened to before");
+        cluster.assert_sound();
+    }
+}
+
+/// Somebody had columns of their own before.
+#[test]
+fn an_upgrade_puts_its_columns_behind_those_of_others() {
+    for version in releases() {
+        let cluster = old(&version);
+        let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
+        service.run(
+            "alter table presence.member add column mine text default 'kept', add column gone jsonb, add column later text",
+        );
+        service.run("alter table presence.member drop column gone");
+        alice.run("select presence.upsert('lobby', '1')");
+        let early =
+            r#"select presence.delete_many('[{"room": "lobby", "member_id": "alice", "after": "1 s"}]')"#;
+        let refused = service.fails(early);
+        assert_eq!(refused.code, "XX000");
+        assert!(refused.hint.contains("ALTER EXTENSION presence_ext UPDATE"), "{refused:?}");
+        service.run("alter extension presence_ext update; select presence.listen()");
+        assert_eq!(service.number(early), 1);
+        let fixed = "select leaves_at = expires_at and mine = 'kept' and later is null from presence.member";
+        assert!(service.is(fixed));
+        alice.run(
+            "update presence.member set later = 'mine'; select presence.update('lobby', '{}', status => 'x')",
+        );
+        assert!(
+            service.is(
+                "select leaves_at = expires_at and mine = 'kept' and later = 'mine' from presence.member"
+            )
+        );
+        alice.run("select presence.upsert('lobby')");
+        assert!(
+            service.is("select leaves_at is null and mine = 'kept' and later = 'mine' from presence.member")
+        );
+        alice.run("select presence.delete('lobby', state => '\"bye\"', after => '300 ms')");
+        let heard = service.hear_until("the leave", |event| event.kind() == "leave");
+        let leave = heard.last().expect("it");
+        assert_eq!((leave.line(), &leave["state"]), ("leave alice left".into(), &"bye".into()));
+        // Without those columns all is as it was made, but for the places.
+        service.run("alter table presence.member drop column mine, drop column later");
+        alice.run("select presence.upsert('lobby'), presence.delete('lobby', after => '1 h')");
+        assert!(alice.is("select leaves_at > now() from presence.member"));
         cluster.assert_sound();
     }
 }
