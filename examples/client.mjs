@@ -115,14 +115,9 @@ export class Client {
 
   async #list() { // 3, 4, 5
     this.#position = Number((await this.#ask('select presence.seq()'))[0].seq)
-    const listed = new Map()
-    for (let after = null, rows; rows === undefined || rows.length === 1000; ) {
-      rows = await this.#ask('select * from presence.list($1, 1000, $2)', this.room, after)
-      for (const row of rows) listed.set(keyOf(row), row)
-      if (rows.length > 0) after = [rows.at(-1).member_id, rows.at(-1).connection_id]
-    }
-    this.members = listed
-    this.#versions = new Map([...listed].map(([key, row]) => [key, Number(row.version)]))
+    const rows = await this.#ask('select * from presence.list($1)', this.room)
+    this.members = new Map(rows.map((row) => [keyOf(row), row]))
+    this.#versions = new Map(rows.map((row) => [keyOf(row), Number(row.version)]))
     this.onChange(this.members)
   }
 

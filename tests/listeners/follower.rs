@@ -25,7 +25,7 @@ pub struct Kind {
     pub pace: Pace,
     /// A connection for its questions.
     pub has_two: bool,
-    pub page: usize,
+    pub page: Option<usize>,
 }
 
 pub struct Follower {

@@ -24,17 +24,17 @@ pub const BECOMES: usize = 1;
 pub const TAKES_ROLES: usize = 2;
 
 pub const FOLLOWERS: [Kind; 11] = [
-    Kind { user: 0, room: None, on_bell: List, pace: AtOnce, has_two: false, page: 1000 },
-    Kind { user: 0, room: Some(0), on_bell: Read, pace: Slow, has_two: true, page: 1 },
-    Kind { user: 1, room: None, on_bell: Read, pace: AtOnce, has_two: true, page: 1000 },
-    Kind { user: 1, room: Some(1), on_bell: Read, pace: Slow, has_two: true, page: 1 },
-    Kind { user: 2, room: Some(0), on_bell: List, pace: AtOnce, has_two: false, page: 2 },
-    Kind { user: RITA, room: None, on_bell: Read, pace: Slow, has_two: true, page: 3 },
-    Kind { user: RITA, room: Some(0), on_bell: Read, pace: AtOnce, has_two: false, page: 1000 },
-    Kind { user: MATE, room: None, on_bell: List, pace: AtOnce, has_two: true, page: 1000 },
-    Kind { user: MATE, room: Some(1), on_bell: Read, pace: Slow, has_two: true, page: 1 },
-    Kind { user: SERVICE, room: None, on_bell: Read, pace: AtOnce, has_two: false, page: 1000 },
-    Kind { user: SERVICE, room: Some(0), on_bell: List, pace: Slow, has_two: true, page: 2 },
+    Kind { user: 0, room: None, on_bell: List, pace: AtOnce, has_two: false, page: None },
+    Kind { user: 0, room: Some(0), on_bell: Read, pace: Slow, has_two: true, page: Some(1) },
+    Kind { user: 1, room: None, on_bell: Read, pace: AtOnce, has_two: true, page: None },
+    Kind { user: 1, room: Some(1), on_bell: Read, pace: Slow, has_two: true, page: Some(1) },
+    Kind { user: 2, room: Some(0), on_bell: List, pace: AtOnce, has_two: false, page: Some(2) },
+    Kind { user: RITA, room: None, on_bell: Read, pace: Slow, has_two: true, page: Some(3) },
+    Kind { user: RITA, room: Some(0), on_bell: Read, pace: AtOnce, has_two: false, page: None },
+    Kind { user: MATE, room: None, on_bell: List, pace: AtOnce, has_two: true, page: None },
+    Kind { user: MATE, room: Some(1), on_bell: Read, pace: Slow, has_two: true, page: Some(1) },
+    Kind { user: SERVICE, room: None, on_bell: Read, pace: AtOnce, has_two: false, page: None },
+    Kind { user: SERVICE, room: Some(0), on_bell: List, pace: Slow, has_two: true, page: Some(2) },
 ];
 pub const LISTENERS: usize = FOLLOWERS.len() + SPIES;
 

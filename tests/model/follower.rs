@@ -27,7 +27,7 @@ impl Follower {
             tokens: tokens.to_vec(),
             session: cluster.user(role),
             prelude: None,
-            rule: Rule::new(vec![None], OnBell::List, 1000),
+            rule: Rule::new(vec![None], OnBell::List, None),
         }
     }
 

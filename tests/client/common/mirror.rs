@@ -11,7 +11,7 @@ pub struct Mirror {
 impl Default for Mirror {
     /// It holds nothing, and listens already.
     fn default() -> Mirror {
-        Mirror { rule: Rule::new(vec![None], OnBell::Read, 1000).where_nobody_is() }
+        Mirror { rule: Rule::new(vec![None], OnBell::Read, None).where_nobody_is() }
     }
 }
 

@@ -16,6 +16,9 @@ pub struct Member {
     pub metadata: Value,
 }
 
+/// The rows of a page of all rooms.
+const ALL_ROOMS: usize = 1000;
+
 /// What a client does when a bell rings: it may as well list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnBell {
@@ -47,8 +50,8 @@ enum Stage {
 pub struct Rule {
     rooms: Vec<Option<String>>,
     on_bell: OnBell,
-    /// Rows of a page.
-    page: usize,
+    /// Rows of a page; None is a whole room, and of all rooms what a page has.
+    page: Option<usize>,
     stage: Stage,
     /// Heard, and not applied yet.
     buffer: VecDeque<Value>,
@@ -62,7 +65,7 @@ pub struct Rule {
 
 impl Rule {
     /// Of a client that listens to these rooms; None is all.
-    pub fn new(rooms: Vec<Option<String>>, on_bell: OnBell, page: usize) -> Rule {
+    pub fn new(rooms: Vec<Option<String>>, on_bell: OnBell, page: Option<usize>) -> Rule {
         Rule {
             rooms,
             on_bell,
@@ -113,7 +116,8 @@ impl Rule {
                 Stage::Listening => return Some(Ask::Listen),
                 Stage::Marking => "select to_jsonb(presence.seq())".to_owned(),
                 Stage::Listing { room, after, .. } => {
-                    let (room, rows) = (&self.rooms[*room], self.page);
+                    let (room, page) = (&self.rooms[*room], self.page);
+                    let rows = page.map_or("null".into(), |page| page.to_string());
                     let key = after.iter().flat_map(|(of, member, connection)| {
                         [room.is_none().then_some(of), Some(member), Some(connection)].into_iter().flatten()
                     });
@@ -163,7 +167,8 @@ impl Rule {
                 self.stage = Stage::first_page();
             }
             Stage::Listing { room, after, mut listed } => {
-                let is_last = rows.len() < self.page;
+                let page = self.page.or(self.rooms[room].is_none().then_some(ALL_ROOMS));
+                let is_last = page.is_none_or(|page| rows.len() < page);
                 let after = rows.last().map(key_of).or(after).filter(|_| !is_last);
                 listed.extend(rows.iter().map(|row| (key_of(row), member_of(row))));
                 let room = if is_last { room + 1 } else { room };
@@ -282,7 +287,7 @@ pub fn listed<E>(
     rooms: Vec<Option<String>>,
     mut rows: impl FnMut(&str) -> Result<Vec<Vec<String>>, E>,
 ) -> Result<BTreeMap<Key, Member>, E> {
-    let mut rule = Rule::new(rooms, OnBell::List, 1000);
+    let mut rule = Rule::new(rooms, OnBell::List, None);
     rule.list();
     while let Some(Ask::Query(sql)) = rule.next() {
         rule.answered(&rows(&sql)?);
