@@ -6,12 +6,37 @@ grant usage on schema presence to pg_monitor;
 grant select on presence.health to pg_monitor;
 grant execute on function _presence._health(), _presence._trouble(), _presence._fast_writes() to pg_monitor;
 
-create function presence.grant_access(role regrole, write boolean default true) returns void
+create function _presence._granted(role regrole) returns text[]
+    language sql stable parallel safe
+begin atomic
+    select coalesce(array_agg(format('%s %s %s %s', o.class, o.object, o.number, a.privilege_type)
+                              order by o.class, o.object, o.number, a.privilege_type), '{}')
+    from (select 'schema' as class, n.oid as object, 0 as number, n.nspacl as acl from pg_namespace n
+          where n.oid operator(pg_catalog.=) any (array['presence'::regnamespace, '_presence'::regnamespace])
+          union all
+          select 'function', p.oid, 0, p.proacl from pg_proc p
+          where p.pronamespace operator(pg_catalog.=) any (array['presence'::regnamespace, '_presence'::regnamespace])
+          union all
+          select 'table', c.oid, 0, c.relacl from pg_class c
+          where c.relnamespace operator(pg_catalog.=) any (array['presence'::regnamespace, '_presence'::regnamespace])
+          union all
+          select 'column', t.attrelid, t.attnum, t.attacl from pg_attribute t
+          where t.attrelid operator(pg_catalog.=) any (
+              select c.oid from pg_class c
+              where c.relnamespace operator(pg_catalog.=) any (array['presence'::regnamespace, '_presence'::regnamespace])
+          )) o,
+         aclexplode(o.acl) a
+    where a.grantee operator(pg_catalog.=) _granted.role;
+end;
+comment on function _presence._granted(regrole) is 'What the role was granted of the extension, as text that can be compared.';
+
+create function presence.grant_access(role regrole, write boolean default true) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     function_name regprocedure;
+    before text[] := _presence._granted(role);
 begin
     if not exists (select from pg_roles r where r.oid = role) then
         raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
@@ -26,22 +51,26 @@ begin
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prorettype <> 'trigger'::regtype
           and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_health',
-                                '_trouble', '_fast_writes', '_has_slot', '_tell_room')
+                                '_trouble', '_fast_writes', '_granted', '_has_slot', '_tell_room')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;
+    return _presence._granted(role) <> before;
 end
 $$;
 comment on function presence.grant_access(regrole, boolean) is
     'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online and last_seen, of which '
     'policies show it its part; INSERT, UPDATE and DELETE on member and room unless write is false; EXECUTE on the '
     'functions, which check for themselves who may do what, but for act_as, which is granted on its own. For the '
-    'owner of the extension. Repeat it after an upgrade that adds functions.';
+    'owner of the extension. Repeat it after an upgrade that adds functions. Returns whether the role was granted anything '
+    'that it had not.';
 
-create function presence.revoke_access(role regrole) returns void
+create function presence.revoke_access(role regrole) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    before text[] := _presence._granted(role);
 begin
     if not exists (select from pg_roles r where r.oid = role) then
         raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
@@ -49,10 +78,13 @@ begin
     execute format('revoke all on all functions in schema presence, _presence from %s', role);
     execute format('revoke all on all tables in schema presence, _presence from %s', role);
     execute format('revoke all on schema presence from %s', role);
+    return _presence._granted(role) <> before;
 end
 $$;
-comment on function presence.revoke_access(regrole) is 'Take back what presence.grant_access gave.';
+comment on function presence.revoke_access(regrole) is
+    'Take back what presence.grant_access gave. Returns whether there was any of it.';
 
-revoke all on function presence.grant_access(regrole, boolean), presence.revoke_access(regrole) from public;
+revoke all on function presence.grant_access(regrole, boolean), presence.revoke_access(regrole), _presence._granted(regrole)
+    from public;
 
 select _presence._announce();

@@ -76,8 +76,8 @@ comment on view presence.last_seen is
     'Users whom the caller may see, or could see last: whether they are online and when they were last seen. '
     'Survives their leave and a crash.';
 
-create function presence.forget(user_id text) returns void
+create function presence.forget(user_id text) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_forget';
 comment on function presence.forget(text) is
     'Erase a user: members, log and last_seen; when it is published (presence.wait_for_flush) also what the leave of '
-    'members that were still here has left in the log. For service roles (42501).';
+    'members that were still here has left in the log. Returns how many rows there were. For service roles (42501).';

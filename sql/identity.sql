@@ -26,9 +26,9 @@ comment on function presence.may(text, text) is
     'with the caller), join (upsert; false for who has no identity), manage (set_room). Service roles may what they were '
     'granted. What the authorizer raises fails the statement; NULL is a no. Errors: 22023 no room, or no such action.';
 
-create function presence.act_as(user_id text, teams text[] default null) returns void
+create function presence.act_as(user_id text, teams text[] default null) returns boolean
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_act_as';
 comment on function presence.act_as(text, text[]) is
-    'Speak for this user until the transaction ends: sets request.jwt.claims. For logins of '
+    'Speak for this user until the transaction ends: sets request.jwt.claims. Returns true. For logins of '
     'presence.trusted_login_roles and superusers (else 42501), in their own session (else 0A000). presence.grant_access '
     'does not grant it: GRANT EXECUTE to the role that the application''s server logs in with.';

@@ -5,9 +5,10 @@ comment on function presence.listen(text) is
     '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused (0A000) where sessions are shared, and '
     'outside of a client''s own session.';
 
-create function presence.unlisten(room text default null) returns void
+create function presence.unlisten(room text default null) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_unlisten';
-comment on function presence.unlisten(text) is 'Stop listening to the channels of the room (NULL: of all rooms).';
+comment on function presence.unlisten(text) is 
+    'Stop listening to the channels of the room (NULL: of all rooms). Returns how many presence.listen had opened for it.';
 
 create function presence.channels(room text default null) returns setof text
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_channels';
@@ -16,11 +17,11 @@ comment on function presence.channels(text) is
     'presence, always. The others change now and then, and with a crash: ask after each connect. Refused (0A000) outside '
     'of a client''s own session.';
 
-create function presence.rotate_channels(room text default null) returns void
+create function presence.rotate_channels(room text default null) returns boolean
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_rotate_channels';
 comment on function presence.rotate_channels(text) is
     'Give the channels of the room (NULL: all channels) new names, once this transaction is committed; listeners '
-    'of the old ones hear relisten. For service roles, and for whoever may manage the room (42501).';
+    'of the old ones hear relisten. Returns true. For service roles, and for whoever may manage the room (42501).';
 
 create function presence.seq() returns bigint
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_seq';

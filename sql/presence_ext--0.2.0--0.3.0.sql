@@ -90,9 +90,15 @@ begin
 end $$;
 drop function _presence._claim(uuid, bigint, bigint, bigint, bigint);
 
--- These have other arguments now. Calls that somebody has stored go on with the old ones.
+-- These have other arguments now, or return something. Calls that somebody has stored go on with the old ones.
 alter function presence.update(text, jsonb, text, text, text, jsonb, text[]) set schema _presence;
 alter function presence.delete(text, text, text, jsonb, text) set schema _presence;
+alter function presence.act_as(text, text[]) set schema _presence;
+alter function presence.forget(text) set schema _presence;
+alter function presence.grant_access(regrole, boolean) set schema _presence;
+alter function presence.revoke_access(regrole) set schema _presence;
+alter function presence.rotate_channels(text) set schema _presence;
+alter function presence.unlisten(text) set schema _presence;
 
 -- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
 -- somebody has added to it.
@@ -190,12 +196,38 @@ comment on view presence.health is
 revoke all on function _presence._fast_writes() from public;
 grant execute on function _presence._fast_writes() to pg_monitor;
 
-create or replace function presence.grant_access(role regrole, write boolean default true) returns void
+create function _presence._granted(role regrole) returns text[]
+    language sql stable parallel safe
+begin atomic
+    select coalesce(array_agg(format('%s %s %s %s', o.class, o.object, o.number, a.privilege_type)
+                              order by o.class, o.object, o.number, a.privilege_type), '{}')
+    from (select 'schema' as class, n.oid as object, 0 as number, n.nspacl as acl from pg_namespace n
+          where n.oid operator(pg_catalog.=) any (array['presence'::regnamespace, '_presence'::regnamespace])
+          union all
+          select 'function', p.oid, 0, p.proacl from pg_proc p
+          where p.pronamespace operator(pg_catalog.=) any (array['presence'::regnamespace, '_presence'::regnamespace])
+          union all
+          select 'table', c.oid, 0, c.relacl from pg_class c
+          where c.relnamespace operator(pg_catalog.=) any (array['presence'::regnamespace, '_presence'::regnamespace])
+          union all
+          select 'column', t.attrelid, t.attnum, t.attacl from pg_attribute t
+          where t.attrelid operator(pg_catalog.=) any (
+              select c.oid from pg_class c
+              where c.relnamespace operator(pg_catalog.=) any (array['presence'::regnamespace, '_presence'::regnamespace])
+          )) o,
+         aclexplode(o.acl) a
+    where a.grantee operator(pg_catalog.=) _granted.role;
+end;
+comment on function _presence._granted(regrole) is 'What the role was granted of the extension, as text that can be compared.';
+revoke all on function _presence._granted(regrole) from public;
+
+create function presence.grant_access(role regrole, write boolean default true) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     function_name regprocedure;
+    before text[] := _presence._granted(role);
 begin
     if not exists (select from pg_roles r where r.oid = role) then
         raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
@@ -210,17 +242,20 @@ begin
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prorettype <> 'trigger'::regtype
           and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_health',
-                                '_trouble', '_fast_writes', '_has_slot', '_tell_room')
+                                '_trouble', '_fast_writes', '_granted', '_has_slot', '_tell_room')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;
+    return _presence._granted(role) <> before;
 end
 $$;
 
-create or replace function presence.revoke_access(role regrole) returns void
+create function presence.revoke_access(role regrole) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    before text[] := _presence._granted(role);
 begin
     if not exists (select from pg_roles r where r.oid = role) then
         raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
@@ -228,8 +263,33 @@ begin
     execute format('revoke all on all functions in schema presence, _presence from %s', role);
     execute format('revoke all on all tables in schema presence, _presence from %s', role);
     execute format('revoke all on schema presence from %s', role);
+    return _presence._granted(role) <> before;
 end
 $$;
+
+create or replace function _presence.grant_access(role regrole, write boolean default true) returns void
+    language sql set search_path = pg_catalog, pg_temp
+begin atomic
+    select presence.grant_access(grant_access.role, grant_access.write);
+end;
+create or replace function _presence.revoke_access(role regrole) returns void
+    language sql set search_path = pg_catalog, pg_temp
+begin atomic
+    select presence.revoke_access(revoke_access.role);
+end;
+
+create function presence.act_as(user_id text, teams text[] default null) returns boolean
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_act_as';
+create function presence.forget(user_id text) returns integer
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_forget';
+create function presence.unlisten(room text default null) returns integer
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_unlisten';
+create function presence.rotate_channels(room text default null) returns boolean
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_rotate_channels';
+revoke all on function
+    presence.act_as(text, text[]), presence.forget(text), presence.grant_access(regrole, boolean), presence.revoke_access(regrole),
+    presence.rotate_channels(text), presence.unlisten(text)
+    from public;
 
 create function _presence._same_json(jsonb, jsonb) returns boolean
     language c immutable strict parallel safe as 'MODULE_PATHNAME', 'presence_same_json';
@@ -370,13 +430,24 @@ comment on function presence.grant_access(regrole, boolean) is
     'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online and last_seen, of which '
     'policies show it its part; INSERT, UPDATE and DELETE on member and room unless write is false; EXECUTE on the '
     'functions, which check for themselves who may do what, but for act_as, which is granted on its own. For the '
-    'owner of the extension. Repeat it after an upgrade that adds functions.';
+    'owner of the extension. Repeat it after an upgrade that adds functions. Returns whether the role was granted anything '
+    'that it had not.';
+comment on function presence.revoke_access(regrole) is
+    'Take back what presence.grant_access gave. Returns whether there was any of it.';
+comment on function presence.unlisten(text) is 
+    'Stop listening to the channels of the room (NULL: of all rooms). Returns how many presence.listen had opened for it.';
+comment on function presence.rotate_channels(text) is
+    'Give the channels of the room (NULL: all channels) new names, once this transaction is committed; listeners '
+    'of the old ones hear relisten. Returns true. For service roles, and for whoever may manage the room (42501).';
+comment on function presence.forget(text) is
+    'Erase a user: members, log and last_seen; when it is published (presence.wait_for_flush) also what the leave of '
+    'members that were still here has left in the log. Returns how many rows there were. For service roles (42501).';
 comment on function presence.user_id() is
     'Who is asking: for a login of presence.trusted_login_roles the sub of request.jwt.claims; for a superuser the '
     'same if it is set; NULL for presence.anonymous_roles; else current_user. Claims count only in a client''s own '
     'session: in background processes and in what ANALYZE, REINDEX, REFRESH and the like run, it goes by the role.';
 comment on function presence.act_as(text, text[]) is
-    'Speak for this user until the transaction ends: sets request.jwt.claims. For logins of '
+    'Speak for this user until the transaction ends: sets request.jwt.claims. Returns true. For logins of '
     'presence.trusted_login_roles and superusers (else 42501), in their own session (else 0A000). presence.grant_access '
     'does not grant it: GRANT EXECUTE to the role that the application''s server logs in with.';
 comment on function _presence._may(text, text) is
@@ -543,17 +614,21 @@ revoke all on function
     presence.update_many(jsonb)
     from public;
 
--- Whoever had a function that takes other arguments now has the new one.
+-- Whoever had a function that is another now has the new one, and whoever may list may call what list calls.
 do $$
 declare
     given record;
 begin
     for given in
         select made.oid::regprocedure as function, a.grantee, a.is_grantable
-        from pg_proc old
-        join pg_proc made on made.proname = old.proname and made.pronamespace = 'presence'::regnamespace,
-             aclexplode(coalesce(old.proacl, acldefault('f', old.proowner))) a
-        where old.pronamespace = '_presence'::regnamespace and not starts_with(old.proname, '_')
+        from (select o.proowner, o.proacl, n.oid
+              from pg_proc o join pg_proc n on n.proname = o.proname and n.pronamespace = 'presence'::regnamespace
+              where o.pronamespace = '_presence'::regnamespace and not starts_with(o.proname, '_')
+              union all
+              select o.proowner, o.proacl, n.oid
+              from pg_proc o, unnest(array['_presence._page(integer)', '_presence._start(text[], integer)']::regprocedure[]) n (oid)
+              where o.oid = 'presence.list(text, integer, text[])'::regprocedure) made,
+             aclexplode(coalesce(made.proacl, acldefault('f', made.proowner))) a
     loop
         execute format('grant execute on function %s to %s%s', given.function,
                        case given.grantee when 0 then 'public' else given.grantee::regrole::text end,

@@ -316,7 +316,7 @@ fn removal(identity: &Identity, element: &Element) -> Result<Removal> {
     Removal::new(room, member_id, connection_id, last_word, reason, after)
 }
 
-/// SQL `presence.forget(user_id)`.
+/// SQL `presence.forget(user_id)`: how many rows it has erased.
 fn forget(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let user_id = call.text(0).ok_or(Error::MissingArgument { argument: "user_id" })?;
@@ -324,16 +324,16 @@ fn forget(call: &Call) -> Result<Option<Datum>> {
     if !identity::current(&extension)?.service {
         return Err(Error::ServiceOnly { what: "forget a user" });
     }
-    delete::delete_members_of(user_id, None)?;
+    let members = delete::delete_members_of(user_id, None)?;
     // What the worker has not written yet, it shall not write.
     transaction::signal(&extension, Kind::Forget, [None, None, None, Some(user_id), None, None, None, None]);
-    as_role(extension.owner_role, || {
+    let past = as_role(extension.owner_role, || {
         let connection = Connection::open()?;
-        [&last_seen::FORGET, &log::FORGET]
-            .into_iter()
-            .try_for_each(|statement| connection.run(statement, &[Some(varlena(user_id))], true).map(|_| ()))
+        [&last_seen::FORGET, &log::FORGET].into_iter().try_fold(0, |erased, statement| {
+            Ok(erased + connection.run(statement, &[Some(varlena(user_id))], true)?.count)
+        })
     })?;
-    Ok(None)
+    Ok(Some(Datum::from((members + past) as i32)))
 }
 
 crate::sql_function!(presence_upsert_many, pg_finfo_presence_upsert_many, upsert_many);

@@ -31,7 +31,7 @@ fn tokens(_call: &Call) -> Result<Option<Datum>> {
     Ok(Some(datum::text_array(&tokens)))
 }
 
-/// SQL `presence.act_as(user_id, teams)`: the claims of that user, until the transaction ends.
+/// SQL `presence.act_as(user_id, teams)`: the claims of that user, until the transaction ends. True.
 fn act_as(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     client::require_own_session("act_as")?;
@@ -58,7 +58,7 @@ fn act_as(call: &Call) -> Result<Option<Datum>> {
     }
     let connection = Connection::open()?;
     connection.run(&SET_CLAIMS, &[Some(datum::varlena(&encode(&claims.to_string())))], false)?;
-    Ok(None)
+    Ok(Some(Datum::from(true)))
 }
 
 static SET_CLAIMS: Statement = Statement {

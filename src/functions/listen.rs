@@ -52,12 +52,14 @@ fn listen(call: &Call) -> Result<Option<Datum>> {
     call.rows(open.all().map(|name| vec![Some(varlena(name.as_bytes()))]))
 }
 
-/// SQL `presence.unlisten(room)`: what `listen` opened for the room; the channels of the database stay for the others.
+/// SQL `presence.unlisten(room)`: closes what `listen` opened for the room, and counts it; the channels of the database
+/// stay for the others.
 fn unlisten(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     session::require(&*identity::current(&extension)?, "unlisten")?;
-    stop(&subscriptions::open(target(room(call)?), &[]))?;
-    Ok(None)
+    let closed = subscriptions::open(target(room(call)?), &[]);
+    stop(&closed)?;
+    Ok(Some(Datum::from(closed.len() as i32)))
 }
 
 fn target(room: Option<&[u8]>) -> Target {
@@ -78,7 +80,7 @@ fn stop(names: &[subscriptions::Name]) -> Result<()> {
     Ok(())
 }
 
-/// SQL `presence.rotate_channels(room)`: new names; the old ones hear `relisten` and then nothing.
+/// SQL `presence.rotate_channels(room)`: new names; the old ones hear `relisten` and then nothing. True.
 fn rotate_channels(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let identity = identity::current(&extension)?;
@@ -89,7 +91,7 @@ fn rotate_channels(call: &Call) -> Result<Option<Datum>> {
         None => return Err(Error::ServiceOnly { what: "rotate all channels" }),
     }
     transaction::signal(&extension, Kind::Rotate, [room, None, None, None, None, None, None, None]);
-    Ok(None)
+    Ok(Some(Datum::from(true)))
 }
 
 fn c_name(name: &[u8]) -> Result<CString> {

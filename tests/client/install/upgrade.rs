@@ -145,7 +145,11 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
              create function public.gone() returns integer
                  begin atomic; select presence.delete('nowhere', state => '1'); end;
              create function public.plain() returns setof presence.online language sql
-                 as 'select * from presence.online'",
+                 as 'select * from presence.online';
+             create function public.speak() returns text begin atomic;
+                 select presence.act_as('zoe'); select presence.user_id(); end;
+             create function public.forget() returns void begin atomic; select presence.forget('nobody'); end;
+             create function public.let_in(who regrole) returns void begin atomic; select presence.grant_access(who); end",
         );
         for session in [&mut alice, &mut bob] {
             session.run("select presence.upsert('lobby', '1')");
@@ -172,11 +176,23 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         );
         assert_eq!(alice.number("select presence.delete('nowhere', after => '1 s')"), 0, "granted before");
         assert!(
-            alice.is("select count(*) = 1 from presence.update('lobby', ttl => '2 min')"),
+            alice.is("select count(*) = 1 from presence.update('lobby', ttl => '2 min')")
+                && alice.number("select count(*) from presence.list('lobby')") == 2,
             "granted before"
         );
         let granted = "select count(*) from pg_init_privs where initprivs::text like '%alice%'";
         assert_eq!(service.number(granted), 0, "else a dump would leave it out");
+        // What returned nothing returns something, to those who may call it and where it is called.
+        assert_eq!(service.value("select public.speak()"), "zoe");
+        service.run("select public.forget(); select public.let_in('bob')");
+        assert!(
+            service.is("select presence.act_as('zoe')")
+                && service.number("select presence.forget('zoe')") == 0
+        );
+        assert_eq!(
+            bob.fails("select presence.act_as('zoe')").detail,
+            "The login role (session_user) is no superuser and not in presence.trusted_login_roles."
+        );
         service.run("refresh materialized view public.kept");
         service.run("insert into public.stored select o, e from presence.online o, presence.event e");
         let nodes = "select count(*), count((o).node), count((e).node) from public.stored";

@@ -10,6 +10,9 @@ select p.oid::regprocedure, a from pg_proc p, unnest(p.proargnames) a join pg_ge
 where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and k.catcode = 'R';
 select p.oid::regprocedure as security_definer from pg_proc p where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and prosecdef;
 
+-- Each returns something: void is more than some drivers can read.
+select p.oid::regprocedure as returns_nothing from pg_proc p where p.pronamespace = 'presence'::regnamespace and p.prorettype = 'void'::regtype;
+
 -- Functions that only read are stable.
 select p.proname, p.provolatile from pg_proc p where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.provolatile <> 's'
     and p.proname = any('{user_id,tokens,is_service,may,list,get,users,occupancy,rooms,state,history,get_room,seq,changes,worker_pid}');

@@ -23,6 +23,13 @@ select s, coalesce(e.code, e.message) from unnest(array['select * from presence.
     'select presence.sweep()', 'select presence.grant_access(''regress_nobody'')', 'select presence.revoke_access(''regress_alice'')']) s, test.error(s) e;
 reset role;
 
+-- They tell whether they changed anything.
+select presence.grant_access('regress_nobody', write => false) as again, presence.grant_access('regress_nobody') as more,
+       presence.grant_access('regress_nobody', write => false) as less, presence.revoke_access('regress_nobody') as taken,
+       presence.revoke_access('regress_nobody') as again;
+grant select (room) on presence.member to regress_nobody;
+select presence.revoke_access('regress_nobody') as one_column, presence.revoke_access('regress_nobody') as again;
+
 -- Read and write; what is for the extension alone stays so.
 select presence.grant_access('regress_nobody');
 set role regress_nobody;

@@ -224,7 +224,8 @@ select event, state from presence.changes(:before, 'sub') where event = any(arra
 select count(*) as subscribed from presence.listen('sub') \gset
 select count(*) = :subscribed as listening from pg_listening_channels();
 select presence.unlisten('sub');
-select count(*) < :subscribed as fewer from pg_listening_channels();
+select :subscribed - count(*) as closed from pg_listening_channels();
+select presence.unlisten('sub');
 select c from presence.channels('sub') c intersect select c from pg_listening_channels() c except select presence.channels('other');
 unlisten *;
 

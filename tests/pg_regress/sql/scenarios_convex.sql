@@ -96,9 +96,9 @@ reset role;
 select test.flushed() as before \gset
 select (presence.upsert('doc', user_id => 'gone', ttl => '1 s')).member_id;
 select presence.delete('doc', 'gone');
-select presence.forget('gone');
+select presence.forget('gone') is not null as forgotten;
 select test.flushed() is not null as published \gset
-select presence.forget('gone');
+select presence.forget('gone') is not null as forgotten;
 select pg_sleep(1.05) is not null as past_the_deadline;
 select test.flushed() is not null as published \gset
 select count(*) from presence.last_seen where user_id = 'gone';
