@@ -21,9 +21,8 @@ create function presence.history(
 begin atomic
     with asked as not materialized (
         select e.seq, jsonb_populate_record(
-                   e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
-                                or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
-               as event
+                   e, _presence._shown_audience(e.audience, e.user_id operator(pg_catalog.=) (select presence.user_id())
+                                                            or (select presence.is_service()))) as event
         from presence.event e
         where _presence._room(history.room) is not null and _presence._keeps_history(history.room)
           and e.room operator(pg_catalog.=) _presence._room(history.room)

@@ -38,6 +38,12 @@ create function _presence._seq(after_seq bigint) returns bigint
     language c stable parallel safe as 'MODULE_PATHNAME', 'presence_given_seq';
 comment on function _presence._seq(bigint) is 'The seq, if it is one (22023).';
 
+create function _presence._shown_audience(audience text[], whole boolean) returns jsonb
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_shown_audience';
+comment on function _presence._shown_audience(text[], boolean) is
+    'What a reader of the log is shown instead of a line''s audience, as an object with that column: everybody who sees the '
+    'member then, or nothing.';
+
 -- Lines are made by the names of their columns: the table may have columns of others, too.
 create function presence.changes(after_seq bigint, room text default null, max_rows integer default 1000)
     returns setof presence.event
@@ -46,8 +52,8 @@ begin atomic
     with found as materialized (
         select e.seq,
                jsonb_populate_record(
-                   e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
-                                or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end) as line
+                   e, _presence._shown_audience(e.audience, e.user_id operator(pg_catalog.=) (select presence.user_id())
+                                                            or (select presence.is_service()))) as line
         from presence.event e
         where e.seq operator(pg_catalog.>) _presence._seq(changes.after_seq)
           and (changes.room is null or e.room operator(pg_catalog.=) changes.room

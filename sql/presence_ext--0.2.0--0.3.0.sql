@@ -303,6 +303,14 @@ alter table _presence.secret add primary key (key);
 create or replace function _presence._room_before() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_room_before';
 
+drop function _presence._tell_room(text, jsonb, text[]);
+create function _presence._tell_room(room text, metadata jsonb, audience text[], old_audience text[]) returns void
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_tell_room';
+comment on function _presence._tell_room(text, jsonb, text[], text[]) is
+    'Make a room event, once this transaction is committed, if metadata is within presence.max_state_size (54000). '
+    'old_audience is NULL if there was none.';
+revoke all on function _presence._tell_room(text, jsonb, text[], text[]) from public;
+
 create or replace function _presence._room_after() returns trigger
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
@@ -316,7 +324,9 @@ begin
     end if;
     if not _presence._same_json(new.metadata, case tg_op when 'INSERT' then '{}' else old.metadata end) then
         perform _presence._tell_room(new.room, new.metadata,
-                                    coalesce(new.audience, _presence._default_audience(new.room)));
+                                    coalesce(new.audience, _presence._default_audience(new.room)),
+                                    case tg_op when 'UPDATE'
+                                         then coalesce(old.audience, _presence._default_audience(new.room)) end);
     end if;
     return null;
 end
@@ -361,6 +371,13 @@ begin atomic
     select r from presence.room r where r.room operator(pg_catalog.=) _presence._room(get_room.room);
 end;
 
+create function _presence._shown_audience(audience text[], whole boolean) returns jsonb
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_shown_audience';
+comment on function _presence._shown_audience(text[], boolean) is
+    'What a reader of the log is shown instead of a line''s audience, as an object with that column: everybody who sees the '
+    'member then, or nothing.';
+revoke all on function _presence._shown_audience(text[], boolean) from public;
+
 create or replace function presence.changes(after_seq bigint, room text default null, max_rows integer default 1000)
     returns setof presence.event
     language sql stable parallel restricted rows 100
@@ -368,8 +385,8 @@ begin atomic
     with found as materialized (
         select e.seq,
                jsonb_populate_record(
-                   e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
-                                or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end) as line
+                   e, _presence._shown_audience(e.audience, e.user_id operator(pg_catalog.=) (select presence.user_id())
+                                                            or (select presence.is_service()))) as line
         from presence.event e
         where e.seq operator(pg_catalog.>) _presence._seq(changes.after_seq)
           and (changes.room is null or e.room operator(pg_catalog.=) changes.room
@@ -405,9 +422,8 @@ create or replace function presence.history(
 begin atomic
     with asked as not materialized (
         select e.seq, jsonb_populate_record(
-                   e, case when e.user_id operator(pg_catalog.=) (select presence.user_id())
-                                or (select presence.is_service()) then '{}'::jsonb else '{"audience": null}'::jsonb end)
-               as event
+                   e, _presence._shown_audience(e.audience, e.user_id operator(pg_catalog.=) (select presence.user_id())
+                                                            or (select presence.is_service()))) as event
         from presence.event e
         where _presence._room(history.room) is not null and _presence._keeps_history(history.room)
           and e.room operator(pg_catalog.=) _presence._room(history.room)
@@ -425,6 +441,7 @@ begin atomic
      where _presence._direction(history.direction)
      order by a.seq limit _presence._limit(history.max_rows));
 end;
+
 -- What their comments say now.
 comment on function presence.grant_access(regrole, boolean) is
     'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online and last_seen, of which '
@@ -486,6 +503,10 @@ comment on column presence.member.leave_reason is 'why it leaves then; NULL is l
 -- Where a member is, and where an event happened: NULL as long as servers have no names. Functions that return these rows
 -- have it, too.
 alter table presence.event add column node text;
+comment on table presence.event is
+    'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" '
+    'marks a line that was made for others than the owner (a leave or enter by a changed audience); a "+" in front of '
+    'a token of an update, that who has it gained sight.';
 comment on column presence.event.node is 'the server where it happened; NULL as long as servers have no names';
 
 create or replace view presence.online with (security_invoker = true) as
@@ -614,23 +635,26 @@ revoke all on function
     presence.update_many(jsonb)
     from public;
 
--- Whoever had a function that is another now has the new one, and whoever may list may call what list calls.
+-- Whoever had a function that is another now has the new one; and whoever had one, what it calls now.
 do $$
 declare
     given record;
 begin
     for given in
-        select made.oid::regprocedure as function, a.grantee, a.is_grantable
-        from (select o.proowner, o.proacl, n.oid
-              from pg_proc o join pg_proc n on n.proname = o.proname and n.pronamespace = 'presence'::regnamespace
-              where o.pronamespace = '_presence'::regnamespace and not starts_with(o.proname, '_')
+        select had.made, a.grantee, a.is_grantable
+        from (select old.oid, made.oid::regprocedure
+              from pg_proc old
+              join pg_proc made on made.proname = old.proname and made.pronamespace = 'presence'::regnamespace
+              where old.pronamespace = '_presence'::regnamespace and not starts_with(old.proname, '_')
               union all
-              select o.proowner, o.proacl, n.oid
-              from pg_proc o, unnest(array['_presence._page(integer)', '_presence._start(text[], integer)']::regprocedure[]) n (oid)
-              where o.oid = 'presence.list(text, integer, text[])'::regprocedure) made,
-             aclexplode(coalesce(made.proacl, acldefault('f', made.proowner))) a
+              values ('presence.list'::regproc, '_presence._page(integer)'::regprocedure),
+                     ('presence.list', '_presence._start(text[], integer)'),
+                     ('presence.changes', '_presence._shown_audience(text[], boolean)'),
+                     ('presence.history', '_presence._shown_audience(text[], boolean)')) had (old, made)
+        join pg_proc old on old.oid = had.old,
+             aclexplode(coalesce(old.proacl, acldefault('f', old.proowner))) a
     loop
-        execute format('grant execute on function %s to %s%s', given.function,
+        execute format('grant execute on function %s to %s%s', given.made,
                        case given.grantee when 0 then 'public' else given.grantee::regrole::text end,
                        case when given.is_grantable then ' with grant option' else '' end);
     end loop;

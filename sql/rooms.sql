@@ -30,10 +30,11 @@ comment on function _presence._same_json(jsonb, jsonb) is
 create function _presence._require_manage(room text) returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_require_manage';
 comment on function _presence._require_manage(text) is 'An error (42501) unless the caller may manage the room.';
-create function _presence._tell_room(room text, metadata jsonb, audience text[]) returns void
+create function _presence._tell_room(room text, metadata jsonb, audience text[], old_audience text[]) returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_tell_room';
-comment on function _presence._tell_room(text, jsonb, text[]) is 'Make a room event, once this transaction is committed, if metadata is '
-    'within presence.max_state_size (54000).';
+comment on function _presence._tell_room(text, jsonb, text[], text[]) is
+    'Make a room event, once this transaction is committed, if metadata is within presence.max_state_size (54000). '
+    'old_audience is NULL if there was none.';
 
 create function _presence._room_before() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_room_before';
@@ -53,7 +54,9 @@ begin
     end if;
     if not _presence._same_json(new.metadata, case tg_op when 'INSERT' then '{}' else old.metadata end) then
         perform _presence._tell_room(new.room, new.metadata,
-                                    coalesce(new.audience, _presence._default_audience(new.room)));
+                                    coalesce(new.audience, _presence._default_audience(new.room)),
+                                    case tg_op when 'UPDATE'
+                                         then coalesce(old.audience, _presence._default_audience(new.room)) end);
     end if;
     return null;
 end

@@ -31,6 +31,23 @@ pub fn covered(token: &[u8], audience: &[Vec<u8>]) -> bool {
     audience.iter().any(|other| other == b"any" || other == token) || covers_with_users(audience, token)
 }
 
+/// In front of a token in the log, in an update's line: not for those who have it, who hear an `enter`.
+const GAINED: u8 = b'+';
+
+/// What the log says of a changed audience: whom the line is for, and who else sees the member from then on.
+pub fn with_gained(kept: Vec<Vec<u8>>, gained: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    kept.into_iter().chain(gained.iter().map(|token| [&[GAINED], &token[..]].concat())).collect()
+}
+
+/// Everybody who sees the member, of what `with_gained` made; None if it made nothing of it.
+pub fn whole(logged: &[&[u8]]) -> Option<Vec<Vec<u8>>> {
+    logged.last().filter(|last| last.first() == Some(&GAINED))?;
+    let plain = |token: &&[u8]| token.strip_prefix(&[GAINED]).unwrap_or(token).to_vec();
+    let mut tokens: Vec<_> = logged.iter().map(plain).collect();
+    tokens.sort();
+    Some(tokens)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +70,16 @@ mod tests {
     fn the_owner_is_always_reached() {
         assert_eq!(reach(&[], b"a"), list(&["user:a"]));
         assert_eq!(reach(&list(&["room:lobby", "user:b"]), b"a"), list(&["room:lobby", "user:b", "user:a"]));
+    }
+
+    #[test]
+    fn the_log_tells_the_whole_audience_of_a_change() {
+        let logged = with_gained(list(&["team:x"]), &list(&["role:b", "users"]));
+        assert_eq!(logged, list(&["team:x", "+role:b", "+users"]));
+        let logged: Vec<&[u8]> = logged.iter().map(Vec::as_slice).collect();
+        assert_eq!(whole(&logged), Some(list(&["role:b", "team:x", "users"])));
+        assert_eq!(whole(&[b"team:x"]), None);
+        assert_eq!(whole(&[]), None);
     }
 
     #[test]

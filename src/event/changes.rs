@@ -32,12 +32,12 @@ fn lean_size(change: &Change) -> usize {
 
 /// What is no member's has no row from which the rest could be read.
 fn can_be_lean(change: &Change) -> bool {
-    !matches!(change.what, What::Signal(_))
+    !matches!(change.what, What::Signal { .. })
 }
 
 fn size_by(change: &Change, length: fn(&Image) -> usize) -> usize {
     let old = match &change.what {
-        What::Update { old: Some(old), .. } => length(old),
+        What::Update { old: Some(old), .. } | What::Signal { old: Some(old), .. } => length(old),
         _ => 0,
     };
     128 + length(&change.image) + old

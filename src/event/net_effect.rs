@@ -43,8 +43,11 @@ pub enum What {
     Leave {
         reason: Reason,
     },
-    /// No member's change.
-    Signal(Kind),
+    /// No member's change. `old`: the room as its old audience had it, if that changed.
+    Signal {
+        kind: Kind,
+        old: Option<Image>,
+    },
 }
 
 impl What {
@@ -52,14 +55,14 @@ impl What {
     pub fn lease(&self) -> Option<&Lease> {
         match self {
             What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => Some(lease),
-            What::Renew { .. } | What::Leave { .. } | What::Signal(_) => None,
+            What::Renew { .. } | What::Leave { .. } | What::Signal { .. } => None,
         }
     }
 
     pub fn lease_mut(&mut self) -> Option<&mut Lease> {
         match self {
             What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => Some(lease),
-            What::Renew { .. } | What::Leave { .. } | What::Signal(_) => None,
+            What::Renew { .. } | What::Leave { .. } | What::Signal { .. } => None,
         }
     }
 }
@@ -107,7 +110,11 @@ impl<'a> Net<'a> {
                     self.old = Some((old, change.version - 1));
                 }
             }
-            What::Quiet { .. } | What::Signal(_) => self.last = Some(change),
+            What::Quiet { .. } => self.last = Some(change),
+            What::Signal { old, .. } => {
+                self.last = Some(change);
+                self.old = self.old.or(old.as_ref().map(|old| (old, 0)));
+            }
             What::Renew { stay } => self.renewed = Some(*stay),
             What::Leave { reason } => {
                 if !self.entered && self.left.is_none() {
@@ -142,8 +149,8 @@ impl<'a> Net<'a> {
         let Some(last) = self.last else { return };
         let lease = match &last.what {
             What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => lease,
-            What::Signal(kind) => {
-                return out.push(record(last, *kind, Reason::None, &last.image, None, xid, 0));
+            What::Signal { kind, .. } => {
+                return out.push(record(last, *kind, Reason::None, &last.image, self.old, xid, 0));
             }
             What::Renew { .. } | What::Leave { .. } => return,
         };

@@ -30,7 +30,7 @@ impl Loss {
                     self.left(extension, before, field(Field::Room));
                 }
             }
-            What::Signal(Kind::Rotate) => match change.image.get(Field::Room) {
+            What::Signal { kind: Kind::Rotate, .. } => match change.image.get(Field::Room) {
                 Some(room) => self.wishes.extend(rotated_with(extension, room)),
                 None => self.wish_for_all = true,
             },

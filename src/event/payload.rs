@@ -49,6 +49,8 @@ pub struct RoomEvent<'a> {
     pub at: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audience: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub old_audience: Option<&'a [String]>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }

@@ -110,8 +110,7 @@ pub fn leave_seat() {
 }
 
 /// Something to tell that is no member's change: a room's metadata, a wish to rotate channels.
-pub fn signal(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
-    let image = Image::new(fields);
+pub fn signal(extension: &Extension, kind: Kind, image: Image, old: Option<Image>) {
     let whose = image.get(Field::Room).or(image.get(Field::UserId)).unwrap_or_default();
     let hash = (kind as u128) << 64 | extension.hash(Purpose::Told, &[whose]) as u128;
     let key = extension.key_of(hash);
@@ -120,7 +119,7 @@ pub fn signal(extension: &Extension, kind: Kind, fields: [Option<&[u8]>; 8]) {
         extension,
         Change {
             key,
-            what: What::Signal(kind),
+            what: What::Signal { kind, old },
             version,
             at: clock::wall(),
             joined_at: 0,

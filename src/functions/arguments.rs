@@ -1,10 +1,12 @@
-//! Argument checks of the reading functions, with our errors; and the position of the log.
+//! Argument checks of the reading functions, with our errors; the position of the log, and what it shows.
 
 use crate::error::{Error, Result};
-use crate::pg::datum;
+use crate::event::audience::whole;
+use crate::pg::encoding::decode;
 use crate::pg::function::Call;
 use crate::pg::role::as_role;
 use crate::pg::spi::{Connection, Statement};
+use crate::pg::{datum, jsonb};
 use crate::{extension, validate};
 use pgrx::pg_sys::Datum;
 use std::sync::atomic::Ordering::*;
@@ -81,6 +83,21 @@ fn direction(call: &Call) -> Result<Option<Datum>> {
     }
 }
 
+/// SQL `_presence._shown_audience(audience, whole)`.
+fn shown_audience(call: &Call) -> Result<Option<Datum>> {
+    let shown = match call.texts(0).ok().flatten() {
+        _ if call.bool(1) != Some(true) => serde_json::json!({ "audience": null }),
+        logged => match logged.and_then(|logged| whole(&logged.iter().collect::<Vec<_>>())) {
+            Some(tokens) => {
+                serde_json::json!({ "audience": tokens.iter().map(|token| decode(token)).collect::<Vec<_>>() })
+            }
+            None => serde_json::json!({}),
+        },
+    };
+    Ok(Some(jsonb::of_json(&shown)))
+}
+
+crate::sql_function!(presence_shown_audience, pg_finfo_presence_shown_audience, shown_audience);
 crate::sql_function!(presence_direction, pg_finfo_presence_direction, direction);
 crate::sql_function!(presence_given_seq, pg_finfo_presence_given_seq, given_seq);
 crate::sql_function!(presence_limit, pg_finfo_presence_limit, limit);

@@ -7,6 +7,7 @@ use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
 use crate::access::ownership;
 use crate::error::{Error, Result};
+use crate::event::image::Image;
 use crate::event::record::Kind;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
@@ -326,7 +327,8 @@ fn forget(call: &Call) -> Result<Option<Datum>> {
     }
     let members = delete::delete_members_of(user_id, None)?;
     // What the worker has not written yet, it shall not write.
-    transaction::signal(&extension, Kind::Forget, [None, None, None, Some(user_id), None, None, None, None]);
+    let image = Image::new([None, None, None, Some(user_id), None, None, None, None]);
+    transaction::signal(&extension, Kind::Forget, image, None);
     let past = as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         [&last_seen::FORGET, &log::FORGET].into_iter().try_fold(0, |erased, statement| {

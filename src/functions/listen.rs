@@ -4,6 +4,7 @@ use super::channels;
 use crate::access::authorizer::{self, Action};
 use crate::access::{client, identity};
 use crate::error::{Error, Result};
+use crate::event::image::Image;
 use crate::event::record::Kind;
 use crate::event::subscriptions::{self, Target};
 use crate::event::transaction;
@@ -90,7 +91,8 @@ fn rotate_channels(call: &Call) -> Result<Option<Datum>> {
         Some(room) => authorizer::require(room, Action::Manage)?,
         None => return Err(Error::ServiceOnly { what: "rotate all channels" }),
     }
-    transaction::signal(&extension, Kind::Rotate, [room, None, None, None, None, None, None, None]);
+    let image = Image::new([room, None, None, None, None, None, None, None]);
+    transaction::signal(&extension, Kind::Rotate, image, None);
     Ok(Some(Datum::from(true)))
 }
 

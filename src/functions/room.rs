@@ -3,6 +3,7 @@
 use crate::access::authorizer::{self, Action};
 use crate::access::identity;
 use crate::error::{Error, Result};
+use crate::event::image::Image;
 use crate::event::record::{Kind, Reason};
 use crate::event::transaction;
 use crate::member::intent::Intent;
@@ -66,7 +67,7 @@ fn sql_next_version(_call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(next_version() as i64)))
 }
 
-/// SQL `_presence._tell_room(room, metadata, audience)`.
+/// SQL `_presence._tell_room(room, metadata, audience, old_audience)`.
 fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
@@ -76,8 +77,10 @@ fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     let audience = audience.ok_or(Error::MissingArgument { argument: "audience" })?;
     validate::audience(audience.iter(), room)?;
     checks::state_size(call.varlena(1).as_slice())?;
-    let fields = [Some(room), None, None, None, None, None, call.varlena(1), call.varlena(2)];
-    transaction::signal(&extension, Kind::Room, fields);
+    let image =
+        |metadata, audience| Image::new([Some(room), None, None, None, None, None, metadata, audience]);
+    let old = call.varlena(3).map(|old_audience| image(None, Some(old_audience)));
+    transaction::signal(&extension, Kind::Room, image(call.varlena(1), call.varlena(2)), old);
     Ok(None)
 }
 

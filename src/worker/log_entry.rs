@@ -80,6 +80,7 @@ impl Rendered {
                 metadata: self.metadata.as_deref(),
                 at: &self.at,
                 audience: audiences.map(|(audience, _)| audience),
+                old_audience: audiences.and_then(|(_, old)| old),
                 truncated: self.truncated,
             });
         }

@@ -164,10 +164,16 @@ static NEXT: Statement = Statement {
     arguments: &[pg_sys::INT8OID],
 };
 
-/// The next events up to a seq; where the log does not reach back, a `resync` comes first.
+/// The next events up to a seq; where the log does not reach back, a `resync` comes first. The audience says whom a line is
+/// for: who gained sight has one of their own.
 static BATCH: Statement = Statement {
     sql: c"select pg_catalog.array_agg(b.e order by b.seq), pg_catalog.max(b.seq)
-           from ((select e, e.seq from presence.event e
+           from ((select case when pg_catalog.starts_with(e.audience[pg_catalog.cardinality(e.audience)], '+')
+                              then pg_catalog.jsonb_populate_record(e, pg_catalog.jsonb_build_object('audience',
+                                       array(select token from pg_catalog.unnest(e.audience) token
+                                             where not pg_catalog.starts_with(token, '+'))))
+                              else e end as e, e.seq
+                  from presence.event e
                   where e.seq operator(pg_catalog.>) $1 and e.seq operator(pg_catalog.<=) $2
                   order by e.seq limit 1000)
                  union all

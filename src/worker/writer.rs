@@ -10,12 +10,12 @@ use super::routing::rings_only;
 use crate::access::authorizer;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::event::audience::{covered, reach};
+use crate::event::audience::{covered, reach, with_gained};
 use crate::event::channel::{next_boot, own_token};
 use crate::event::image::{Field, Image};
 use crate::event::payload;
 use crate::event::record::{Kind, Reason, Record};
-use crate::extension::Extension;
+use crate::extension::{self, Extension};
 use crate::pg::datum::{text_array, texts_of, varlena};
 use crate::pg::spi::Connection;
 use crate::pg::subtransaction::Failure;
@@ -257,6 +257,9 @@ impl<'a> Writer<'a> {
         let others = |tokens: Vec<Vec<u8>>| -> Vec<Vec<u8>> {
             std::iter::once(NOT_FOR_OWNER.to_vec()).chain(tokens).collect()
         };
+        // The functions of older SQL show what is there.
+        let logged =
+            if extension::has_internal_schema() { with_gained(kept.clone(), &gained) } else { kept.clone() };
         if !lost.is_empty() {
             self.line(
                 record,
@@ -282,7 +285,7 @@ impl<'a> Writer<'a> {
                 reason: Reason::None,
                 connections: counted.connections,
                 tokens: reach(&kept, owner),
-                audience: kept,
+                audience: logged,
                 for_service: true,
                 changed_audience: Some((old_audience, audience)),
             },
@@ -313,6 +316,8 @@ impl<'a> Writer<'a> {
 
     /// A room's metadata changed: for those who may read the room's settings.
     fn room(&mut self, record: &Record, audience: Vec<Vec<u8>>) -> Result<()> {
+        let old = record.old.as_ref().map(|old| self.scratch.within(|| audience_of(old))).transpose()?;
+        let changed_audience = old.filter(|old| *old != audience).map(|old| (old, audience.clone()));
         self.line(
             record,
             LogEntry {
@@ -324,7 +329,7 @@ impl<'a> Writer<'a> {
                 tokens: reach(&audience, b""),
                 audience,
                 for_service: true,
-                changed_audience: None,
+                changed_audience,
             },
         )
     }

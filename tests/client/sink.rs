@@ -44,6 +44,39 @@ fn with_sink(options: &[&str]) -> Cluster {
     cluster
 }
 
+/// A sink routes by audience: each line is for those whom it names, once.
+#[test]
+fn a_sink_is_told_whom_a_line_is_for() {
+    let cluster = Cluster::start();
+    cluster.sql("app", SINK);
+    cluster.sql(
+        "app",
+        "create table app.heard (id bigserial, event text, audience text[]);
+         grant all on app.heard, app.heard_id_seq to app_owner;
+         create function app.hear(events presence.event[]) returns void language sql as $$
+             insert into app.heard (event, audience) select e.event, e.audience from unnest(events) e $$;
+         alter function app.hear(presence.event[]) owner to app_owner",
+    );
+    use_sink(&cluster, "app.hear");
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    for audience in ["{user:bob,team:red}", "{user:bob,user:carol}", "{user:bob,any}"] {
+        alice.run(&format!("select presence.upsert('hall', audience => '{audience}')"));
+        service.flush();
+    }
+    caught_up(&mut service);
+    assert_eq!(
+        service.rows("select event, audience from app.heard order by id"),
+        [
+            ["enter", "{team:red,user:bob}"],
+            ["leave", "{-,team:red}"],
+            ["update", "{user:bob}"],
+            ["enter", "{-,user:carol}"],
+            ["update", "{user:bob}"],
+            ["enter", "{-,any}"],
+        ]
+    );
+}
+
 /// From when this returns on the function gets everything.
 fn use_sink(cluster: &Cluster, function: &str) {
     let mut service = cluster.service();

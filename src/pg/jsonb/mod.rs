@@ -220,6 +220,10 @@ impl Value {
     }
 }
 
+pub fn of_json(json: &serde_json::Value) -> Datum {
+    parse(&json.to_string())
+}
+
 /// jsonb of JSON text that is known to be good.
 fn parse(json: &str) -> Datum {
     let text = std::ffi::CString::new(crate::pg::encoding::encode(json)).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! What a session listens to: few channels, however old it is and wherever its user is; and what transactions take back.
 
-use crate::common::{Cluster, Event, Session, until};
+use crate::common::{Cluster, Event, Session, lines, until};
 use std::collections::HashSet;
 
 fn listening(session: &mut Session) -> HashSet<String> {
@@ -340,11 +340,63 @@ fn service_roles_hear_the_audience_of_a_room() {
     gateway.run("select presence.listen()");
     bob.run("select presence.listen()");
     service.run("select presence.set_room('hall', '{\"topic\": 1}', audience => '{team:red,user:bob}')");
-    let audience = |listener: &mut Session| {
+    let audiences = |listener: &mut Session| {
         let heard = listener.hear();
-        let event = heard.into_iter().find(|event| event.kind() == "room").expect("a room event");
-        event["audience"].clone()
+        let mut rooms = heard.into_iter().filter(|event| event.kind() == "room");
+        let event = rooms.next().expect("a room event");
+        assert!(rooms.next().is_none());
+        [event["audience"].clone(), event["old_audience"].clone()]
     };
-    assert_eq!(audience(&mut gateway), serde_json::json!(["team:red", "user:bob"]));
-    assert!(audience(&mut bob).is_null());
+    let (none, before) = (serde_json::Value::Null, serde_json::json!(["team:red", "user:bob"]));
+    assert_eq!(audiences(&mut gateway), [before.clone(), none.clone()]);
+    assert_eq!(audiences(&mut bob), [none.clone(), none.clone()]);
+    service.run("select presence.set_room('hall', '{\"topic\": 2}')");
+    assert_eq!(audiences(&mut gateway), [before.clone(), none.clone()]);
+    bob.hear();
+    // Of several changes in a transaction the first old audience is whom the room was shown to.
+    service.run(
+        "begin; select presence.set_room('hall', '{\"topic\": 3}', audience => '{any}');
+         select presence.set_room('hall', '{\"topic\": 4}', audience => '{user:bob,room}'); commit",
+    );
+    assert_eq!(audiences(&mut gateway), [serde_json::json!(["room:hall", "user:bob"]), before]);
+    assert_eq!(audiences(&mut bob), [none.clone(), none]);
+    service.run("begin; update presence.room set audience = null, metadata = '5'; commit");
+    let default = serde_json::json!(["room:hall"]);
+    assert_eq!(audiences(&mut gateway), [default, serde_json::json!(["room:hall", "user:bob"])]);
+    assert_eq!(lines(&bob.hear()), [""; 0]);
+    assert!(service.is(
+        "select bool_and(audience = '{room:hall}') from presence.changes(0, 'hall') where metadata = '5'"
+    ));
+}
+
+/// What a gateway missed live it finds in the log: who sees the member now.
+#[test]
+fn service_roles_read_the_whole_audience_of_a_change() {
+    let cluster = Cluster::start();
+    let (mut alice, mut bob, mut gateway) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
+    gateway.run("select presence.listen()");
+    alice.run("select presence.upsert('hall', audience => '{user:bob,team:red}')");
+    gateway.hear();
+    for (given, stored) in [
+        ("{user:bob,user:carol}", "{user:bob,user:carol}"),
+        ("{users,role:blue}", "{role:blue,users}"),
+        ("{}", "{}"),
+        ("{any}", "{any}"),
+        ("{room,user:bob}", "{room:hall,user:bob}"),
+    ] {
+        let since = gateway.number("select presence.seq()");
+        alice.run(&format!("select presence.update('hall', audience => '{given}')"));
+        let heard = gateway.hear();
+        let live = heard.iter().find(|event| event.kind() == "update").expect("an update");
+        let read = "select event, seq, audience from";
+        let changes = format!("{read} presence.changes({since}) where event <> 'position'");
+        let expected = [["update".to_owned(), live.seq().to_string(), stored.to_owned()]];
+        assert_eq!(gateway.rows(&changes), expected);
+        assert_eq!(alice.rows(&changes), expected, "it is the owner's own");
+        let history = format!("{read} presence.history('hall', max_rows => 1)");
+        assert_eq!(gateway.rows(&history), expected);
+        let told = "select count(audience) from";
+        assert_eq!(bob.number(&format!("{told} presence.changes({since})")), 0);
+        assert_eq!(bob.number(&format!("{told} presence.history('hall')")), 0);
+    }
 }

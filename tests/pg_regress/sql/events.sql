@@ -184,6 +184,29 @@ set role regress_bob;
 select event, state, reason from test.log(:before);
 set role regress_carol;
 select bool_and(event in ('enter', 'update')) as told, count(distinct version) as versions, max(state::text) as state from presence.event where seq > :before;
+-- The whole audience is the owner's to know, and that of service roles; who hears the enter has a line of their own.
+set role regress_alice;
+select event, audience from presence.changes(:before) where event <> 'position';
+select event, audience from presence.history('show', max_rows => 1);
+set role regress_bob;
+select distinct audience from presence.changes(:before) where event <> 'position';
+set role regress_gateway;
+select event, audience from presence.changes(:before) where event <> 'position';
+select event, audience from presence.history('show', max_rows => 1);
+set role regress_alice;
+select test.flushed() as before \gset
+select (presence.upsert('show', '{"a": 3.1}', audience => '{user:regress_bob,role:b,room}')).room;
+select test.flushed() is not null as published \gset
+select (presence.upsert('show', '{"a": 3.2}', audience => '{user:regress_carol,user:regress_bob,role:a,room,users}')).room;
+select test.flushed() is not null as published \gset
+set role regress_bob;
+select event, state, audience from presence.changes(:before) where event <> 'position';
+set role regress_gateway;
+select event, state, audience from presence.changes(:before) where event <> 'position';
+select event, state, audience from presence.history('show', max_rows => 2, direction => 'forwards', before_seq => null, since => (select min(at) from presence.event where seq > :before));
+reset role;
+select event, state, audience from presence.changes(:before) where event <> 'position';
+select seq - :before as line, event, audience from presence.event where seq > :before order by seq;
 -- Narrower: who still sees it has an update, and no leave that comes after it.
 set role regress_alice;
 select test.flushed() as before \gset
