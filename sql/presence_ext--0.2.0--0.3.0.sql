@@ -571,6 +571,38 @@ comment on function presence.list(text, integer, text[]) is
     '{room, member_id, connection_id} when room is NULL.';
 drop function _presence._after(text[], integer);
 
+create function _presence._rank(status text) returns integer
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_rank';
+comment on function _presence._rank(text) is 'The place of a status in presence.status_rank, from 1; NULL if it is not listed.';
+create function _presence._ranked(rank integer, status text) returns text
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_ranked';
+comment on function _presence._ranked(integer, text) is
+    'The status of that rank in presence.status_rank; where rank is NULL, the one given.';
+
+revoke all on function _presence._rank(text), _presence._ranked(integer, text) from public;
+
+create or replace function presence.users(room text)
+    returns table (user_id text, members bigint, status text, state jsonb, metadata jsonb, joined_at timestamptz,
+                   last_seen_at timestamptz)
+    language sql stable parallel restricted rows 50
+begin atomic
+    select u.user_id, u.members, _presence._ranked(u.rank, u.status), u.state, u.metadata, u.first_joined_at, u.last_seen_at
+    from (select o.user_id, o.status, o.state, o.metadata, o.last_seen_at,
+                 count(*) over all_of_user as members,
+                 min(o.joined_at) over all_of_user as first_joined_at,
+                 min(_presence._rank(o.status)) over all_of_user as rank,
+                 row_number() over (partition by o.user_id order by o.last_seen_at desc, o.version desc) as place
+          from presence.online o
+          where _presence._room(users.room) is not null and o.room operator(pg_catalog.=) _presence._room(users.room)
+          window all_of_user as (partition by o.user_id)) u
+    where u.place operator(pg_catalog.=) 1
+    order by u.user_id;
+end;
+comment on function presence.users(text) is
+    'The room with one row for each user: how many members they have here, status, state and metadata of the most '
+    'recently active one, when they first joined and were last seen. If presence.status_rank lists statuses of theirs, the '
+    'status is the highest of these.';
+
 create or replace function presence.get(room text, member_id text default null, connection_id text default null)
     returns setof presence.online
     language sql stable parallel restricted rows 10
@@ -649,6 +681,8 @@ begin
               union all
               values ('presence.list'::regproc, '_presence._page(integer)'::regprocedure),
                      ('presence.list', '_presence._start(text[], integer)'),
+                     ('presence.users', '_presence._rank(text)'),
+                     ('presence.users', '_presence._ranked(integer, text)'),
                      ('presence.changes', '_presence._shown_audience(text[], boolean)'),
                      ('presence.history', '_presence._shown_audience(text[], boolean)')) had (old, made)
         join pg_proc old on old.oid = had.old,

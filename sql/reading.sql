@@ -85,15 +85,24 @@ comment on function presence.occupancy(text) is
     'How many members and users are in the room (NULL: anywhere), of those that the caller may see. Where the '
     'room''s count_audience includes the caller: of all.';
 
+create function _presence._rank(status text) returns integer
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_rank';
+comment on function _presence._rank(text) is 'The place of a status in presence.status_rank, from 1; NULL if it is not listed.';
+create function _presence._ranked(rank integer, status text) returns text
+    language c stable parallel safe as 'MODULE_PATHNAME', 'presence_ranked';
+comment on function _presence._ranked(integer, text) is
+    'The status of that rank in presence.status_rank; where rank is NULL, the one given.';
+
 create function presence.users(room text)
     returns table (user_id text, members bigint, status text, state jsonb, metadata jsonb, joined_at timestamptz,
                    last_seen_at timestamptz)
     language sql stable parallel restricted rows 50
 begin atomic
-    select u.user_id, u.members, u.status, u.state, u.metadata, u.first_joined_at, u.last_seen_at
+    select u.user_id, u.members, _presence._ranked(u.rank, u.status), u.state, u.metadata, u.first_joined_at, u.last_seen_at
     from (select o.user_id, o.status, o.state, o.metadata, o.last_seen_at,
                  count(*) over all_of_user as members,
                  min(o.joined_at) over all_of_user as first_joined_at,
+                 min(_presence._rank(o.status)) over all_of_user as rank,
                  row_number() over (partition by o.user_id order by o.last_seen_at desc, o.version desc) as place
           from presence.online o
           where _presence._room(users.room) is not null and o.room operator(pg_catalog.=) _presence._room(users.room)
@@ -103,7 +112,8 @@ begin atomic
 end;
 comment on function presence.users(text) is
     'The room with one row for each user: how many members they have here, status, state and metadata of the most '
-    'recently active one, when they first joined and were last seen.';
+    'recently active one, when they first joined and were last seen. If presence.status_rank lists statuses of theirs, the '
+    'status is the highest of these.';
 
 create function presence.rooms(prefix text default '', max_rows integer default 100, after text default null)
     returns table (room text, members bigint, users bigint)

@@ -1,5 +1,6 @@
 //! Every setting. docs/reference.md has a row for each; a test compares the two.
 
+use crate::error::Result;
 use crate::pg::encoding::decode;
 use crate::validate;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
@@ -54,6 +55,7 @@ static SERVICE_ROLES: Text = GucSetting::<Option<CString>>::new(Some(c""));
 static TEAMS_CLAIM: Text = GucSetting::<Option<CString>>::new(Some(c"app_metadata.teams"));
 static DEFAULT_AUDIENCE: Text = GucSetting::<Option<CString>>::new(Some(c"room"));
 static AUTHORIZER: Text = GucSetting::<Option<CString>>::new(Some(c""));
+static STATUS_RANK: Text = GucSetting::<Option<CString>>::new(Some(c""));
 static SINK: Text = GucSetting::<Option<CString>>::new(Some(c""));
 static MEMBER_IDS: GucSetting<MemberIds> = GucSetting::<MemberIds>::new(MemberIds::Own);
 static NOTIFY_PAYLOAD: GucSetting<NotifyPayload> = GucSetting::<NotifyPayload>::new(NotifyPayload::Full);
@@ -63,6 +65,8 @@ static FAST_PATH: GucSetting<bool> = GucSetting::<bool>::new(true);
 thread_local! {
     /// Grows when a setting changes that decides who somebody is: what identity remembers is then stale.
     static IDENTITY_EPOCH: Cell<u64> = const { Cell::new(0) };
+    /// Grows when `presence.status_rank` changes.
+    static STATUS_RANK_EPOCH: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Who wants to know when a setting gets another value.
@@ -221,6 +225,20 @@ pub fn define(hooks: Hooks) {
             None,
         );
     }
+    // SAFETY: the hooks have the signatures of a string's; one only reads, the other touches a thread-local number.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            c"presence.status_rank",
+            c"Which status of a user's members presence.users shows: a list, the highest first.",
+            c"",
+            &STATUS_RANK,
+            GucContext::Userset,
+            GucFlags::empty(),
+            Some(check_status_rank),
+            Some(forget_status_rank),
+            None,
+        );
+    }
     // SAFETY: the hooks have the signatures of assign hooks, and only look at shared memory.
     unsafe {
         GucRegistry::define_string_guc_with_hooks(
@@ -323,16 +341,38 @@ unsafe extern "C-unwind" fn check_audience(
     _extra: *mut *mut c_void,
     _source: pg_sys::GucSource::Type,
 ) -> bool {
-    // SAFETY: the new value, a zero-terminated string; the server frees the detail, which is valid until then.
-    unsafe {
-        let tokens = split(CStr::from_ptr(*value).to_bytes());
-        let Err(error) = validate::audience(&tokens, b"room") else { return true };
-        if let Ok(detail) = CString::new(error.detail()) {
+    // SAFETY: the new value, a zero-terminated string.
+    let tokens = split(unsafe { CStr::from_ptr(*value) }.to_bytes());
+    is_accepted(validate::audience(&tokens, b"room").map(|_| ()))
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_status_rank(
+    value: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: as above.
+    let list = unsafe { CStr::from_ptr(*value) }.to_bytes();
+    is_accepted(validate::status_rank(list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)))
+}
+
+/// The answer of a check hook; whoever sets it wrong is told what is.
+fn is_accepted(checked: Result<()>) -> bool {
+    let Err(error) = checked else { return true };
+    if let Ok(detail) = CString::new(error.detail()) {
+        // SAFETY: a copy that the server frees, and that is valid until then.
+        unsafe {
             pg_sys::GUC_check_errdetail_string =
                 pg_sys::MemoryContextStrdup(pg_sys::ErrorContext, detail.as_ptr());
         }
-        false
     }
+    false
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn forget_status_rank(_value: *const c_char, _extra: *mut c_void) {
+    STATUS_RANK_EPOCH.set(STATUS_RANK_EPOCH.get() + 1);
 }
 
 #[pg_guard]
@@ -448,6 +488,15 @@ pub fn service_roles() -> Vec<Vec<u8>> {
 
 pub fn default_audience() -> Vec<Vec<u8>> {
     list(&DEFAULT_AUDIENCE)
+}
+
+/// The highest first.
+pub fn status_rank() -> Vec<Vec<u8>> {
+    list(&STATUS_RANK)
+}
+
+pub fn status_rank_epoch() -> u64 {
+    STATUS_RANK_EPOCH.get()
 }
 
 pub fn teams_claim() -> String {

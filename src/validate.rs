@@ -8,6 +8,7 @@ pub const MAX_NAME: usize = 255;
 /// Bytes of room, member_id and connection_id together: an index has to take them.
 const MAX_KEY: usize = 2_048;
 pub const MAX_TOKENS: usize = 64;
+const MAX_RANKS: usize = 64;
 const MIN_TTL: i128 = 1_000_000;
 const MAX_TTL: i128 = 30 * 86_400_000_000;
 /// 100,000 years.
@@ -63,6 +64,28 @@ pub fn status(text: &[u8]) -> Result<()> {
     if text.len() > MAX_NAME && characters(text) > MAX_NAME {
         let why = format!("It has {} characters; the limit is {MAX_NAME}.", characters(text));
         return Err(Error::InvalidName { argument: "status", why });
+    }
+    Ok(())
+}
+
+/// Statuses in the order of their rank; the list of none is one empty element.
+pub fn status_rank<'a>(list: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+    let wrong = |why| Error::InvalidArgument { argument: "status_rank", why };
+    let list: Vec<&[u8]> = list.collect();
+    if list == [b""] {
+        return Ok(());
+    }
+    if list.len() > MAX_RANKS {
+        return Err(wrong(format!("It has {} statuses; the limit is {MAX_RANKS}.", list.len())));
+    }
+    for (place, listed) in list.iter().enumerate() {
+        status(listed)?;
+        if listed.is_empty() {
+            return Err(wrong("A status is empty.".into()));
+        }
+        if list[..place].contains(listed) {
+            return Err(wrong(format!("\"{}\" is there twice.", printable(listed))));
+        }
     }
     Ok(())
 }

@@ -11,3 +11,4 @@ pub mod monitoring;
 pub mod occupancy;
 pub mod room;
 pub mod room_row;
+pub mod status_rank;

@@ -42,12 +42,42 @@ impl Case<'_> {
             }
         }
         self.compare_members("committed", shown, &self.model.members, |_| true)?;
+        self.check_users()?;
         if self.model.is_in_transaction(at) && !self.model.has_failed(at) {
             let who = CONNECTIONS[at];
             let rows = self.world.connections[at].rows(&view);
             let shown = self.members(&rows)?;
             let own = |owner| who == SERVICE || owner == who;
             self.compare_members("in its transaction", shown, &self.model.rows(at), own)?;
+        }
+        Ok(())
+    }
+
+    /// Each user once, with the status that ranks highest; of those that are not listed, it may be any.
+    fn check_users(&mut self) -> Check {
+        if !self.model.unsure.is_empty() {
+            return Ok(());
+        }
+        for (at, room) in self.rooms.iter().enumerate() {
+            let sql = format!(
+                "set presence.status_rank = 'offline, busy';
+                 select user_id, members, coalesce(status, '') from presence.users('{room}')"
+            );
+            let mut expected: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for (_, row) in self.model.members.iter().filter(|(key, _)| key.0 == at) {
+                expected.entry(USERS[row.owner]).or_default().push(row.status.unwrap_or_default());
+            }
+            let shown = self.world.watcher.rows(&sql);
+            let is_right = |row: &Vec<String>| {
+                let statuses = expected.get(row[0].as_str()).map_or(&[][..], Vec::as_slice);
+                let status = row[2].as_str();
+                row[1] == statuses.len().to_string()
+                    && statuses.contains(&status)
+                    && (status == "busy" || !statuses.contains(&"busy"))
+            };
+            if shown.len() != expected.len() || !shown.iter().all(is_right) {
+                return Err(format!("the users of {room} are {shown:?}, not {expected:?}"));
+            }
         }
         Ok(())
     }

@@ -11,6 +11,49 @@ set role regress_bob;
 select (presence.upsert('office')).room as entered;
 select (presence.upsert('lobby', '"here"', status => 'away', audience => '{role:regress_carol}')).room as entered;
 
+-- users: the status is that of the most recently active member, or the highest of presence.status_rank.
+reset role;
+create function test.devices(variadic statuses text[]) returns setof text language plpgsql as $$ begin
+    perform presence.delete_all('dev');
+    for n in 1 .. cardinality(statuses) loop
+        perform presence.upsert('desk', to_jsonb(n), connection_id => n::text, status => statuses[n], user_id => 'dev', audience => '{any}');
+        perform pg_sleep(0.001);
+    end loop;
+    return query select concat_ws(' ', u.user_id, u.members, coalesce(u.status, 'none'), u.state) from presence.users('desk') u;
+end $$;
+select test.devices('online', 'away');
+select test.devices('online', null);
+set presence.status_rank = 'online, busy,away';
+select test.devices('away', 'online', 'away');
+select test.devices('busy', 'away');
+select test.devices('busy', 'dreaming');
+-- who has none that is listed shows the newest, as without the setting
+select test.devices('dreaming', 'asleep');
+select test.devices('dreaming', null);
+select test.devices('Online', '');
+select test.devices('away', null);
+reset presence.status_rank;
+select test.devices('away', null);
+-- whoever may not see a member does not see its status
+set presence.status_rank = 'busy,away';
+select (presence.upsert('desk', connection_id => 'hidden', status => 'busy', user_id => 'dev', audience => '{}')).room as entered;
+select u.members, u.status from presence.users('desk') u;
+set role regress_alice;
+select u.members, u.status from presence.users('desk') u;
+-- everybody may set it, wrong lists nobody
+set presence.status_rank = 'a,a';
+set presence.status_rank = 'a,,b';
+set presence.status_rank = ' , ';
+set presence.status_rank = 'a,';
+select (test.error(format('set presence.status_rank = %L', repeat('x', 256)))).detail;
+select (test.error(format('set presence.status_rank = %L', (select string_agg(n::text, ',') from generate_series(1, 65) n)))).detail;
+set presence.status_rank = '';
+show presence.status_rank;
+reset role;
+reset presence.status_rank;
+select presence.delete_all('dev');
+drop function test.devices(text[]);
+
 -- get: oneself, or another; all connections, or one.
 set role regress_alice;
 select member_id, connection_id, user_id, state from presence.get('lobby');
