@@ -331,9 +331,8 @@ fn forget(call: &Call) -> Result<Option<Datum>> {
     transaction::signal(&extension, Kind::Forget, image, None);
     let past = as_role(extension.owner_role, || {
         let connection = Connection::open()?;
-        [&last_seen::FORGET, &log::FORGET].into_iter().try_fold(0, |erased, statement| {
-            Ok(erased + connection.run(statement, &[Some(varlena(user_id))], true)?.count)
-        })
+        let last_seen = connection.run(&last_seen::FORGET, &[Some(varlena(user_id))], true)?.count;
+        Ok(last_seen + log::forget(&extension, &connection, user_id)?)
     })?;
     Ok(Some(Datum::from((members + past) as i32)))
 }

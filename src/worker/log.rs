@@ -5,6 +5,7 @@
 
 use crate::error::Result;
 use crate::extension::{self, Extension};
+use crate::pg::datum::varlena;
 use crate::pg::spi::{Connection, Statement};
 use crate::shared::control;
 use crate::{clock, settings};
@@ -94,11 +95,26 @@ pub fn continue_numbers(extension: &Extension) -> Result<()> {
     Ok(())
 }
 
-/// `presence.forget`.
-pub static FORGET: Statement = Statement {
-    sql: c"delete from presence.event where user_id operator(pg_catalog.=) $1",
+static FORGET: Statement = Statement {
+    sql: c"with erased as (delete from presence.event where user_id operator(pg_catalog.=) $1 returning seq)
+           select pg_catalog.count(*), pg_catalog.max(seq) from erased",
     arguments: &[pg_sys::TEXTOID],
 };
+
+/// Erase the lines of a user. How many they were.
+pub fn forget(extension: &Extension, connection: &Connection, user_id: &[u8]) -> Result<usize> {
+    let erased = connection.run(&FORGET, &[Some(varlena(user_id))], true)?;
+    if let Some(newest) = erased.get(0, 1) {
+        miss(extension, newest.value() as u64);
+    }
+    Ok(erased.get(0, 0).map_or(0, |count| count.value() as usize))
+}
+
+/// The log is going to miss lines up to this seq: whoever has read less is told to list. Before the commit, so that nobody
+/// reads on without them who was not told.
+fn miss(extension: &Extension, seq: u64) {
+    extension.database.log_floor.fetch_max(seq, AcqRel);
+}
 
 /// A row of the log.
 pub type Values = [Option<Datum>; COLUMNS];
@@ -140,9 +156,9 @@ impl Log {
         !self.is_fresh && clock::boot() > self.since + retention / 2
     }
 
-    /// Empty the next part and go on there. Returns the newest seq that was thrown away. In a transaction of its own.
+    /// Empty the next part and go on there. In a transaction of its own.
     /// None: somebody reads that part just now; until they have done, the current one grows.
-    pub fn rotate(&self) -> Result<Option<(Log, u64)>> {
+    pub fn rotate(&self, extension: &Extension) -> Result<Option<Log>> {
         let next = (self.part + 1) % PARTS;
         let Some(part) = extension::internal_relation(NAMES[next]) else { return Ok(None) };
         // SAFETY: a lock on an oid, held until the transaction ends.
@@ -153,7 +169,8 @@ impl Log {
         let rows = connection.run_text(NEWEST[next], false)?;
         let lost = rows.get(0, 0).map_or(0, |seq| seq.value() as u64);
         connection.run_text(TRUNCATE[next], true)?;
-        Ok(Some((Log { part: next, since: clock::boot(), is_fresh: true }, lost)))
+        miss(extension, lost);
+        Ok(Some(Log { part: next, since: clock::boot(), is_fresh: true }))
     }
 }
 

@@ -346,11 +346,11 @@ impl Publisher {
     /// Rotate the log when it is time, and nobody reads the part that is next.
     pub fn rotate_log(&mut self, extension: &Extension) -> std::result::Result<(), Failure> {
         let Some(log) = self.log.as_ref().filter(|log| log.is_due()) else { return Ok(()) };
-        let rotated =
-            transaction(c"rotating the event log", || as_role(extension.owner_role, || log.rotate()))?;
-        if let Some((next, lost)) = rotated {
-            extension.database.log_floor.fetch_max(lost, AcqRel);
-            self.log = Some(next);
+        let rotated = transaction(c"rotating the event log", || {
+            as_role(extension.owner_role, || log.rotate(extension))
+        })?;
+        if rotated.is_some() {
+            self.log = rotated;
         }
         Ok(())
     }

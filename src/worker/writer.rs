@@ -1,7 +1,7 @@
 //! Writes one batch: a line of the log for each event, and who else is told of it. By which channels, and what: `routing`.
 
 use super::connections::Counted;
-use super::log::{COLUMNS, FORGET, Log, Page, Values};
+use super::log::{self, COLUMNS, Log, Page, Values};
 use super::log_entry::LogEntry;
 use super::memory::{self, Scratch};
 use super::roaming::Roaming;
@@ -311,7 +311,7 @@ impl<'a> Writer<'a> {
 
     /// The log forgets a user, with the events that this very batch has written.
     fn forget(&mut self, user_id: &[u8]) -> Result<()> {
-        self.connection.run(&FORGET, &[Some(varlena(user_id))], true).map(|_| ())
+        log::forget(self.extension, self.connection, user_id).map(|_| ())
     }
 
     /// A room's metadata changed: for those who may read the room's settings.

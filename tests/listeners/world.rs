@@ -133,6 +133,9 @@ impl World {
     }
 
     fn reset(&mut self) {
+        if std::mem::take(&mut self.rings_only) {
+            self.watcher.run("alter database app reset presence.notify_payload");
+        }
         let grants: String = (0..USERS.len())
             .map(|user| format!("select presence.grant_access('{}');", role_of(user)))
             .collect();

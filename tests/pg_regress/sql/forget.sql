@@ -62,7 +62,7 @@ select (presence.upsert('fg', user_id => 'marker')).user_id;
 select test.written();
 select presence.delete_all('marker');
 select * from test.traces();
--- a reader of the log goes on, over what is not there any more
+-- who reads the log from before is told that something is missing: the leave, for one
 set role regress_alice;
 select event, member_id from presence.changes(:before);
 reset role;
