@@ -107,7 +107,7 @@ pub fn forget(extension: &Extension, connection: &Connection, user_id: &[u8]) ->
     if let Some(newest) = erased.get(0, 1) {
         miss(extension, newest.value() as u64);
     }
-    Ok(erased.get(0, 0).map_or(0, |count| count.value() as usize))
+    Ok(erased.get(0, 0).map_or(0, |count| count.value()))
 }
 
 /// The log is going to miss lines up to this seq: whoever has read less is told to list. Before the commit, so that nobody
