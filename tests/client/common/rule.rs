@@ -116,7 +116,7 @@ impl Rule {
                 Stage::Listening => return Some(Ask::Listen),
                 Stage::Marking => "select to_jsonb(presence.seq())".to_owned(),
                 Stage::Listing { room, after, .. } => {
-                    let (room, page) = (&self.rooms[*room], self.page);
+                    let (room, page) = (&self.rooms[*room], self.rows_of_page(*room));
                     let rows = page.map_or("null".into(), |page| page.to_string());
                     let key = after.iter().flat_map(|(of, member, connection)| {
                         [room.is_none().then_some(of), Some(member), Some(connection)].into_iter().flatten()
@@ -147,6 +147,10 @@ impl Rule {
         }
     }
 
+    fn rows_of_page(&self, room: usize) -> Option<usize> {
+        self.page.or(self.rooms[room].is_none().then_some(ALL_ROOMS))
+    }
+
     /// `listen` is committed. What was heard until then is answered by the list, but for a signal to do it again.
     pub fn listens(&mut self) {
         self.list();
@@ -167,7 +171,7 @@ impl Rule {
                 self.stage = Stage::first_page();
             }
             Stage::Listing { room, after, mut listed } => {
-                let page = self.page.or(self.rooms[room].is_none().then_some(ALL_ROOMS));
+                let page = self.rows_of_page(room);
                 let is_last = page.is_none_or(|page| rows.len() < page);
                 let after = rows.last().map(key_of).or(after).filter(|_| !is_last);
                 listed.extend(rows.iter().map(|row| (key_of(row), member_of(row))));
