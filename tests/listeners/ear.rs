@@ -56,6 +56,11 @@ impl Ear {
         }
     }
 
+    /// `presence.listen` as somebody else: it lets go of what these have no right to.
+    pub fn listens_as(&mut self, user: usize) {
+        self.grants().filter(|grant| grant.user != user).for_each(|grant| grant.is_fresh = false);
+    }
+
     pub fn loses_all(&mut self, step: usize) {
         self.gone.extend(self.holds.drain().map(|(name, _)| (name, step)));
     }

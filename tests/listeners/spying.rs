@@ -63,6 +63,9 @@ impl Case<'_> {
             Err(failure) if may || failure.code != "42501" => return Err(format!("{failure:?}")),
             _ => {}
         }
+        if matches!(spy, BECOMES | TAKES_ROLES) {
+            ear.listens_as(who);
+        }
         if !given.is_empty() && matches!(way, Way::Commit | Way::Release) {
             ear.has(&given, &grant);
         }
