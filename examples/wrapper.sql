@@ -14,7 +14,7 @@ grant usage on schema presence_api to public;
 create view presence_api.event with (security_invoker = true) as
     select r.* from presence.event r;
 comment on view presence_api.event is
-    'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" marks a line that was made for others than the owner (a leave or enter by a changed audience).';
+    'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" marks a line that was made for others than the owner (a leave or enter by a changed audience); a "+" in front of a token of an update, that who has it gained sight.';
 comment on column presence_api.event.node is 'the server where it happened; NULL as long as servers have no names';
 
 create view presence_api.last_seen with (security_invoker = true) as
@@ -322,4 +322,4 @@ begin atomic
     select r.* from presence.users(room => users.room) r;
 end;
 comment on function presence_api.users(text) is
-    'The room with one row for each user: how many members they have here, status, state and metadata of the most recently active one, when they first joined and were last seen.';
+    'The room with one row for each user: how many members they have here, status, state and metadata of the most recently active one, when they first joined and were last seen. If presence.status_rank lists statuses of theirs, the status is the highest of these.';
