@@ -121,6 +121,23 @@ mod tests {
     }
 
     #[test]
+    fn a_fixed_lease_gets_no_grace() {
+        let fixed = RowLease { is_fixed: true, ..row(99, 99, 700) };
+        assert_eq!(deadline(None, &fixed, &START, 600), Some(700));
+        assert_eq!(deadline(None, &fixed, &START, 700), None);
+        assert_eq!(deadline(None, &RowLease { session: 7, ..fixed }, &START, 600), None);
+    }
+
+    #[test]
+    fn the_row_says_when_the_member_was_seen_last_where_the_slot_does_not() {
+        let fixed = RowLease { is_fixed: true, ..row(200, 200, 700) };
+        assert_eq!(last_seen(None, 700, &fixed), None);
+        assert_eq!(last_seen(Some(&slot(200, 200, 700)), 700, &fixed), None);
+        assert_eq!(last_seen(Some(&Lease { last_seen: 5, ..slot(200, 200, 700) }), 700, &fixed), Some(5));
+        assert_eq!(last_seen(None, 700, &row(200, 200, 700)), Some(690));
+    }
+
+    #[test]
     fn no_slot_reads_the_row() {
         assert_eq!(deadline(None, &row(150, 150, 601), &START, 600), Some(601));
         assert_eq!(deadline(None, &row(150, 150, 600), &START, 600), None);

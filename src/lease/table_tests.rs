@@ -309,6 +309,49 @@ fn a_deadline_before_one_ttl_of_the_boot_clock_can_be_claimed() {
     assert_eq!(table.read(&key(1)).unwrap().last_seen, 0);
 }
 
+/// Of a member that has said that it leaves.
+fn fixed(version: u64, last_seen: u64, deadline: u64) -> Lease {
+    Lease { deadline, last_seen, ttl: 0, ..lease(version, 10, 0) }
+}
+
+#[test]
+fn nothing_moves_a_fixed_lease_but_a_change() {
+    let table = table(4);
+    table.apply_present(&key(1), &entered(10, 1_000));
+    // What was proved before it was said, and what is proved before that is committed.
+    table.heartbeat(&key(1), None, 1_050);
+    table.apply_present(&key(1), &fixed(11, 1_000, 1_090));
+    let held = table.read(&key(1)).unwrap();
+    assert_eq!((held.deadline, held.last_seen, held.is_fixed()), (1_090, 1_000, true));
+    assert_eq!(table.heartbeat(&key(1), None, 1_089), Heartbeat::Renewed);
+    table.renew_stay(&key(1), &held.stay(), 1_089);
+    let mut pending = held;
+    pending.renew(1_089);
+    assert_eq!([table.read(&key(1)).unwrap(), pending], [held; 2]);
+    assert_eq!(table.heartbeat(&key(1), None, 1_090), Heartbeat::Gone);
+
+    // A change that was made in time.
+    table.apply_present(&key(1), &Lease { generation: 10, ..lease(12, 10, 1_080) });
+    assert_eq!(table.read(&key(1)).unwrap().deadline, 1_180);
+    assert_eq!(table.heartbeat(&key(1), None, 1_100), Heartbeat::Renewed);
+    assert_eq!(table.read(&key(1)).unwrap().deadline, 1_200);
+}
+
+#[test]
+fn a_fixed_lease_remembers_when_it_ended() {
+    for (now, ended, at) in
+        [(500, false, None), (1_500, false, Some(1_000)), (1_500, true, Some(1_000)), (500, true, Some(500))]
+    {
+        let table = table(4);
+        table.apply_present(&key(1), &fixed(10, 100, 1_000));
+        assert_eq!(table.claim(&key(1), 10, now, ended), at.is_some());
+        if let Some(at) = at {
+            assert_eq!(table.read(&key(1)).unwrap().ended(), at, "at {now}, its session over: {ended}");
+        }
+    }
+    assert_eq!(fixed(10, 100, 1_000).ended(), 1_000);
+}
+
 #[test]
 fn a_pin_keeps_the_slot() {
     let table = table(4);

@@ -110,20 +110,21 @@ fn last_seen_at(key: &Key, row: &Row, deadline: u64) -> i64 {
 /// Why one leaves that has said so, now that its lease is over, and when that was.
 pub fn end(extension: &Extension, key: &Key, row: &Row) -> (Reason, i64) {
     let (now, ends) = (clock::wall(), row.time(Column::ExpiresAt));
-    let of_session = row.number(Column::Session);
-    if of_session != 0 && !session::is_live(extension.database_index, of_session) {
-        let slot = liveness::slot(key, &row.lease());
-        let ended = slot.map_or(now, |slot| clock::wall_of(slot.ended()));
-        if ended < ends {
-            return (Reason::Disconnected, now);
-        }
-    }
+    let session = row.number(Column::Session);
+    let is_session_over = session != 0 && !session::is_live(extension.database_index, session);
+    let slot = liveness::slot(key, &row.lease()).filter(|slot| slot.version == row.number(Column::Version));
+    let ended = match slot {
+        // By the clock of now. (One that was saved over a restart knows it only of members of sessions.)
+        Some(slot) if slot.changed_at > 0 || is_session_over => clock::wall_of(slot.ended()),
+        _ => ends,
+    };
     let reason = match row.text(Column::LeaveReason) {
+        _ if is_session_over && ended.min(now) < ends => return (Reason::Disconnected, now),
         _ if ends < row.time(Column::LeavesAt) => Reason::Expired,
         Some(given) => Reason::from_name(given).unwrap_or(Reason::Left),
         None => Reason::Left,
     };
-    (reason, ends.min(now))
+    (reason, ended.min(now))
 }
 
 /// A leave that is still to come.

@@ -17,6 +17,7 @@ fn who_leaves_is_gone_at_that_moment_worker_or_not() {
     bob.run("select presence.upsert('lobby', ttl => '1 h')");
     alice.run("select presence.upsert('lobby', '{\"n\": 1}', ttl => '1 h')");
     service.run("select presence.listen()");
+    service.hear();
     let frozen = cluster.freeze_worker();
     assert_eq!(alice.number("select presence.delete('lobby', state => '\"bye\"', after => '1 s')"), 1);
     let leaves = ends(&mut alice);

@@ -49,6 +49,19 @@ fn a_stepped_wall_clock_evicts_nobody_and_keeps_nobody() {
         let heard = service.hear_until("a leave", |event| event.kind() == "leave");
         assert_eq!(lines(&heard), ["enter alice", "leave alice expired"], "{step} s");
         assert!(began.elapsed() < millis(3_500), "{step} s: {:?}", began.elapsed());
+        alice.run("select presence.upsert('side'), presence.delete('side', after => '500 ms')");
+        cluster.clock().step_wall(-step);
+        assert!(alice.is("select count(*) = 1 from presence.get('side') where expires_at < clock_timestamp() + interval '500 ms'"), "{step} s");
+        cluster.clock().step_wall(step);
+        let heard = service.hear_until("a leave", |event| event.kind() == "leave");
+        assert_eq!(lines(&heard), ["enter alice", "leave alice left"], "{step} s");
+        assert!(
+            service.is(&format!(
+                "select clock_timestamp() - '{}'::timestamptz between '0' and '3 s'",
+                heard.last().expect("it").text("at")
+            )),
+            "{step} s"
+        );
         seq = heard.last().expect("it").seq();
     }
     cluster.assert_sound();
