@@ -5,8 +5,7 @@ use crate::access::grants::{may_call, on_all_columns, on_columns};
 use crate::access::identity::{self, Identity};
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
-use crate::member::column::COLUMNS;
-use crate::member::store;
+use crate::member::{column, store};
 use crate::pg::function::Call;
 use crate::validate;
 use pgrx::pg_sys::{self, Datum};
@@ -61,7 +60,7 @@ fn may_upsert(extension: &Extension) -> bool {
 }
 
 fn reads_members(extension: &Extension) -> bool {
-    on_columns(extension.member, pg_sys::ACL_SELECT, 1..=COLUMNS as i16)
+    on_columns(extension.member, pg_sys::ACL_SELECT, column::numbers(extension.member))
 }
 
 fn may_set_room() -> bool {

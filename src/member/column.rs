@@ -42,9 +42,18 @@ pub const LATER: [&CStr; COLUMNS - OLDEST] = [c"leaves_at", c"last_word", c"leav
 
 /// Whether the table has one of the later columns.
 pub fn is_there(member: Oid, column: Column) -> bool {
-    let name = LATER[column as usize - OLDEST];
+    number(member, LATER[column as usize - OLDEST]).is_some()
+}
+
+/// The places of ours in the table, counted from 1.
+pub fn numbers(member: Oid) -> impl Iterator<Item = i16> {
+    (1..=OLDEST as i16).chain(LATER.into_iter().filter_map(move |name| number(member, name)))
+}
+
+fn number(member: Oid, name: &CStr) -> Option<i16> {
     // SAFETY: a look-up in the catalog.
-    unsafe { pg_sys::get_attnum(member, name.as_ptr()) != pg_sys::InvalidAttrNumber as i16 }
+    let number = unsafe { pg_sys::get_attnum(member, name.as_ptr()) };
+    (number != pg_sys::InvalidAttrNumber as i16).then_some(number)
 }
 
 /// Their types.
