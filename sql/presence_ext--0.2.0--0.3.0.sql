@@ -660,6 +660,16 @@ comment on function presence.update_many(jsonb) is
     'of a repeated key the last wins. Returns how many are here. Errors: as presence.update; 22023 for an unknown name, '
     'and DETAIL says which element.';
 
+-- What the triggers fill has a default, so that tools see that it may be left out.
+alter table presence.member
+    alter column member_id set default nullif('', ''), alter column user_id set default nullif('', ''),
+    alter column audience set default nullif('{}'::text[], '{}'), alter column version set default '0',
+    alter column generation set default '0', alter column joined_at set default '-infinity',
+    alter column updated_at set default '-infinity', alter column last_seen_at set default '-infinity',
+    alter column deadline set default '0', alter column key_hash set default '00000000-0000-0000-0000-000000000000';
+alter table presence.room
+    alter column version set default 0, alter column created_at set default now(), alter column updated_at set default now();
+
 -- New functions are executable by PUBLIC unless somebody says otherwise.
 revoke all on function
     presence.delete(text, text, text, jsonb, text, interval),

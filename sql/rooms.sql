@@ -9,9 +9,9 @@ create table presence.room (
     ttl             interval,
     max_members     integer,
     keep_history    boolean     not null default true,
-    version         bigint      not null,
-    created_at      timestamptz not null,
-    updated_at      timestamptz not null
+    version         bigint      not null default 0,
+    created_at      timestamptz not null default now(),
+    updated_at      timestamptz not null default now()
 );
 select pg_catalog.pg_extension_config_dump('presence.room', '');
 comment on table presence.room is

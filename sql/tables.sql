@@ -33,27 +33,29 @@ comment on schema _presence is 'internals of presence_ext; for the extension onl
 
 -- Presence is worth nothing after a crash, and a commit that touched only unlogged tables does not wait for the
 -- disk. No index on a time, no foreign key: an update that changes no indexed column stays on its page. A heap,
--- whatever default_table_access_method says: verbs and the worker store rows without the executor.
+-- whatever default_table_access_method says: verbs and the worker store rows without the executor. What the triggers
+-- fill has a default, so that tools see that it may be left out: NULL (not a plain one, which is none) where they look whether
+-- something is given, else a constant that they replace.
 create unlogged table presence.member (
     room           text        not null,
-    member_id      text        not null,
+    member_id      text        not null default nullif('', ''),
     connection_id  text        not null default '',
-    user_id        text        not null,
+    user_id        text        not null default nullif('', ''),
     status         text,
     state          jsonb       not null default '{}',
     metadata       jsonb       not null default '{}',
-    audience       text[]      not null,
-    version        bigint      not null,
-    generation     bigint      not null,
-    joined_at      timestamptz not null,
-    updated_at     timestamptz not null,
-    last_seen_at   timestamptz not null,
+    audience       text[]      not null default nullif('{}'::text[], '{}'),
+    version        bigint      not null default '0',
+    generation     bigint      not null default '0',
+    joined_at      timestamptz not null default '-infinity',
+    updated_at     timestamptz not null default '-infinity',
+    last_seen_at   timestamptz not null default '-infinity',
     expires_at     timestamptz,
     ttl            interval,
-    deadline       bigint      not null,
+    deadline       bigint      not null default '0',
     session        bigint,
     session_pid    integer,
-    key_hash       uuid        not null,
+    key_hash       uuid        not null default '00000000-0000-0000-0000-000000000000',
     leaves_at      timestamptz,
     last_word      jsonb,
     leave_reason   text,

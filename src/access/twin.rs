@@ -71,6 +71,20 @@ impl Table {
         }
     }
 
+    fn has_constant_default(&self, column: i16) -> bool {
+        // SAFETY: constraints of the open relation are null, or have as many defaults as they say; each is the text of a
+        // tree.
+        unsafe {
+            let Some(constraints) = (*self.relation().rd_att).constr.as_ref() else { return false };
+            (0..constraints.num_defval as usize).map(|at| &*constraints.defval.add(at)).any(|default| {
+                default.adnum == column
+                    && !default.adbin.is_null()
+                    && (*pg_sys::stringToNode(default.adbin).cast::<pg_sys::Node>()).type_
+                        == pg_sys::NodeTag::T_Const
+            })
+        }
+    }
+
     fn triggers(&self) -> &[pg_sys::Trigger] {
         // SAFETY: null, or as many triggers as it says.
         unsafe {
@@ -174,7 +188,7 @@ fn same_class(member: &Table, twin: &Table) -> bool {
 }
 
 /// Ours, and behind them none but such as were dropped again. Verbs leave out what the triggers fill: a default of that
-/// would run, with the rights of whoever writes.
+/// would run, with the rights of whoever writes. A constant is nothing that runs, and the triggers replace it.
 fn same_columns(member: &Table, twin: &Table) -> bool {
     let facts = |column: &pg_sys::FormData_pg_attribute| {
         (
@@ -188,7 +202,9 @@ fn same_columns(member: &Table, twin: &Table) -> bool {
     all.len() >= ours.len()
         && all.iter().zip(&ours).all(|(column, twin)| facts(column) == facts(twin))
         && all[ours.len()..].iter().all(|column| column.attisdropped)
-        && !all.iter().enumerate().any(|(at, column)| is_left_out(at) && column.atthasdef)
+        && all.iter().enumerate().all(|(at, column)| {
+            !is_left_out(at) || !column.atthasdef || member.has_constant_default(column.attnum)
+        })
         && checks(member) == checks(twin)
 }
 

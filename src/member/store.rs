@@ -9,7 +9,7 @@
 //! |---|---|
 //! | locks the table, takes in what was committed | the same lock, before anything is looked at (`policy::is_as_made`) |
 //! | policies, triggers, rules, constraints, NOT NULL, generated columns, children, indexes | exactly ours, by the relation cache (`twin`), else SQL |
-//! | functions that policies and triggers call, defaults of what verbs leave out | this library's, and none, else SQL |
+//! | functions that policies and triggers call, defaults of what verbs leave out | this library's, and none but constants, else SQL |
 //! | other libraries' hooks for rights and policies | none are there, else SQL |
 //! | rights on schema, table and columns, and on what policies call | all of them, as they are now, else SQL |
 //! | policies of ours | `ownership`: they say the same |

@@ -55,7 +55,10 @@ pub fn trigger_call<'a>(call: &'a Call, timing: u32) -> Result<Option<TriggerCal
     };
     // SAFETY: the tuple of this trigger's relation.
     let first = unsafe { Row::read(data.tg_trigtuple, data.tg_relation)? };
-    let intent = intent::of(first.key(&extension).hash);
+    // Whatever is given as the hash of one that is to be stored.
+    let is_new = operation == Operation::Insert && timing == pg_sys::TRIGGER_EVENT_BEFORE;
+    let key = if is_new { first.make_key(&extension) } else { first.key(&extension) };
+    let intent = intent::of(key.hash);
     Ok(Some(TriggerCall { data, extension, intent, operation, first }))
 }
 

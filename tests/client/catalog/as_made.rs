@@ -151,6 +151,35 @@ fn a_default_runs_as_the_caller() {
     alice.run("select presence.upsert('side')");
 }
 
+/// A constant runs nothing, and the triggers replace it: those that the extension has made, and others.
+#[test]
+fn a_constant_default_changes_nothing() {
+    let cluster = Cluster::start();
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    let fast = "select fast_writes from presence.health";
+    let row = "select version >= generation, generation > 1, updated_at >= joined_at, joined_at > now() - interval '1 min',
+                      last_seen_at >= joined_at, deadline > 0, session is null, key_hash <> gen_random_uuid() and key_hash::text !~ '^0000',
+                      member_id = 'alice' and user_id = 'alice', audience = array['room:' || room]
+               from presence.member where room = ";
+    let made = ["t"; 10];
+    for (room, more) in
+        [("built in", ""), ("more", "alter table presence.member alter column session set default '5'")]
+    {
+        service.run(more);
+        let before = service.number(fast);
+        alice.run(&format!("select presence.upsert('{room}', '1'); select presence.upsert('{room}', '2')"));
+        let is_on = service.is("select current_setting('presence.fast_path')::boolean");
+        assert_eq!(service.number(fast) - before, if is_on { 2 } else { 0 }, "{room}");
+        alice.run(&format!("insert into presence.member (room) values ('direct {room}')"));
+        service.run(&format!("insert into presence.room (room) values ('{room}')"));
+        for room in [room.to_owned(), format!("direct {room}")] {
+            assert_eq!(service.rows(&format!("{row}'{room}'")), [made], "{room}");
+        }
+    }
+    assert!(service.is("select bool_and(version > 1 and created_at = updated_at and updated_at > now() - interval '1 min') from presence.room"));
+    cluster.assert_sound();
+}
+
 /// The owner's rights are a short way, and nobody's condition.
 #[test]
 fn an_owner_who_may_not_enter_keeps_nobody_out() {

@@ -4,6 +4,10 @@ where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) an
 select c.oid::regclass as without_comment from pg_class c
 where c.relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and c.relkind in ('r', 'v') and c.relname !~ '^_event' and coalesce(obj_description(c.oid, 'pg_class'), '') = '' order by 1;
 
+-- What an INSERT must have: tools go by the defaults.
+select a.attrelid::regclass as into_table, a.attname as must_be_given from pg_attribute a
+where a.attrelid in ('presence.member'::regclass, 'presence.room'::regclass) and a.attnum > 0 and not a.attisdropped and a.attnotnull and not a.atthasdef;
+
 -- Each function is there once: no overloads; no argument name is a reserved word.
 select proname from pg_proc where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) group by 1 having count(*) > 1;
 select p.oid::regprocedure, a from pg_proc p, unnest(p.proargnames) a join pg_get_keywords() k on k.word = a
