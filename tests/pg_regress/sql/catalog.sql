@@ -3,6 +3,9 @@ select p.oid::regprocedure as without_comment from pg_proc p
 where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and coalesce(obj_description(p.oid, 'pg_proc'), '') = '' order by 1;
 select c.oid::regclass as without_comment from pg_class c
 where c.relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and c.relkind in ('r', 'v') and c.relname !~ '^_event' and coalesce(obj_description(c.oid, 'pg_class'), '') = '' order by 1;
+select a.attrelid::regclass as of_people, a.attname as without_comment from pg_attribute a join pg_class c on c.oid = a.attrelid
+where c.relnamespace = 'presence'::regnamespace and c.relkind in ('r', 'v') and a.attnum > 0 and not a.attisdropped
+  and coalesce(col_description(a.attrelid, a.attnum), '') = '' order by 1, 2;
 
 -- What an INSERT must have: tools go by the defaults.
 select a.attrelid::regclass as into_table, a.attname as must_be_given from pg_attribute a
