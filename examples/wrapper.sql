@@ -15,22 +15,66 @@ create view presence_api.event with (security_invoker = true) as
     select r.* from presence.event r;
 comment on view presence_api.event is
     'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" marks a line that was made for others than the owner (a leave or enter by a changed audience); a "+" in front of a token of an update, that who has it gained sight.';
+comment on column presence_api.event.seq is 'position in the database''s log of events; never goes back, also over a crash';
+comment on column presence_api.event.version is 'version of the member, or of the room, after the event: the newest wins; NULL for resync and position';
+comment on column presence_api.event.event is 'enter, update or leave of a member, or room: metadata of a room; resync and position of presence.changes';
+comment on column presence_api.event.room is 'the room; NULL for resync and position';
+comment on column presence_api.event.member_id is 'who or what was present; NULL where the event is no member''s';
+comment on column presence_api.event.connection_id is 'which tab, device or connection, often empty; NULL where the event is no member''s';
+comment on column presence_api.event.user_id is 'who owned the member; NULL where the event is no member''s';
+comment on column presence_api.event.status is 'the status after the event; NULL is none';
+comment on column presence_api.event.state is 'the state after the event, of a leave the last one or the last word; NULL where the event is no member''s, or too much was written at once';
+comment on column presence_api.event.metadata is 'the metadata after the event, of the member or the room; NULL where too much was written at once';
+comment on column presence_api.event.connections is 'how many members with the same room, member_id and audience there are after the event: 1 on enter is "came", 0 on leave is "went"; NULL where the event is no member''s';
+comment on column presence_api.event.reason is 'of a leave: left, expired, disconnected, removed or hidden (from those who may not see it any more); else NULL';
+comment on column presence_api.event.at is 'when it happened; for an expiry, when the lease ended; NULL for position';
+comment on column presence_api.event.joined_at is 'when the stay began; NULL where the event is no member''s';
+comment on column presence_api.event.audience is 'whom the event is for: a list of tokens, which functions show to the owner and service roles only; if it begins with "-", for those who lost or gained sight and not for the owner';
 comment on column presence_api.event.node is 'the server where it happened; NULL as long as servers have no names';
 
 create view presence_api.last_seen with (security_invoker = true) as
     select r.* from presence.last_seen r;
 comment on view presence_api.last_seen is
     'Users whom the caller may see, or could see last: whether they are online and when they were last seen. Survives their leave and a crash.';
+comment on column presence_api.last_seen.user_id is 'the user';
+comment on column presence_api.last_seen.online is 'whether one of the user''s members is here and visible to the caller';
+comment on column presence_api.last_seen.last_seen_at is 'when the user was last seen; never NULL';
 
 create view presence_api.online with (security_invoker = true) as
     select r.* from presence.online r;
 comment on view presence_api.online is
     'Every member that is here and that the caller may see. A member is here until its lease ends, to the microsecond. audience and session_pid are NULL except for the owner and service roles; node is NULL.';
+comment on column presence_api.online.room is 'the room';
+comment on column presence_api.online.member_id is 'who or what is present: a label, by default the user id; trust user_id';
+comment on column presence_api.online.connection_id is 'which tab, device or connection; empty where nobody tells them apart';
+comment on column presence_api.online.user_id is 'who owns the member: the identity that wrote it';
+comment on column presence_api.online.status is 'a short text such as online, away, typing; NULL is none';
+comment on column presence_api.online.state is 'the live state, any JSON value: cursor, selection, tool';
+comment on column presence_api.online.metadata is 'slow-changing facts: name, avatar';
+comment on column presence_api.online.audience is 'who may see the member, besides its owner: a list of tokens; NULL except for the owner and service roles';
+comment on column presence_api.online.version is 'grows with every visible change and never goes back: the newest wins';
+comment on column presence_api.online.joined_at is 'when this stay began';
+comment on column presence_api.online.updated_at is 'when status, state, metadata, audience or owner changed last';
+comment on column presence_api.online.last_seen_at is 'when the lease was renewed last';
+comment on column presence_api.online.expires_at is 'when the member is gone unless it is renewed, or leaves as announced; NULL for a session member without ttl, which has no lease';
+comment on column presence_api.online.ttl is 'how long the lease lasts after each renewal; NULL for a session member without ttl';
+comment on column presence_api.online.session_pid is 'the process of the database session that the member is bound to, NULL if it is bound to none; NULL except for the owner and service roles';
+comment on column presence_api.online.node is 'the server where the member is; NULL as long as servers have no names';
 
 create view presence_api.room with (security_invoker = true) as
     select r.* from presence.room r;
 comment on view presence_api.room is
     'Settings and shared state of rooms. audience: who may read this row, and the default of members who enter; count_audience: who may have the full numbers of presence.occupancy; ttl: the default of members who enter; max_members: how many may be here at once; keep_history: whether presence.history shows its events. Written by service roles and whoever may manage the room.';
+comment on column presence_api.room.room is 'the room';
+comment on column presence_api.room.metadata is 'state that the room shares; a change is a room event';
+comment on column presence_api.room.audience is 'who may read this row, and whom members who enter are shown to: a list of tokens; NULL is presence.default_audience';
+comment on column presence_api.room.count_audience is 'who may have the full numbers of presence.occupancy and hears when they change: a list of tokens; NULL is nobody';
+comment on column presence_api.room.ttl is 'how long leases of members who enter last; NULL is presence.default_ttl';
+comment on column presence_api.room.max_members is 'how many members may be here at once; NULL is no limit';
+comment on column presence_api.room.keep_history is 'whether presence.history shows its events';
+comment on column presence_api.room.version is 'grows with every change and never goes back';
+comment on column presence_api.room.created_at is 'when the row was made';
+comment on column presence_api.room.updated_at is 'when the row was changed last';
 
 grant select on all tables in schema presence_api to public;
 
