@@ -171,6 +171,10 @@ struct Place {
 const USERS: [&str; 2] = ["alice", "bob"];
 
 impl Place {
+    fn writes_fast(&mut self) -> bool {
+        self.owner.is("select fast_writes > 0 from presence.health")
+    }
+
     fn new(cluster: &Cluster, name: &'static str, fast_path: &str) -> Place {
         cluster.sql("postgres", &format!("create database {name}"));
         cluster.sql(name, "create extension presence_ext");
@@ -375,6 +379,13 @@ fn verbs_do_what_sql_does_whatever_was_done_to_the_table() {
         Place::new(&cluster, "slow", "off"),
         Place::new(&cluster, "plain", "off"),
     ]);
+    // Before anything was done to the table: a column that was added and dropped again leaves it changed for good.
+    for place in places.borrow_mut().iter_mut() {
+        place.users[0].run("select presence.upsert('first', '1'); select presence.upsert('first', '2')");
+        place.owner.run("delete from presence.member; truncate audit");
+    }
+    let ways = places.borrow_mut().each_mut().map(Place::writes_fast);
+    assert_eq!(ways, [true, false, false], "which way they go");
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config {
@@ -391,11 +402,7 @@ fn verbs_do_what_sql_does_whatever_was_done_to_the_table() {
         panic!("PRESENCE_SEED={seed}: {why}\n{steps:#?}");
     }
     result.unwrap_or_else(|error| panic!("{error}"));
-    let mut places = places.borrow_mut();
-    let writes: Vec<bool> = places
-        .iter_mut()
-        .map(|place| place.owner.is("select fast_writes > 0 from presence.health"))
-        .collect();
-    assert_eq!(writes, [true, false, false], "which way they went");
+    let [_, slow, plain] = &mut *places.borrow_mut();
+    assert!(!slow.writes_fast() && !plain.writes_fast());
     cluster.assert_sound();
 }
