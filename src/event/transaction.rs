@@ -13,10 +13,10 @@
 //! callback is through, the transaction's id stands in this process's cell; the worker waits for cells whose
 //! transaction is over before it trusts that the ring is complete.
 
-use super::changes::Changes;
 use super::image::{Field, Image};
 use super::net_effect::{Change, LeaseChange, What, fold};
 use super::overflow::Loss;
+use super::pending_changes::Changes;
 use super::record::Kind;
 use super::share::{Demand, SHARES};
 use crate::error::Error;

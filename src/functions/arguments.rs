@@ -1,7 +1,7 @@
 //! Argument checks of the reading functions, with our errors; the position of the log, and what it shows.
 
 use crate::error::{Error, Result};
-use crate::event::audience::whole;
+use crate::event::reach::whole;
 use crate::pg::encoding::decode;
 use crate::pg::function::Call;
 use crate::pg::role::as_role;

@@ -15,7 +15,7 @@ pub mod retired;
 pub mod rights;
 pub mod seats;
 pub mod startup;
-pub mod state_file;
+pub mod state_format;
 pub mod subscriber_counts;
 
 use pgrx::pg_sys;

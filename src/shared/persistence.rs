@@ -9,7 +9,7 @@
 
 use super::database::{Database, Narrows};
 use super::leases::leases;
-use super::state_file::{Saved, SavedChannels, SavedDatabase, SavedLease, SavedNames};
+use super::state_format::{Saved, SavedChannels, SavedDatabase, SavedLease, SavedNames};
 use super::{control, databases};
 use crate::event::record::Record;
 use crate::event::share::Demand;

@@ -16,7 +16,7 @@ use super::place::Place;
 use super::process::{self, transaction};
 use super::publish_schedule::Publishing;
 use super::sweep_schedule::Sweeping;
-use super::{at_commit, dropped, log, settings as own_settings};
+use super::{batch_commit, dropped, log, settings as own_settings};
 use crate::access::narrowing;
 use crate::extension::{self, Extension};
 use crate::pg::role::as_role;
@@ -65,7 +65,7 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
         return;
     }
     database.flushed.store(database.tail.load(Acquire), Release);
-    at_commit::register_callback();
+    batch_commit::register_callback();
     dropped::free_leases(database);
     Worker::new(extension).run();
 }

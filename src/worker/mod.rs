@@ -1,6 +1,6 @@
 //! Background workers: one launcher for the cluster, one worker for each database with the extension.
 
-pub mod at_commit;
+pub mod batch_commit;
 pub mod beacon;
 pub mod commit_gap;
 pub mod conflation;

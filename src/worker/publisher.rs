@@ -5,9 +5,9 @@
 //!    gap): then the ring has every record that is ready, so no version of a member is missing before another.
 //! 3. Read the ring, take the oldest of the ready records, in the order of their versions, conflate, count, number.
 //! 4. Write the log and NOTIFY, until there are no more, or notifications take as much memory as they may. Commit.
-//!    The COMMIT callback (`at_commit`) marks the records as done.
+//!    The COMMIT callback (`batch_commit`) marks the records as done.
 
-use super::at_commit::Committed;
+use super::batch_commit::Committed;
 use super::commit_gap::{Batch, Ready, Window};
 use super::conflation::conflate;
 use super::connections::Connections;
