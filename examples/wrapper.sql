@@ -302,14 +302,15 @@ create function presence_api.update(
     status text default null,
     metadata jsonb default null,
     audience text[] default null,
-    ttl interval default null
+    ttl interval default null,
+    revert_after interval default null
 ) returns setof presence_api.online
     language sql volatile
 begin atomic
-    select r.* from presence.update(room => update.room, patch => update.patch, member_id => update.member_id, connection_id => update.connection_id, status => update.status, metadata => update.metadata, audience => update.audience, ttl => update.ttl) r;
+    select r.* from presence.update(room => update.room, patch => update.patch, member_id => update.member_id, connection_id => update.connection_id, status => update.status, metadata => update.metadata, audience => update.audience, ttl => update.ttl, revert_after => update.revert_after) r;
 end;
-comment on function presence_api.update(text, jsonb, text, text, text, jsonb, text[], interval) is
-    'Change a member that is here: JSON merge patch (RFC 7396) on state, and renew its lease. No row when it is not here: a late update makes no ghost. Errors: 22023 a patch that is no object; as presence.upsert.';
+comment on function presence_api.update(text, jsonb, text, text, text, jsonb, text[], interval, interval) is
+    'Change a member that is here: JSON merge patch (RFC 7396) on state, and renew its lease. No row when it is not here: a late update makes no ghost. revert_after, and errors: as presence.upsert; 22023 a patch that is no object.';
 
 create function presence_api.update_many(
     members jsonb
@@ -331,14 +332,15 @@ create function presence_api.upsert(
     ttl interval default null,
     audience text[] default null,
     session boolean default null,
-    user_id text default null
+    user_id text default null,
+    revert_after interval default null
 ) returns presence_api.online
     language sql volatile
 begin atomic
-    select r.* from presence.upsert(room => upsert.room, state => upsert.state, member_id => upsert.member_id, connection_id => upsert.connection_id, status => upsert.status, metadata => upsert.metadata, ttl => upsert.ttl, audience => upsert.audience, session => upsert.session, user_id => upsert.user_id) r;
+    select r.* from presence.upsert(room => upsert.room, state => upsert.state, member_id => upsert.member_id, connection_id => upsert.connection_id, status => upsert.status, metadata => upsert.metadata, ttl => upsert.ttl, audience => upsert.audience, session => upsert.session, user_id => upsert.user_id, revert_after => upsert.revert_after) r;
 end;
-comment on function presence_api.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text) is
-    'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the default ttl and audience); an empty status clears it; audience {} is owner only; ttl 0 is the default. The same data again only renews the lease: no event, no write. session => true: leaves when this database session ends. Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, another''s member; 0A000 no session members here. JSON merge is presence.update.';
+comment on function presence_api.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval) is
+    'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the default ttl and audience); an empty status clears it; audience {} is owner only; ttl 0 is the default. The same data again only renews the lease: no event, no write. session => true: leaves when this database session ends. revert_after: what this call changes of status and state is undone then, unless a later call sets it again. Errors: 22023 invalid names, ttl, audience or revert_after; 54000 state too large; 42501 no identity, not your name, another''s member; 0A000 no session members here. JSON merge is presence.update.';
 
 create function presence_api.upsert_many(
     members jsonb

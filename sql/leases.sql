@@ -21,6 +21,18 @@ create function _presence._has_slot(uuid) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_has_slot';
 comment on function _presence._has_slot(uuid) is 'Whether the lease of a row is in shared memory.';
 
+-- What of a row has reverted by now. Both take the row's (reverts, key_hash, version).
+
+create function _presence._current_status(status text, jsonb, uuid, bigint) returns text
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_current_status';
+comment on function _presence._current_status(text, jsonb, uuid, bigint) is
+    'The status of a row as it is now, of which something will be undone.';
+
+create function _presence._current_state(state jsonb, jsonb, uuid, bigint) returns jsonb
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_current_state';
+comment on function _presence._current_state(jsonb, jsonb, uuid, bigint) is
+    'The state of a row as it is now, of which something will be undone.';
+
 create function _presence._member_before() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_member_before';
 comment on function _presence._member_before() is 'Makes a row right before it is written.';

@@ -13,8 +13,8 @@ comment on function presence.wait_for_flush(interval) is
 create function presence.sweep() returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_sweep';
 comment on function presence.sweep() is
-    'Remove expired members now, in this transaction, as the worker does by itself. Returns how many. For service '
-    'roles (42501).';
+    'Remove expired members now, in this transaction, as the worker does by itself. Returns how many. What has '
+    'reverted is written, too. For service roles (42501).';
 
 create function _presence._health(
     out library_version text, out worker_pid integer, out worker_state text, out slots_used bigint,

@@ -91,6 +91,8 @@ end $$;
 drop function _presence._claim(uuid, bigint, bigint, bigint, bigint);
 
 -- These have other arguments now, or return something. Calls that somebody has stored go on with the old ones.
+alter function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text)
+    set schema _presence;
 alter function presence.update(text, jsonb, text, text, text, jsonb, text[]) set schema _presence;
 alter function presence.delete(text, text, text, jsonb, text) set schema _presence;
 alter function presence.act_as(text, text[]) set schema _presence;
@@ -125,6 +127,7 @@ create unlogged table _presence.member_twin (
     leaves_at      timestamptz,
     last_word      jsonb,
     leave_reason   text,
+    reverts        jsonb,
     primary key (room, member_id, connection_id)
 ) using heap;
 create index member_twin_user_id_room_idx on _presence.member_twin (user_id, room);
@@ -500,6 +503,29 @@ comment on column presence.member.leaves_at is
 comment on column presence.member.last_word is 'what that leave shows as state; NULL is the state';
 comment on column presence.member.leave_reason is 'why it leaves then; NULL is left';
 
+-- What of status and state reverts by itself.
+alter table presence.member add column reverts jsonb;
+comment on column presence.member.reverts is
+    'what of status and state will be undone, and when; NULL is nothing';
+
+-- What of a row has reverted by now. Both take the row's (reverts, key_hash, version).
+
+create function _presence._current_status(status text, jsonb, uuid, bigint) returns text
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_current_status';
+comment on function _presence._current_status(text, jsonb, uuid, bigint) is
+    'The status of a row as it is now, of which something will be undone.';
+
+create function _presence._current_state(state jsonb, jsonb, uuid, bigint) returns jsonb
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_current_state';
+comment on function _presence._current_state(jsonb, jsonb, uuid, bigint) is
+    'The state of a row as it is now, of which something will be undone.';
+revoke all on function _presence._current_status(text, jsonb, uuid, bigint),
+    _presence._current_state(jsonb, jsonb, uuid, bigint) from public;
+
+comment on function presence.sweep() is
+    'Remove expired members now, in this transaction, as the worker does by itself. Returns how many. What has '
+    'reverted is written, too. For service roles (42501).';
+
 -- Where a member is, and where an event happened: NULL as long as servers have no names. Functions that return these rows
 -- have it, too.
 alter table presence.event add column node text;
@@ -514,8 +540,10 @@ select m.room,
        m.member_id,
        m.connection_id,
        m.user_id,
-       m.status,
-       m.state,
+       case when m.reverts is null then m.status
+            else _presence._current_status(m.status, m.reverts, m.key_hash, m.version) end as status,
+       case when m.reverts is null then m.state
+            else _presence._current_state(m.state, m.reverts, m.key_hash, m.version) end as state,
        m.metadata,
        case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
             then m.audience end as audience,
@@ -616,6 +644,28 @@ begin atomic
     order by o.connection_id;
 end;
 
+create function presence.upsert(
+    room          text,
+    state         jsonb    default null,
+    member_id     text     default null,
+    connection_id text     default '',
+    status        text     default null,
+    metadata      jsonb    default null,
+    ttl           interval default null,
+    audience      text[]   default null,
+    session       boolean  default null,
+    user_id       text     default null,
+    revert_after  interval default null
+) returns presence.online
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_upsert';
+comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval) is
+    'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the '
+    'default ttl and audience); an empty status clears it; audience {} is owner only; ttl 0 is the default. The same '
+    'data again only renews the lease: no event, no write. session => true: leaves when this database session ends. '
+    'revert_after: what this call changes of status and state is undone then, unless a later call sets it again. '
+    'Errors: 22023 invalid names, ttl, audience or revert_after; 54000 state too large; 42501 no identity, not your '
+    'name, another''s member; 0A000 no session members here. JSON merge is presence.update.';
+
 create function presence.update(
     room          text,
     patch         jsonb    default null,
@@ -624,18 +674,14 @@ create function presence.update(
     status        text     default null,
     metadata      jsonb    default null,
     audience      text[]   default null,
-    ttl           interval default null
+    ttl           interval default null,
+    revert_after  interval default null
 ) returns setof presence.online
     language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_update';
-comment on function presence.update(text, jsonb, text, text, text, jsonb, text[], interval) is
+comment on function presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval) is
     'Change a member that is here: JSON merge patch (RFC 7396) on state, and renew its lease. No row when it is '
-    'not here: a late update makes no ghost. Errors: 22023 a patch that is no object; as presence.upsert.';
-comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text) is
-    'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the '
-    'default ttl and audience); an empty status clears it; audience {} is owner only; ttl 0 is the default. The same '
-    'data again only renews the lease: no event, no write. session => true: leaves when this database session ends. '
-    'Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, '
-    'another''s member; 0A000 no session members here. JSON merge is presence.update.';
+    'not here: a late update makes no ghost. revert_after, and errors: as presence.upsert; 22023 a patch that is no '
+    'object.';
 
 create function presence.delete(
     room          text,
@@ -786,7 +832,8 @@ comment on column presence.health.fast_writes is
 -- New functions are executable by PUBLIC unless somebody says otherwise.
 revoke all on function
     presence.delete(text, text, text, jsonb, text, interval),
-    presence.update(text, jsonb, text, text, text, jsonb, text[], interval),
+    presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval),
+    presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval),
     presence.update_many(jsonb)
     from public;
 
@@ -802,7 +849,10 @@ begin
               join pg_proc made on made.proname = old.proname and made.pronamespace = 'presence'::regnamespace
               where old.pronamespace = '_presence'::regnamespace and not starts_with(old.proname, '_')
               union all
-              values ('presence.list'::regproc, '_presence._page(integer)'::regprocedure),
+              values ('_presence._is_alive'::regproc,
+                      '_presence._current_status(text, jsonb, uuid, bigint)'::regprocedure),
+                     ('_presence._is_alive', '_presence._current_state(jsonb, jsonb, uuid, bigint)'),
+                     ('presence.list', '_presence._page(integer)'),
                      ('presence.list', '_presence._start(text[], integer)'),
                      ('presence.users', '_presence._rank(text)'),
                      ('presence.users', '_presence._ranked(integer, text)'),

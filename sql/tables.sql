@@ -59,6 +59,7 @@ create unlogged table presence.member (
     leaves_at      timestamptz,
     last_word      jsonb,
     leave_reason   text,
+    reverts        jsonb,
     primary key (room, member_id, connection_id)
 ) using heap with (
     fillfactor = 50,
@@ -96,6 +97,8 @@ comment on column presence.member.leaves_at is
     'when the member leaves, unless it upserts before (presence.delete with after); heartbeats do not hold it';
 comment on column presence.member.last_word is 'what that leave shows as state; NULL is the state';
 comment on column presence.member.leave_reason is 'why it leaves then; NULL is left';
+comment on column presence.member.reverts is
+    'what of status and state will be undone, and when; NULL is nothing';
 
 -- The log of events. The worker writes it, in parts that take turns: a part is emptied by TRUNCATE, never by DELETE.
 create unlogged table presence.event (

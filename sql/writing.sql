@@ -4,8 +4,10 @@ select m.room,
        m.member_id,
        m.connection_id,
        m.user_id,
-       m.status,
-       m.state,
+       case when m.reverts is null then m.status
+            else _presence._current_status(m.status, m.reverts, m.key_hash, m.version) end as status,
+       case when m.reverts is null then m.state
+            else _presence._current_state(m.state, m.reverts, m.key_hash, m.version) end as state,
        m.metadata,
        case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
             then m.audience end as audience,
@@ -35,15 +37,17 @@ create function presence.upsert(
     ttl           interval default null,
     audience      text[]   default null,
     session       boolean  default null,
-    user_id       text     default null
+    user_id       text     default null,
+    revert_after  interval default null
 ) returns presence.online
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_upsert';
-comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text) is
+comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval) is
     'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the '
     'default ttl and audience); an empty status clears it; audience {} is owner only; ttl 0 is the default. The same '
     'data again only renews the lease: no event, no write. session => true: leaves when this database session ends. '
-    'Errors: 22023 invalid names, ttl or audience; 54000 state too large; 42501 no identity, not your name, '
-    'another''s member; 0A000 no session members here. JSON merge is presence.update.';
+    'revert_after: what this call changes of status and state is undone then, unless a later call sets it again. '
+    'Errors: 22023 invalid names, ttl, audience or revert_after; 54000 state too large; 42501 no identity, not your '
+    'name, another''s member; 0A000 no session members here. JSON merge is presence.update.';
 
 create function _presence._merge_patch(target jsonb, patch jsonb) returns jsonb
     language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_merge_patch';
@@ -57,12 +61,14 @@ create function presence.update(
     status        text     default null,
     metadata      jsonb    default null,
     audience      text[]   default null,
-    ttl           interval default null
+    ttl           interval default null,
+    revert_after  interval default null
 ) returns setof presence.online
     language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_update';
-comment on function presence.update(text, jsonb, text, text, text, jsonb, text[], interval) is
+comment on function presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval) is
     'Change a member that is here: JSON merge patch (RFC 7396) on state, and renew its lease. No row when it is '
-    'not here: a late update makes no ghost. Errors: 22023 a patch that is no object; as presence.upsert.';
+    'not here: a late update makes no ghost. revert_after, and errors: as presence.upsert; 22023 a patch that is no '
+    'object.';
 
 create function presence.heartbeat(room text, member_id text default null, connection_id text default '')
     returns boolean

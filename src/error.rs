@@ -27,6 +27,7 @@ pub enum Error {
         why: String,
     },
     InvalidTtl,
+    InvalidRevertAfter,
     InvalidAudience {
         why: String,
     },
@@ -109,6 +110,7 @@ impl Error {
             Error::MissingArgument { .. }
             | Error::InvalidName { .. }
             | Error::InvalidTtl
+            | Error::InvalidRevertAfter
             | Error::InvalidAudience { .. }
             | Error::InvalidReason
             | Error::InvalidPatch
@@ -148,6 +150,7 @@ impl Error {
             Error::MissingArgument { argument } => format!("{argument} must not be null"),
             Error::InvalidName { argument, .. } => format!("invalid {argument}"),
             Error::InvalidTtl => "invalid ttl".into(),
+            Error::InvalidRevertAfter => "invalid revert_after".into(),
             Error::InvalidAudience { .. } => "invalid audience".into(),
             Error::InvalidReason => "invalid reason".into(),
             Error::InvalidPatch => "patch must be a JSON object".into(),
@@ -187,6 +190,7 @@ impl Error {
             | Error::InvalidAudience { why }
             | Error::InvalidArgument { why, .. } => why.clone(),
             Error::InvalidTtl => "A ttl is between 1 second and 30 days.".into(),
+            Error::InvalidRevertAfter => "It is more than zero, and at most 100 years.".into(),
             Error::InvalidReason => "A reason is left, disconnected or removed.".into(),
             Error::InvalidPatch => "JSON merge patch (RFC 7396) changes the keys of an object.".into(),
             Error::InvalidMaxRows { limit } => format!("max_rows is between 1 and {limit}."),
@@ -282,6 +286,9 @@ impl Error {
                  may be empty."
                 .into(),
             Error::InvalidTtl => "Give an interval such as '90 s'.".into(),
+            Error::InvalidRevertAfter => {
+                "Give an interval such as '5 s', or NULL for what shall stand.".into()
+            }
             Error::InvalidAudience { .. } => "Give an array such as '{users}' or '{team:red,user:bob}'; '{}' is the \
                  owner alone."
                 .into(),

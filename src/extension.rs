@@ -4,6 +4,7 @@
 use crate::access::narrowing;
 use crate::error::{Error, Result};
 use crate::lease::slot::Key;
+use crate::member::column;
 use crate::pg::cached::Cached;
 use crate::pg::datum::bytes_of;
 use crate::pg::encoding::decode;
@@ -29,6 +30,8 @@ pub struct Extension {
     pub owner_role: Oid,
     pub database: &'static Database,
     pub database_index: u32,
+    /// The table has the columns that came after 0.2.0.
+    pub has_later_columns: bool,
     /// That of the catalog, when it was looked up.
     pub epoch: u64,
     secret: [u8; 32],
@@ -166,7 +169,7 @@ fn look_up() -> Result<Extension> {
     let view = relation(c"online").ok_or(Error::NotInstalled)?;
     watch(member, view);
     // SAFETY: catalog look-ups of relations that exist.
-    let (owner_role, online) = unsafe {
+    let (owner_role, online, has_later_columns) = unsafe {
         let tuple =
             pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, pg_sys::Datum::from(member));
         if tuple.is_null() {
@@ -174,13 +177,13 @@ fn look_up() -> Result<Extension> {
         }
         let owner = (*(pg_sys::GETSTRUCT(tuple) as pg_sys::Form_pg_class)).relowner;
         pg_sys::ReleaseSysCache(tuple);
-        (owner, pg_sys::get_rel_type_id(view))
+        (owner, pg_sys::get_rel_type_id(view), column::are_all_there(member))
     };
     let secret = secret_column(1)?.try_into().map_err(|_| Error::NotInstalled)?;
     // SAFETY: set when the process connected to its database.
     let database = Database::get(unsafe { pg_sys::MyDatabaseId })?;
     let database_index = database.index() as u32;
-    Ok(Extension { member, online, owner_role, database, database_index, epoch, secret })
+    Ok(Extension { member, online, owner_role, database, database_index, has_later_columns, epoch, secret })
 }
 
 /// A column of the only row of `secret`, by its number. Read whoever owns the table: whether we know our own keys is no

@@ -187,21 +187,23 @@ fn same_class(member: &Table, twin: &Table) -> bool {
     facts(member) == facts(twin)
 }
 
-/// Ours, and behind them none but such as were dropped again. Verbs leave out what the triggers fill: a default of that
+/// Ours, and besides them none but such as were dropped again. Verbs leave out what the triggers fill: a default of that
 /// would run, with the rights of whoever writes. A constant is nothing that runs, and the triggers replace it.
 fn same_columns(member: &Table, twin: &Table) -> bool {
     let facts = |column: &pg_sys::FormData_pg_attribute| {
         (
             column.attname.data,
             (column.atttypid, column.atttypmod, column.attcollation),
-            (column.attnotnull, column.attisdropped, column.attidentity, column.attgenerated),
+            (column.attnotnull, column.attidentity, column.attgenerated),
         )
     };
     let is_left_out = |at| at >= Column::Version as usize && at != Column::Ttl as usize;
-    let (ours, all) = (twin.columns(), member.columns());
-    all.len() >= ours.len()
+    let kept = |table| -> Vec<_> {
+        Table::columns(table).into_iter().filter(|column| !column.attisdropped).collect()
+    };
+    let (ours, all) = (kept(twin), kept(member));
+    all.len() == ours.len()
         && all.iter().zip(&ours).all(|(column, twin)| facts(column) == facts(twin))
-        && all[ours.len()..].iter().all(|column| column.attisdropped)
         && all.iter().enumerate().all(|(at, column)| {
             !is_left_out(at) || !column.atthasdef || member.has_constant_default(column.attnum)
         })

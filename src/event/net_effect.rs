@@ -230,6 +230,7 @@ mod tests {
             generation: version,
             owner: 0,
             session: 0,
+            reverts_at: 0,
             changed_at: 0,
             pins: 0,
         }

@@ -13,7 +13,7 @@ use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::member::delete::{self, Removal};
 use crate::member::request::{Request, Written};
-use crate::member::{checks, session, upsert};
+use crate::member::{checks, revert, session, upsert};
 use crate::pg::datum::{bytes_of, interval_of, text_array, varlena};
 use crate::pg::function::Call;
 use crate::pg::jsonb::{self, Value};
@@ -128,7 +128,7 @@ fn in_key_order<K: Copy + Ord + std::hash::Hash, T>(items: Vec<(K, T)>) -> Vec<T
     ordered.into_iter().map(|(_, item)| item).collect()
 }
 
-const UPSERT: [&str; 11] = [
+const UPSERT: [&str; 12] = [
     "room",
     "state",
     "patch",
@@ -140,9 +140,10 @@ const UPSERT: [&str; 11] = [
     "audience",
     "session",
     "user_id",
+    "revert_after",
 ];
-const UPDATE: [&str; 8] =
-    ["room", "patch", "member_id", "connection_id", "status", "metadata", "audience", "ttl"];
+const UPDATE: [&str; 9] =
+    ["room", "patch", "member_id", "connection_id", "status", "metadata", "audience", "ttl", "revert_after"];
 const DELETE: [&str; 6] = ["room", "member_id", "connection_id", "state", "reason", "after"];
 
 /// SQL `presence.upsert_many(members)`.
@@ -192,6 +193,10 @@ fn located(error: Error, place: usize) -> Error {
         Error::InvalidTtl => {
             let why = format!("Element {place}: a ttl is between 1 second and 30 days.");
             Error::InvalidArgument { argument: "ttl", why }
+        }
+        Error::InvalidRevertAfter => {
+            let why = format!("Element {place}: it is more than zero, and at most 100 years.");
+            Error::InvalidArgument { argument: "revert_after", why }
         }
         Error::InvalidReason => {
             let why = format!("Element {place}: a reason is left, disconnected or removed.");
@@ -254,6 +259,9 @@ fn request(
         // SAFETY: an interval.
         validate::given_ttl(unsafe { interval_of(ttl) })?;
     }
+    // SAFETY: an interval.
+    let revert_after = element.interval("revert_after")?.map(|given| unsafe { interval_of(given) });
+    let revert_after = revert_after.map(revert::check_interval).transpose()?;
     let patch = element.json("patch");
     // SAFETY: a jsonb.
     if patch.is_some_and(|patch| !unsafe { jsonb::is_object(patch) }) {
@@ -275,6 +283,7 @@ fn request(
         ttl,
         audience: element.audience(&room)?,
         session: None,
+        revert_after,
         caller: identity.clone(),
         new_owner: None,
         owner: None,

@@ -9,6 +9,7 @@ pub mod listen;
 pub mod may;
 pub mod monitoring;
 pub mod occupancy;
+pub mod revert;
 pub mod room;
 pub mod room_row;
 pub mod status_rank;

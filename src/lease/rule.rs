@@ -79,6 +79,7 @@ mod tests {
             generation,
             owner: 0,
             session: 0,
+            reverts_at: 0,
             changed_at: 50,
             pins: 0,
         }

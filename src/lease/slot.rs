@@ -43,7 +43,7 @@ pub struct Key {
     pub hash: u128,
 }
 
-/// One member's lease in shared memory. 96 bytes.
+/// One member's lease in shared memory. 104 bytes.
 #[repr(C)]
 #[derive(Default)]
 pub struct Slot {
@@ -62,6 +62,7 @@ pub struct Slot {
     pub(super) pins: AtomicU32,
     pub(super) next: AtomicU32,
     pub(super) changed_at: AtomicU64,
+    pub(super) reverts_at: AtomicU64,
 }
 
 /// What a commit makes of a lease, and what a reader finds.
@@ -80,6 +81,8 @@ pub struct Lease {
     pub owner: u64,
     /// The database session that the member is bound to, 0 for none.
     pub session: u64,
+    /// When something of the member is to be undone, by the boot clock; 0 is never.
+    pub reverts_at: u64,
     /// When the change that this slot shows was committed, by the boot clock.
     pub changed_at: u64,
     pub pins: u32,
@@ -94,6 +97,16 @@ pub struct Stay {
 }
 
 impl Lease {
+    /// Whether something of the member is to be undone by now.
+    pub fn is_to_revert(&self, now: u64) -> bool {
+        self.reverts_at != 0 && self.reverts_at <= now
+    }
+
+    /// When somebody has to look at the member next.
+    pub(super) fn due(&self) -> u64 {
+        if self.reverts_at == 0 { self.deadline } else { self.deadline.min(self.reverts_at) }
+    }
+
     pub fn stay(&self) -> Stay {
         Stay { owner: self.owner, generation: self.generation }
     }
@@ -169,6 +182,7 @@ impl Slot {
             generation: self.generation.load(Relaxed),
             owner: self.owner.load(Relaxed),
             session: self.session.load(Relaxed),
+            reverts_at: self.reverts_at.load(Relaxed),
             changed_at: self.changed_at.load(Relaxed),
             pins: self.pins.load(Acquire),
         }
@@ -181,6 +195,7 @@ impl Slot {
         self.generation.store(lease.generation, Relaxed);
         self.owner.store(lease.owner, Relaxed);
         self.session.store(lease.session, Relaxed);
+        self.reverts_at.store(lease.reverts_at, Relaxed);
         self.changed_at.store(lease.changed_at, Relaxed);
         self.deadline.store(lease.deadline, Release);
     }

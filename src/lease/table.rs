@@ -52,7 +52,8 @@ pub struct LeaseTable<L: Locks + 'static> {
     pub header: &'static Header,
     pub buckets: &'static [AtomicU32],
     pub slots: &'static [Slot],
-    /// For each database and partition a lower bound of the deadlines in it: the sweeper looks no further.
+    /// For each database and partition a lower bound of the deadlines in it, and of what else is due: the sweeper looks
+    /// no further.
     pub earliest: &'static [AtomicU64],
     pub locks: L,
 }
@@ -219,7 +220,7 @@ impl<L: Locks> LeaseTable<L> {
                 slot.pins.store(0, Relaxed);
                 self.chain(key, index);
             }
-            self.note_deadline(key, change.deadline);
+            self.note_deadline(key, change.due());
             Applied::Done
         })
     }
@@ -247,10 +248,23 @@ impl<L: Locks> LeaseTable<L> {
                 generation: version,
                 owner: 0,
                 session: 0,
+                reverts_at: 0,
                 changed_at: 0,
                 pins: 0,
             });
             Applied::Done
+        })
+    }
+
+    /// Something of this version of the member will be undone then. False: there is no slot, or of another version.
+    pub fn note_revert(&self, key: &Key, version: u64, at: u64) -> bool {
+        self.locks.exclusive(self.partition(key), || {
+            let slot = self.find(key).filter(|(_, slot)| slot.version.load(Relaxed) == version);
+            if let Some((_, slot)) = slot {
+                slot.reverts_at.store(at, Relaxed);
+                self.note_deadline(key, at);
+            }
+            slot.is_some()
         })
     }
 
@@ -268,12 +282,12 @@ impl<L: Locks> LeaseTable<L> {
         })
     }
 
-    /// The earliest deadline of the database, or a time before it.
+    /// The earliest deadline of the database, or moment at which something is to be undone, or a time before it.
     pub fn earliest(&self, database: u32) -> u64 {
         self.hints(database).iter().map(|hint| hint.load(Relaxed)).min().unwrap_or(NEVER)
     }
 
-    /// The earliest deadline of the database, or a time before it, among the partitions where that is after `time`.
+    /// The same, or a time before it, among the partitions where that is after `time`.
     pub fn earliest_after(&self, database: u32, time: u64) -> u64 {
         let hints = self.hints(database).iter().map(|hint| hint.load(Relaxed));
         hints.filter(|hint| *hint > time).min().unwrap_or(NEVER)
@@ -285,7 +299,7 @@ impl<L: Locks> LeaseTable<L> {
         (0..PARTITIONS).flat_map(|partition| self.expired_in(partition, database, now, |_| true)).collect()
     }
 
-    /// The same of one partition, for members that are wanted.
+    /// The same of one partition, for members that are wanted; and what is to be undone there.
     pub fn expired_in(
         &self,
         partition: usize,
@@ -305,8 +319,8 @@ impl<L: Locks> LeaseTable<L> {
                 if key.database != database || lease.deadline == TOMBSTONE {
                     return;
                 }
-                earliest = earliest.min(lease.deadline);
-                if !alive(lease.deadline, now) && wanted(&key) {
+                earliest = earliest.min(lease.due());
+                if (!alive(lease.deadline, now) || lease.is_to_revert(now)) && wanted(&key) {
                     found.push((key, lease));
                 }
             });

@@ -61,6 +61,7 @@ fn lease(version: u64, generation: u64, now: u64) -> Lease {
         generation,
         owner: 7,
         session: 0,
+        reverts_at: 0,
         changed_at: 0,
         pins: 0,
     }
@@ -452,6 +453,26 @@ fn the_hint_follows_heartbeats_and_shorter_leases() {
 }
 
 #[test]
+fn what_reverts_is_found_at_its_moment_and_not_before() {
+    let table = table(4);
+    table.apply_present(&key(1), &Lease { reverts_at: 1_010, ..entered(10, 1_000) });
+    table.apply_present(&key(2), &entered(11, 1_000));
+    assert_eq!((table.earliest(0), table.expired(0, 1_009)), (1_010, vec![]));
+    let found = table.expired(0, 1_010);
+    assert_eq!(found.iter().map(|(key, _)| key.hash).collect::<Vec<_>>(), [1]);
+    assert!(alive(found[0].1.deadline, 1_010) && found[0].1.is_to_revert(1_010));
+    // A heartbeat changes nothing of it; the next change says what there is then.
+    table.heartbeat(&key(1), Some(7), 1_020);
+    assert_eq!(table.read(&key(1)).unwrap().reverts_at, 1_010);
+    table.apply_present(&key(1), &lease(12, 10, 1_020));
+    assert_eq!(table.expired(0, 1_020), vec![]);
+    // Told later: only of the version that it is about.
+    assert!(!table.note_revert(&key(2), 10, 1_030) && !table.note_revert(&key(3), 11, 1_030));
+    assert!(table.note_revert(&key(2), 11, 1_030));
+    assert_eq!((table.earliest(0), table.expired(0, 1_030).len()), (1_030, 1));
+}
+
+#[test]
 fn purge_takes_a_database_or_its_old_table() {
     let table = table(16);
     for relation in [1, 2] {
@@ -566,6 +587,7 @@ proptest! {
                         let lease = Lease {
                             deadline: TOMBSTONE, last_seen: 0, ttl: 0, version, generation: version, owner: 0,
                             session: 0, pins: pinned.is_some() as u32,
+                            reverts_at: 0,
                             changed_at: 0,
                         };
                         model.insert(member, Model { lease, pinned });

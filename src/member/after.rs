@@ -4,7 +4,7 @@ use super::column::Column;
 use super::intent::{self, Intent};
 use super::row::Row;
 use super::trigger_call::{PUBLISHED_COLUMNS, TriggerCall, VISIBILITY_COLUMNS};
-use super::{grace, limits, liveness, session};
+use super::{grace, limits, liveness, revert, session};
 use crate::clock;
 use crate::error::Result;
 use crate::event::image::Image;
@@ -73,7 +73,8 @@ pub fn changed(extension: &Extension, old: &Row, row: &Row) {
             return;
         }
         What::Renew { stay: lease.stay() }
-    } else if row.same(old, &PUBLISHED_COLUMNS) {
+    } else if row.same(old, &PUBLISHED_COLUMNS) && row.time(Column::UpdatedAt) == old.time(Column::UpdatedAt)
+    {
         What::Quiet { lease }
     } else {
         let hidden = !row.same(old, &VISIBILITY_COLUMNS);
@@ -98,7 +99,8 @@ pub fn delete(firing: &TriggerCall) -> Result<()> {
         (firing.intent.reason.map_or_else(|| default_reason(firing, old), Ok)?, clock::wall())
     };
     let last_word = if leaving { old.varlena(Column::LastWord) } else { firing.intent.last_word.as_deref() };
-    let image = old.image(last_word);
+    let undone = revert::undone(old, clock::boot_of(at));
+    let image = undone.as_ref().unwrap_or(old).image(last_word);
     note(&firing.extension, &key, What::Leave { reason }, version, at, old, image);
     Ok(())
 }
@@ -123,9 +125,13 @@ fn expired_at(key: &Key, old: &Row) -> i64 {
 
 fn note(extension: &Extension, key: &Key, what: What, version: u64, at: i64, row: &Row, image: Image) {
     let joined_at = row.time(Column::JoinedAt);
-    // Who expires was last seen a ttl earlier.
-    let expired = matches!(what, What::Leave { reason: Reason::Expired });
-    let seen_at = if expired { at - row.ttl().unwrap_or(0) as i64 } else { at };
+    let seen_at = match what {
+        // Who expires was last seen a ttl earlier.
+        What::Leave { reason: Reason::Expired } => at - row.ttl().unwrap_or(0) as i64,
+        What::Leave { .. } => at,
+        // What is undone by itself is no proof of life.
+        _ => row.time(Column::LastSeenAt),
+    };
     transaction::push(
         extension,
         Change { key: *key, what, version, at, joined_at, seen_at, image, previous: None },
@@ -135,7 +141,7 @@ fn note(extension: &Extension, key: &Key, what: What, version: u64, at: i64, row
 fn lease_of(extension: &Extension, row: &Row) -> Lease {
     let lease = row.lease();
     let last_seen = match lease.deadline {
-        NEVER => clock::boot(),
+        NEVER => clock::boot_of(row.time(Column::LastSeenAt)).min(clock::boot()),
         _ if lease.is_fixed => clock::boot_of(row.time(Column::LastSeenAt)),
         deadline => deadline.saturating_sub(lease.ttl),
     };
@@ -147,6 +153,7 @@ fn lease_of(extension: &Extension, row: &Row) -> Lease {
         generation: lease.generation,
         owner: extension.owner_hash(row.text(Column::UserId).unwrap_or_default()),
         session: lease.session,
+        reverts_at: revert::next(row),
         changed_at: 0,
         pins: 0,
     }

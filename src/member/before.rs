@@ -1,14 +1,14 @@
 //! BEFORE a row is written: its names, owner, key, version and lease are made right.
 
 use super::checks::{
-    check_join, check_names, is_session_bound, normalize, renew, set_room_defaults, set_session,
+    check_join, check_names, is_session_bound, keep_lease, normalize, renew, set_room_defaults, set_session,
 };
 use super::column::Column;
 use super::holder::evict_expired_holder;
 use super::intent::{Grace, Intent};
 use super::row::{INFINITY, Row};
 use super::trigger_call::{PUBLISHED_COLUMNS, TriggerCall, VISIBILITY_COLUMNS};
-use super::{grace, liveness};
+use super::{grace, liveness, revert};
 use crate::access::identity::Identity;
 use crate::access::ownership::check_member_id;
 use crate::clock;
@@ -38,6 +38,7 @@ pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
     check_member_id(&identity, row.text(Column::MemberId).unwrap_or_default())?;
     check_join(&identity, &row)?;
     set_room_defaults(extension, &mut row, is_session_bound(None, &firing.intent))?;
+    revert::settle(None, &mut row, firing.intent.wish.as_deref());
     normalize(&mut row, None)?;
     grace::check(&identity, None, &mut row, &firing.intent)?;
 
@@ -61,7 +62,8 @@ pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
 }
 
 pub fn update(firing: &TriggerCall) -> Result<Option<Datum>> {
-    match change(&firing.extension, &*firing.identity()?, &firing.intent, &firing.first, firing.second()?)? {
+    let (old, row) = (&firing.first, firing.second()?);
+    match change(&firing.extension, &*firing.identity()?, &firing.intent_for(old), old, row)? {
         Some(row) => firing.proceed(row),
         None => firing.skip(),
     }
@@ -90,17 +92,29 @@ pub fn change(
         check_join(identity, &row)?;
     }
     set_room_defaults(extension, &mut row, is_session_bound(Some(old), intent))?;
+    let undone = revert::settle(Some(old), &mut row, intent.wish.as_deref());
+    if intent.reverting && undone.is_none() {
+        return Ok(None);
+    }
     normalize(&mut row, Some(old))?;
     grace::check(identity, Some(old), &mut row, intent)?;
     for column in [Column::Generation, Column::JoinedAt, Column::KeyHash] {
         row.set(column, old.get(column));
     }
     set_session(&mut row, Some(old), &key, intent)?;
-    let now = renew(&mut row)?;
+    let now = match undone.filter(|_| intent.reverting) {
+        Some(moment) => {
+            keep_lease(&mut row, old, &key);
+            clock::wall_of(moment)
+        }
+        None => renew(&mut row)?,
+    };
     grace::fix(&key, Some((old, deadline)), &mut row);
-    let told = !row.same(old, &PUBLISHED_COLUMNS);
+    // Whoever has looked since has seen what was undone, be it that it is as before now.
+    let told = undone.is_some() || !row.same(old, &PUBLISHED_COLUMNS);
     let quiet = row.ttl() != old.ttl()
         || row.number(Column::Session) != old.number(Column::Session)
+        || !row.same(old, &[Column::Reverts])
         || !grace::same(&row, old);
     let version = if told || quiet {
         issue_version(&key, !row.same(old, &VISIBILITY_COLUMNS))

@@ -2,13 +2,13 @@
 
 use super::column::Column;
 use super::intent::Intent;
-use super::liveness::expires_at;
 use super::row::Row;
-use super::{room_defaults, session};
+use super::{liveness, revert, room_defaults, session};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::Identity;
 use crate::error::{Error, Result};
 use crate::extension::Extension;
+use crate::lease::rule;
 use crate::lease::slot::{Key, NEVER};
 use crate::pg::datum::{self, texts_of, varlena};
 use crate::pg::jsonb::text_len;
@@ -97,14 +97,26 @@ pub fn normalize(row: &mut Row, old: Option<&Row>) -> Result<()> {
     Ok(())
 }
 
-/// Neither too large, unless the row was as large before the limit was lowered.
+/// Neither too large, as it is and as it will be, unless the row was as large before: the limit was lowered, or what is
+/// undone now was counted when it was noted.
 fn check_size(row: &Row, old: Option<&Row>) -> Result<()> {
-    let bytes = |column| row.varlena(column).unwrap_or_default();
-    let checked = state_size(&[bytes(Column::State), bytes(Column::Metadata)]);
-    if checked.is_err() && old.is_some_and(|old| row.same(old, &[Column::State, Column::Metadata])) {
-        return Ok(());
+    let (size, limit) = (size_of(row), settings::max_state_size());
+    let was_as_large = |old: &Row| {
+        row.same(old, &[Column::State, Column::Metadata])
+            || (old.get(Column::Reverts).is_some() && size <= size_of(old))
+    };
+    if size > limit && !old.is_some_and(was_as_large) {
+        return Err(Error::StateTooLarge { size, limit });
     }
-    checked
+    Ok(())
+}
+
+fn size_of(row: &Row) -> usize {
+    let metadata = row.varlena(Column::Metadata).unwrap_or_default();
+    match revert::largest_state(row) {
+        Some(state) => size(&[&state, metadata]),
+        None => size(&[row.varlena(Column::State).unwrap_or_default(), metadata]),
+    }
 }
 
 /// Bind to this session, to none, or leave it as it was.
@@ -141,13 +153,30 @@ pub fn renew(row: &mut Row) -> Result<i64> {
     let deadline = ttl.map_or(NEVER, |ttl| now + ttl);
     row.set(Column::Deadline, Some(Datum::from(deadline as i64)));
     row.set(Column::LastSeenAt, Some(Datum::from(wall)));
-    row.set(Column::ExpiresAt, expires_at(deadline));
+    row.set(Column::ExpiresAt, liveness::expires_at(deadline));
     Ok(wall)
 }
 
-/// jsonb values, together: their JSON text, for that is what everybody is sent.
+/// The lease stays what it is by now, heartbeats and all.
+pub fn keep_lease(row: &mut Row, old: &Row, key: &Key) {
+    let lease = old.lease();
+    let (slot, now) = (liveness::slot(key, &lease), clock::boot());
+    // Who is gone by now leaves as expired, whatever is written here.
+    let deadline = liveness::effective_deadline(key, slot.as_ref(), &lease, now).unwrap_or(lease.deadline);
+    let last_seen =
+        rule::last_seen(slot.as_ref(), deadline, &lease).map(|seen| clock::wall_of(seen.min(now)));
+    row.set(Column::Deadline, Some(Datum::from(deadline as i64)));
+    row.set(Column::LastSeenAt, last_seen.map(Datum::from).or_else(|| old.get(Column::LastSeenAt)));
+    row.set(Column::ExpiresAt, liveness::expires_at(deadline));
+}
+
+/// jsonb values, together.
 pub fn state_size(values: &[&[u8]]) -> Result<()> {
-    let size = values.iter().map(|value| text_len(value)).fold(0, usize::saturating_add);
-    let limit = settings::max_state_size();
+    let (size, limit) = (size(values), settings::max_state_size());
     if size > limit { Err(Error::StateTooLarge { size, limit }) } else { Ok(()) }
+}
+
+/// Their JSON text, for that is what everybody is sent.
+fn size(values: &[&[u8]]) -> usize {
+    values.iter().map(|value| text_len(value)).fold(0, usize::saturating_add)
 }

@@ -29,21 +29,17 @@ pub enum Column {
     LeavesAt,
     LastWord,
     LeaveReason,
+    Reverts,
 }
 
-pub const COLUMNS: usize = 22;
+pub const COLUMNS: usize = 23;
 
 /// So many there have been since 0.1.0: these are in their places in every database.
 pub const OLDEST: usize = 19;
 
 /// The names of the others. SQL of an older version does not have them; where it was updated they are behind what others
 /// had added.
-pub const LATER: [&CStr; COLUMNS - OLDEST] = [c"leaves_at", c"last_word", c"leave_reason"];
-
-/// Whether the table has one of the later columns.
-pub fn is_there(member: Oid, column: Column) -> bool {
-    number(member, LATER[column as usize - OLDEST]).is_some()
-}
+pub const LATER: [&CStr; COLUMNS - OLDEST] = [c"leaves_at", c"last_word", c"leave_reason", c"reverts"];
 
 /// The places of ours in the table, counted from 1.
 pub fn numbers(member: Oid) -> impl Iterator<Item = i16> {
@@ -54,6 +50,11 @@ fn number(member: Oid, name: &CStr) -> Option<i16> {
     // SAFETY: a look-up in the catalog.
     let number = unsafe { pg_sys::get_attnum(member, name.as_ptr()) };
     (number != pg_sys::InvalidAttrNumber as i16).then_some(number)
+}
+
+/// Whether the table has all that came later.
+pub fn are_all_there(member: Oid) -> bool {
+    LATER.into_iter().all(|name| number(member, name).is_some())
 }
 
 /// Their types.
@@ -80,4 +81,5 @@ pub const TYPES: [Oid; COLUMNS] = [
     pg_sys::TIMESTAMPTZOID,
     pg_sys::JSONBOID,
     pg_sys::TEXTOID,
+    pg_sys::JSONBOID,
 ];

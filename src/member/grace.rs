@@ -5,7 +5,7 @@
 //! of this. In a slot the ttl of a fixed lease is 0; the deadline in the row is its wall time, negated, for it must hold
 //! over a restart where there is no slot. When it was last seen stands in the row.
 
-use super::column::{self, Column};
+use super::column::Column;
 use super::intent::{Grace, Intent};
 use super::row::Row;
 use super::store::{Store, TRIES};
@@ -148,7 +148,7 @@ impl Leave {
     ) -> Result<usize> {
         // SAFETY: a C string; raises in a READ ONLY transaction, also where there is nobody.
         unsafe { pg_sys::PreventCommandIfReadOnly(c"presence.delete()".as_ptr()) };
-        if !column::is_there(extension.member, Column::LeavesAt) {
+        if !extension.has_later_columns {
             return Err(Error::TooManyColumns);
         }
         // In the order in which everybody locks.

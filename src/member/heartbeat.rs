@@ -109,6 +109,7 @@ impl<'a> Heartbeats<'a> {
             generation: row.generation,
             owner,
             session: row.session,
+            reverts_at: 0,
             changed_at: now,
             pins: 0,
         }

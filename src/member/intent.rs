@@ -3,6 +3,7 @@
 //! An intent belongs to the rows it is about, and to the verb's own statement: what a trigger of somebody else's writes
 //! meanwhile, to other rows or to these, is that trigger's own, and its caller is whom it runs as.
 
+use super::revert::Wish;
 use crate::access::identity::Identity;
 use crate::event::record::Reason;
 use pgrx::pg_sys;
@@ -25,6 +26,10 @@ pub struct Intent {
     pub grace: Grace,
     /// Only system columns are written: no check, no event.
     pub system_columns_only: bool,
+    /// What is set of what can be undone, and for how long. None: nothing, or nothing will be.
+    pub wish: Option<Rc<Wish>>,
+    /// What is due is undone, and nothing else: that is no proof of life.
+    pub reverting: bool,
 }
 
 /// What a write means for a leave that is still to come (`grace`).

@@ -16,6 +16,7 @@ pub mod layout;
 pub mod limits;
 pub mod liveness;
 pub mod request;
+pub mod revert;
 pub mod room_defaults;
 pub mod row;
 pub mod scan;

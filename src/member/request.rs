@@ -4,6 +4,7 @@
 use super::checks::{self, EMPTY_OBJECT, check_join};
 use super::column::Column;
 use super::intent::{Grace, Intent};
+use super::revert::{self, Given, Set, Wish};
 use super::row::Row;
 use super::store::{Store, TRIES};
 use super::{holder, liveness};
@@ -15,6 +16,7 @@ use crate::event::transaction::{self, Pending};
 use crate::extension::Extension;
 use crate::lease::slot::{Key, Stay};
 use crate::pg::datum::{bytes_of, interval_of, texts_of, varlena};
+use crate::pg::jsonb;
 use crate::pg::spi::Connection;
 use crate::shared::leases::leases;
 use crate::{clock, validate};
@@ -44,6 +46,8 @@ pub struct Request {
     pub ttl: Option<Datum>,
     pub audience: Option<Datum>,
     pub session: Option<bool>,
+    /// In microseconds: for how long status and state are to be what they are set to. None: for good.
+    pub revert_after: Option<u64>,
 }
 
 /// What came of a request.
@@ -62,6 +66,9 @@ impl Request {
     pub fn write(&self, connection: &Connection) -> Result<Written> {
         if !self.caller.service {
             self.caller.writer()?;
+        }
+        if self.revert_after.is_some() && !self.extension.has_later_columns {
+            return Err(Error::TooManyColumns);
         }
         let store = Store::open(&self.extension, &self.caller, connection)?;
         let mut last_found = None;
@@ -94,7 +101,10 @@ impl Request {
         unsafe { pg_sys::PreventCommandIfReadOnly(self.verb.as_ptr()) };
         let Some(held) = store.lock(found)?.filter(|row| self.is_live(row)) else { return Ok(None) };
         self.require_ownership(&held)?;
-        match store.change(&held, self.wanted(&held), self.intent())? {
+        let as_of = clock::boot();
+        let undone = revert::undone(&held, as_of);
+        let wanted = self.wanted(undone.as_ref().unwrap_or(&held));
+        match store.change(&held, wanted, self.intent(as_of, held.get(Column::Reverts).is_some()))? {
             Some(row) => Ok(Some(Written::Row(row))),
             // Nobody else can change what is locked: trying again would only fire the same triggers again.
             None if self.is_live(&held) => self.refused().map(Some),
@@ -113,7 +123,8 @@ impl Request {
         row.set(Column::MemberId, Some(self.member_id));
         row.set(Column::ConnectionId, Some(self.connection_id));
         row.set(Column::UserId, self.owner.as_deref().map(varlena));
-        Ok(store.enter(&self.key, &self.wanted(&row), self.intent())?.map(Written::Row))
+        let intent = self.intent(clock::boot(), false);
+        Ok(store.enter(&self.key, &self.wanted(&row), intent)?.map(Written::Row))
     }
 
     fn require_ownership(&self, row: &Row) -> Result<()> {
@@ -175,17 +186,40 @@ impl Request {
         let Some(patch) = self.patch else { return self.state };
         let held = held.get(Column::State).unwrap_or_else(|| varlena(&EMPTY_OBJECT));
         // SAFETY: both are jsonb, and the patch was checked to be an object.
-        Some(unsafe { crate::pg::jsonb::merge_patch(held, patch) })
+        Some(unsafe { jsonb::merge_patch(held, patch) })
     }
 
     fn is_live(&self, found: &Row) -> bool {
         liveness::deadline(&self.key, &found.lease()).is_some()
     }
 
-    fn intent(&self) -> Intent {
+    /// For a row made of the one that there was at that moment, in which something may be noted.
+    fn intent(&self, as_of: u64, is_noted: bool) -> Intent {
+        let matters = is_noted || self.revert_after.is_some();
+        let wish = matters.then(|| Rc::new(self.wish(as_of)));
         // Who upserts stays.
         let grace = if self.owner.is_some() { Grace::Over } else { Grace::AsTheRowSays };
-        Intent { session: self.session, grace, ..Intent::default() }
+        Intent { session: self.session, grace, wish, ..Intent::default() }
+    }
+
+    fn wish(&self, as_of: u64) -> Wish {
+        let state = match (self.state, self.patch) {
+            (None, None) => Given::Nothing,
+            // SAFETY: a jsonb, which was checked to be an object.
+            (_, Some(patch)) => Given::Keys(jsonb::fields::keys(&unsafe { bytes_of(patch) })),
+            (Some(_), None) => Given::All,
+        };
+        Wish { as_of, set: Set { status: self.status.is_some(), state }, revert_after: self.revert_after }
+    }
+
+    /// Whether what will be undone stays as it is.
+    fn same_reverts(&self, found: &Row) -> bool {
+        if self.revert_after.is_none() && found.get(Column::Reverts).is_none() {
+            return true;
+        }
+        let mut wanted = self.wanted(found);
+        revert::settle(Some(found), &mut wanted, Some(&self.wish(clock::boot()))).is_none()
+            && wanted.same(found, &[Column::Reverts])
     }
 
     /// Whether the call would leave everything as it is.
@@ -215,6 +249,7 @@ impl Request {
             && self.same_ttl(found)?
             && same(self.new_state(found), Column::State)
             && same(self.metadata, Column::Metadata)
+            && self.same_reverts(found)
             && self.same_audience(found)?)
     }
 
@@ -225,7 +260,10 @@ impl Request {
             Some(0) => {
                 // SAFETY: a text.
                 let room = unsafe { bytes_of(self.room) };
-                let session_bound = checks::is_session_bound(Some(found), &self.intent());
+                let session_bound = checks::is_session_bound(
+                    Some(found),
+                    &Intent { session: self.session, ..Intent::default() },
+                );
                 found.ttl() == checks::default_ttl(&self.extension, &room, session_bound)?.map(i128::from)
             }
             given => found.ttl() == given,

@@ -170,7 +170,7 @@ impl Row {
             Column::LeavesAt => {
                 self.get(*column).map(|at| at.value()) == other.get(*column).map(|at| at.value())
             }
-            Column::State | Column::Metadata | Column::Audience | Column::LastWord => {
+            Column::State | Column::Metadata | Column::Audience | Column::LastWord | Column::Reverts => {
                 self.varlena(*column) == other.varlena(*column)
             }
             _ => self.text(*column) == other.text(*column),

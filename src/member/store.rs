@@ -55,30 +55,43 @@ pub struct Store<'a> {
     fast: bool,
 }
 
-/// The columns that every version of the SQL has, in their order.
-macro_rules! columns {
-    () => {
-        "room, member_id, connection_id, user_id, status, state, metadata, audience, version, generation, joined_at, \
-         updated_at, last_seen_at, expires_at, ttl, deadline, session, session_pid, key_hash"
+/// A statement, from its beginning to where it lists all columns, and from there on: in the SQL of old versions, which
+/// lack the later ones, and in that of this one.
+macro_rules! statements {
+    ($arguments:expr, $begin:expr, $end:expr) => {
+        [
+            statements!(@one $arguments, $begin, "", $end),
+            statements!(@one $arguments, $begin, ", leaves_at, last_word, leave_reason, reverts", $end),
+        ]
+    };
+    (@one $arguments:expr, $begin:expr, $later:expr, $end:expr) => {
+        statement!(
+            $arguments,
+            $begin,
+            " room, member_id, connection_id, user_id, status, state, metadata, audience, version, generation, joined_at, \
+             updated_at, last_seen_at, expires_at, ttl, deadline, session, session_pid, key_hash",
+            $later,
+            $end
+        )
     };
 }
 
-static FIND: Statement = statement!(
+type Statements = [Statement; 2];
+
+static FIND: Statements = statements!(
     [pg_sys::UUIDOID],
-    "select ",
-    columns!(),
+    "select",
     " from presence.member where key_hash operator(pg_catalog.=) $1"
 );
 
-static LOCK: Statement = statement!(
+static LOCK: Statements = statements!(
     [pg_sys::UUIDOID],
-    "select ",
-    columns!(),
+    "select",
     " from presence.member where key_hash operator(pg_catalog.=) $1 for no key update"
 );
 
 /// Everything that a writer may choose. The rest is made by the triggers.
-static CHANGE: Statement = statement!(
+static CHANGE: Statements = statements!(
     [
         pg_sys::UUIDOID,
         pg_sys::TEXTOID,
@@ -89,19 +102,19 @@ static CHANGE: Statement = statement!(
         pg_sys::INTERVALOID
     ],
     "update presence.member set user_id = $2, status = $3, state = $4, metadata = $5, audience = $6, ttl = $7 \
-     where key_hash operator(pg_catalog.=) $1 returning ",
-    columns!()
+     where key_hash operator(pg_catalog.=) $1 returning",
+    ""
 );
 
 /// What a verb says of a leave that is still to come.
-static ANNOUNCE: Statement = statement!(
+static ANNOUNCE: Statements = statements!(
     [pg_sys::UUIDOID, pg_sys::TIMESTAMPTZOID, pg_sys::JSONBOID, pg_sys::TEXTOID],
     "update presence.member set leaves_at = $2, last_word = $3, leave_reason = $4 \
-     where key_hash operator(pg_catalog.=) $1 returning ",
-    columns!()
+     where key_hash operator(pg_catalog.=) $1 returning",
+    ""
 );
 
-static ENTER: Statement = statement!(
+static ENTER: Statements = statements!(
     [
         pg_sys::TEXTOID,
         pg_sys::TEXTOID,
@@ -114,8 +127,8 @@ static ENTER: Statement = statement!(
         pg_sys::INTERVALOID
     ],
     "insert into presence.member (room, member_id, connection_id, user_id, status, state, metadata, audience, ttl) \
-     values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (room, member_id, connection_id) do nothing returning ",
-    columns!()
+     values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (room, member_id, connection_id) do nothing returning",
+    ""
 );
 
 impl<'a> Store<'a> {
@@ -146,7 +159,7 @@ impl<'a> Store<'a> {
     pub fn find(&self, key: &Key, anew: bool) -> Result<Option<Row>> {
         let anew = anew || !matches!(transaction::pending(key), Pending::Untouched);
         if !self.fast {
-            return Row::of_query(&self.connection.run(&FIND, &[Some(uuid(key.hash))], anew)?);
+            return Row::of_query(&self.connection.run(self.of_now(&FIND), &[Some(uuid(key.hash))], anew)?);
         }
         // SAFETY: a snapshot is active while a function runs.
         let find = || scan::by_key(self.extension, key, unsafe { pg_sys::GetActiveSnapshot() });
@@ -163,7 +176,7 @@ impl<'a> Store<'a> {
             return with_table(self.extension, |table| lock_newest(table, found));
         }
         let key = found.key(self.extension);
-        Row::of_query(&self.connection.run(&LOCK, &[Some(uuid(key.hash))], true)?)
+        Row::of_query(&self.connection.run(self.of_now(&LOCK), &[Some(uuid(key.hash))], true)?)
     }
 
     /// Store `row` in place of `held`, which was locked. Returns the row as it is then, or None if something (a lease
@@ -191,14 +204,19 @@ impl<'a> Store<'a> {
         };
         let mut values = vec![Some(uuid(key.hash))];
         values.extend(columns.iter().map(|column| row.get(*column)));
-        self.write(&key, statement, &values, intent)
+        self.write(&key, self.of_now(statement), &values, intent)
     }
 
     /// Store a new row. None if somebody has its key.
     pub fn enter(&self, key: &Key, row: &Row, intent: Intent) -> Result<Option<Row>> {
         let mut values = NAMES.map(|column| row.get(column)).to_vec();
         values.extend(CHOSEN.map(|column| row.get(column)));
-        self.write(key, &ENTER, &values, intent)
+        self.write(key, self.of_now(&ENTER), &values, intent)
+    }
+
+    /// The one that fits the SQL that there is.
+    fn of_now(&self, statements: &'static Statements) -> &'static Statement {
+        &statements[usize::from(self.extension.has_later_columns)]
     }
 
     /// With the owner's rights where the caller's could say nothing else, and the owner still has them: that spares the

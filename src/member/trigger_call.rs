@@ -2,8 +2,10 @@
 
 use super::column::Column;
 use super::intent::{self, Intent};
+use super::revert::{Given, Set, Wish};
 use super::row::Row;
 use crate::access::identity::{self, Identity};
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::pg::function::Call;
@@ -66,6 +68,22 @@ impl TriggerCall<'_> {
     /// Who writes: the caller of a verb, whatever the rights it writes with; else the current role.
     pub fn identity(&self) -> Result<Rc<Identity>> {
         self.intent.caller.clone().map_or_else(|| identity::current(&self.extension), Ok)
+    }
+
+    /// The intent for an UPDATE of this row: one that says nothing of it sets for good what it sets.
+    pub fn intent_for(&self, old: &Row) -> Rc<Intent> {
+        if self.intent.wish.is_some() || old.get(Column::Reverts).is_none() {
+            return self.intent.clone();
+        }
+        let sets = |column: Column| {
+            let number = column as i32 + 1 - pg_sys::FirstLowInvalidHeapAttributeNumber;
+            // SAFETY: the columns that the statement sets, or null, which is the empty set.
+            unsafe { pg_sys::bms_is_member(number, self.data.tg_updatedcols) }
+        };
+        let state = if sets(Column::State) { Given::All } else { Given::Nothing };
+        let set = Set { status: sets(Column::Status), state };
+        let wish = Wish { as_of: clock::boot(), set, revert_after: None };
+        Rc::new(Intent { wish: Some(Rc::new(wish)), ..Intent::clone(&self.intent) })
     }
 
     /// The row after an UPDATE.

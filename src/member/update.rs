@@ -1,7 +1,7 @@
 //! `presence.update`: change what is there by JSON merge patch. A late update makes no ghost: absent is no row.
 
 use super::request::Request;
-use super::{checks, upsert};
+use super::{checks, revert, upsert};
 use crate::access::identity;
 use crate::error::{Error, Result};
 use crate::pg::datum::varlena;
@@ -9,7 +9,7 @@ use crate::pg::function::Call;
 use crate::{extension, validate};
 use pgrx::pg_sys::Datum;
 
-/// SQL `presence.update(room, patch, member_id, connection_id, status, metadata, audience, ttl)`.
+/// SQL `presence.update(room, patch, member_id, connection_id, status, metadata, audience, ttl, revert_after)`.
 fn update(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let identity = identity::current(&extension)?;
@@ -43,6 +43,7 @@ fn update(call: &Call) -> Result<Option<Datum>> {
         ttl: call.datum(7),
         audience: call.datum(6),
         session: None,
+        revert_after: call.interval(8).map(revert::check_interval).transpose()?,
         new_owner: None,
         owner: None,
         caller: identity.clone(),

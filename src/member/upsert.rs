@@ -3,7 +3,7 @@
 use super::column::Column;
 use super::request::{Request, Written};
 use super::row::Row;
-use super::{liveness, session};
+use super::{liveness, revert, session};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
 use crate::access::ownership::check_member_id;
@@ -37,7 +37,8 @@ const ONLINE: [Column; 15] = [
 const LAST_SEEN_AT: usize = 11;
 const EXPIRES_AT: usize = 12;
 
-/// SQL `presence.upsert(room, state, member_id, connection_id, status, metadata, ttl, audience, session, user_id)`.
+/// SQL `presence.upsert(room, state, member_id, connection_id, status, metadata, ttl, audience, session, user_id,
+/// revert_after)`.
 fn upsert(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let identity = identity::current(&extension)?;
@@ -69,6 +70,7 @@ fn upsert(call: &Call) -> Result<Option<Datum>> {
         ttl: call.datum(6),
         audience: call.datum(7),
         session: call.bool(8),
+        revert_after: call.interval(10).map(revert::check_interval).transpose()?,
         new_owner: call.datum(9),
         caller: identity,
         owner: Some(owner),
@@ -106,7 +108,8 @@ pub fn run(request: &Request) -> Result<Option<Datum>> {
 /// The row as it will be once the renewal is committed.
 fn renewed(connection: &Connection, found: &Row, extension: &Extension) -> Result<Datum> {
     let now = clock::boot();
-    let mut values = ONLINE.map(|column| found.get(column));
+    let undone = revert::undone(found, now);
+    let mut values = ONLINE.map(|column| undone.as_ref().unwrap_or(found).get(column));
     values[LAST_SEEN_AT] = Some(Datum::from(clock::wall_of(now)));
     values[EXPIRES_AT] = liveness::expires_at(found.ttl().map_or(NEVER, |ttl| now + ttl as u64));
     connection.in_caller(|| composite(&values, extension.online))
@@ -114,7 +117,8 @@ fn renewed(connection: &Connection, found: &Row, extension: &Extension) -> Resul
 
 /// A row as its owner gets it: a value of the row type of `online`, in the memory of the caller.
 fn online_row(connection: &Connection, row: &Row, extension: &Extension) -> Result<Datum> {
-    let values = ONLINE.map(|column| row.get(column));
+    let undone = revert::undone(row, clock::boot());
+    let values = ONLINE.map(|column| undone.as_ref().unwrap_or(row).get(column));
     connection.in_caller(|| composite(&values, extension.online))
 }
 

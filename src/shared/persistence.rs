@@ -245,6 +245,7 @@ fn restore(saved: Saved, now: u64) {
             generation: lease.generation,
             owner: lease.owner,
             session: lease.session,
+            reverts_at: 0,
             changed_at: 0,
             pins: 0,
         };

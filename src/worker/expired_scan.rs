@@ -1,9 +1,9 @@
-//! What is due: members whose lease has run out or whose session is over.
+//! What is due: members whose lease has run out or whose session is over, and those of which something has reverted.
 
 use crate::clock;
 use crate::error::Result;
 use crate::extension::Extension;
-use crate::lease::slot::{Key, Lease, TOMBSTONE};
+use crate::lease::slot::{Key, Lease, TOMBSTONE, alive};
 use crate::lease::table::PARTITIONS;
 use crate::member::session;
 use crate::pg::datum::uuid;
@@ -41,10 +41,13 @@ pub struct ExpiredScan {
 }
 
 /// Members that may be due, in key order.
+#[derive(Default)]
 pub struct Due {
     pub keys: Vec<u128>,
     /// The slots among them, to free where no row is left.
     pub slots: Vec<(Key, Lease)>,
+    /// Members who are here, and of which something has reverted.
+    pub reverting: Vec<u128>,
 }
 
 impl ExpiredScan {
@@ -66,14 +69,17 @@ impl ExpiredScan {
     /// The next portion, without those to be skipped; None at the end.
     pub fn next(&mut self, extension: &Extension, skip: impl Fn(u128) -> bool) -> Result<Option<Due>> {
         let relation = u32::from(extension.member);
-        let mut due = Due { keys: Vec::new(), slots: Vec::new() };
+        let mut due = Due::default();
         let wanted = |key: &Key| key.relation == relation && !skip(key.hash);
-        while self.partition < PARTITIONS && due.slots.len() < BATCH {
+        while self.partition < PARTITIONS && due.slots.len() + due.reverting.len() < BATCH {
             let partition = self.partition;
             self.partition += 1;
             let mut found = leases().expired_in(partition, extension.database_index, self.now, wanted);
             found.truncate(MOST);
-            due.slots.append(&mut found);
+            let is_here = |(_, lease): &(Key, Lease)| alive(lease.deadline, self.now);
+            let (here, over): (Vec<_>, Vec<_>) = found.into_iter().partition(is_here);
+            due.reverting.extend(here.iter().map(|(key, _)| key.hash));
+            due.slots.extend(over);
             let Some(live) = &self.live_sessions else { continue };
             let over = leases().collect_in(partition, |key, lease| {
                 key.database == extension.database_index
@@ -89,13 +95,14 @@ impl ExpiredScan {
         let late = due.slots.iter().map(|(_, lease)| self.now.saturating_sub(lease.ended()));
         self.lateness = late.max().unwrap_or(0).max(self.lateness);
         due.keys = due.slots.iter().map(|(key, _)| key.hash).collect();
-        while due.keys.is_empty() && self.after.is_some() {
+        while due.keys.is_empty() && due.reverting.is_empty() && self.after.is_some() {
             due.keys = self.slotless(extension)?;
             due.keys.retain(|hash| !skip(*hash));
         }
         due.keys.sort_unstable();
         due.keys.dedup();
-        Ok((!due.keys.is_empty()).then_some(due))
+        due.reverting.sort_unstable();
+        Ok((!due.keys.is_empty() || !due.reverting.is_empty()).then_some(due))
     }
 
     /// The next members whose lease lives in the row. When there are none left, nobody need look for them.

@@ -23,6 +23,7 @@ pub mod publish_schedule;
 pub mod publisher;
 pub mod resync;
 pub mod retry;
+mod reverting;
 pub mod revocation;
 pub mod roaming;
 pub mod rotation;

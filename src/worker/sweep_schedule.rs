@@ -4,8 +4,9 @@ use super::expired_scan::{Due, ExpiredScan};
 use super::overdue::Overdue;
 use super::publish_schedule::Publishing;
 use super::retry::{Stuck, by_halves};
+use super::reverting;
 use super::step::Step;
-use super::sweeper::{self, Budget};
+use super::sweeper::{self, Budget, Swept};
 use super::tenancy::guarded;
 use crate::extension::Extension;
 use crate::pg::role::as_role;
@@ -14,6 +15,7 @@ use crate::shared::error_status::Part;
 use crate::shared::leases::leases;
 use crate::{clock, settings};
 use std::cell::Cell;
+use std::ffi::CStr;
 use std::sync::atomic::Ordering::*;
 
 /// Sweeps do not follow each other faster, however the deadlines lie.
@@ -23,9 +25,40 @@ const RETRIES: u64 = 100_000;
 /// Lines about such members in one round.
 const MOST_LINES: u32 = 10;
 
+/// What is done with members that are due.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Task {
+    Remove,
+    Revert,
+}
+
+impl Task {
+    fn doing(self) -> &'static CStr {
+        match self {
+            Task::Remove => c"removing expired members",
+            Task::Revert => c"undoing what was for a time",
+        }
+    }
+
+    fn failure(self) -> &'static str {
+        match self {
+            Task::Remove => "a member cannot be removed",
+            Task::Revert => "a member cannot revert",
+        }
+    }
+
+    fn run(self, extension: &Extension, keys: &[u128], room: Budget) -> crate::error::Result<Swept> {
+        match self {
+            Task::Remove => sweeper::delete(extension, keys, room, sweeper::BEFORE),
+            Task::Revert => reverting::revert(extension, keys, room, sweeper::BEFORE),
+        }
+    }
+}
+
 pub struct Sweeping {
     step: Step,
     adopting: Step,
+    looking: Step,
     freeing: Step,
     stuck: Stuck,
     overdue: Overdue,
@@ -40,6 +73,10 @@ pub struct Sweeping {
     no_room: bool,
     /// Members of sessions that are over were still there.
     sessions_left: bool,
+    /// Of these, who may have no slot, something has reverted.
+    reverting: Vec<u128>,
+    /// There were leases without a slot: heartbeats may have given them one, which does not know when they revert.
+    were_slotless: bool,
     lines: u32,
 }
 
@@ -48,6 +85,7 @@ impl Sweeping {
         Sweeping {
             step: Step::new(Part::Sweeping, "removing expired members"),
             adopting: Step::new(Part::Adopting, "giving leases a slot"),
+            looking: Step::new(Part::Adopting, "looking what is to be undone"),
             freeing: Step::new(Part::Freeing, "freeing leases"),
             stuck: Stuck::new(1_000_000, 30_000_000),
             overdue: Overdue::default(),
@@ -57,6 +95,8 @@ impl Sweeping {
             progress: true,
             no_room: false,
             sessions_left: false,
+            reverting: Vec::new(),
+            were_slotless: false,
             lines: 0,
         }
     }
@@ -84,7 +124,7 @@ impl Sweeping {
             later.saturating_add(1).max(soon).min(held.max(soon))
         };
         let by_row = match database.slotless.load(Acquire) {
-            0 if !self.sessions_left => u64::MAX,
+            0 if !self.sessions_left && !self.were_slotless => u64::MAX,
             _ => self.last + interval,
         };
         by_lease.min(by_row)
@@ -115,25 +155,19 @@ impl Sweeping {
             walk.next(extension, |hash| stuck.waits(hash, now))
         })?;
         let Some(found) = found else { return Ok(false) };
+        let slotless = std::mem::take(&mut self.reverting);
+        if !self.each(extension, publishing, Task::Revert, &slotless)? {
+            return Ok(false);
+        }
         let Some(due) = found else {
             self.end(extension, &walk);
             return Ok(true);
         };
-        // Those that could not be deleted before come last, and one by one.
-        let (known, fresh): (Vec<u128>, Vec<u128>) =
-            due.keys.iter().partition(|hash| self.stuck.since(**hash).is_some());
-        for batch in Due::batches(&fresh) {
-            if !self.remove(extension, publishing, batch)? {
-                return Ok(false);
-            }
+        if !self.each(extension, publishing, Task::Revert, &due.reverting)? {
+            return Ok(false);
         }
-        for hash in &known {
-            if clock::boot() > now + RETRIES {
-                break;
-            }
-            if !self.remove(extension, publishing, &[*hash])? {
-                return Ok(false);
-            }
+        if !self.each(extension, publishing, Task::Remove, &due.keys)? {
+            return Ok(false);
         }
         // Also those that somebody has locked just now: their leave may be a long time coming.
         guarded(extension, c"looking who is overdue", || {
@@ -162,6 +196,22 @@ impl Sweeping {
                 Ok(())
             });
         }
+        let are_slotless = database.slotless.load(Acquire) > 0;
+        let were_slotless = std::mem::replace(&mut self.were_slotless, are_slotless);
+        if (are_slotless || were_slotless) && extension.has_later_columns {
+            self.looking.attempt(database, || {
+                let mut after = Some(0);
+                while let Some(from) = after {
+                    let found = guarded(extension, c"looking what is to be undone", || {
+                        reverting::look(extension, from)
+                    })?;
+                    let Some((due, next)) = found else { break };
+                    self.reverting.extend(due);
+                    after = next;
+                }
+                Ok(())
+            });
+        }
         let sessions = database.ended_sessions.swap(0, AcqRel) > 0 || self.sessions_left;
         ExpiredScan::start(extension, sessions)
     }
@@ -181,17 +231,46 @@ impl Sweeping {
         }
     }
 
-    /// Delete these, in as many transactions as it takes. False: the extension is not the one we know any more.
-    fn remove(
+    /// Do it with all of these. False: the extension is not the one we know any more.
+    fn each(
         &mut self,
         extension: &Extension,
         publishing: &mut Publishing,
+        task: Task,
+        keys: &[u128],
+    ) -> Result<bool, Failure> {
+        let start = clock::boot();
+        // Those with which it could not be done before come last, and one by one.
+        let (known, fresh): (Vec<u128>, Vec<u128>) =
+            keys.iter().partition(|hash| self.stuck.since(**hash).is_some());
+        for batch in Due::batches(&fresh) {
+            if !self.some(extension, publishing, task, batch)? {
+                return Ok(false);
+            }
+        }
+        for hash in &known {
+            if clock::boot() > start + RETRIES {
+                break;
+            }
+            if !self.some(extension, publishing, task, &[*hash])? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// In as many transactions as it takes.
+    fn some(
+        &mut self,
+        extension: &Extension,
+        publishing: &mut Publishing,
+        task: Task,
         keys: &[u128],
     ) -> Result<bool, Failure> {
         let is_ours = Cell::new(true);
         let mut rest = keys.to_vec();
         while !rest.is_empty() && is_ours.get() {
-            let (mut unfit, mut failed, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut unfit, mut failed, mut done) = (Vec::new(), Vec::new(), Vec::new());
             let mut kept = Vec::new();
             let attempt = |part: &[u128]| {
                 if !is_ours.get() || !publishing.make_room(extension) {
@@ -199,27 +278,27 @@ impl Sweeping {
                     return Ok(());
                 }
                 let room = Budget::for_worker(extension);
-                let deleted = guarded(extension, c"removing expired members", || {
-                    sweeper::delete(extension, part, room, sweeper::BEFORE)
-                })?;
-                let Some(mut deleted) = deleted else {
+                let swept = guarded(extension, task.doing(), || task.run(extension, part, room))?;
+                let Some(mut swept) = swept else {
                     is_ours.set(false);
                     return Ok(());
                 };
-                extension.database.counters.expired.fetch_add(deleted.gone.len() as u64, Relaxed);
-                gone.append(&mut deleted.gone);
-                kept.append(&mut deleted.kept);
-                unfit.append(&mut deleted.unfit);
+                if task == Task::Remove {
+                    extension.database.counters.expired.fetch_add(swept.done.len() as u64, Relaxed);
+                }
+                done.append(&mut swept.done);
+                kept.append(&mut swept.kept);
+                unfit.append(&mut swept.unfit);
                 Ok(())
             };
             let alone = |hash: &u128, failure: Failure| failed.push((*hash, failure.message));
             let ended = by_halves(&rest, self.step.obeys_cancel(), attempt, alone);
-            self.progress |= !gone.is_empty();
-            let nothing_went = gone.is_empty();
-            gone.into_iter().for_each(|hash| self.stuck.is_over(hash));
+            self.progress |= !done.is_empty();
+            let nothing_went = done.is_empty();
+            done.into_iter().for_each(|hash| self.stuck.is_over(hash));
             kept.into_iter().for_each(|hash| failed.push((hash, "a trigger or a rule keeps its row".into())));
             for (hash, why) in failed {
-                self.failed(extension, hash, &why);
+                self.failed(extension, task, hash, &why);
             }
             ended?;
             // Without room for a single one there is nothing to do but wait for the publisher.
@@ -229,13 +308,14 @@ impl Sweeping {
         Ok(is_ours.get())
     }
 
-    /// A member cannot be deleted.
-    fn failed(&mut self, extension: &Extension, hash: u128, why: &str) {
+    /// With a member it cannot be done.
+    fn failed(&mut self, extension: &Extension, task: Task, hash: u128, why: &str) {
         let is_new = self.stuck.failed(hash, clock::boot());
         let name = guarded(extension, c"looking for a name", || sweeper::name(hash));
+        let failure = task.failure();
         let what = match name {
-            Ok(Some(name)) => format!("a member cannot be removed ({name}): {why}"),
-            _ => format!("a member cannot be removed: {why}"),
+            Ok(Some(name)) => format!("{failure} ({name}): {why}"),
+            _ => format!("{failure}: {why}"),
         };
         extension.database.trouble.failed(Part::Members, &what);
         if is_new && self.lines < MOST_LINES {

@@ -3,13 +3,12 @@
 //! Readers do not depend on it: an expired member is invisible from its deadline on. The sweeper makes the leave.
 
 use super::expired_scan::{BATCH, Due, ExpiredScan};
-use super::memory;
+use super::{memory, reverting};
 use crate::clock;
 use crate::error::Result;
 use crate::event::record::size_of_record;
 use crate::extension::Extension;
 use crate::lease::slot::{CLAIMED, Lease};
-use crate::member::column::{self, Column};
 use crate::member::{self, expiry};
 use crate::pg::datum::{interval_of, uuid, uuids};
 use crate::pg::encoding::decode;
@@ -24,18 +23,20 @@ use std::ffi::{CStr, CString};
 
 /// Rows in key order, those that somebody has locked left for the next time; with what their leave will show as state.
 macro_rules! lock {
-    ($state:literal) => {
+    ($state:literal, $reverts:literal) => {
         statement!(
             [pg_sys::UUIDARRAYOID],
             "select key_hash, version, generation, deadline, session, room, member_id, connection_id, user_id, status, ",
             $state,
-            ", metadata, audience from presence.member where key_hash operator(pg_catalog.=) any ($1) \
+            ", metadata, audience",
+            $reverts,
+            " from presence.member where key_hash operator(pg_catalog.=) any ($1) \
              order by key_hash for update skip locked"
         )
     };
 }
-static LOCK: Statement = lock!("coalesce(last_word, state)");
-static LOCK_BEFORE_LAST_WORDS: Statement = lock!("state");
+static LOCK: Statement = lock!("coalesce(last_word, state)", ", reverts");
+static LOCK_OF_OLD: Statement = lock!("state", "");
 
 static PRESENT: Statement = Statement {
     sql: c"select key_hash from presence.member where key_hash operator(pg_catalog.=) any ($1)",
@@ -49,23 +50,38 @@ static NAME: Statement = Statement {
     arguments: &[pg_sys::UUIDOID],
 };
 
-/// What became of members that may be over.
+/// What became of members that may be over (or of which something has reverted).
 #[derive(Default)]
-pub struct Deleted {
-    pub gone: Vec<u128>,
+pub struct Swept {
+    pub done: Vec<u128>,
     /// They were ours to delete, and are still there: somebody's trigger or rule keeps their rows.
     pub kept: Vec<u128>,
-    /// The event buffer has no room for their leaves.
+    /// The event buffer has no room for their events.
     pub unfit: Vec<u128>,
-    /// What the leaves take in the event buffer.
+    /// What the events take in the event buffer.
     pub bytes: u64,
+}
+
+impl Swept {
+    /// Whether there is room for one more event.
+    pub fn fits(&mut self, extension: &Extension, room: Budget, hash: u128, size: u64) -> bool {
+        // One that would never have room is not waited for.
+        let alone = self.bytes == 0 && (size <= room.alone || size > extension.database.ring().size());
+        let fits = self.bytes + size <= room.together || alone;
+        if fits {
+            self.bytes += size;
+        } else {
+            self.unfit.push(hash);
+        }
+        fits
+    }
 }
 
 /// What the worker says before it deletes: whoever else has a say shall say it now, and as the extension's owner;
 /// and whoever holds a lock that somebody's trigger wants holds up the others for a moment only.
 pub const BEFORE: &CStr = c"set constraints all immediate; set local lock_timeout = '20ms'";
 
-/// How many bytes of leaves a transaction may make.
+/// How many bytes of events a transaction may make.
 #[derive(Clone, Copy)]
 pub struct Budget {
     together: u64,
@@ -83,20 +99,20 @@ impl Budget {
 }
 
 /// Delete these members, if their time is over and there is room for their leaves. Runs as the extension's owner.
-pub fn delete(extension: &Extension, keys: &[u128], room: Budget, before: &CStr) -> Result<Deleted> {
+pub fn delete(extension: &Extension, keys: &[u128], room: Budget, before: &CStr) -> Result<Swept> {
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         if !before.is_empty() {
             connection.run_text(before, true)?;
         }
-        let mut deleted = Deleted::default();
-        let locked = lock(extension, &connection, keys, room, &mut deleted)?;
+        let mut swept = Swept::default();
+        let locked = lock(extension, &connection, keys, room, &mut swept)?;
         let ended = expiry::delete(extension, &connection, locked)?;
-        deleted.gone = ended.gone;
-        let gone: HashSet<&u128> = deleted.gone.iter().collect();
-        deleted.kept = ended.claimed.into_iter().filter(|hash| !gone.contains(hash)).collect();
+        swept.done = ended.gone;
+        let done: HashSet<&u128> = swept.done.iter().collect();
+        swept.kept = ended.claimed.into_iter().filter(|hash| !done.contains(hash)).collect();
         crate::injection::stall("claimed");
-        Ok(deleted)
+        Ok(swept)
     })
 }
 
@@ -106,33 +122,26 @@ fn lock(
     connection: &Connection,
     keys: &[u128],
     room: Budget,
-    deleted: &mut Deleted,
+    swept: &mut Swept,
 ) -> Result<Vec<(u128, crate::lease::rule::RowLease)>> {
-    let has_last_word = column::is_there(extension.member, Column::LastWord);
-    let statement = if has_last_word { &LOCK } else { &LOCK_BEFORE_LAST_WORDS };
+    let statement = if extension.has_later_columns { &LOCK } else { &LOCK_OF_OLD };
     let rows = connection.run(statement, &[Some(uuids(keys))], true)?;
-    let ring_size = extension.database.ring().size();
     let mut fitting = Vec::new();
     for row in 0..rows.count {
         let Some(hash) = rows.uuid(row, 0) else { continue };
-        let size = size_of_leave(&rows, row);
-        // One that would never have room is not waited for.
-        let alone = deleted.bytes == 0 && (size <= room.alone || size > ring_size);
-        if deleted.bytes + size > room.together && !alone {
-            deleted.unfit.push(hash);
-            continue;
+        if swept.fits(extension, room, hash, size_of_event(&rows, row)) {
+            fitting.push((hash, member::liveness::lease_of_query(&rows, row, [1, 2, 3, 4])));
         }
-        deleted.bytes += size;
-        fitting.push((hash, member::liveness::lease_of_query(&rows, row, [1, 2, 3, 4])));
     }
     Ok(fitting)
 }
 
-/// What the leave of a row will take in the event buffer: there nothing is compressed.
-fn size_of_leave(rows: &Rows, row: usize) -> u64 {
-    // SAFETY: the eight columns of an image, all of them varlena; looks at their headers.
+/// What the event of a row will take in the event buffer, at most: there nothing is compressed, and what has reverted is
+/// in the column behind the image.
+pub fn size_of_event(rows: &Rows, row: usize) -> u64 {
+    // SAFETY: the eight columns of an image and one more, all of them varlena; looks at their headers.
     let length = |column| rows.get(row, column).map(|datum| unsafe { raw_length(datum) });
-    size_of_record(std::array::from_fn(|field| length(5 + field))) as u64
+    (size_of_record(std::array::from_fn(|field| length(5 + field))) + length(13).unwrap_or(0)) as u64
 }
 
 /// How many bytes a value has, once it is neither compressed nor out of line.
@@ -184,6 +193,7 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
             generation: lease.generation,
             owner,
             session: lease.session,
+            reverts_at: 0,
             changed_at: now,
             pins: 0,
         };
@@ -230,25 +240,45 @@ fn constraints() -> Result<CString> {
 }
 
 /// SQL `presence.sweep()`: what the worker does, here and now. What does not fit into the event buffer, or cannot be
-/// deleted, is left to the worker.
+/// done, is left to the worker. Returns how many members were removed.
 pub fn sweep_now(extension: &Extension) -> Result<usize> {
     let before = constraints()?;
     let mut walk = ExpiredScan::start(extension, true);
-    let (mut count, mut left, mut why) = (0, 0, String::new());
-    let mut free = extension.database.ring().free();
+    let mut sweep = SweepNow { free: extension.database.ring().free(), left: 0, why: String::new() };
+    let mut removed = 0;
     while let Some(due) = as_role(extension.owner_role, || walk.next(extension, |_| false))? {
-        let mut parts: Vec<&[u128]> = Due::batches(&due.keys).collect();
+        removed += sweep.each(&due.keys, |part, room| delete(extension, part, room, &before));
+        sweep.each(&due.reverting, |part, room| reverting::revert(extension, part, room, &before));
+    }
+    if sweep.left > 0 {
+        pgrx::warning!("presence_ext: members that could not be removed: {}: {}", sweep.left, sweep.why);
+    }
+    Ok(removed)
+}
+
+struct SweepNow {
+    /// In the event buffer.
+    free: u64,
+    left: usize,
+    why: String,
+}
+
+impl SweepNow {
+    /// Returns with how many it could be done.
+    fn each(&mut self, keys: &[u128], sweep: impl Fn(&[u128], Budget) -> Result<Swept>) -> usize {
+        let mut done = 0;
+        let mut parts: Vec<&[u128]> = Due::batches(keys).collect();
         while let Some(part) = parts.pop() {
-            let room = Budget { together: free, alone: free };
-            match attempt(|| delete(extension, part, room, &before)) {
-                Ok(deleted) => {
-                    free = free.saturating_sub(deleted.bytes);
-                    count += deleted.gone.len();
+            let room = Budget { together: self.free, alone: self.free };
+            match attempt(|| sweep(part, room)) {
+                Ok(swept) => {
+                    self.free = self.free.saturating_sub(swept.bytes);
+                    done += swept.done.len();
                 }
                 Err(failure) if failure.passing => failure.raise(),
                 Err(failure) if part.len() == 1 => {
-                    left += 1;
-                    why = failure.message;
+                    self.left += 1;
+                    self.why = failure.message;
                 }
                 Err(_) => {
                     let (first, second) = part.split_at(part.len() / 2);
@@ -256,9 +286,6 @@ pub fn sweep_now(extension: &Extension) -> Result<usize> {
                 }
             }
         }
+        done
     }
-    if left > 0 {
-        pgrx::warning!("presence_ext: members that could not be removed: {left}: {why}");
-    }
-    Ok(count)
 }

@@ -12,7 +12,7 @@ use std::ffi::CStr;
 const POLICIES: [(&CStr, u8); 4] =
     [(c"member_read", b'r'), (c"member_enter", b'a'), (c"member_change", b'w'), (c"member_leave", b'd')];
 
-const NULLABLE: [Column; 8] = [
+const NULLABLE: [Column; 9] = [
     Column::Status,
     Column::ExpiresAt,
     Column::Ttl,
@@ -21,6 +21,7 @@ const NULLABLE: [Column; 8] = [
     Column::LeavesAt,
     Column::LastWord,
     Column::LeaveReason,
+    Column::Reverts,
 ];
 
 /// Columns, and whether they are unique.

@@ -1,5 +1,6 @@
 //! jsonb without a detour over text: RFC 7396 merge patch, and JSON text for payloads.
 
+pub mod fields;
 mod text_len;
 
 pub use text_len::text_len;

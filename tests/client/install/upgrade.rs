@@ -144,6 +144,8 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
                  begin atomic; select u.state from presence.update('lobby') u; end;
              create function public.gone() returns integer
                  begin atomic; select presence.delete('nowhere', state => '1'); end;
+             create function public.entered() returns jsonb
+                 begin atomic; select (presence.upsert('lobby')).state; end;
              create function public.plain() returns setof presence.online language sql
                  as 'select * from presence.online';
              create function public.speak() returns text begin atomic;
@@ -157,7 +159,7 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
             session.hear();
         }
         service.flush();
-        let everything = "select array(select (to_jsonb(m) - '{leaves_at,last_word,leave_reason}'::text[])::text from presence.member m order by 1),
+        let everything = "select array(select (to_jsonb(m) - '{leaves_at,last_word,leave_reason,reverts}'::text[])::text from presence.member m order by 1),
                                  array(select r::text from presence.room r),
                                  array(select (to_jsonb(e) - 'node')::text from presence.event e order by seq),
                                  (select encode(key, 'hex') from SCHEMA.secret)";
@@ -170,8 +172,12 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         assert!(
             service.is("select count(*) >= 2 from public.log") && service.is("select may from public.may")
         );
+        // Whoever could read could do so before there was anything to undo.
+        alice.run("select presence.update('lobby', status => 'typing', revert_after => '0.2 s')");
+        until("it has reverted", || bob.is("select status is null from presence.get('lobby', 'alice')"));
+        bob.hear_until("and is told", |event| event["status"].is_null());
         assert!(
-            alice.is("select public.renewed() is not null and public.gone() = 0"),
+            alice.is("select (public.renewed(), public.entered(), public.gone()) is not null"),
             "by what it was made with"
         );
         assert_eq!(alice.number("select presence.delete('nowhere', after => '1 s')"), 0, "granted before");

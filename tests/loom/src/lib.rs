@@ -74,6 +74,7 @@ fn entered(version: u64, now: u64) -> Lease {
         generation: version,
         owner: OWNER,
         session: 0,
+        reverts_at: 0,
         changed_at: 0,
         pins: 0,
     }
