@@ -12,6 +12,7 @@ mod install;
 mod memory;
 mod occupancy;
 mod protocols;
+mod revert;
 mod sessions;
 mod sink;
 mod transactions;
