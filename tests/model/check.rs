@@ -1,11 +1,25 @@
 //! What everybody sees, hears and finds in the log, compared with the model.
 
-use crate::common::attempt;
+use crate::common::{Session, attempt};
 use crate::model::{Event, Key, Row};
 use crate::op::{CONNECTION_IDS, CONNECTIONS, SERVICE, USERS};
 use crate::world::{Case, Check};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Members of which something has reverted, and whose rows do not say so yet.
+pub fn unwritten(watcher: &mut Session, rooms: &[String; 2]) -> BTreeSet<Key> {
+    let sql = "select room, member_id, connection_id
+               from presence.member m join presence.online o using (room, member_id, connection_id)
+               where (m.status, m.state) is distinct from (o.status, o.state)";
+    watcher.rows(sql).iter().filter_map(|row| key(rooms, row)).collect()
+}
+
+fn key(rooms: &[String; 2], row: &[String]) -> Option<Key> {
+    let place = |list: &[&str], name: &str| list.iter().position(|known| *known == name);
+    let room = rooms.iter().position(|room| *room == row[0])?;
+    Some(Key(room, place(&USERS, &row[1])?, place(&CONNECTION_IDS, &row[2])?))
+}
 
 impl Case<'_> {
     /// What is shown is what the model has: to everybody what is committed, to this connection also its own changes.
@@ -154,14 +168,11 @@ impl Case<'_> {
                 .watcher
                 .rows(&sql)
                 .into_iter()
-                .filter_map(|row| {
-                    let place = |list: &[&str], name: &str| list.iter().position(|known| *known == name);
-                    let room = rooms.iter().position(|room| *room == row[0])?;
-                    Some(Key(room, place(&USERS, &row[1])?, place(&CONNECTION_IDS, &row[2])?))
-                })
+                .filter_map(|row| key(rooms, &row))
                 .filter(|key| model.is_swept(key))
                 .collect();
-            stored.iter().eq(model.members.keys().filter(|key| model.is_swept(key)))
+            let all_are_left = stored.iter().eq(model.members.keys().filter(|key| model.is_swept(key)));
+            all_are_left && unwritten(&mut world.watcher, rooms).is_subset(&model.unsure)
         });
         if !swept {
             return Err(format!("the table has {stored:?}, not {:?}", model.members.keys()));
@@ -224,8 +235,12 @@ fn tells(logged: &[Vec<String>], events: &[Event], exact: bool) -> bool {
         event.kind == row[5]
             && (event.reasons.contains(&row[6].as_str()) || (event.reasons.is_empty() && row[6].is_empty()))
             && USERS[event.owner] == row[7]
-            && event.status.unwrap_or_default() == row[8]
-            && event.state == json(&row[9])
+            && (event.status.unwrap_or_default() == row[8] && event.state == json(&row[9])
+                || event.or.as_ref().is_some_and(|or| {
+                    row[6] == "disconnected"
+                        && or.status.unwrap_or_default() == row[8]
+                        && or.state == json(&row[9])
+                }))
             && event.metadata == json(&row[10])
     };
     // How many of the events the lines so far may have told of.

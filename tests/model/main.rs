@@ -17,6 +17,7 @@ mod follower;
 mod mallory;
 mod model;
 mod op;
+mod reverting;
 mod sql;
 mod values;
 mod verbs;

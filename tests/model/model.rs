@@ -1,6 +1,7 @@
 //! What must be: rooms, leases and open transactions in memory, as the documentation says they behave.
 
 use crate::op::{CONNECTION_IDS, CONNECTIONS, Name, SERVICE};
+use crate::reverting::Undo;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +33,7 @@ pub struct Row {
     pub seen: Seen,
     /// What was said of its leave.
     pub leaves: Option<Leaving>,
+    pub undo: Undo,
 }
 
 /// A member leaves when a time is over, unless it upserts before.
@@ -99,6 +101,8 @@ pub struct Event {
     pub status: Option<&'static str>,
     pub state: Value,
     pub metadata: Value,
+    /// Or so, where it ended in one of two ways.
+    pub or: Option<Row>,
 }
 
 impl Event {
@@ -111,6 +115,7 @@ impl Event {
             status,
             state: row.state.clone(),
             metadata: row.metadata.clone(),
+            or: None,
         }
     }
 
@@ -328,20 +333,29 @@ impl Model {
         let disconnected = row.session.is_some_and(|session| self.ended.contains(&session));
         // Whatever it touched it may have locked, if it was only to find it unchanged.
         let held = self.transactions.iter().flatten().any(|open| open.touched.contains(&key));
-        if !over && !disconnected {
+        if !over && !disconnected && !row.reverts_by(now) {
             return;
         }
         if held {
             self.unsure.insert(key);
             return;
         }
-        let (reason, last) = row.end();
+        if !over && !disconnected {
+            let row = row.at(now);
+            self.events.entry(key).or_default().push(Event::of("update", &row));
+            self.members.insert(key, row);
+            return;
+        }
+        // Whoever is over is told as of then, whoever is disconnected as of now.
+        let end = row.ends().map_or(now, |end| end.until.min(now));
+        let (reason, last) = row.at(if over { end } else { now }).end();
+        let or = over.then(|| row.at(now).end().1);
         let reasons: &[&str] = match (over, row.session.is_some()) {
             (true, true) => &[reason, "disconnected"],
             (true, false) => &[reason],
             _ => &["disconnected"],
         };
-        let event = Event::leave(&last, reasons);
+        let event = Event { or, ..Event::leave(&last, reasons) };
         self.events.entry(key).or_default().push(event);
         self.members.remove(&key);
         self.stale.insert(key);
@@ -359,7 +373,7 @@ impl Model {
             let runs_out = |open: &Transaction| {
                 let rows =
                     open.saved.iter().chain([&open.pending]).filter_map(|all| all.get(&key)?.row.as_ref());
-                rows.into_iter().any(|row| row.is_over(now))
+                rows.into_iter().any(|row| row.is_over(now) || row.reverts_by(now))
             };
             if self.transactions.iter().flatten().any(runs_out) {
                 self.unsure.insert(key);

@@ -28,6 +28,7 @@ pub struct Given {
     pub audience: Option<usize>,
     pub ttl: Option<usize>,
     pub session: Option<bool>,
+    pub revert_after: Option<usize>,
     /// Service roles only.
     pub owner: Option<usize>,
 }
@@ -149,9 +150,10 @@ fn given() -> impl Strategy<Value = Given> {
         sometimes(0..8usize),
         rarely(0..3usize),
         rarely(any::<bool>()),
+        rarely(0..2usize),
         rarely(0..USERS.len()),
     )
-        .prop_map(|(state, status, metadata, audience, ttl, session, owner)| Given {
+        .prop_map(|(state, status, metadata, audience, ttl, session, revert_after, owner)| Given {
             state,
             patch: None,
             status,
@@ -159,6 +161,7 @@ fn given() -> impl Strategy<Value = Given> {
             audience,
             ttl,
             session,
+            revert_after,
             owner,
         })
 }

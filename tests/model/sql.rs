@@ -16,13 +16,15 @@ pub fn statement(rooms: &[String; 2], user: usize, op: &Op) -> String {
         Op::Release => "release s".into(),
         Op::Upsert(name, given) => format!("select presence.{}", upsert(rooms, name, given)),
         Op::Update(name, given) => format!(
-            "select 1 from presence.update({}, patch => {}, status => {}, metadata => {}, audience => {}, ttl => {})",
+            "select 1 from presence.update({}, patch => {}, status => {}, metadata => {}, audience => {}, ttl => {},
+                revert_after => {})",
             key(rooms, name),
             json_text(given.patch.map(values::patch)),
             text(given.status.map(values::status)),
             json_text(given.metadata.map(values::metadata)),
             tokens(given.audience),
             minutes(given.ttl),
+            text(revert_after(given)),
         ),
         Op::Heartbeat(name) => format!("select presence.heartbeat({})", key(rooms, name)),
         Op::HeartbeatMany(names) => {
@@ -94,6 +96,10 @@ fn after(index: usize) -> String {
     format!("{} min", values::after(index))
 }
 
+fn revert_after(given: &Given) -> Option<String> {
+    given.revert_after.map(|after| format!("{} min", values::revert_after(after)))
+}
+
 fn key(rooms: &[String; 2], name: &Name) -> String {
     let member = text(name.member.map(|member| USERS[member]));
     format!(
@@ -104,7 +110,7 @@ fn key(rooms: &[String; 2], name: &Name) -> String {
 
 fn upsert(rooms: &[String; 2], name: &Name, given: &Given) -> String {
     format!(
-        "upsert({}, state => {}, status => {}, metadata => {}, ttl => {}, audience => {}, session => {}, user_id => {})",
+        "upsert({}, state => {}, status => {}, metadata => {}, ttl => {}, audience => {}, session => {}, user_id => {}, revert_after => {})",
         key(rooms, name),
         json_text(given.state.map(values::state)),
         text(given.status.map(values::status)),
@@ -113,6 +119,7 @@ fn upsert(rooms: &[String; 2], name: &Name, given: &Given) -> String {
         tokens(given.audience),
         text(given.session),
         text(given.owner.map(|owner| USERS[owner])),
+        text(revert_after(given)),
     )
 }
 
@@ -143,6 +150,7 @@ fn upsert_json(rooms: &[String; 2], name: &Name, given: &Given) -> Value {
         "audience": given.audience.map(values::audience),
         "session": given.session,
         "user_id": given.owner.map(|owner| USERS[owner]),
+        "revert_after": revert_after(given),
     })
 }
 
@@ -156,6 +164,7 @@ fn update_json(rooms: &[String; 2], name: &Name, given: &Given) -> Value {
         "metadata": given.metadata.map(values::metadata),
         "ttl": given.ttl.map(|ttl| format!("{} min", values::ttl(ttl))),
         "audience": given.audience.map(values::audience),
+        "revert_after": revert_after(given),
     })
 }
 

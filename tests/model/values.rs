@@ -29,6 +29,11 @@ pub fn after(index: usize) -> i64 {
     [0, 25, 55, 100][index]
 }
 
+/// Minutes: never when a lease ends or somebody leaves, nor when time has passed.
+pub fn revert_after(index: usize) -> i64 {
+    [30, 108][index]
+}
+
 pub fn audience(index: usize) -> &'static [&'static str] {
     const LISTS: [&[&str]; 8] = [
         &[],

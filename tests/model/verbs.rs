@@ -2,6 +2,7 @@
 
 use crate::model::{Answer, Event, Key, Leaving, Model, Row, Seen, all_connections};
 use crate::op::{CONNECTIONS, Given, Name, Removal, SERVICE};
+use crate::reverting::Undo;
 use crate::values;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -34,7 +35,7 @@ impl Model {
             return Err(NOT_ALLOWED);
         }
         let ttl_kept = if given.session == Some(true) { None } else { held.ttl };
-        let mut row = self.changed(at, &key, &held, given, ttl_kept);
+        let mut row = self.changed(at, &key, &held, given, ttl_kept, seen);
         row.leaves = None;
         let same_ttl = given.ttl.is_none() || row.ttl == held.ttl;
         let same_session = match given.session {
@@ -42,7 +43,8 @@ impl Model {
             Some(false) => held.session.is_none(),
             Some(true) => row.session == held.session && (given.ttl.is_some() || held.ttl.is_none()),
         };
-        if row.tells_the_same(&held) && same_ttl && same_session && held.leaves.is_none() {
+        let same_notes = held.leaves.is_none() && row.undo == held.undo;
+        if row.tells_the_same(&held) && same_ttl && same_session && same_notes {
             self.renew(at, key, seen);
         } else {
             self.write(at, key, &held, row, seen);
@@ -63,7 +65,15 @@ impl Model {
         }
     }
 
-    fn changed(&self, at: usize, key: &Key, held: &Row, given: &Given, ttl_kept: Option<i64>) -> Row {
+    fn changed(
+        &self,
+        at: usize,
+        key: &Key,
+        held: &Row,
+        given: &Given,
+        ttl_kept: Option<i64>,
+        seen: Seen,
+    ) -> Row {
         let mut row = held.clone();
         if let Some(state) = given.state {
             row.state = values::state(state);
@@ -91,6 +101,7 @@ impl Model {
         if row.ttl.is_none() && row.session.is_none() {
             row.ttl = Some(60);
         }
+        row.note(held, given, seen.until);
         row
     }
 
@@ -106,8 +117,9 @@ impl Model {
             stay: self.fresh(),
             seen,
             leaves: None,
+            undo: Undo::new(),
         };
-        let row = self.changed(at, &key, &nobody, given, None);
+        let row = self.changed(at, &key, &nobody, given, None, seen);
         let pending = self.touch(at, key);
         pending.row = Some(row);
         (pending.entered, pending.written, pending.told) = (true, true, false);
@@ -116,7 +128,8 @@ impl Model {
     }
 
     fn write(&mut self, at: usize, key: Key, held: &Row, mut row: Row, seen: Seen) {
-        let quiet = row.ttl != held.ttl || row.session != held.session || row.leaves != held.leaves;
+        let same_notes = row.leaves == held.leaves && row.undo == held.undo;
+        let quiet = row.ttl != held.ttl || row.session != held.session || !same_notes;
         let told = !row.tells_the_same(held);
         row.renew(seen);
         let pending = self.touch(at, key);
@@ -150,7 +163,7 @@ impl Model {
             return Ok(false);
         };
         let given = Given { session: None, owner: None, ..*given };
-        let row = self.changed(at, &key, &held, &given, held.ttl);
+        let row = self.changed(at, &key, &held, &given, held.ttl, seen);
         self.write(at, key, &held, row, seen);
         Ok(true)
     }
@@ -306,7 +319,8 @@ impl Model {
                 Some(row) if row.owner != who && who != SERVICE => Err(NOT_ALLOWED),
                 Some(_) => Err("23505"),
                 None => {
-                    let given = Given { session: None, owner: None, patch: None, ..*given };
+                    let given =
+                        Given { session: None, owner: None, patch: None, revert_after: None, ..*given };
                     model.enter(at, key, &given, seen)
                 }
             }
@@ -332,7 +346,7 @@ impl Model {
         let body = |model: &mut Model| {
             for key in &keys {
                 let Some(held) = model.row(at, key).cloned() else { continue };
-                let row = model.changed(at, key, &held, &given, held.ttl);
+                let row = model.changed(at, key, &held, &given, held.ttl, seen);
                 model.write(at, *key, &held, row, seen);
             }
             Ok(keys.len())

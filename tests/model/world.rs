@@ -1,6 +1,7 @@
 //! The server and its clients: each step is taken on a real connection and by the model, and what they say compared.
 
-use crate::common::{Cluster, Session, until};
+use crate::check::unwritten;
+use crate::common::{Cluster, Session, attempt, until};
 use crate::follower::Follower;
 use crate::mallory::{self, Mallory};
 use crate::model::{Answer, Key, Model, Row, Seen, all_connections};
@@ -188,6 +189,10 @@ impl Case<'_> {
             Op::Pass => {
                 cluster.clock().pass(Duration::from_secs(40 * 60));
                 model.pass(cluster.clock().wall());
+                // So that what comes next is a change of its own.
+                if !attempt(|| unwritten(watcher, rooms).is_subset(&model.unsure)) {
+                    return Err("what has reverted is not written".into());
+                }
             }
             Op::Sweep { rollback } => {
                 let end = if *rollback { "rollback" } else { "commit" };
