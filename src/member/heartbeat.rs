@@ -40,14 +40,16 @@ impl<'a> Heartbeats<'a> {
         match transaction::pending(&key) {
             Pending::Gone => return Ok(false),
             Pending::Present { owner } if self.owner.is_some_and(|own| own != owner) => return Ok(false),
-            Pending::Present { .. }
-                if liveness::pending(&key).is_some_and(|own| !alive(own.deadline, now)) =>
-            {
-                return Ok(false);
-            }
             Pending::Present { .. } => {
+                let own = liveness::pending(&key);
+                if own.is_some_and(|own| !alive(own.deadline, now)) {
+                    return Ok(false);
+                }
                 transaction::renew_pending(&key, now, true);
-                leases().heartbeat(&key, self.owner, now);
+                // The slot may be of a stay that this transaction has ended: that one was not asked about.
+                if let Some(own) = own {
+                    leases().renew_stay(&key, &own.stay(), now);
+                }
                 return Ok(true);
             }
             Pending::Untouched => {}

@@ -16,6 +16,7 @@ fn who_leaves_is_gone_at_that_moment_worker_or_not() {
     let (mut alice, mut bob, mut service) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
     bob.run("select presence.upsert('lobby', ttl => '1 h')");
     alice.run("select presence.upsert('lobby', '{\"n\": 1}', ttl => '1 h')");
+    service.flush();
     service.run("select presence.listen()");
     service.hear();
     let frozen = cluster.freeze_worker();
