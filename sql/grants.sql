@@ -84,7 +84,25 @@ $$;
 comment on function presence.revoke_access(regrole) is
     'Take back what presence.grant_access gave. Returns whether there was any of it.';
 
-revoke all on function presence.grant_access(regrole, boolean), presence.revoke_access(regrole), _presence._granted(regrole)
+-- The rest of what sql/kept.sql has.
+create function _presence.grant_access(role regrole, write boolean default true) returns void
+    language sql set search_path = pg_catalog, pg_temp
+begin atomic
+    select presence.grant_access(grant_access.role, grant_access.write);
+end;
+create function _presence.revoke_access(role regrole) returns void
+    language sql set search_path = pg_catalog, pg_temp
+begin atomic
+    select presence.revoke_access(revoke_access.role);
+end;
+comment on function _presence.grant_access(regrole, boolean) is
+    'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
+comment on function _presence.revoke_access(regrole) is
+    'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
+
+revoke all on function
+    presence.grant_access(regrole, boolean), presence.revoke_access(regrole), _presence._granted(regrole),
+    _presence.grant_access(regrole, boolean), _presence.revoke_access(regrole)
     from public;
 
 select _presence._announce();

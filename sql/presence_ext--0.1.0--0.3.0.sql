@@ -238,6 +238,20 @@ alter function presence.grant_access(regrole, boolean) set schema _presence;
 alter function presence.revoke_access(regrole) set schema _presence;
 alter function presence.rotate_channels(text) set schema _presence;
 alter function presence.unlisten(text) set schema _presence;
+comment on function _presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text) is
+    'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
+comment on function _presence.update(text, jsonb, text, text, text, jsonb, text[]) is
+    'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
+comment on function _presence.delete(text, text, text, jsonb, text) is
+    'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
+comment on function _presence.act_as(text, text[]) is
+    'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
+comment on function _presence.forget(text) is
+    'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
+comment on function _presence.rotate_channels(text) is
+    'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
+comment on function _presence.unlisten(text) is
+    'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
 
 -- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
 -- somebody has added to it.
@@ -417,6 +431,11 @@ create or replace function _presence.revoke_access(role regrole) returns void
 begin atomic
     select presence.revoke_access(revoke_access.role);
 end;
+
+comment on function _presence.grant_access(regrole, boolean) is
+    'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
+comment on function _presence.revoke_access(regrole) is
+    'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
 
 create function presence.act_as(user_id text, teams text[] default null) returns boolean
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_act_as';

@@ -41,6 +41,7 @@ extension_sql_file!("../sql/history.sql", name = "history", requires = ["listeni
 extension_sql_file!("../sql/sink.sql", name = "sink", requires = ["history"]);
 extension_sql_file!("../sql/operating.sql", name = "operating", requires = ["sink"]);
 extension_sql_file!("../sql/columns.sql", name = "columns", requires = ["operating"]);
+extension_sql_file!("../sql/kept.sql", name = "kept", requires = ["columns"]);
 extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
 
 /// Called when a process loads the library: the postmaster, if it is preloaded, and then nobody again.

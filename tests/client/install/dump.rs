@@ -145,6 +145,48 @@ fn a_copy_has_its_own_secret_and_the_limits_of_its_rooms() {
     cluster.assert_sound();
 }
 
+/// A database that was upgraded, with calls that are stored and grants that were given before.
+#[test]
+fn a_dump_of_an_upgraded_database_is_restored_whole() {
+    let cluster = Cluster::bare(&[]);
+    cluster.sql("postgres", "create database app");
+    cluster.sql("postgres", "create database copy");
+    cluster.sql(
+        "app",
+        "create extension presence_ext version '0.2.0';
+         select presence.grant_access('alice'), presence.grant_access('bob', write => false);
+         grant execute on function presence.update to carol with grant option;
+         create function public.entered() returns jsonb
+             begin atomic; select (presence.upsert('lobby', '1')).state; end;
+         create function public.renewed() returns jsonb
+             begin atomic; select u.state from presence.update('lobby') u; end;
+         create function public.gone() returns integer
+             begin atomic; select presence.delete('nowhere', state => '1'); end;
+         create function public.speak() returns text begin atomic;
+             select presence.act_as('zoe'); select presence.user_id(); end;
+         create function public.silence() returns void begin atomic;
+             select presence.forget('nobody'); select presence.unlisten(); select presence.rotate_channels(); end;
+         create function public.let_in(who regrole) returns void begin atomic; select presence.grant_access(who); end;
+         create function public.let_out(who regrole) returns void begin atomic; select presence.revoke_access(who); end;
+         create view public.here as select * from presence.online;
+         alter extension presence_ext update",
+    );
+    shell(
+        "\"$bin/pg_dump\" -h \"$1\" -U postgres app |
+         \"$bin/psql\" -X -q -v ON_ERROR_STOP=1 -h \"$1\" -U postgres -d copy",
+        &[&cluster],
+    );
+    cluster.until_worker("copy");
+    let [mut app, mut copy] = ["app", "copy"].map(|database| cluster.session("postgres", database));
+    assert_eq!(copy.rows(GRANTS), app.rows(GRANTS));
+    assert_eq!(copy.value("select public.speak()"), "zoe");
+    copy.run("select public.silence(); select public.let_out('bob'); select public.let_in('bob')");
+    let mut alice = cluster.session("alice", "copy");
+    assert_eq!(alice.value("select public.entered()"), "1");
+    assert!(alice.is("select public.renewed() = '1' and public.gone() = 0"), "by what they were made with");
+    cluster.assert_sound();
+}
+
 /// The library may be missing from shared_preload_libraries: presence is not restored then, all else is. With the
 /// library, what was missing can be restored later.
 #[test]

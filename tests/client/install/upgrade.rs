@@ -59,10 +59,7 @@ fn differences(fresh: &Catalog, upgraded: &Catalog) -> Vec<String> {
             Some(_) => {}
         }
     }
-    // What has other arguments now stays, for who has stored a call of it.
-    let is_kept =
-        |object: &str| object.strip_prefix("function _presence.").is_some_and(|name| !name.starts_with('_'));
-    for (object, property) in upgraded.keys().filter(|key| !fresh.contains_key(*key) && !is_kept(&key.0)) {
+    for (object, property) in upgraded.keys().filter(|key| !fresh.contains_key(*key)) {
         found.push(format!("{object}: {property}: only after the upgrade"));
     }
     found

@@ -11,8 +11,8 @@ where c.relnamespace = 'presence'::regnamespace and c.relkind in ('r', 'v') and 
 select a.attrelid::regclass as into_table, a.attname as must_be_given from pg_attribute a
 where a.attrelid in ('presence.member'::regclass, 'presence.room'::regclass) and a.attnum > 0 and not a.attisdropped and a.attnotnull and not a.atthasdef;
 
--- Each function is there once: no overloads; no argument name is a reserved word.
-select proname from pg_proc where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) group by 1 having count(*) > 1;
+-- Each function is there once in its schema: no overloads; no argument name is a reserved word.
+select proname from pg_proc where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) group by pronamespace, 1 having count(*) > 1;
 select p.oid::regprocedure, a from pg_proc p, unnest(p.proargnames) a join pg_get_keywords() k on k.word = a
 where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and k.catcode = 'R';
 select p.oid::regprocedure as security_definer from pg_proc p where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and prosecdef;
