@@ -320,8 +320,11 @@ fn commit() {
                 Applied::Done
             }
         };
-        if applied == Applied::Full && matches!(change, LeaseChange::Present(_)) {
-            prepared.database.slotless.fetch_add(1, AcqRel);
+        if applied == Applied::Full {
+            prepared.database.note_unslotted(now);
+            if matches!(change, LeaseChange::Present(_)) {
+                prepared.database.slotless.fetch_add(1, AcqRel);
+            }
         }
     }
     BUFFER.with_borrow(|buffer| {

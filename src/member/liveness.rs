@@ -1,14 +1,16 @@
 //! Whether a member is here: its row, its slot, and what this transaction has made of them.
 
-use super::{grace, session};
-use crate::event::transaction;
+use super::{grace, scan, session};
+use crate::error::Error;
+use crate::event::transaction::{self, Pending};
 use crate::lease::rule::{self, RowLease, Start};
 use crate::lease::slot::{Key, Lease, NEVER, alive};
 use crate::pg::rows::Rows;
+use crate::pg::snapshot::with_catalog_snapshot;
 use crate::shared::control;
 use crate::shared::leases::leases;
-use crate::{clock, settings};
-use pgrx::pg_sys::Datum;
+use crate::{clock, extension, settings};
+use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 
 pub fn start() -> Start {
@@ -37,7 +39,30 @@ pub fn effective_deadline(key: &Key, slot: Option<&Lease>, row: &RowLease, now: 
     if slot.is_none() && row.session != 0 && !session::is_live(key.database, row.session) {
         return None;
     }
-    rule::deadline(slot, row, &start(), now)
+    match slot {
+        None if row.version >= start().version => {
+            now_of(key, row).and_then(|row| rule::deadline(None, &row, &start(), now))
+        }
+        _ => rule::deadline(slot, row, &start(), now),
+    }
+}
+
+/// The lease of a row without a slot, as it is now. An old snapshot has the row of one whose lease was shortened since, or who
+/// has left, and there may be no slot left that says so. None: this stay is over.
+fn now_of(key: &Key, row: &RowLease) -> Option<RowLease> {
+    let look = || {
+        let extension = extension::current()?;
+        let is_own = || !matches!(transaction::pending(key), Pending::Untouched);
+        if !extension.database.may_be_past(row.read_since) || is_own() {
+            return Ok(Some(*row));
+        }
+        // SAFETY: a snapshot is active: the one that was pushed.
+        let newest = || scan::by_key(&extension, key, unsafe { pg_sys::GetActiveSnapshot() });
+        Ok(with_catalog_snapshot(newest)?
+            .map(|row| row.lease())
+            .filter(|lease| lease.generation == row.generation))
+    };
+    look().unwrap_or_else(|error: Error| error.raise())
 }
 
 /// The slot; for a row of our own making what it will be.

@@ -9,10 +9,12 @@ use super::retired::Retired;
 use super::rights::Rights;
 use super::subscriber_counts::Held;
 use super::{control, databases, wake};
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::record::make_all_lean;
 use crate::event::ring::Ring;
 use crate::event::share::{Demand, LEAN, SHARES, UNBOUNDED, WHOLE};
+use crate::lease::slot::Key;
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 
@@ -34,6 +36,8 @@ pub struct Database {
     pub log_floor: AtomicU64,
     /// Members whose lease lives in the row, at least since the sweeper last looked: never too few.
     pub slotless: AtomicU64,
+    /// When a change was made last, or a leave, of which no slot tells any more.
+    unslotted_at: AtomicU64,
     /// Sessions that ended and whose members the sweeper has not looked for yet.
     pub ended_sessions: AtomicU64,
     /// How often events were lost, and how often before the last `resync` that told of it.
@@ -307,6 +311,22 @@ impl Database {
         // SAFETY: plain reads of this process's state.
         let (pid, is_postmaster) = unsafe { (pg_sys::MyProcPid, !pg_sys::IsUnderPostmaster) };
         is_postmaster || self.worker.pid.load(Acquire) == pid
+    }
+
+    /// Free the slot of a member that is gone.
+    pub fn free_lease(&self, key: &Key, version: u64) {
+        self.note_unslotted(clock::boot());
+        leases().free(key, version);
+    }
+
+    /// What was committed until now may have no slot that tells of it.
+    pub fn note_unslotted(&self, now: u64) {
+        self.unslotted_at.fetch_max(now, AcqRel);
+    }
+
+    /// Whether a row without a slot, read by a snapshot that is no older than that, may be another by now.
+    pub fn may_be_past(&self, read_since: u64) -> bool {
+        read_since <= self.unslotted_at.load(Acquire)
     }
 
     /// Events are lost.

@@ -157,7 +157,7 @@ impl Tombstones {
         let is_published = extension.database.ring().tail.load(Acquire) >= self.head;
         if is_published && processes().iter().all(|process| process.committing.load(SeqCst) == 0) {
             for (key, version) in std::mem::take(&mut self.found) {
-                leases().free(&key, version);
+                extension.database.free_lease(&key, version);
             }
         }
     }

@@ -31,7 +31,6 @@ use crate::pg::spi::Connection;
 use crate::pg::subtransaction::{Failure, attempt};
 use crate::shared::Database;
 use crate::shared::error_status::Part;
-use crate::shared::leases::leases;
 use crate::{clock, settings};
 use std::sync::atomic::Ordering::*;
 
@@ -211,7 +210,7 @@ impl Publisher {
         }
         self.rooms.apply(done.changes, clock::boot());
         for (hash, version) in done.gone {
-            leases().free(&extension.key_of(hash), version);
+            extension.database.free_lease(&extension.key_of(hash), version);
         }
         done.written.into_iter().for_each(|hash| self.waiting.is_over(hash));
         let now = clock::boot();

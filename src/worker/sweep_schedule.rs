@@ -177,7 +177,7 @@ impl Sweeping {
         })?;
         if due.has_slots() {
             self.freeing.attempt(extension.database, || {
-                guarded(extension, c"freeing leases", || sweeper::free_rowless(&due))
+                guarded(extension, c"freeing leases", || sweeper::free_rowless(extension, &due))
             });
         }
         self.walk = Some(walk);

@@ -206,7 +206,7 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
 
 /// Free the slots whose rows are gone. A slot without a row is left over from a change that lost a race, or its
 /// DELETE was ours and has made it a tombstone, which goes once nothing older can commit.
-pub fn free_rowless(due: &Due) -> Result<()> {
+pub fn free_rowless(extension: &Extension, due: &Due) -> Result<()> {
     for batch in due.slots.chunks(BATCH) {
         let keys: Vec<u128> = batch.iter().map(|(key, _)| key.hash).collect();
         let connection = Connection::open()?;
@@ -214,7 +214,7 @@ pub fn free_rowless(due: &Due) -> Result<()> {
         let present: HashSet<u128> = rows.uuids(0).into_iter().collect();
         for (key, lease) in batch.iter().filter(|(key, _)| !present.contains(&key.hash)) {
             if leases().claim(key, lease.generation, clock::boot(), false) {
-                leases().free(key, lease.version);
+                extension.database.free_lease(key, lease.version);
             }
         }
     }

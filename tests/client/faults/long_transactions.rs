@@ -105,3 +105,50 @@ fn seq(service: &mut Session) -> i64 {
 fn allocated(session: &mut Session) -> i64 {
     session.number("select sum(total_bytes)::bigint from pg_backend_memory_contexts")
 }
+
+/// An old snapshot has the rows of those who were there, and of them only who still is. Long after nothing in memory says how a
+/// stay ended; where all slots are taken, nothing ever did.
+#[test]
+fn an_old_snapshot_shows_nobody_who_is_gone_since() {
+    for slots in ["100", "10"] {
+        let cluster = Cluster::with(&[&format!("presence.max_members={slots}")]);
+        let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+        service.run("select presence.upsert('hall', member_id => 'm' || n, user_id => 'u') from generate_series(1, 10) n");
+        for connection in ["stays", "left", "leaves", "shortened", "back"] {
+            alice.run(&format!(
+                "select presence.upsert('lobby', connection_id => '{connection}', audience => '{{any}}', ttl => '1 h')"
+            ));
+        }
+        let mut readers = ["repeatable read", "serializable"].map(|level| {
+            let mut reader = cluster.user("bob");
+            reader.run(&format!("begin isolation level {level}; select presence.list('lobby')"));
+            reader
+        });
+        alice.run(
+            "select presence.delete('lobby', connection_id => 'left');
+             select presence.delete('lobby', connection_id => 'leaves', after => '200 ms');
+             select presence.upsert('lobby', connection_id => 'shortened', ttl => '1 s');
+             select presence.delete('lobby', connection_id => 'back');
+             select presence.upsert('lobby', connection_id => 'back', audience => '{any}')",
+        );
+        until("nothing is left of them", || {
+            service.is("select count(*) = 2 from presence.member where room = 'lobby'")
+                && service.is("select slots_used <= 12 from presence.health")
+        });
+        service.flush();
+        for reader in &mut readers {
+            assert!(
+                reader.is("select count(*) = 5 from presence.member where room = 'lobby'"),
+                "an old snapshot"
+            );
+            let rows = reader.rows("select connection_id from presence.list('lobby')");
+            assert_eq!(rows, [["stays"]], "{slots} slots");
+            assert_eq!(
+                reader.rows("select * from presence.occupancy('lobby')"),
+                [["1", "1"]],
+                "{slots} slots"
+            );
+        }
+        cluster.assert_sound();
+    }
+}
