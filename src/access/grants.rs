@@ -33,6 +33,13 @@ fn on_table(relation: Oid, right: u32) -> bool {
     }
 }
 
+/// Whether the current role is one for whom the policies of the table hold.
+pub fn is_under_policies(relation: Oid) -> bool {
+    // SAFETY: a look-up in the catalog, which raises nothing.
+    let state = unsafe { pg_sys::check_enable_rls(relation, pg_sys::InvalidOid, true) };
+    state == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
+}
+
 /// Whether the function of this name in the schema `presence`, of which there is one, may be called.
 pub fn may_call(name: &CStr) -> bool {
     let schema = c"presence";
@@ -45,8 +52,11 @@ pub fn may_call(name: &CStr) -> bool {
         let names = pg_sys::lappend(std::ptr::null_mut(), part(schema).cast());
         let names = pg_sys::lappend(names, part(name).cast());
         let found = pg_sys::FuncnameGetCandidates(names, -1, std::ptr::null_mut(), false, false, false, true);
-        found
-            .as_ref()
-            .is_some_and(|found| is_granted(pg_sys::ProcedureRelationId, found.oid, pg_sys::ACL_EXECUTE))
+        found.as_ref().is_some_and(|found| is_executable(found.oid))
     }
+}
+
+/// Whether the current role may do what calls this function, by whatever name.
+pub fn is_executable(function: Oid) -> bool {
+    is_granted(pg_sys::ProcedureRelationId, function, pg_sys::ACL_EXECUTE)
 }

@@ -10,7 +10,7 @@ mod made;
 
 use crate::member::column::Column;
 use crate::pg::datum::attribute;
-pub use functions::Asked;
+pub use functions::{Asked, by_name};
 use pgrx::pg_sys::{self, Oid};
 use std::ffi::{CStr, c_char};
 

@@ -1,17 +1,49 @@
 //! `presence.may`: what a verb would answer the caller, without doing anything.
 
 use crate::access::authorizer::{self, Action};
-use crate::access::grants::{may_call, on_all_columns, on_columns};
+use crate::access::grants::{is_executable, is_under_policies, may_call, on_all_columns, on_columns};
 use crate::access::identity::{self, Identity};
+use crate::access::twin::{self, Asked};
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::member::{column, store};
 use crate::pg::function::Call;
 use crate::validate;
-use pgrx::pg_sys::{self, Datum};
+use pgrx::pg_sys::{
+    self, Datum, INT4OID, INT8OID, INTERVALOID, JSONBOID, Oid, TEXTARRAYOID, TEXTOID, TIMESTAMPTZOID, UUIDOID,
+};
+use std::ffi::CStr;
 
 /// What `presence.set_room` changes of a room that is there, in the order of sql/rooms.sql.
 const SET_IN_ROOM: std::ops::RangeInclusive<i16> = 2..=7;
+
+/// Functions by name and arguments.
+type Functions = &'static [(&'static CStr, &'static [Oid])];
+
+/// What `presence.list` calls, also by way of the view.
+const OF_LIST: Functions = &[
+    (c"_room", &[TEXTOID]),
+    (c"_page", &[INT4OID]),
+    (c"_start", &[TEXTARRAYOID, INT4OID]),
+    (c"_is_alive", &[UUIDOID, INT8OID, INT8OID, INT8OID, INT8OID]),
+    (c"_last_seen_at", &[UUIDOID, INT8OID, INT8OID, INT8OID, INT8OID, INTERVALOID, TIMESTAMPTZOID]),
+    (c"_expires_at", &[UUIDOID, INT8OID, INT8OID, INT8OID, INT8OID]),
+    (c"user_id", &[]),
+    (c"is_service", &[]),
+];
+const OF_SET_ROOM: Functions =
+    &[(c"_room", &[TEXTOID]), (c"_require_manage", &[TEXTOID]), (c"_merge_patch", &[JSONBOID, JSONBOID])];
+/// What the policies of `presence.room` call besides those of `presence.member`.
+const OF_ROOM: Functions = &[(c"_default_audience", &[TEXTOID])];
+
+fn may_call_all(functions: Functions) -> bool {
+    functions.iter().all(|(name, arguments)| twin::by_name(name, arguments).is_some_and(is_executable))
+}
+
+/// Whether the caller may call what the policies of a table call, where they hold.
+fn passes_policies(table: Oid) -> bool {
+    !is_under_policies(table) || Asked::find().is_none_or(|asked| asked.may_be_called())
+}
 
 /// SQL `presence.may(room, action)`.
 fn may(call: &Call) -> Result<Option<Datum>> {
@@ -48,7 +80,7 @@ fn has_name(identity: &Identity) -> bool {
 fn may_list(extension: &Extension) -> bool {
     let reads_view =
         || extension::relation(c"online").is_some_and(|online| on_all_columns(online, pg_sys::ACL_SELECT));
-    may_call(c"list") && reads_view() && reads_members(extension)
+    may_call(c"list") && may_call_all(OF_LIST) && reads_view() && reads_members(extension)
 }
 
 /// `presence.upsert` enters, or changes what is there.
@@ -61,14 +93,18 @@ fn may_upsert(extension: &Extension) -> bool {
 
 fn reads_members(extension: &Extension) -> bool {
     on_columns(extension.member, pg_sys::ACL_SELECT, column::numbers(extension.member))
+        && passes_policies(extension.member)
 }
 
 fn may_set_room() -> bool {
     may_call(c"set_room")
+        && may_call_all(OF_SET_ROOM)
         && extension::relation(c"room").is_some_and(|room| {
             on_all_columns(room, pg_sys::ACL_SELECT)
                 && on_all_columns(room, pg_sys::ACL_INSERT)
                 && on_columns(room, pg_sys::ACL_UPDATE, SET_IN_ROOM)
+                && passes_policies(room)
+                && (!is_under_policies(room) || may_call_all(OF_ROOM))
         })
 }
 

@@ -1,7 +1,8 @@
 //! The functions of ours that policies and triggers of `member` call: whether they are still this library's, for their
 //! owner may replace them, and whether the current role may call what policies call.
 
-use crate::extension::{self, is_granted};
+use crate::access::grants::is_executable;
+use crate::extension;
 use crate::pg::datum::bytes_of;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::CStr;
@@ -35,7 +36,7 @@ impl Asked {
 
     /// Whether the current role may.
     pub fn may_be_called(&self) -> bool {
-        self.0.iter().all(|function| is_granted(pg_sys::ProcedureRelationId, *function, pg_sys::ACL_EXECUTE))
+        self.0.iter().all(|function| is_executable(*function))
     }
 }
 
@@ -68,8 +69,8 @@ fn is(function: Oid, symbols: &[&str]) -> bool {
     }
 }
 
-/// Whoever asks: this is no question of rights.
-fn by_name(name: &CStr, arguments: &[Oid]) -> Option<Oid> {
+/// A function of ours. Whoever asks: this is no question of rights.
+pub fn by_name(name: &CStr, arguments: &[Oid]) -> Option<Oid> {
     let is_internal = name.to_bytes().starts_with(b"_");
     let schema = if is_internal { extension::internals() } else { extension::schema(c"presence") };
     // SAFETY: a look-up in the catalog, by a C string and a vector of as many types as we say.
