@@ -28,6 +28,8 @@ const OF_LIST: Functions = &[
     (c"_is_alive", &[UUIDOID, INT8OID, INT8OID, INT8OID, INT8OID]),
     (c"_last_seen_at", &[UUIDOID, INT8OID, INT8OID, INT8OID, INT8OID, INTERVALOID, TIMESTAMPTZOID]),
     (c"_expires_at", &[UUIDOID, INT8OID, INT8OID, INT8OID, INT8OID]),
+    (c"_current_status", &[TEXTOID, JSONBOID, UUIDOID, INT8OID]),
+    (c"_current_state", &[JSONBOID, JSONBOID, UUIDOID, INT8OID]),
     (c"user_id", &[]),
     (c"is_service", &[]),
 ];
