@@ -73,9 +73,12 @@ fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
     validate::name("room", room)?;
     require_manage(room)?;
-    let audience = call.texts(2).map_err(|why| Error::InvalidAudience { why: why.into() })?;
-    let audience = audience.ok_or(Error::MissingArgument { argument: "audience" })?;
-    validate::audience(audience.iter(), room)?;
+    let tokens = |place| call.texts(place).map_err(|why| Error::InvalidAudience { why: why.into() });
+    let audience = tokens(2)?.ok_or(Error::MissingArgument { argument: "audience" })?;
+    // Both: the worker could not publish an event with anything else.
+    for audience in [Some(audience), tokens(3)?].iter().flatten() {
+        validate::audience(audience.iter(), room)?;
+    }
     checks::state_size(call.varlena(1).as_slice())?;
     let image =
         |metadata, audience| Image::new([Some(room), None, None, None, None, None, metadata, audience]);
