@@ -1,7 +1,8 @@
 //! BEFORE a row is written: its names, owner, key, version and lease are made right.
 
 use super::checks::{
-    check_join, check_names, is_session_bound, keep_lease, normalize, renew, set_room_defaults, set_session,
+    audience_of, check_join, check_names, is_session_bound, keep_lease, normalize, renew, set_room_defaults,
+    set_session,
 };
 use super::column::Column;
 use super::holder::evict_expired_holder;
@@ -137,9 +138,13 @@ pub fn delete(firing: &TriggerCall) -> Result<Option<Datum>> {
     firing.proceed_unchanged()
 }
 
-/// A row that another server has made: its values stay; only what belongs to this server is made here.
+/// A row that another server has made: its values stay, if the worker can do with them; only what belongs to this server is
+/// made here.
 pub fn replicated(firing: &TriggerCall) -> Result<Option<Datum>> {
     let mut row = firing.newest()?;
+    check_names(&row)?;
+    audience_of(&row)?;
+    grace::check_moment(&row)?;
     let key = row.make_key(&firing.extension);
     transaction::pin(&key);
     row.set(Column::KeyHash, Some(uuid(key.hash)));

@@ -82,19 +82,21 @@ pub fn normalize(row: &mut Row, old: Option<&Row>) -> Result<()> {
     }
     check_size(row, old)?;
 
-    let room = row.text(Column::Room).unwrap_or_default();
-    let default = settings::default_audience();
-    let audience = match row.get(Column::Audience) {
-        Some(given) => {
-            // SAFETY: the column is text[].
-            let tokens = unsafe { texts_of(given) };
-            let tokens = tokens.map_err(|why| Error::InvalidAudience { why: why.into() })?;
-            validate::audience(tokens.iter(), room)?
-        }
-        None => validate::audience(&default, room)?,
+    let audience = match audience_of(row)? {
+        Some(given) => given,
+        None => validate::audience(settings::default_audience(), row.text(Column::Room).unwrap_or_default())?,
     };
     row.set(Column::Audience, Some(datum::text_array(&audience)));
     Ok(())
+}
+
+/// The tokens that the row names, as they are to be stored.
+pub fn audience_of(row: &Row) -> Result<Option<Vec<Vec<u8>>>> {
+    let Some(given) = row.get(Column::Audience) else { return Ok(None) };
+    // SAFETY: the column is text[].
+    let tokens = unsafe { texts_of(given) };
+    let tokens = tokens.map_err(|why| Error::InvalidAudience { why: why.into() })?;
+    validate::audience(tokens.iter(), row.text(Column::Room).unwrap_or_default()).map(Some)
 }
 
 /// Neither too large, as it is and as it will be, unless the row was as large before: the limit was lowered, or what is

@@ -54,9 +54,7 @@ pub fn check(identity: &Identity, old: Option<&Row>, row: &mut Row, intent: &Int
         COLUMNS.into_iter().for_each(|column| row.set(column, None));
         return Ok(());
     }
-    if matches!(row.time(Column::LeavesAt), i64::MIN | i64::MAX) {
-        return Err(Error::InvalidArgument { argument: "leaves_at", why: "It is infinite.".into() });
-    }
+    check_moment(row)?;
     let is_new = |column| old.is_none_or(|old| !row.same(old, &[column]));
     if is_new(Column::LastWord) {
         checks::state_size(row.varlena(Column::LastWord).as_slice())?;
@@ -65,6 +63,13 @@ pub fn check(identity: &Identity, old: Option<&Row>, row: &mut Row, intent: &Int
         && delete::reason(identity, row.text(Column::LeaveReason))? == Some(Reason::Left)
     {
         row.set(Column::LeaveReason, None);
+    }
+    Ok(())
+}
+
+pub fn check_moment(row: &Row) -> Result<()> {
+    if is_leaving(row) && matches!(row.time(Column::LeavesAt), i64::MIN | i64::MAX) {
+        return Err(Error::InvalidArgument { argument: "leaves_at", why: "It is infinite.".into() });
     }
     Ok(())
 }

@@ -120,5 +120,7 @@ select 'replica', 'dora', 'dora', '{any}', m.version, m.generation, '2020-01-01'
        '90 s', m.deadline, gen_random_uuid()
 from (select 4000000000000000 as version, 4000000000000000 as generation, 1 as deadline) m
 returning version = 4000000000000000 as version, joined_at = '2020-01-01' as joined_at, updated_at = '2020-01-02' as updated_at;
+-- They are looked at all the same: nothing else could be published.
+insert into presence.member (room, member_id, user_id, audience) values ('replica', 'dora', 'dora', '{{any},{users}}');
 rollback;
 select count(*) from presence.member;
