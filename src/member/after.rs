@@ -78,7 +78,7 @@ pub fn changed(extension: &Extension, old: &Row, row: &Row) {
         What::Quiet { lease }
     } else {
         let hidden = !row.same(old, &VISIBILITY_COLUMNS);
-        What::Update { lease, old: hidden.then(|| old.image(None)) }
+        What::Update { lease, old: hidden.then(|| image_at(old, row.time(Column::UpdatedAt), None)) }
     };
     note(extension, &key, what, version, row.time(Column::UpdatedAt), row, row.image(None));
 }
@@ -99,10 +99,15 @@ pub fn delete(firing: &TriggerCall) -> Result<()> {
         (firing.intent.reason.map_or_else(|| default_reason(firing, old), Ok)?, clock::wall())
     };
     let last_word = if leaving { old.varlena(Column::LastWord) } else { firing.intent.last_word.as_deref() };
-    let undone = revert::undone(old, clock::boot_of(at));
-    let image = undone.as_ref().unwrap_or(old).image(last_word);
+    let image = image_at(old, at, last_word);
     note(&firing.extension, &key, What::Leave { reason }, version, at, old, image);
     Ok(())
+}
+
+/// What leaves, or is lost sight of, as it was seen at that moment.
+fn image_at(old: &Row, at: i64, last_word: Option<&[u8]>) -> Image {
+    let undone = revert::undone(old, clock::boot_of(at));
+    undone.as_ref().unwrap_or(old).image(last_word)
 }
 
 /// Removed by another, or left by oneself.

@@ -428,6 +428,15 @@ fn only_who_sees_the_member_hears_it_and_ends_as_who_lists() {
     let heard = carol.hear_until("the revert", |event| event["status"] == "online");
     assert_eq!(lines(&heard), ["enter alice", "update alice"]);
     assert_eq!(heard[0]["status"], "typing");
+    // Who loses sight of it after the moment is told what was there then, not what the row still says.
+    let frozen = cluster.freeze_worker();
+    typing(&mut alice, "0.2 s");
+    until("it has reverted", || !is_typing(&mut carol));
+    alice.run("select presence.update('lobby', audience => '{user:bob}')");
+    drop(frozen);
+    let heard = carol.hear_until("the leave", |event| event.kind() == "leave");
+    let last = heard.last().expect("it");
+    assert_eq!((&last["status"], &last["state"]), (&json!("online"), &json!({"x": 1})));
     cluster.assert_sound();
 }
 
