@@ -20,6 +20,7 @@ use crate::shared::leases::leases;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
+use std::sync::atomic::Ordering::Acquire;
 
 /// Rows in key order, those that somebody has locked left for the next time; with what their leave will show as state.
 macro_rules! lock {
@@ -243,12 +244,20 @@ fn constraints() -> Result<CString> {
 /// done, is left to the worker. Returns how many members were removed.
 pub fn sweep_now(extension: &Extension) -> Result<usize> {
     let before = constraints()?;
+    let are_slotless = extension.database.slotless.load(Acquire) > 0;
     let mut walk = ExpiredScan::start(extension, true);
     let mut sweep = SweepNow { free: extension.database.ring().free(), left: 0, why: String::new() };
     let mut removed = 0;
     while let Some(due) = as_role(extension.owner_role, || walk.next(extension, |_| false))? {
         removed += sweep.each(&due.keys, |part, room| delete(extension, part, room, &before));
         sweep.each(&due.reverting, |part, room| reverting::revert(extension, part, room, &before));
+    }
+    // No slot says of these when they revert.
+    let mut rows = (are_slotless && extension.has_later_columns).then_some(0);
+    while let Some(after) = rows {
+        let (due, next) = reverting::look(extension, after)?;
+        sweep.each(&due, |part, room| reverting::revert(extension, part, room, &before));
+        rows = next;
     }
     if sweep.left > 0 {
         pgrx::warning!("presence_ext: members that could not be removed: {}: {}", sweep.left, sweep.why);

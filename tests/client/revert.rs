@@ -354,6 +354,37 @@ fn a_new_worker_finds_it_and_so_does_one_without_slots() {
     cluster.assert_sound();
 }
 
+/// Also of members without a slot, and as much as its transaction is.
+#[test]
+fn sweep_writes_what_has_reverted() {
+    let cluster = Cluster::with(&["presence.max_members=1", "presence.sweep_interval=1h"]);
+    let (mut alice, mut bob, mut service) = lobby(&cluster);
+    assert!(service.is("select members > slots_used from presence.health"), "one has no slot");
+    let frozen = cluster.freeze_worker();
+    for session in [&mut alice, &mut bob] {
+        session.run("select presence.update('lobby', status => 'busy', revert_after => '0.2 s')");
+    }
+    until("both have reverted", || {
+        service.is("select count(*) = 0 from presence.online where status = 'busy'")
+    });
+    let left = "select count(reverts) from presence.member";
+    service.run("begin");
+    assert_eq!(service.number("select presence.sweep()"), 0, "nobody is removed");
+    assert_eq!(service.number(left), 0);
+    service.run("rollback");
+    assert_eq!(service.number(left), 2);
+    service.run("select presence.sweep()");
+    assert_eq!(service.number(left), 0);
+    drop(frozen);
+    let told = |heard: &[Event]| {
+        lines(&heard.iter().filter(|event| event["status"] != "busy").cloned().collect::<Vec<_>>())
+    };
+    let mut heard = told(&service.hear());
+    heard.sort();
+    assert_eq!(heard, ["update alice", "update bob"], "one each");
+    cluster.assert_sound();
+}
+
 #[test]
 fn a_stepped_wall_clock_moves_nothing() {
     let cluster = Cluster::with_clock(&[]);
