@@ -1,0 +1,135 @@
+//! What the command line and the environment say. Whatever is wrong is said in a sentence, at start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Parser};
+
+/// Presence for browsers: Phoenix channels, as @supabase/realtime-js and phoenix speak them, and server-sent events,
+/// over a PostgreSQL database with presence_ext.
+///
+/// Every flag is also an environment variable: --leave-grace is PRESENCE_GATEWAY_LEAVE_GRACE.
+#[derive(Parser, Debug, Clone)]
+#[command(name = "presence-gateway", version, group(ArgGroup::new("key").required(true).args(["jwt_secret", "jwks"])))]
+pub struct Config {
+    /// Connection string. The login is in presence.trusted_login_roles, or a superuser, and may SET ROLE to each --role
+    /// and to --service-role.
+    #[arg(long, env = "PRESENCE_GATEWAY_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub database: String,
+
+    /// Secret of HS256 tokens. A token's `kid` is not looked at: there is one key.
+    #[arg(long, env = "PRESENCE_GATEWAY_JWT_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub jwt_secret: Option<String>,
+
+    /// File with a JSON Web Key Set: keys for HS256, RS256 and ES256.
+    #[arg(long, env = "PRESENCE_GATEWAY_JWKS", value_name = "FILE")]
+    pub jwks: Option<PathBuf>,
+
+    /// Address to listen on.
+    #[arg(long, env = "PRESENCE_GATEWAY_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:4000")]
+    pub listen: SocketAddr,
+
+    /// Let those in who have no token: each socket is a user with a made-up id, of the first --role.
+    #[arg(long, env = "PRESENCE_GATEWAY_ANONYMOUS")]
+    pub anonymous: bool,
+
+    /// How long members of a closed socket stay, in case it comes back.
+    #[arg(long, env = "PRESENCE_GATEWAY_LEAVE_GRACE", value_name = "TIME", default_value = "3s",
+          value_parser = humantime::parse_duration)]
+    pub leave_grace: Duration,
+
+    /// Pages that may connect, such as https://example.org; several separated by commas, or the flag repeated. Without
+    /// it, all. What sends no Origin is no browser, and may.
+    #[arg(long = "origin", env = "PRESENCE_GATEWAY_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub origins: Vec<String>,
+
+    /// The `aud` that tokens must have. Without it, any.
+    #[arg(long, env = "PRESENCE_GATEWAY_AUDIENCE", value_name = "AUDIENCE")]
+    pub audience: Option<String>,
+
+    /// Database roles that a token may name in `role`; the first is for tokens that name none.
+    #[arg(
+        long = "role",
+        env = "PRESENCE_GATEWAY_ROLE",
+        value_name = "ROLE",
+        default_value = "authenticated",
+        value_delimiter = ','
+    )]
+    pub roles: Vec<String>,
+
+    /// Role that reads all, and renews and removes the members of this gateway. Without it, the login itself.
+    #[arg(long, env = "PRESENCE_GATEWAY_SERVICE_ROLE", value_name = "ROLE")]
+    pub service_role: Option<String>,
+
+    /// Connections for what users do. There are two more, for listening and for reading.
+    #[arg(long, env = "PRESENCE_GATEWAY_POOL", value_name = "NUMBER", default_value_t = 8,
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub pool: u16,
+
+    /// Name of this gateway, by which it finds its own members again when it is restarted. Two gateways on one database
+    /// have different names. By default a random one.
+    #[arg(long, env = "PRESENCE_GATEWAY_NAME", value_name = "NAME", value_parser = name)]
+    pub name: Option<String>,
+
+    /// After SIGTERM: how long to take for closing all sockets, so that not all come back at once.
+    #[arg(long, env = "PRESENCE_GATEWAY_DRAIN", value_name = "TIME", default_value = "5s",
+          value_parser = humantime::parse_duration)]
+    pub drain: Duration,
+
+    /// Most sockets and event streams at a time.
+    #[arg(long, env = "PRESENCE_GATEWAY_MAX_SOCKETS", value_name = "NUMBER", default_value_t = 20_000)]
+    pub max_sockets: usize,
+
+    /// Most sockets and event streams of one user.
+    #[arg(long, env = "PRESENCE_GATEWAY_MAX_SOCKETS_PER_USER", value_name = "NUMBER", default_value_t = 100)]
+    pub max_sockets_per_user: usize,
+
+    /// Most channels of one socket.
+    #[arg(long, env = "PRESENCE_GATEWAY_MAX_CHANNELS", value_name = "NUMBER", default_value_t = 100)]
+    pub max_channels: usize,
+
+    /// Most calls a second of one socket; joins count as five, heartbeats do not count.
+    #[arg(long, env = "PRESENCE_GATEWAY_MAX_CALLS", value_name = "NUMBER", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_calls: u32,
+
+    /// Largest frame that a client may send, in bytes.
+    #[arg(long, env = "PRESENCE_GATEWAY_MAX_FRAME", value_name = "BYTES", default_value_t = 256 * 1024)]
+    pub max_frame: usize,
+}
+
+fn name(given: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    if given.is_empty() || given.len() > 63 || !given.chars().all(allowed) {
+        return Err("it is 1 to 63 letters, digits, and any of - _ . :".into());
+    }
+    Ok(given.into())
+}
+
+impl Config {
+    /// What the parser cannot say of one flag alone.
+    pub fn check(mut self) -> Result<Self, String> {
+        if self.roles.iter().any(|role| role.is_empty() || role == "none") {
+            return Err("--role: an empty name, or none, is no role".into());
+        }
+        if let Some(service) = &self.service_role
+            && self.roles.contains(service)
+        {
+            return Err(format!("--role {service}: a token may not name the service role"));
+        }
+        for origin in &mut self.origins {
+            *origin = origin.trim_end_matches('/').to_ascii_lowercase();
+            if !origin.contains("://") {
+                return Err(format!("--origin {origin}: it begins with http:// or https://"));
+            }
+        }
+        if self.leave_grace > Duration::from_secs(600) || self.drain > Duration::from_secs(600) {
+            return Err("--leave-grace and --drain are at most 10 minutes".into());
+        }
+        if self.max_frame < 1024 {
+            return Err("--max-frame is at least 1024".into());
+        }
+        Ok(self)
+    }
+}

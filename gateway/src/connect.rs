@@ -1,0 +1,204 @@
+//! How to come to the database, and what must be true there before the first client is let in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use rand::distr::Alphanumeric;
+use tokio::sync::mpsc;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Notification};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::database::Trouble;
+use crate::identity::Identity;
+
+pub struct Connector {
+    config: Config,
+    tls: Option<MakeRustlsConnect>,
+    service_role: Option<String>,
+}
+
+impl Connector {
+    pub fn new(url: &str, service_role: Option<String>) -> Result<Self, String> {
+        let mut config: Config = url.parse().map_err(|e| format!("--database: {e}"))?;
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(Duration::from_secs(5));
+        }
+        config.keepalives_idle(Duration::from_secs(30));
+        if config.get_application_name().is_none() {
+            config.application_name("presence-gateway");
+        }
+        let is_local = config.get_hosts().iter().all(|host| match host {
+            Host::Tcp(_) => false,
+            #[cfg(unix)]
+            Host::Unix(_) => true,
+        });
+        let tls = if is_local || config.get_ssl_mode() == SslMode::Disable { None } else { Some(tls()?) };
+        Ok(Self { config, tls, service_role })
+    }
+
+    pub async fn connect(&self) -> Result<Client, Trouble> {
+        self.open(None).await
+    }
+
+    pub async fn connect_as_service(&self) -> Result<Client, Trouble> {
+        let client = self.open(None).await?;
+        self.become_service(&client).await?;
+        Ok(client)
+    }
+
+    /// With a place for notifications. When that is full they are lost, and whoever reads it is told that some were.
+    pub async fn connect_to_listen(&self, heard: mpsc::Sender<Heard>) -> Result<Client, Trouble> {
+        let client = self.open(Some(heard)).await?;
+        self.become_service(&client).await?;
+        Ok(client)
+    }
+
+    async fn become_service(&self, client: &Client) -> Result<(), Trouble> {
+        if let Some(role) = &self.service_role {
+            client.execute("select set_config('role', $1, false)", &[&role]).await?;
+        }
+        Ok(())
+    }
+
+    async fn open(&self, heard: Option<mpsc::Sender<Heard>>) -> Result<Client, Trouble> {
+        let client = match &self.tls {
+            None => {
+                let (client, connection) = self.config.connect(NoTls).await?;
+                tokio::spawn(drive(connection, heard));
+                client
+            }
+            Some(tls) => {
+                let (client, connection) = self.config.connect(tls.clone()).await?;
+                tokio::spawn(drive(connection, heard));
+                client
+            }
+        };
+        // What a database or role has set for others is not for us: notices, or an end in the middle.
+        client
+            .batch_execute(
+                "set client_min_messages = warning; set statement_timeout = '8s'; \
+                 set idle_in_transaction_session_timeout = 0; set default_transaction_read_only = off; \
+                 set default_transaction_isolation = 'read committed'; set timezone = 'UTC'",
+            )
+            .await?;
+        Ok(client)
+    }
+
+    /// Whether the login is as it must be, said in a sentence if not.
+    pub async fn check(&self, roles: &[String]) -> Result<(), String> {
+        let failed = |e: Trouble| e.reason();
+        let client = self.connect().await.map_err(failed)?;
+        let installed = client
+            .query_opt("select extversion from pg_catalog.pg_extension where extname = 'presence_ext'", &[])
+            .await
+            .map_err(|e| failed(e.into()))?;
+        if installed.is_none() {
+            return Err("the extension presence_ext is not installed in this database".into());
+        }
+
+        // A login that is not trusted would make everybody one person.
+        for role in roles {
+            let id: String = rand::rng().sample_iter(Alphanumeric).take(24).map(char::from).collect();
+            let who = Identity {
+                role: role.as_str().into(),
+                claims: serde_json::json!({ "sub": id, "role": role }).to_string().into(),
+                expires: None,
+            };
+            let answer =
+                self.ask_who(&client, &who).await.map_err(|e| format!("--role {role}: {}", e.reason()))?;
+            let Some((user_id, is_service)) = answer else { return Err(failed(Trouble::unexpected())) };
+            if is_service {
+                return Err(format!(
+                    "--role {role} is a service role: tokens that name it would act for everybody"
+                ));
+            }
+            if user_id.as_deref() != Some(&*id) {
+                return Err(
+                    "the database does not believe the claims of this login: everybody would be one person. Add the \
+                     login to presence.trusted_login_roles"
+                        .into(),
+                );
+            }
+        }
+
+        let client =
+            self.connect_as_service().await.map_err(|e| format!("--service-role: {}", e.reason()))?;
+        let is_service =
+            client.query_one("select presence.is_service()", &[]).await.map_err(|e| failed(e.into()))?;
+        if !is_service.get::<_, bool>(0) {
+            return Err(
+                "--service-role is not a service role (a superuser, a role with BYPASSRLS, or one of \
+                        presence.service_roles)"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    async fn ask_who(
+        &self,
+        client: &Client,
+        who: &Identity,
+    ) -> Result<Option<(Option<String>, bool)>, Trouble> {
+        client.batch_execute("begin").await?;
+        let became = client
+            .execute(
+                "select set_config('role', $1, true), set_config('request.jwt.claims', $2, true)",
+                &[&&*who.role, &&*who.claims],
+            )
+            .await;
+        let answer = match became {
+            Ok(_) => client.query_opt("select presence.user_id(), presence.is_service()", &[]).await,
+            Err(e) => Err(e),
+        };
+        client.batch_execute("rollback").await?;
+        Ok(match answer? {
+            Some(row) => Some((row.try_get(0)?, row.try_get(1)?)),
+            None => None,
+        })
+    }
+}
+
+pub enum Heard {
+    Notification(Notification),
+    /// Some did not fit.
+    Lost,
+}
+
+async fn drive<S, T>(mut connection: tokio_postgres::Connection<S, T>, heard: Option<mpsc::Sender<Heard>>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let mut lost = false;
+    while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+        match message {
+            Ok(AsyncMessage::Notification(notification)) => {
+                let Some(heard) = &heard else { continue };
+                if lost {
+                    lost = heard.try_send(Heard::Lost).is_err();
+                }
+                lost |= heard.try_send(Heard::Notification(notification)).is_err();
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "a connection to the database ended");
+                return;
+            }
+        }
+    }
+}
+
+fn tls() -> Result<MakeRustlsConnect, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(MakeRustlsConnect::new(config))
+}

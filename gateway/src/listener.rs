@@ -1,0 +1,365 @@
+//! The connection that listens, and what follows from what it hears. The rule for clients of presence: listen; keep
+//! what comes; list to the end; replace; apply what is newer; and after each gap again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
+use tokio_postgres::Client;
+
+use crate::connect::Heard;
+use crate::database::{Database, LIST, PATIENCE, Trouble};
+use crate::doorbell::Doorbell;
+use crate::members::Members;
+use crate::rights::Asker;
+use crate::room::Rooms;
+use crate::row::Member;
+
+/// Notifications that wait. When there are more, all rooms are listed again.
+const WAITING: usize = 65_536;
+/// How often it is made sure that the connection lives.
+const PULSE: Duration = Duration::from_secs(5);
+/// Rooms in one list.
+const BATCH: usize = 200;
+
+pub struct Listener {
+    pub database: Arc<Database>,
+    pub rooms: Arc<Rooms>,
+    pub members: Arc<Members>,
+    pub asker: Arc<Asker>,
+    pub doorbell: Arc<Doorbell>,
+    /// All rights are to be asked for again.
+    pub recheck: Arc<Notify>,
+    pub state: std::sync::Mutex<Hearing>,
+}
+
+/// For /healthz.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Hearing {
+    Nothing,
+    All,
+}
+
+#[derive(Deserialize)]
+struct Event<'a> {
+    event: &'a str,
+    #[serde(default)]
+    seq: i64,
+    room: Option<String>,
+    reason: Option<&'a str>,
+    boot: Option<String>,
+}
+
+struct Session {
+    client: Client,
+    channels: Vec<String>,
+    worker: Option<i32>,
+    boot: Option<String>,
+    seq: i64,
+}
+
+impl Listener {
+    /// For ever: listen, and when that ends, again.
+    pub async fn run(self: Arc<Self>) {
+        let mut wait = Duration::from_millis(100);
+        let mut seq: Option<i64> = None;
+        loop {
+            let began = Instant::now();
+            let ended = self.session(&mut seq).await;
+            self.set(Hearing::Nothing);
+            let reason = ended.err().map(|trouble| trouble.reason()).unwrap_or_default();
+            tracing::warn!(reason, "not listening to the database; trying again");
+            metrics::counter!("presence_gateway_reconnects_total").increment(1);
+            if began.elapsed() > Duration::from_secs(10) {
+                wait = Duration::from_millis(100);
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    fn set(&self, hearing: Hearing) {
+        *self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = hearing;
+    }
+
+    async fn session(self: &Arc<Self>, known: &mut Option<i64>) -> Result<(), Trouble> {
+        let (heard, mut hears) = mpsc::channel(WAITING);
+        let client = within(self.database.connector().connect_to_listen(heard)).await?;
+        let mut session = Session { client, channels: Vec::new(), worker: None, boot: None, seq: 0 };
+        self.listen(&mut session).await?;
+        self.look_at_mode().await?;
+
+        // Back after a while: first one's own, then those of others a moment later, then what there is.
+        if let Some(seq) = *known {
+            self.database.renew_sessions();
+            let crashed = self.hear_reasons(seq).await?;
+            let lost = self.members.renew().await?;
+            if crashed {
+                tracing::info!(lost, "the database was restarted; waiting for others to enter again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            self.recheck.notify_one();
+        }
+        *known = Some(session.seq);
+        self.rooms.want_all();
+        self.set(Hearing::All);
+        tracing::info!(channels = session.channels.len(), "listening");
+
+        let mut pulse = tokio::time::interval(PULSE);
+        pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                heard = hears.recv() => match heard {
+                    Some(Heard::Notification(notification)) => {
+                        self.hear(&mut session, notification.process_id(), notification.payload()).await?;
+                        *known = Some(session.seq);
+                    }
+                    Some(Heard::Lost) => self.rooms.want_all(),
+                    None => return Err(Trouble::Away),
+                },
+                _ = pulse.tick() => {
+                    within(async { Ok(session.client.simple_query("select 1").await?) }).await?;
+                }
+            }
+        }
+    }
+
+    /// The channels of a service role for all rooms, whose names may be others than before.
+    async fn listen(&self, session: &mut Session) -> Result<(), Trouble> {
+        within(async {
+            let client = &session.client;
+            let row = client
+                .query_one(
+                    "select array(select presence.channels()), presence.worker_pid(), presence.seq()",
+                    &[],
+                )
+                .await?;
+            let channels: Vec<String> = row.try_get(0)?;
+            let mut statements = String::new();
+            for channel in channels.iter().filter(|channel| !session.channels.contains(channel)) {
+                statements.push_str(&format!("listen \"{}\";", channel.replace('"', "\"\"")));
+            }
+            for channel in session.channels.iter().filter(|channel| !channels.contains(channel)) {
+                statements.push_str(&format!("unlisten \"{}\";", channel.replace('"', "\"\"")));
+            }
+            client.batch_execute(&statements).await?;
+            session.worker = row.try_get(1)?;
+            session.seq = session.seq.max(row.try_get(2)?);
+            session.channels = channels;
+            Ok(())
+        })
+        .await
+    }
+
+    /// What was not heard: who was removed. True when the log does not reach back: the server has crashed.
+    async fn hear_reasons(self: &Arc<Self>, since: i64) -> Result<bool, Trouble> {
+        let mut after = since;
+        loop {
+            let rows = self
+                .database
+                .as_service(
+                    "select event, seq, room, user_id, member_id, connection_id, version, reason \
+                     from presence.changes($1)",
+                    &[&after],
+                )
+                .await?;
+            let count = rows.len();
+            for row in rows {
+                match row.try_get::<_, &str>(0)? {
+                    "resync" => return Ok(true),
+                    "leave" => {
+                        let text =
+                            |n: usize| row.try_get::<_, Option<&str>>(n).map(Option::unwrap_or_default);
+                        let key =
+                            crate::row::Key { member_id: text(4)?.into(), connection_id: text(5)?.into() };
+                        let reason = text(7)?;
+                        // Those that expired meanwhile are entered again with the others.
+                        if matches!(reason, "removed" | "left") {
+                            self.members.heard_leave(text(2)?, text(3)?, &key, row.try_get(6)?, reason);
+                        }
+                    }
+                    "position" => after = row.try_get(1)?,
+                    _ => {}
+                }
+            }
+            if count < 1000 {
+                return Ok(false);
+            }
+        }
+    }
+
+    async fn hear(
+        self: &Arc<Self>,
+        session: &mut Session,
+        sender: i32,
+        payload: &str,
+    ) -> Result<(), Trouble> {
+        // Anybody can notify; all events come from the worker.
+        if session.worker != Some(sender) {
+            session.worker = within(async {
+                Ok(session.client.query_one("select presence.worker_pid()", &[]).await?.try_get(0)?)
+            })
+            .await?;
+            if session.worker != Some(sender) {
+                return Ok(());
+            }
+        }
+        let Ok(event) = serde_json::from_str::<Event>(payload) else { return Ok(()) };
+        session.seq = session.seq.max(event.seq);
+        match event.event {
+            "enter" | "update" | "leave" => {
+                if let (Some(room), Ok(member)) = (event.room, serde_json::from_str::<Member>(payload)) {
+                    self.hear_member(event.event, event.seq, &room, member, event.reason);
+                }
+            }
+            "changes" => {
+                if self.database.set_doorbell(true) {
+                    self.recheck.notify_one();
+                }
+                self.doorbell.ring(session.seq);
+            }
+            "resync" => {
+                self.rooms.want_all();
+                self.doorbell.ring_all();
+            }
+            "relisten" => {
+                if event.boot.is_some() && event.boot == session.boot {
+                    return Ok(());
+                }
+                session.boot = event.boot.or(session.boot.take());
+                self.listen(session).await?;
+                self.rooms.want_all();
+                match &event.room {
+                    Some(room) => {
+                        let (asker, room) = (self.asker.clone(), room.clone());
+                        tokio::spawn(async move { asker.ask_again(Some(&room)).await });
+                    }
+                    None => {
+                        // Who decides may be another, and settings are for new sessions.
+                        self.database.renew_sessions();
+                        self.recheck.notify_one();
+                    }
+                }
+            }
+            "alive" => {
+                if session.boot.is_some() && event.boot != session.boot {
+                    self.listen(session).await?;
+                    self.rooms.want_all();
+                }
+                session.boot = event.boot;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn hear_member(
+        self: &Arc<Self>,
+        event: &str,
+        seq: i64,
+        room: &str,
+        member: Member,
+        reason: Option<&str>,
+    ) {
+        let key = member.key();
+        if event == "leave" {
+            self.rooms.remove(room, &key, member.version, seq);
+            self.members.heard_leave(room, &member.user_id, &key, member.version, reason.unwrap_or_default());
+        } else {
+            match member.into_row() {
+                Some(row) => self.rooms.put(room, row, Some(seq)),
+                None => self.rooms.want_row(room, key),
+            }
+        }
+    }
+
+    /// Whether events tell everything, or only that there is something.
+    pub async fn look_at_mode(&self) -> Result<(), Trouble> {
+        let rows = self.database.as_service(MODE, &[]).await?;
+        let doorbell = rows.first().ok_or_else(Trouble::unexpected)?.try_get(0)?;
+        if self.database.set_doorbell(doorbell) {
+            self.rooms.want_all();
+            self.recheck.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Load what rooms want.
+    pub async fn keep_loading(self: Arc<Self>) {
+        loop {
+            let rooms = self.rooms.begin_loading(BATCH);
+            let rows = self.rooms.begin_loading_rows(BATCH);
+            if rooms.is_empty() && rows.is_empty() {
+                self.rooms.wanted.notified().await;
+                continue;
+            }
+            // What is listed before the connection listens would miss what comes between.
+            let hears = *self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner) == Hearing::All;
+            let loaded = if hears { self.load(&rooms, &rows).await } else { Err(Trouble::Away) };
+            if let Err(trouble) = loaded {
+                if hears {
+                    tracing::warn!(reason = trouble.reason(), "could not list rooms; trying again");
+                }
+                self.rooms.loading_failed(rooms, rows);
+                tokio::time::sleep(Duration::from_millis(if hears { 500 } else { 20 })).await;
+            }
+        }
+    }
+
+    async fn load(
+        &self,
+        rooms: &[Arc<str>],
+        rows: &[(Arc<str>, Arc<crate::row::Key>)],
+    ) -> Result<(), Trouble> {
+        if !rooms.is_empty() {
+            // In this order: what is published by now is in the list.
+            let seq = self.database.as_service("select presence.seq()", &[]).await?;
+            let seq: i64 = seq.first().ok_or_else(Trouble::unexpected)?.try_get(0)?;
+            let names: Vec<&str> = rooms.iter().map(|room| &**room).collect();
+            let mut listed: std::collections::HashMap<String, Vec<_>> = Default::default();
+            for row in self.database.as_service(LIST, &[&names]).await? {
+                let member: Member =
+                    serde_json::from_str(row.try_get(1)?).map_err(|_| Trouble::unexpected())?;
+                listed.entry(row.try_get(0)?).or_default().extend(member.into_row());
+            }
+            for room in rooms {
+                self.rooms.install(room, listed.remove(&**room).unwrap_or_default(), seq);
+            }
+        }
+        if !rows.is_empty() {
+            let names: Vec<&str> = rows.iter().map(|(room, _)| &**room).collect();
+            let member_ids: Vec<&str> = rows.iter().map(|(_, key)| &*key.member_id).collect();
+            let connection_ids: Vec<&str> = rows.iter().map(|(_, key)| &*key.connection_id).collect();
+            let some = format!(
+                "{LIST} and (o.room, o.member_id, o.connection_id) in \
+                 (select * from unnest($1::text[], $2::text[], $3::text[]))"
+            );
+            for row in self.database.as_service(&some, &[&names, &member_ids, &connection_ids]).await? {
+                let member: Member =
+                    serde_json::from_str(row.try_get(1)?).map_err(|_| Trouble::unexpected())?;
+                if let Some(member) = member.into_row() {
+                    self.rooms.put(row.try_get(0)?, member, None);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Doorbells: asked for, or because somebody has added or changed a policy. The twin has those that were made with it.
+const MODE: &str = "with policies as ( \
+         select c.relname, p.polname, p.polcmd, p.polpermissive, p.polroles, pg_get_expr(p.polqual, p.polrelid) as rule \
+         from pg_catalog.pg_policy p join pg_catalog.pg_class c on c.oid = p.polrelid \
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+         where (n.nspname, c.relname) in (('presence', 'member'), ('_presence', 'member_twin')) \
+         and p.polcmd in ('r', '*')), \
+     own as (select polname, polcmd, polpermissive, polroles, rule from policies where relname = 'member'), \
+     made as (select polname, polcmd, polpermissive, polroles, rule from policies where relname = 'member_twin') \
+     select current_setting('presence.notify_payload') = 'doorbell' \
+         or exists (table own except table made) or exists (table made except table own)";
+
+async fn within<T>(what: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+    timeout(PATIENCE, what).await.unwrap_or(Err(Trouble::Away))
+}

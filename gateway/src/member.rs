@@ -1,0 +1,251 @@
+//! The members that sockets of this gateway are: what each shall be, one write at a time, and who renews and ends them.
+//! A member outlives its socket for the grace: the next track of the same user, room and key takes it over, so that a
+//! reloaded page changes nothing for others.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use crate::database::{Database, Trouble, Verb};
+use crate::identity::Identity;
+use crate::room::ViewerId;
+use crate::row::Key;
+
+/// How long a member outlives a gateway that was killed.
+pub const LEASE: &str = "30 s";
+
+pub struct Member {
+    pub room: Arc<str>,
+    pub key: Key,
+    pub user_id: Arc<str>,
+    wish: Mutex<Wish>,
+}
+
+/// Calls that wait for an answer: `join_ref` and `ref` of each.
+pub type Calls = Vec<(Value, Value)>;
+
+/// What the channel is told.
+pub enum Told {
+    Done {
+        viewer: ViewerId,
+        calls: Calls,
+        result: Result<(), String>,
+    },
+    /// Somebody else ended the member.
+    Removed {
+        viewer: ViewerId,
+        reason: String,
+    },
+}
+
+#[derive(Clone)]
+pub struct Channel {
+    pub viewer: ViewerId,
+    pub told: mpsc::Sender<Told>,
+}
+
+#[derive(Default)]
+struct Wish {
+    identity: Option<Arc<Identity>>,
+    /// What it is, as far as is known; None: it is not there.
+    state: Option<Arc<str>>,
+    /// The write that waits: only the last one is sent.
+    next: Option<(Option<Arc<str>>, Calls)>,
+    /// A write is on its way; if so, whether it is one that ends the member.
+    writing: Option<bool>,
+    version: i64,
+    /// The version with which somebody else ended it.
+    ended: i64,
+    channel: Option<Channel>,
+    leave_at: Option<Instant>,
+}
+
+impl Member {
+    pub fn new(room: Arc<str>, key: Key, user_id: Arc<str>) -> Self {
+        Self { room, key, user_id, wish: Mutex::default() }
+    }
+
+    fn wish(&self) -> MutexGuard<'_, Wish> {
+        self.wish.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It was found in the database, from before a restart.
+    pub fn adopt(&self, version: i64, leave_at: Instant) {
+        let mut wish = self.wish();
+        wish.version = version;
+        wish.state = Some("{}".into());
+        wish.leave_at = Some(leave_at);
+    }
+
+    /// Take over what a closed socket has left. False when somebody has it.
+    pub fn take_over(&self, channel: &Channel) -> bool {
+        let mut wish = self.wish();
+        let free = wish.channel.is_none() && wish.leave_at.is_some();
+        if free {
+            wish.channel = Some(channel.clone());
+            wish.leave_at = None;
+        }
+        free
+    }
+
+    pub fn bind(&self, channel: &Channel) {
+        self.wish().channel = Some(channel.clone());
+    }
+
+    /// The socket is gone. The member leaves at this time unless somebody takes it over.
+    pub fn release(&self, leave_at: Instant) {
+        let mut wish = self.wish();
+        wish.channel = None;
+        wish.leave_at = Some(leave_at);
+    }
+
+    /// Whether it is time to leave: not if somebody has taken it over, not while a write is on its way.
+    pub fn is_due(&self, now: Instant) -> Result<(), Option<Instant>> {
+        let wish = self.wish();
+        match wish.leave_at {
+            Some(at) if at <= now && wish.writing.is_none() => Ok(()),
+            Some(at) => Err(Some(at.max(now + Duration::from_millis(20)))),
+            None => Err(None),
+        }
+    }
+
+    /// Whether there is something to renew.
+    pub fn is_there(&self) -> bool {
+        let wish = self.wish();
+        wish.state.is_some() && wish.version > 0
+    }
+
+    pub fn renew_token(&self, identity: &Arc<Identity>) {
+        self.wish().identity = Some(identity.clone());
+    }
+
+    /// Track (a state) or untrack (None). Returns whether `write` must be called.
+    #[must_use]
+    pub fn want(&self, identity: &Arc<Identity>, state: Option<Arc<str>>, call: (Value, Value)) -> bool {
+        let mut wish = self.wish();
+        wish.identity = Some(identity.clone());
+        let mut calls = wish.next.take().map(|(_, calls)| calls).unwrap_or_default();
+        calls.push(call);
+        wish.next = Some((state, calls));
+        wish.writing.is_none()
+    }
+
+    /// The database does not know it any more, and nobody has said that it should go. Returns whether to call `write`.
+    #[must_use]
+    pub fn enter_again(&self) -> bool {
+        let mut wish = self.wish();
+        let wanted = wish.channel.is_some() && wish.next.is_none() && wish.writing.is_none();
+        match wish.state.clone() {
+            Some(state) if wanted && wish.ended <= wish.version => {
+                wish.next = Some((Some(state), Vec::new()));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Somebody else ended it. Returns the channel to tell.
+    pub fn was_ended(&self, version: i64, reason: &str) -> Option<Channel> {
+        let mut wish = self.wish();
+        let by_us = wish.writing == Some(true) || wish.leave_at.is_some();
+        if version <= wish.version || (reason == "left" && by_us) {
+            return None;
+        }
+        wish.ended = wish.ended.max(version);
+        if wish.writing.is_some() {
+            return None; // what is written now is newer than what was ended, or will be found to be older
+        }
+        wish.state.take()?;
+        wish.channel.clone()
+    }
+
+    /// Send what waits, one after the other.
+    pub async fn write(&self, database: &Database) {
+        loop {
+            let (identity, state, calls) = {
+                let mut wish = self.wish();
+                if wish.writing.is_some() {
+                    return;
+                }
+                let Some((state, calls)) = wish.next.take() else { return };
+                wish.writing = Some(state.is_none());
+                (wish.identity.clone(), state, calls)
+            };
+            let result = match identity {
+                Some(identity) if !identity.is_over() => {
+                    self.send(database, &identity, state.as_deref()).await
+                }
+                _ => Err(Trouble::Refused {
+                    code: "28000".into(),
+                    message: "the token has expired".into(),
+                    hint: None,
+                }),
+            };
+            let (channel, result, removed) = {
+                let mut wish = self.wish();
+                wish.writing = None;
+                let mut removed = None;
+                let result = match result {
+                    Ok(Some(version)) => {
+                        wish.version = version;
+                        wish.state = state;
+                        if wish.ended > version {
+                            wish.state = None;
+                            removed = Some("removed".to_owned());
+                        }
+                        Ok(())
+                    }
+                    Ok(None) => {
+                        wish.state = None;
+                        Ok(())
+                    }
+                    Err(trouble) => {
+                        // It was to enter again, and may not.
+                        if calls.is_empty() && matches!(trouble, Trouble::Refused { .. }) {
+                            wish.state = None;
+                            removed = Some(trouble.reason());
+                        }
+                        Err(trouble.reason())
+                    }
+                };
+                (wish.channel.clone(), result, removed)
+            };
+            if let Some(channel) = channel {
+                let viewer = channel.viewer;
+                if !calls.is_empty() {
+                    let _ = channel.told.send(Told::Done { viewer, calls, result }).await;
+                }
+                if let Some(reason) = removed {
+                    let _ = channel.told.send(Told::Removed { viewer, reason }).await;
+                }
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        database: &Database,
+        identity: &Identity,
+        state: Option<&str>,
+    ) -> Result<Option<i64>, Trouble> {
+        let (room, member_id, connection_id) = (&*self.room, &*self.key.member_id, &*self.key.connection_id);
+        match state {
+            Some(state) => {
+                let rows = database
+                    .as_user(identity, Verb::Track, &[&room, &state, &member_id, &connection_id, &LEASE])
+                    .await;
+                rows.and_then(|rows| match rows.first() {
+                    Some(row) => Ok(Some(row.try_get(0)?)),
+                    None => Err(Trouble::unexpected()),
+                })
+            }
+            None => {
+                let rows =
+                    database.as_user(identity, Verb::Untrack, &[&room, &member_id, &connection_id]).await;
+                rows.map(|_| None)
+            }
+        }
+    }
+}

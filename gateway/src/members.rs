@@ -1,0 +1,259 @@
+//! All members of this gateway: found by room, user and key, renewed together, and ended when their grace is over.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use rand::distr::Alphanumeric;
+use tokio::sync::Notify;
+
+use crate::database::{Database, Trouble};
+use crate::member::{Channel, Member, Told};
+use crate::row::Key;
+
+/// A third of the lease: two renewals may fail.
+const RENEWAL: Duration = Duration::from_secs(10);
+/// How much longer members from before a restart are kept: clients come back after 1, 2, 5, 10 s.
+const ADOPTED: Duration = Duration::from_secs(10);
+const BATCH: usize = 1000;
+
+/// Room, user, member_id.
+type Owner = (Arc<str>, Arc<str>, Arc<str>);
+
+pub struct Members {
+    database: Arc<Database>,
+    name: String,
+    held: Mutex<HashMap<Owner, Vec<Arc<Member>>>>,
+    leaving: Mutex<BTreeMap<(Instant, u64), Arc<Member>>>,
+    wake: Notify,
+}
+
+impl Members {
+    pub fn new(database: Arc<Database>, name: String) -> Self {
+        Self { database, name, held: Mutex::default(), leaving: Mutex::default(), wake: Notify::new() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<Owner, Vec<Arc<Member>>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn count(&self) -> usize {
+        self.held().values().map(Vec::len).sum()
+    }
+
+    /// The member that a channel will be: one that a closed socket of the same user has left, or a new one.
+    pub fn claim(
+        &self,
+        room: &Arc<str>,
+        user_id: &Arc<str>,
+        member_id: &Arc<str>,
+        channel: &Channel,
+    ) -> Arc<Member> {
+        let owner = (room.clone(), user_id.clone(), member_id.clone());
+        let mut held = self.held();
+        let members = held.entry(owner).or_default();
+        if let Some(left) = members.iter().find(|member| member.take_over(channel)) {
+            return left.clone();
+        }
+        let random: String = rand::rng().sample_iter(Alphanumeric).take(16).map(char::from).collect();
+        let connection_id = format!("{}/{random}", self.name).into();
+        let key = Key { member_id: member_id.clone(), connection_id };
+        let member = Arc::new(Member::new(room.clone(), key, user_id.clone()));
+        member.bind(channel);
+        members.push(member.clone());
+        member
+    }
+
+    /// Send what the member wants to be.
+    pub fn write(self: &Arc<Self>, member: Arc<Member>) {
+        let members = self.clone();
+        tokio::spawn(async move {
+            member.write(&members.database).await;
+        });
+    }
+
+    /// Its socket is gone, or its channel: it leaves after this time.
+    pub fn release(&self, member: &Arc<Member>, grace: Duration) {
+        let at = Instant::now() + grace;
+        member.release(at);
+        self.schedule(at, member.clone());
+    }
+
+    fn schedule(&self, at: Instant, member: Arc<Member>) {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.insert((at, rand::random()), member);
+        drop(leaving);
+        self.wake.notify_one();
+    }
+
+    /// A leave was heard. If it is of a member of ours that should be here, its channel is told.
+    pub fn heard_leave(self: &Arc<Self>, room: &str, user_id: &str, key: &Key, version: i64, reason: &str) {
+        if !key.connection_id.starts_with(&*self.name) {
+            return;
+        }
+        let owner = (Arc::from(room), Arc::from(user_id), key.member_id.clone());
+        let member =
+            self.held().get(&owner).and_then(|all| all.iter().find(|member| member.key == *key).cloned());
+        let Some(member) = member else { return };
+        match reason {
+            "removed" | "left" => {
+                if let Some(Channel { viewer, told }) = member.was_ended(version, reason) {
+                    // The channel is bounded by what it has asked for; who does not read learns by its own list.
+                    let _ = told.try_send(Told::Removed { viewer, reason: reason.into() });
+                }
+            }
+            _ => self.enter_again(&member),
+        }
+    }
+
+    fn enter_again(self: &Arc<Self>, member: &Arc<Member>) {
+        if member.enter_again() {
+            self.write(member.clone());
+        }
+    }
+
+    /// Members from before a restart under the same name.
+    pub async fn adopt(self: &Arc<Self>) -> Result<usize, Trouble> {
+        let rows = self
+            .database
+            .as_service(
+                "select room, member_id, connection_id, user_id, version from presence.online \
+                 where pg_catalog.starts_with(connection_id, $1)",
+                &[&format!("{}/", self.name)],
+            )
+            .await?;
+        let at = Instant::now() + ADOPTED;
+        for row in &rows {
+            let text = |n: usize| row.try_get::<_, &str>(n).map(Arc::<str>::from);
+            let key = Key { member_id: text(1)?, connection_id: text(2)? };
+            let member = Arc::new(Member::new(text(0)?, key, text(3)?));
+            member.adopt(row.try_get(4)?, at);
+            let owner = (member.room.clone(), member.user_id.clone(), member.key.member_id.clone());
+            self.held().entry(owner).or_default().push(member.clone());
+            self.schedule(at, member);
+        }
+        Ok(rows.len())
+    }
+
+    /// Renew all, and enter those again that the database has lost. Returns how many these were.
+    pub async fn renew(self: &Arc<Self>) -> Result<usize, Trouble> {
+        let all: Vec<_> =
+            self.held().values().flatten().filter(|member| member.is_there()).cloned().collect();
+        let mut lost = 0;
+        for batch in all.chunks(BATCH) {
+            let rooms: Vec<&str> = batch.iter().map(|member| &*member.room).collect();
+            let member_ids: Vec<&str> = batch.iter().map(|member| &*member.key.member_id).collect();
+            let connection_ids: Vec<&str> = batch.iter().map(|member| &*member.key.connection_id).collect();
+            let missing = self
+                .database
+                .as_service(
+                    "select room, member_id, connection_id from presence.heartbeat_many($1, $2, $3)",
+                    &[&rooms, &member_ids, &connection_ids],
+                )
+                .await?;
+            if missing.is_empty() {
+                continue;
+            }
+            let missing: std::collections::HashSet<(&str, &str, &str)> = missing
+                .iter()
+                .map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
+                .collect::<Result<_, tokio_postgres::Error>>()?;
+            for member in batch {
+                if missing.contains(&(&*member.room, &*member.key.member_id, &*member.key.connection_id)) {
+                    lost += 1;
+                    self.enter_again(member);
+                }
+            }
+        }
+        Ok(lost)
+    }
+
+    pub async fn keep_renewing(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(RENEWAL).await;
+            if let Err(trouble) = self.renew().await {
+                tracing::warn!(reason = trouble.reason(), "could not renew");
+            }
+        }
+    }
+
+    pub async fn keep_ending(self: Arc<Self>) {
+        loop {
+            let next = self.next_leave();
+            tokio::select! {
+                () = tokio::time::sleep_until(next.into()) => {}
+                () = self.wake.notified() => continue,
+            }
+            self.end_due().await;
+        }
+    }
+
+    fn next_leave(&self) -> Instant {
+        let leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.keys().next().map_or_else(|| Instant::now() + Duration::from_secs(3600), |(at, _)| *at)
+    }
+
+    async fn end_due(&self) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        {
+            let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+            while due.len() < BATCH
+                && let Some(first) = leaving.first_entry()
+                && first.key().0 <= now
+            {
+                due.push(first.remove());
+            }
+        }
+        let mut ending = Vec::new();
+        for member in due {
+            // Whoever takes over does so under the same lock: nobody does while it is decided.
+            let mut held = self.held();
+            let due = member.is_due(now);
+            if due.is_ok() {
+                forget(&mut held, &member);
+            }
+            drop(held);
+            match due {
+                Ok(()) if member.is_there() => ending.push(member),
+                Err(Some(later)) => self.schedule(later, member),
+                _ => {}
+            }
+        }
+        if ending.is_empty() {
+            return;
+        }
+        let members: Vec<_> = ending
+            .iter()
+            .map(|member| {
+                serde_json::json!({
+                    "room": member.room, "member_id": member.key.member_id,
+                    "connection_id": member.key.connection_id, "reason": "left",
+                })
+            })
+            .collect();
+        let members = serde_json::Value::Array(members).to_string();
+        let ended =
+            self.database.as_service("select presence.delete_many($1::text::jsonb)", &[&members]).await;
+        if let Err(trouble) = ended {
+            tracing::warn!(
+                reason = trouble.reason(),
+                members = ending.len(),
+                "could not end members; trying again"
+            );
+            let again = Instant::now() + Duration::from_secs(1);
+            ending.into_iter().for_each(|member| self.schedule(again, member));
+        }
+    }
+}
+
+fn forget(held: &mut HashMap<Owner, Vec<Arc<Member>>>, member: &Arc<Member>) {
+    let owner = (member.room.clone(), member.user_id.clone(), member.key.member_id.clone());
+    if let Some(members) = held.get_mut(&owner) {
+        members.retain(|other| !Arc::ptr_eq(other, member));
+        if members.is_empty() {
+            held.remove(&owner);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Numbers for Prometheus, at /metrics.
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::App;
+use crate::listener::Hearing;
+
+#[derive(Clone)]
+pub struct Metrics(PrometheusHandle);
+
+const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+pub fn install() -> Result<Metrics, String> {
+    let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)
+        .map_err(|e| e.to_string())?
+        .install_recorder()
+        .map_err(|e| e.to_string())?;
+    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
+    gauge!("presence_gateway_connections", "Sockets and event streams now");
+    gauge!("presence_gateway_members", "Members of this gateway's sockets now");
+    gauge!("presence_gateway_rooms", "Rooms that are held now");
+    gauge!("presence_gateway_rows", "Members of these rooms now");
+    gauge!("presence_gateway_listening", "Whether the database is listened to: 1 or 0");
+    gauge!("presence_gateway_doorbell", "Whether rooms are listed as each user: 1 or 0");
+    counter!("presence_gateway_frames_received_total", "Frames from clients");
+    counter!("presence_gateway_frames_sent_total", "Frames to clients");
+    counter!("presence_gateway_joins_total", "Joins that were asked for");
+    counter!("presence_gateway_diffs_total", "Differences of presence that were sent");
+    counter!("presence_gateway_reconnects_total", "How often the listening connection ended");
+    histogram!("presence_gateway_join_seconds", "From a join to its answer");
+    histogram!("presence_gateway_database_seconds", "A transaction as a user");
+    Ok(Metrics(recorder))
+}
+
+impl Metrics {
+    pub fn render(&self, app: &App) -> String {
+        let (rooms, rows) = app.rooms.count();
+        let hearing = *app.listener.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let gauges = [
+            ("presence_gateway_connections", app.seats.taken()),
+            ("presence_gateway_members", app.members.count()),
+            ("presence_gateway_rooms", rooms),
+            ("presence_gateway_rows", rows),
+            ("presence_gateway_listening", usize::from(hearing == Hearing::All)),
+            ("presence_gateway_doorbell", usize::from(app.database.is_doorbell())),
+        ];
+        for (name, value) in gauges {
+            metrics::gauge!(name).set(value as f64);
+        }
+        self.0.run_upkeep();
+        self.0.render()
+    }
+}

@@ -1,0 +1,91 @@
+//! A member as the gateway holds it: what decides who sees it, and what they are shown.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::protocol;
+
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord, Clone, Debug)]
+pub struct Key {
+    pub member_id: Arc<str>,
+    pub connection_id: Arc<str>,
+}
+
+pub struct Row {
+    pub key: Arc<Key>,
+    pub user_id: Arc<str>,
+    pub audience: Box<[Arc<str>]>,
+    pub version: i64,
+    /// For Phoenix: its state with `phx_ref`.
+    pub meta: Box<str>,
+    /// For server-sent events: all there is, but for the key.
+    pub details: Box<str>,
+}
+
+/// The part of an event, or of a row as JSON, that is about the member.
+#[derive(Deserialize)]
+pub struct Member {
+    pub member_id: Arc<str>,
+    pub connection_id: Arc<str>,
+    pub user_id: Arc<str>,
+    pub version: i64,
+    pub status: Option<String>,
+    pub state: Option<Box<RawValue>>,
+    pub metadata: Option<Box<RawValue>>,
+    pub joined_at: Option<String>,
+    pub node: Option<String>,
+    pub audience: Option<Box<[Arc<str>]>>,
+}
+
+impl Member {
+    pub fn key(&self) -> Key {
+        Key { member_id: self.member_id.clone(), connection_id: self.connection_id.clone() }
+    }
+
+    /// None where the event was too long to have all of it.
+    pub fn into_row(self) -> Option<Row> {
+        let (state, metadata) = (self.state.as_ref()?, self.metadata.as_ref()?);
+        let phx_ref = match &self.node {
+            Some(node) => format!("{node}.{}", self.version),
+            None => self.version.to_string(),
+        };
+        let details = serde_json::json!({
+            "user_id": self.user_id, "status": self.status, "joined_at": self.joined_at, "version": self.version,
+        })
+        .to_string();
+        let details = format!(
+            r#"{},"state":{},"metadata":{}"#,
+            details[1..].trim_end_matches('}'),
+            state.get(),
+            metadata.get()
+        );
+        Some(Row {
+            meta: protocol::meta(&phx_ref, state),
+            details: details.into(),
+            key: Arc::new(self.key()),
+            user_id: self.user_id,
+            audience: self.audience.unwrap_or_default(),
+            version: self.version,
+        })
+    }
+}
+
+impl Row {
+    /// Rooms other than its own that its audience names.
+    pub fn rooms_named<'a>(&'a self, own: &'a str) -> impl Iterator<Item = Arc<str>> + 'a {
+        self.audience
+            .iter()
+            .filter_map(move |token| token.strip_prefix("room:").filter(|room| *room != own).map(Arc::from))
+    }
+
+    /// One JSON object.
+    pub fn json(&self) -> String {
+        let key = serde_json::json!({
+            "member_id": self.key.member_id, "connection_id": self.key.connection_id,
+        })
+        .to_string();
+        format!("{},{}}}", key.trim_end_matches('}'), self.details)
+    }
+}
