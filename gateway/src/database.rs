@@ -110,6 +110,8 @@ pub struct Database {
     service: tokio::sync::Mutex<Option<(Arc<Client>, u64)>>,
     first_role: Arc<str>,
     doorbell: AtomicBool,
+    /// What databases and roles have set, as it was seen last.
+    settings: Mutex<Option<String>>,
 }
 
 impl Database {
@@ -124,6 +126,7 @@ impl Database {
             service: tokio::sync::Mutex::default(),
             first_role,
             doorbell: AtomicBool::new(false),
+            settings: Mutex::default(),
         }
     }
 
@@ -148,6 +151,17 @@ impl Database {
     /// Settings have changed: whoever comes next gets a new session.
     pub fn renew_sessions(&self) {
         self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns whether they are others than before: then sessions are new, too.
+    pub fn see_settings(&self, now: String) -> bool {
+        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = settings.as_ref().is_some_and(|before| *before != now);
+        *settings = Some(now);
+        if changed {
+            self.renew_sessions();
+        }
+        changed
     }
 
     fn generation(&self) -> u64 {

@@ -67,7 +67,7 @@ impl Doorbell {
                 continue;
             }
             match self.changed().await {
-                Ok(Some(rooms)) => dirty.extend(rooms),
+                Ok(Some(rooms)) => dirty.extend(self.asker.rooms.want_also(rooms)),
                 Ok(None) => self.asker.ask_again(None).await,
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(200)).await;

@@ -275,15 +275,23 @@ impl Listener {
         }
     }
 
-    /// Whether events tell everything, or only that there is something.
+    /// Whether events tell everything, or only that there is something; and whether settings are others now, which hold
+    /// for new sessions.
     pub async fn look_at_mode(&self) -> Result<(), Trouble> {
-        let rows = self.database.as_service(MODE, &[]).await?;
-        let doorbell = rows.first().ok_or_else(Trouble::unexpected)?.try_get(0)?;
-        if self.database.set_doorbell(doorbell) {
-            self.rooms.want_all();
-            self.recheck.notify_one();
+        loop {
+            let rows = self.database.as_service(MODE, &[]).await?;
+            let row = rows.first().ok_or_else(Trouble::unexpected)?;
+            let (doorbell, settings): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
+            if self.database.see_settings(settings) {
+                self.recheck.notify_one();
+                continue; // by a new session
+            }
+            if self.database.set_doorbell(doorbell) {
+                self.rooms.want_all();
+                self.recheck.notify_one();
+            }
+            return Ok(());
         }
-        Ok(())
     }
 
     /// Load what rooms want.
@@ -358,7 +366,8 @@ const MODE: &str = "with policies as ( \
      own as (select polname, polcmd, polpermissive, polroles, rule from policies where relname = 'member'), \
      made as (select polname, polcmd, polpermissive, polroles, rule from policies where relname = 'member_twin') \
      select current_setting('presence.notify_payload') = 'doorbell' \
-         or exists (table own except table made) or exists (table made except table own)";
+         or exists (table own except table made) or exists (table made except table own), \
+     coalesce((select string_agg(s::text, ' ' order by s::text) from pg_catalog.pg_db_role_setting s), '')";
 
 async fn within<T>(what: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
     timeout(PATIENCE, what).await.unwrap_or(Err(Trouble::Away))

@@ -138,6 +138,22 @@ impl Rooms {
         self.wake_loader(&state);
     }
 
+    /// These have changed, who knows how: load those that are held. Returns them and all that their members may see into.
+    pub fn want_also(&self, rooms: HashSet<String>) -> HashSet<String> {
+        let mut state = self.lock();
+        let mut concerned = HashSet::new();
+        for room in rooms {
+            if let Some((name, held)) = state.rooms.get_key_value(&*room) {
+                concerned.extend(held.named_by.iter().map(|other| other.to_string()));
+                let name = name.clone();
+                state.wanted.insert(name);
+                concerned.insert(room);
+            }
+        }
+        self.wake_loader(&state);
+        concerned
+    }
+
     /// Up to so many of the rooms that are wanted. From here on their events are kept for `install`.
     pub fn begin_loading(&self, at_most: usize) -> Vec<Arc<str>> {
         let mut state = self.lock();

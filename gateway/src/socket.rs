@@ -31,6 +31,8 @@ const STUCK: Duration = Duration::from_secs(20);
 /// Come back: all clients do, at once or after a second. Never 1000, after which some do not.
 const RESTART: u16 = 1012;
 const OFFENCE: u16 = 1008;
+/// A channel that was ended for its token comes back after 1 or 3 s: so long its member stays.
+const NEW_TOKEN: Duration = Duration::from_secs(5);
 
 struct Socket {
     app: Arc<App>,
@@ -129,7 +131,13 @@ pub async fn serve(app: Arc<App>, socket: WebSocket, version: Version, token: Op
             state.out = Vec::new();
         }
     }
+    let closing = state.close.is_some();
     state.end();
+    // Closed with something unread, the client would hear a broken connection instead of the reason.
+    if closing {
+        let unread = async { while let Some(Ok(_)) = reader.next().await {} };
+        let _ = tokio::time::timeout(Duration::from_secs(2), unread).await;
+    }
 }
 
 impl Socket {
@@ -482,7 +490,7 @@ impl Socket {
 
     fn end_channel(&mut self, topic: &str, why: End) {
         let (message, grace) = match why {
-            End::Mendable(message) => (message, self.app.config.leave_grace),
+            End::Mendable(message) => (message, self.app.config.leave_grace.max(NEW_TOKEN)),
             End::AnotherUser => ("the token is another user's".into(), Duration::ZERO),
         };
         self.system(topic, "error", &message);

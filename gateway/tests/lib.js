@@ -27,6 +27,7 @@ export async function until(what, condition, ms = 15000) {
       last = await condition()
       if (last === true) return
     } catch (error) {
+      if (error.final) throw error
       last = error
     }
     if (Date.now() > end) throw new Error(`not within ${ms} ms: ${what}; last: ${last?.stack ?? JSON.stringify(last)}`)
@@ -148,7 +149,7 @@ export class Gateway {
     this.process = spawn(binary, this.args, { stdio: ['ignore', log, log], env: { ...process.env, PRESENCE_GATEWAY_LOG: 'debug' } })
     this.exited = new Promise((done) => this.process.once('exit', done))
     await until('the gateway is ready', async () => {
-      if (this.process.exitCode !== null) throw new Error(readFileSync(this.log, 'utf8'))
+      if (this.process.exitCode !== null) throw Object.assign(new Error(readFileSync(this.log, 'utf8')), { final: true })
       return (await fetch(`http://127.0.0.1:${this.port}/healthz`)).status === 200
     })
   }
@@ -170,7 +171,8 @@ export class Gateway {
 /// A page with a realtime client, as supabase-js makes one.
 export function realtime(gateway, accessToken, options = {}, Client = RealtimeClient) {
   const client = new Client(`${gateway.ws}/realtime/v1`, {
-    transport: WebSocket,
+    // Older clients have a defect there, and find `ws` by themselves.
+    ...(Client === RealtimeClient ? { transport: WebSocket } : {}),
     params: { apikey: typeof accessToken === 'string' ? accessToken : 'sb_publishable_x' },
     reconnectAfterMs: () => 200,
     ...(typeof accessToken === 'function' ? { accessToken } : {}),
