@@ -210,6 +210,9 @@ impl Listener {
         session.seq = session.seq.max(event.seq);
         match event.event {
             "enter" | "update" | "leave" => {
+                if self.database.is_doorbell() {
+                    self.recheck.notify_one(); // not any more, it seems
+                }
                 if let (Some(room), Ok(member)) = (event.room, serde_json::from_str::<Member>(payload)) {
                     self.hear_member(event.event, event.seq, &room, member, event.reason);
                 }

@@ -67,9 +67,12 @@ impl Asker {
             // What is asked later is at least as new, whichever answer comes first.
             let asked = self.asked.fetch_add(1, Ordering::Relaxed);
             let rooms: Vec<&str> = viewers.iter().map(|(room, ..)| &**room).collect();
-            let mut answers = self.question(identity, &rooms).await;
+            let answers = self.question(identity, &rooms).await;
+            if let Err(trouble) = &answers {
+                tracing::debug!(reason = trouble.reason(), "could not ask for rights");
+            }
             for (number, (_, viewer, mailbox)) in viewers.iter().enumerate() {
-                let rights = match &mut answers {
+                let rights = match &answers {
                     Ok(answers) => Ok(answers[number].clone()),
                     Err(trouble) => Err(trouble.clone()),
                 };
@@ -95,7 +98,7 @@ impl Asker {
         if read.len() != rooms.len() {
             return Err(Trouble::unexpected());
         }
-        let mut listed = if listing { Some(self.list(identity, rooms).await?) } else { None };
+        let listed = if listing { Some(self.list(identity, rooms).await?) } else { None };
         Ok(rooms
             .iter()
             .zip(read)
@@ -105,7 +108,10 @@ impl Asker {
                     tokens: tokens.clone(),
                     read: read == Some(true),
                     any_member_id,
-                    listed: listed.as_mut().map(|listed| listed.remove(*room).unwrap_or_default().into()),
+                    // Two sockets of a user may look at one room.
+                    listed: listed
+                        .as_ref()
+                        .map(|listed| listed.get(*room).cloned().unwrap_or_default().into()),
                 })
             })
             .collect())

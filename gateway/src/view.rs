@@ -47,7 +47,7 @@ impl View {
 
     /// Whether this is the newest that the database has said, of this token.
     pub fn is_news(&mut self, answer: &Answer) -> bool {
-        let news = answer.asked >= self.asked && Arc::ptr_eq(&answer.identity, &self.identity);
+        let news = answer.asked >= self.asked && answer.identity == self.identity;
         if news {
             self.asked = answer.asked;
         }

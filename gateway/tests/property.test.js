@@ -1,0 +1,188 @@
+// The test that matters: whatever happens, what everybody is shown is what presence.list shows them.
+//
+// PRESENCE_SEED repeats a run, PRESENCE_CASES says how many steps. A step is something that people, administrators or
+// accidents do; after each, all pictures must become equal to the lists of their users.
+import { test, before, after } from 'node:test'
+import assert from 'node:assert/strict'
+import { Database, Gateway, until, sleep } from './lib.js'
+import { Picture, Events } from './picture.js'
+
+const seed = Number(process.env.PRESENCE_SEED ?? Math.floor(Math.random() * 1e9))
+const steps = Number(process.env.PRESENCE_CASES ?? 150)
+let random = seed
+const next = () => {
+  // mulberry32
+  random = (random + 0x6d2b79f5) | 0
+  let t = Math.imul(random ^ (random >>> 15), 1 | random)
+  t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
+  return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
+}
+const pick = (list) => list[Math.floor(next() * list.length)]
+
+const users = ['ann', 'bob', 'cat', 'dan', 'eve']
+const rooms = ['one', 'two', 'three']
+const tokens = ['any', 'users', 'room', 'room:one', 'room:two', 'user:ann', 'user:bob', 'team:1', 'team:2', 'role:authenticated']
+
+let db, gateway
+const viewers = []
+const teams = Object.fromEntries(users.map((user) => [user, ['1']]))
+let doorbell = false
+const took = []
+
+before(async () => {
+  db = await Database.start(['presence.sweep_interval=100'])
+  await db.sql(`create schema app; grant usage on schema app to public;
+    create table app.denied (user_id text, room text, primary key (user_id, room)); grant select on app.denied to public;
+    create function app.authorize(room text, action text) returns boolean language sql stable as
+    $$ select action <> 'read' or not exists (select from app.denied d where d.user_id = presence.user_id() and d.room = authorize.room) $$;
+    alter database postgres set presence.authorizer = 'app.authorize'`)
+  gateway = await Gateway.start(db, { args: ['--name', 'g', '--leave-grace', '300ms'] })
+})
+after(async () => {
+  await gateway?.kill()
+  await db?.remove()
+})
+
+const claims = (sub) => ({ sub, app_metadata: { teams: teams[sub] } })
+
+async function open(user = pick(users), room = pick(rooms), kind = pick(['1.0.0', '2.0.0', 'sse'])) {
+  try {
+    const viewer = kind === 'sse' ? await Events.open(gateway, room, claims(user)) : await Picture.open(gateway, room, claims(user), kind)
+    viewers.push(Object.assign(viewer, { user, room, kind }))
+  } catch (error) {
+    if (!/Unauthorized|does not answer/.test(error.message)) throw error
+  }
+}
+
+async function listed(viewer) {
+  const rows = await db.as(viewer.claims, `select member_id, version, state from presence.list($1)`, [viewer.room])
+  return rows.map((row) => `${row.member_id} ${row.version} ${JSON.stringify(row.state)}`).sort().join('\n')
+}
+
+async function settle(what, ms) {
+  const began = performance.now()
+  let late = viewers.filter((viewer) => !viewer.ended)
+  const end = Date.now() + ms
+  // All of them equal in one pass: equality of some is none when a later change has come between.
+  for (;;) {
+    const different = []
+    for (const viewer of late) {
+      if (viewer.ended) continue
+      const [before, list, after] = [viewer.versions(), await listed(viewer), viewer.versions()]
+      if (list !== before && list !== after) different.push({ viewer, list })
+      assert.deepEqual(viewer.errors, [], `${what}: ${viewer.kind} of ${viewer.user} in ${viewer.room}`)
+    }
+    if (different.length === 0) break
+    if (Date.now() > end) {
+      throw new Error(`seed ${seed}, after ${what}:\n` + different.map(({ viewer, list }) => `${viewer.kind} of ${viewer.user} in ${viewer.room} shows\n${viewer.versions()}\nand not\n${list}`).join('\n'))
+    }
+    late = different.map(({ viewer }) => viewer)
+    if (late.length === 0) late = viewers
+    await sleep(5)
+  }
+  const ms_taken = Math.round(performance.now() - began)
+  if (process.env.PRESENCE_TRACE && ms_taken > 300) console.log(`${what}: ${ms_taken} ms${doorbell ? ', doorbell' : ''}`)
+  took.push({ quick: !doorbell && ms < 25000, ms: ms_taken })
+}
+
+const own = (what) => viewers.filter((viewer) => viewer.kind !== 'sse' && !viewer.ended)
+const audience = () => (next() < 0.1 ? [] : [...new Set([pick(tokens), pick(tokens)])])
+let counter = 0
+
+const everyday = {
+  enter: () => db.as(claims(pick(users)), `select presence.upsert($1, $2, connection_id => $3, audience => $4)`, [pick(rooms), { n: counter++ }, pick(['', 'a']), audience()]),
+  change: () => db.as(claims(pick(users)), `select presence.update($1, $2)`, [pick(rooms), { n: counter++ }]),
+  share: () => db.as(claims(pick(users)), `select presence.update($1, audience => $2)`, [pick(rooms), audience()]),
+  leave: () => db.as(claims(pick(users)), `select presence.delete($1)`, [pick(rooms)]),
+  expire: () => db.as(claims(pick(users)), `select presence.upsert($1, $2, connection_id => 'short', ttl => '1 s', audience => $3)`, [pick(rooms), { n: counter++ }, audience()]),
+  'expire and wait': async () => {
+    await everyday.expire()
+    await sleep(1000)
+  },
+  track: async () => {
+    for (const viewer of own()) if (next() < 0.5) await viewer.track({ n: counter++ })
+  },
+  untrack: async () => {
+    const viewer = pick(own())
+    if (viewer) await viewer.untrack()
+  },
+  open: () => (viewers.length < 12 ? open() : undefined),
+  close: async () => {
+    const viewer = pick(viewers)
+    if (!viewer) return
+    viewers.splice(viewers.indexOf(viewer), 1)
+    viewer.close()
+    await sleep(450)
+  },
+  kick: () => db.sql(`select presence.delete($1, $2, null)`, [pick(rooms), pick(users)]),
+  team: async () => {
+    const viewer = pick(own())
+    if (!viewer) return
+    teams[viewer.user] = pick([['1'], ['2'], ['1', '2'], []])
+    for (const other of [...viewers]) {
+      if (other.user !== viewer.user) continue
+      if (other.kind === 'sse') {
+        other.close()
+        viewers.splice(viewers.indexOf(other), 1)
+      } else await other.renew(claims(viewer.user))
+    }
+  },
+  deny: async () => {
+    const [user, room] = [pick(users), pick(rooms)]
+    await db.sql(`with gone as (delete from app.denied where user_id = $1 and room = $2 returning 1) insert into app.denied select $1, $2 where not exists (select from gone)`, [user, room])
+    await db.sql(`select presence.rotate_channels($1)`, [room])
+  },
+  'rotate one': () => db.sql(`select presence.rotate_channels($1)`, [pick(rooms)]),
+  'rotate all': () => db.sql(`select presence.rotate_channels()`),
+}
+
+const terminate = (condition) => db.sql(`select pg_terminate_backend(pid) from pg_stat_activity where ${condition}`)
+const accidents = {
+  'the worker is killed': () => db.sql(`select pg_terminate_backend(presence.worker_pid())`),
+  'all connections are cut': () => terminate(`application_name = 'presence-gateway'`),
+  'the listening one is cut': () => terminate(`application_name = 'presence-gateway' and query ~* 'listen|select 1'`),
+  doorbell: async () => {
+    doorbell = !doorbell
+    await db.set('presence.notify_payload', doorbell ? 'doorbell' : 'full')
+    await sleep(1200)
+    await everyday.enter()
+  },
+  'deny without a word': async () => {
+    await db.sql(`insert into app.denied values ($1, $2) on conflict do nothing`, [pick(users), pick(rooms)])
+  },
+  'the gateway is killed': async () => {
+    const again = viewers.splice(0)
+    await gateway.kill()
+    await gateway.run()
+    for (const viewer of again) await open(viewer.user, viewer.room, viewer.kind)
+  },
+  'the database is restarted': () => db.restart('fast'),
+  'the database crashes': () => db.restart('immediate'),
+}
+
+test(`seed ${seed}: everybody is shown what their list shows`, async () => {
+  for (let n = 0; n < 8; n++) await open()
+  const names = Object.keys(accidents)
+  for (let step = 0; step < steps; step++) {
+    const accident = step % 10 === 9
+    const name = accident ? names[Math.floor(step / 10) % names.length] : pick(Object.keys(everyday))
+    if (process.env.PRESENCE_TRACE) console.log(step, name)
+    // Some at once, before anybody looks.
+    const more = accident || next() < 0.5 ? [] : [pick(Object.keys(everyday)), pick(Object.keys(everyday))]
+    for (const action of [name, ...more]) {
+      try {
+        await (everyday[action] ?? accidents[action])()
+      } catch (error) {
+        // Somebody else's key, no right to a room, a connection that was just cut.
+        if (!error.code && !/not within|closed|terminated/.test(error.message)) throw error
+        if (process.env.PRESENCE_TRACE) console.log(step, action, error.message)
+      }
+    }
+    await settle(`step ${step}: ${[name, ...more].join(', ')}`, accident || doorbell ? 25000 : 5000)
+    for (let n = viewers.length - 1; n >= 0; n--) if (viewers[n].ended) viewers.splice(n, 1)
+    while (viewers.length < 4) await open()
+  }
+  const everyday_ms = took.filter(({ quick }) => quick).map(({ ms }) => ms).sort((a, b) => a - b)
+  const at = (share) => everyday_ms[Math.floor(everyday_ms.length * share)]
+  console.log(`seed ${seed}: ${took.length} steps; all pictures equal after: p50 ${at(0.5)} ms, p95 ${at(0.95)} ms, max ${everyday_ms.at(-1)} ms`)
+})
