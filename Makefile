@@ -8,19 +8,22 @@ export PG_CONFIG
 # make soak MINUTES=30
 MINUTES ?= 30
 
-.PHONY: help demo test test-all memcheck soak lint install package bench clean
+.PHONY: help demo test test-all test-gateway memcheck soak lint install gateway package bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## build, start a private PostgreSQL, and watch three users come and go
 	@scripts/demo
 
-test: ## everything: lint, unit, in-server, SQL, isolation and client tests
+test: ## everything: lint, unit, in-server, SQL, isolation, client and gateway tests
 	@scripts/test
 
 test-all: ## the same on PostgreSQL 15, 17 (with assertions) and 18, and pg_upgrade; builds 17 and 18 once
 	@scripts/test-all
+
+test-gateway: ## the gateway's tests, with real clients from npm; the extension that is installed
+	@scripts/test-gateway
 
 memcheck: ## the shared-memory core under valgrind and a model checker
 	@scripts/memcheck
@@ -36,6 +39,9 @@ install: ## a release build, into the PostgreSQL of PG_CONFIG
 	@scripts/deps
 	@scripts/install release
 
+gateway: ## presence-gateway, for browsers: gateway/target/release/presence-gateway
+	@scripts/test-gateway build
+
 package: ## a directory tree and a .deb, under target/
 	@scripts/deps
 	@scripts/package
@@ -47,3 +53,4 @@ bench: ## this extension, the hand-made rival and the floor, in one table
 
 clean: ## remove everything that was built
 	cargo clean
+	cargo clean --manifest-path gateway/Cargo.toml

@@ -133,3 +133,73 @@ impl Config {
         Ok(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    const DOCUMENTED: &str = include_str!("../../docs/gateway.md");
+
+    #[test]
+    fn every_flag_is_documented_with_its_default() {
+        let command = Config::command();
+        let mut flags: Vec<_> = command
+            .get_arguments()
+            .map(|flag| {
+                let default: Vec<_> =
+                    flag.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+                (flag.get_long().unwrap().to_owned(), default.join(","))
+            })
+            .filter(|(flag, _)| !["help", "version"].contains(&flag.as_str()))
+            .collect();
+        let mut documented: Vec<_> = DOCUMENTED
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `--")?.split_once("` | "))
+            .map(|(flag, rest)| {
+                let default = rest.split(" |").next().unwrap_or_default();
+                let default = if default.starts_with('`') { default.trim_matches('`') } else { "" };
+                (flag.split(' ').next().unwrap_or_default().to_owned(), default.to_owned())
+            })
+            .collect();
+        flags.sort();
+        documented.sort();
+        assert_eq!(flags, documented);
+    }
+
+    #[test]
+    fn every_metric_is_documented() {
+        for line in include_str!("metrics.rs").lines().filter(|line| line.contains("!(\"presence_gateway_")) {
+            let name = line.split('"').nth(1).unwrap();
+            assert!(DOCUMENTED.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_a_sentence() {
+        let check = |args: &[&str]| {
+            let needed = ["presence-gateway", "--database", "x", "--jwt-secret", "y"];
+            Config::try_parse_from(needed.iter().chain(args))
+                .map_err(|e| e.to_string())
+                .and_then(Config::check)
+        };
+        assert!(
+            check(&["--role", "a", "--role", "b", "--origin", "https://Example.org/"]).is_ok_and(|config| {
+                config.roles == ["a", "b"] && config.origins == ["https://example.org"]
+            })
+        );
+        for (args, why) in [
+            (&["--role", "s", "--service-role", "s"][..], "may not name the service role"),
+            (&["--origin", "example.org"], "begins with"),
+            (&["--leave-grace", "1h"], "10 minutes"),
+            (&["--leave-grace", "soon"], "--leave-grace"),
+            (&["--name", "a/b"], "letters, digits"),
+            (&["--jwks", "f"], "cannot be used with"),
+            (&["--max-frame", "1"], "1024"),
+        ] {
+            assert!(check(args).is_err_and(|reason| reason.contains(why)), "{args:?}");
+        }
+        assert!(Config::try_parse_from(["presence-gateway", "--database", "x"]).is_err());
+    }
+}
