@@ -53,6 +53,7 @@ pub async fn serve(app: Arc<App>, listening: TcpListener, metrics: Metrics) -> R
     while app.seats.taken() > 0 && tokio::time::Instant::now() < until {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
+    app.members.leave_soon().await;
     Ok(())
 }
 

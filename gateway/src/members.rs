@@ -194,6 +194,34 @@ impl Members {
         leaving.keys().next().map_or_else(|| Instant::now() + Duration::from_secs(3600), |(at, _)| *at)
     }
 
+    /// The gateway ends: all leave, unless they come back before, to a gateway of the same name.
+    pub async fn leave_soon(&self) {
+        let all: Vec<_> =
+            self.held().values().flatten().filter(|member| member.is_there()).cloned().collect();
+        let after = format!("{} s", ADOPTED.as_secs());
+        for batch in all.chunks(BATCH) {
+            if let Err(trouble) = self.delete(batch, &after).await {
+                tracing::warn!(reason = trouble.reason(), "members stay until their lease ends");
+                return;
+            }
+        }
+    }
+
+    async fn delete(&self, members: &[Arc<Member>], after: &str) -> Result<(), Trouble> {
+        let members: Vec<_> = members
+            .iter()
+            .map(|member| {
+                serde_json::json!({
+                    "room": member.room, "member_id": member.key.member_id,
+                    "connection_id": member.key.connection_id, "reason": "left", "after": after,
+                })
+            })
+            .collect();
+        let members = serde_json::Value::Array(members).to_string();
+        self.database.as_service("select presence.delete_many($1::text::jsonb)", &[&members]).await?;
+        Ok(())
+    }
+
     async fn end_due(&self) {
         let now = Instant::now();
         let mut due = Vec::new();

@@ -136,6 +136,7 @@ export class Gateway {
   static async start(db, options = {}) {
     const gateway = new Gateway()
     gateway.db = db
+    gateway.quiet = options.quiet
     gateway.port = options.port ?? (await freePort())
     gateway.log = `${db.dir}/gateway.${gateway.port}.log`
     gateway.args = ['--database', db.url(), '--jwt-secret', secret, '--listen', `127.0.0.1:${gateway.port}`,
@@ -146,7 +147,7 @@ export class Gateway {
 
   async run() {
     const log = openSync(this.log, 'a')
-    this.process = spawn(binary, this.args, { stdio: ['ignore', log, log], env: { ...process.env, PRESENCE_GATEWAY_LOG: 'debug' } })
+    this.process = spawn(binary, this.args, { stdio: ['ignore', log, log], env: { ...process.env, PRESENCE_GATEWAY_LOG: this.quiet ? 'warn' : 'debug' } })
     this.exited = new Promise((done) => this.process.once('exit', done))
     await until('the gateway is ready', async () => {
       if (this.process.exitCode !== null) throw Object.assign(new Error(readFileSync(this.log, 'utf8')), { final: true })

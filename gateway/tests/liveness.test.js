@@ -106,6 +106,21 @@ test('a gateway that is killed: who comes back stays, who does not goes', async 
   ann.socket.close()
 })
 
+test('SIGTERM and a start: who comes back stays, who does not goes', async () => {
+  await enter('stopped', 'ann', { x: 1 })
+  await enter('stopped', 'bob')
+  await gateway.kill('SIGTERM')
+  await gateway.run()
+  const ann = await enter('stopped', 'ann', { x: 1 })
+  await until('bob goes', async () => (await members('stopped')) === 'ann', 15000)
+  await sleep(500)
+  assert.equal(await members('stopped'), 'ann')
+  await db.sql(`select presence.wait_for_flush('10 s')`)
+  const events = await db.sql(`select event, reason from presence.event where room = 'stopped' order by seq`)
+  assert.deepEqual(events.map((e) => e.event).join(), 'enter,enter,leave')
+  ann.socket.close()
+})
+
 test('SIGTERM: all sockets are told to come back, spread over the drain', async () => {
   const own = await Gateway.start(db, { args: ['--drain', '600ms'] })
   const sockets = []
