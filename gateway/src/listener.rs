@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use crate::connect::Heard;
-use crate::database::{Database, LIST, PATIENCE, Trouble};
+use crate::database::{Database, PATIENCE, Trouble};
 use crate::doorbell::Doorbell;
 use crate::members::Members;
 use crate::rights::Asker;
@@ -18,11 +18,9 @@ use crate::room::Rooms;
 use crate::row::Member;
 
 /// Notifications that wait. When there are more, all rooms are listed again.
-const WAITING: usize = 65_536;
+const WAITING: usize = 16_384;
 /// How often it is made sure that the connection lives.
 const PULSE: Duration = Duration::from_secs(5);
-/// Rooms in one list.
-const BATCH: usize = 200;
 
 pub struct Listener {
     pub database: Arc<Database>,
@@ -277,100 +275,7 @@ impl Listener {
             }
         }
     }
-
-    /// Whether events tell everything, or only that there is something; and whether settings are others now, which hold
-    /// for new sessions.
-    pub async fn look_at_mode(&self) -> Result<(), Trouble> {
-        loop {
-            let rows = self.database.as_service(MODE, &[]).await?;
-            let row = rows.first().ok_or_else(Trouble::unexpected)?;
-            let (doorbell, settings): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
-            if self.database.see_settings(settings) {
-                self.recheck.notify_one();
-                continue; // by a new session
-            }
-            if self.database.set_doorbell(doorbell) {
-                self.rooms.want_all();
-                self.recheck.notify_one();
-            }
-            return Ok(());
-        }
-    }
-
-    /// Load what rooms want.
-    pub async fn keep_loading(self: Arc<Self>) {
-        loop {
-            let rooms = self.rooms.begin_loading(BATCH);
-            let rows = self.rooms.begin_loading_rows(BATCH);
-            if rooms.is_empty() && rows.is_empty() {
-                self.rooms.wanted.notified().await;
-                continue;
-            }
-            // What is listed before the connection listens would miss what comes between.
-            let hears = *self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner) == Hearing::All;
-            let loaded = if hears { self.load(&rooms, &rows).await } else { Err(Trouble::Away) };
-            if let Err(trouble) = loaded {
-                if hears {
-                    tracing::warn!(reason = trouble.reason(), "could not list rooms; trying again");
-                }
-                self.rooms.loading_failed(rooms, rows);
-                tokio::time::sleep(Duration::from_millis(if hears { 500 } else { 20 })).await;
-            }
-        }
-    }
-
-    async fn load(
-        &self,
-        rooms: &[Arc<str>],
-        rows: &[(Arc<str>, Arc<crate::row::Key>)],
-    ) -> Result<(), Trouble> {
-        if !rooms.is_empty() {
-            // In this order: what is published by now is in the list.
-            let seq = self.database.as_service("select presence.seq()", &[]).await?;
-            let seq: i64 = seq.first().ok_or_else(Trouble::unexpected)?.try_get(0)?;
-            let names: Vec<&str> = rooms.iter().map(|room| &**room).collect();
-            let mut listed: std::collections::HashMap<String, Vec<_>> = Default::default();
-            for row in self.database.as_service(LIST, &[&names]).await? {
-                let member: Member =
-                    serde_json::from_str(row.try_get(1)?).map_err(|_| Trouble::unexpected())?;
-                listed.entry(row.try_get(0)?).or_default().extend(member.into_row());
-            }
-            for room in rooms {
-                self.rooms.install(room, listed.remove(&**room).unwrap_or_default(), seq);
-            }
-        }
-        if !rows.is_empty() {
-            let names: Vec<&str> = rows.iter().map(|(room, _)| &**room).collect();
-            let member_ids: Vec<&str> = rows.iter().map(|(_, key)| &*key.member_id).collect();
-            let connection_ids: Vec<&str> = rows.iter().map(|(_, key)| &*key.connection_id).collect();
-            let some = format!(
-                "{LIST} and (o.room, o.member_id, o.connection_id) in \
-                 (select * from unnest($1::text[], $2::text[], $3::text[]))"
-            );
-            for row in self.database.as_service(&some, &[&names, &member_ids, &connection_ids]).await? {
-                let member: Member =
-                    serde_json::from_str(row.try_get(1)?).map_err(|_| Trouble::unexpected())?;
-                if let Some(member) = member.into_row() {
-                    self.rooms.put(row.try_get(0)?, member, None);
-                }
-            }
-        }
-        Ok(())
-    }
 }
-
-/// Doorbells: asked for, or because somebody has added or changed a policy. The twin has those that were made with it.
-const MODE: &str = "with policies as ( \
-         select c.relname, p.polname, p.polcmd, p.polpermissive, p.polroles, pg_get_expr(p.polqual, p.polrelid) as rule \
-         from pg_catalog.pg_policy p join pg_catalog.pg_class c on c.oid = p.polrelid \
-         join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-         where (n.nspname, c.relname) in (('presence', 'member'), ('_presence', 'member_twin')) \
-         and p.polcmd in ('r', '*')), \
-     own as (select polname, polcmd, polpermissive, polroles, rule from policies where relname = 'member'), \
-     made as (select polname, polcmd, polpermissive, polroles, rule from policies where relname = 'member_twin') \
-     select current_setting('presence.notify_payload') = 'doorbell' \
-         or exists (table own except table made) or exists (table made except table own), \
-     coalesce((select string_agg(s::text, ' ' order by s::text) from pg_catalog.pg_db_role_setting s), '')";
 
 async fn within<T>(what: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
     timeout(PATIENCE, what).await.unwrap_or(Err(Trouble::Away))

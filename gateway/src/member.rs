@@ -249,3 +249,65 @@ impl Member {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member() -> (Member, Channel) {
+        let key = Key { member_id: "ann".into(), connection_id: "g/1".into() };
+        let (told, _) = mpsc::channel(1);
+        let channel = Channel { viewer: 1, told };
+        (Member::new("r".into(), key, "ann".into()), channel)
+    }
+
+    #[test]
+    fn who_comes_back_takes_over_and_only_once() {
+        let (member, channel) = member();
+        member.bind(&channel);
+        assert!(!member.take_over(&channel));
+        let now = Instant::now();
+        member.release(now);
+        assert!(member.is_due(now).is_ok());
+        assert!(member.take_over(&channel) && !member.take_over(&channel));
+        assert_eq!(member.is_due(now), Err(None));
+    }
+
+    #[test]
+    fn what_was_ended_by_somebody_is_not_entered_again() {
+        let (member, channel) = member();
+        member.bind(&channel);
+        member.wish().state = Some("{}".into());
+        member.wish().version = 5;
+        assert!(member.was_ended(4, "removed").is_none()); // an earlier stay
+        assert!(member.enter_again());
+        member.wish().next = None;
+        assert!(member.was_ended(6, "removed").is_some());
+        assert!(member.was_ended(6, "removed").is_none());
+        assert!(!member.enter_again() && !member.is_there());
+    }
+
+    #[test]
+    fn our_own_leave_is_nobody_elses() {
+        let (member, channel) = member();
+        member.bind(&channel);
+        member.wish().state = Some("{}".into());
+        member.wish().writing = Some(true);
+        assert!(member.was_ended(6, "left").is_none());
+        member.wish().writing = None;
+        assert!(member.was_ended(7, "left").is_some());
+    }
+
+    #[test]
+    fn of_writes_that_wait_the_last_is_sent_with_all_calls() {
+        let (member, _) = member();
+        let identity = Arc::new(Identity { role: "r".into(), claims: "{}".into(), expires: None });
+        let call = |n: i64| (Value::Null, Value::from(n));
+        assert!(member.want(&identity, Some("1".into()), call(1)));
+        member.wish().writing = Some(false);
+        assert!(!member.want(&identity, None, call(2)));
+        assert!(!member.want(&identity, Some("3".into()), call(3)));
+        let (state, calls) = member.wish().next.take().unwrap();
+        assert_eq!((state.as_deref(), calls.len()), (Some("3"), 3));
+    }
+}

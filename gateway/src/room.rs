@@ -4,11 +4,14 @@
 //! A room is held while somebody looks at it, and while the audience of a member that somebody may look at names it
 //! (`room:X`): who is present there is asked here, too.
 
+mod loading;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use self::loading::Loading;
 use crate::identity::Identity;
 use crate::mailbox::{Change, Mailbox};
 use crate::row::{Key, Row};
@@ -53,13 +56,6 @@ struct Room {
     loading: Option<Loading>,
     /// Events up to this one are in the rows.
     seq: i64,
-}
-
-/// What has happened since the list was asked for: newer than it, whatever it says.
-#[derive(Default)]
-struct Loading {
-    rows: HashMap<Arc<Key>, Arc<Row>>,
-    left: HashMap<Arc<Key>, i64>,
 }
 
 impl Rooms {
@@ -121,85 +117,6 @@ impl Rooms {
     pub fn count(&self) -> (usize, usize) {
         let state = self.lock();
         (state.rooms.len(), state.rooms.values().map(|room| room.rows.len()).sum())
-    }
-
-    // Loading
-
-    fn wake_loader(&self, state: &State) {
-        if !state.wanted.is_empty() || !state.wanted_rows.is_empty() {
-            self.wanted.notify_one();
-        }
-    }
-
-    /// After a gap: list all again. What is shown stays until then.
-    pub fn want_all(&self) {
-        let mut state = self.lock();
-        state.wanted = state.rooms.keys().cloned().collect();
-        self.wake_loader(&state);
-    }
-
-    /// These have changed, who knows how: load those that are held. Returns them and all that their members may see into.
-    pub fn want_also(&self, rooms: HashSet<String>) -> HashSet<String> {
-        let mut state = self.lock();
-        let mut concerned = HashSet::new();
-        for room in rooms {
-            if let Some((name, held)) = state.rooms.get_key_value(&*room) {
-                concerned.extend(held.named_by.iter().map(|other| other.to_string()));
-                let name = name.clone();
-                state.wanted.insert(name);
-                concerned.insert(room);
-            }
-        }
-        self.wake_loader(&state);
-        concerned
-    }
-
-    /// Up to so many of the rooms that are wanted. From here on their events are kept for `install`.
-    pub fn begin_loading(&self, at_most: usize) -> Vec<Arc<str>> {
-        let mut state = self.lock();
-        let rooms: Vec<_> = state.wanted.iter().take(at_most).cloned().collect();
-        for room in &rooms {
-            state.wanted.remove(room);
-            if let Some(room) = state.rooms.get_mut(room) {
-                room.loading = Some(Loading::default());
-            }
-        }
-        rooms
-    }
-
-    pub fn begin_loading_rows(&self, at_most: usize) -> Vec<(Arc<str>, Arc<Key>)> {
-        let mut state = self.lock();
-        let rows: Vec<_> = state.wanted_rows.iter().take(at_most).cloned().collect();
-        rows.iter().for_each(|row| {
-            state.wanted_rows.remove(row);
-        });
-        rows
-    }
-
-    pub fn loading_failed(&self, rooms: Vec<Arc<str>>, rows: Vec<(Arc<str>, Arc<Key>)>) {
-        let mut state = self.lock();
-        let held: Vec<_> = rooms.into_iter().filter(|room| state.rooms.contains_key(room)).collect();
-        state.wanted.extend(held);
-        state.wanted_rows.extend(rows);
-    }
-
-    /// The rows of a room as a list said, and what has happened meanwhile. `seq`: events up to it are in the list.
-    pub fn install(&self, room: &Arc<str>, listed: Vec<Row>, seq: i64) {
-        let mut state = self.lock();
-        let Some(held) = state.rooms.get_mut(room) else { return };
-        let Some(Loading { rows: mut newer, left }) = held.loading.take() else { return };
-        for row in listed {
-            if left.get(&row.key).is_some_and(|version| *version >= row.version)
-                || newer.get(&row.key).is_some_and(|event| event.version >= row.version)
-            {
-                continue;
-            }
-            newer.insert(row.key.clone(), Arc::new(row));
-        }
-        held.loaded = true;
-        held.seq = held.seq.max(seq);
-        state.replace(room, newer.into_iter().collect());
-        self.wake_loader(&state);
     }
 
     // Events
@@ -408,25 +325,6 @@ impl State {
                 self.drop_if_unused(&other);
             }
         }
-    }
-}
-
-impl Loading {
-    fn put(&mut self, row: &Arc<Row>) {
-        let newest = self.rows.get(&row.key).is_none_or(|known| known.version < row.version)
-            && self.left.get(&row.key).is_none_or(|left| *left < row.version);
-        if newest {
-            self.left.remove(&row.key);
-            self.rows.insert(row.key.clone(), row.clone());
-        }
-    }
-
-    fn remove(&mut self, key: &Key, version: i64) {
-        if self.rows.get(key).is_some_and(|row| row.version <= version) {
-            self.rows.remove(key);
-        }
-        let left = self.left.entry(Arc::new(key.clone())).or_insert(version);
-        *left = version.max(*left);
     }
 }
 

@@ -144,3 +144,7 @@ fn sees(state: &State, rights: &Rights, row: &Row) -> bool {
             None => rights.tokens.contains(token),
         })
 }
+
+#[cfg(test)]
+#[path = "view_tests.rs"]
+mod tests;

@@ -1,6 +1,6 @@
 // The test that matters: whatever happens, what everybody is shown is what presence.list shows them.
 //
-// PRESENCE_SEED repeats a run, PRESENCE_CASES says how many steps. A step is something that people, administrators or
+// PRESENCE_SEED repeats a run, PRESENCE_CASES says how many steps, PRESENCE_ACCIDENTS that each so many is an accident. A step is something that people, administrators or
 // accidents do; after each, all pictures must become equal to the lists of their users.
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
@@ -9,6 +9,7 @@ import { Picture, Events } from './picture.js'
 
 const seed = Number(process.env.PRESENCE_SEED ?? Math.floor(Math.random() * 1e9))
 const steps = Number(process.env.PRESENCE_CASES ?? 150)
+const rarity = Number(process.env.PRESENCE_ACCIDENTS ?? 10)
 let random = seed
 const next = () => {
   // mulberry32
@@ -164,8 +165,8 @@ test(`seed ${seed}: everybody is shown what their list shows`, async () => {
   for (let n = 0; n < 8; n++) await open()
   const names = Object.keys(accidents)
   for (let step = 0; step < steps; step++) {
-    const accident = step % 10 === 9
-    const name = accident ? names[Math.floor(step / 10) % names.length] : pick(Object.keys(everyday))
+    const accident = step % rarity === rarity - 1
+    const name = accident ? names[Math.floor(step / rarity) % names.length] : pick(Object.keys(everyday))
     if (process.env.PRESENCE_TRACE) console.log(step, name)
     // Some at once, before anybody looks.
     const more = accident || next() < 0.5 ? [] : [pick(Object.keys(everyday)), pick(Object.keys(everyday))]

@@ -1,0 +1,164 @@
+//! Rows come and go in every order; what is shown follows.
+
+use super::*;
+use crate::mailbox::Mailbox;
+use crate::row::Member;
+
+struct Page {
+    view: View,
+    mailbox: Arc<Mailbox>,
+}
+
+fn identity() -> Arc<Identity> {
+    Arc::new(Identity { role: "authenticated".into(), claims: "{}".into(), expires: None })
+}
+
+impl Page {
+    fn open(rooms: &Arc<Rooms>, room: &str, user: &str, tokens: &[&str]) -> Self {
+        let mailbox = Arc::<Mailbox>::default();
+        let viewer = Viewer { identity: identity(), mailbox: mailbox.clone(), user_id: None };
+        let mut view = View::open(rooms, room.into(), viewer);
+        view.take_rights(rights(user, tokens, true));
+        Self { view, mailbox }
+    }
+
+    /// Who came, who went.
+    fn diff(&mut self) -> (Vec<String>, Vec<String>) {
+        let Some(changes) = self.mailbox.take().remove(&self.view.id) else { return Default::default() };
+        let diff = self.view.diff(&changes);
+        let names = |rows: &[Arc<Row>]| {
+            let mut names: Vec<_> =
+                rows.iter().map(|row| format!("{} {}", row.key.member_id, row.version)).collect();
+            names.sort();
+            names
+        };
+        (names(&diff.joins), names(&diff.leaves))
+    }
+}
+
+fn rights(user: &str, tokens: &[&str], read: bool) -> Arc<Rights> {
+    Arc::new(Rights {
+        user_id: Some(user.into()),
+        tokens: tokens.iter().map(|token| Arc::from(*token)).collect(),
+        read,
+        any_member_id: false,
+        listed: None,
+    })
+}
+
+fn row(member: &str, version: i64, audience: &[&str]) -> Row {
+    let text = serde_json::json!({
+        "member_id": member, "connection_id": "", "user_id": member, "version": version, "status": null,
+        "state": {}, "metadata": {}, "joined_at": null, "audience": audience,
+    });
+    serde_json::from_str::<Member>(&text.to_string()).unwrap().into_row().unwrap()
+}
+
+fn key(member: &str) -> Key {
+    Key { member_id: member.into(), connection_id: "".into() }
+}
+
+fn load(rooms: &Rooms, room: &str, rows: Vec<Row>) {
+    rooms.begin_loading(100);
+    rooms.install(&room.into(), rows, 0);
+}
+
+fn list(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| name.to_string()).collect()
+}
+
+#[test]
+fn what_happens_while_a_list_is_on_its_way_is_newer_than_the_list() {
+    let rooms = Arc::<Rooms>::default();
+    let mut page = Page::open(&rooms, "r", "me", &["any"]);
+    assert!(!page.view.is_ready());
+    assert_eq!(rooms.begin_loading(100).len(), 1);
+    rooms.put("r", row("new", 5, &["any"]), Some(1));
+    rooms.put("r", row("changed", 9, &["any"]), Some(2));
+    rooms.remove("r", &key("gone"), 7, 3);
+    rooms.put("r", row("back", 4, &["any"]), Some(4));
+    rooms.remove("r", &key("back"), 6, 5);
+    let listed = vec![
+        row("gone", 3, &["any"]),
+        row("changed", 8, &["any"]),
+        row("old", 2, &["any"]),
+        row("back", 8, &["any"]),
+    ];
+    rooms.install(&"r".into(), listed, 0);
+    assert!(page.view.is_ready());
+    assert_eq!(page.diff().0, ["back 8", "changed 9", "new 5", "old 2"]);
+}
+
+#[test]
+fn the_newest_version_wins_and_old_news_is_none() {
+    let rooms = Arc::<Rooms>::default();
+    let mut page = Page::open(&rooms, "r", "me", &["any"]);
+    rooms.begin_loading(100);
+    rooms.install(&"r".into(), vec![row("a", 5, &["any"])], 100);
+    page.diff();
+    rooms.put("r", row("a", 4, &["any"]), Some(101));
+    rooms.remove("r", &key("a"), 4, 102);
+    rooms.put("r", row("ghost", 3, &["any"]), Some(100)); // the list knew better
+    assert_eq!(page.diff(), (vec![], vec![]));
+    rooms.put("r", row("a", 6, &["any"]), Some(103));
+    assert_eq!(page.diff(), (list(&["a 6"]), list(&["a 5"])));
+    // Several changes before anybody looks are one.
+    rooms.remove("r", &key("a"), 7, 104);
+    rooms.put("r", row("a", 8, &["any"]), Some(105));
+    assert_eq!(page.diff(), (list(&["a 8"]), list(&["a 6"])));
+    rooms.put("r", row("b", 9, &["any"]), Some(106));
+    rooms.remove("r", &key("b"), 10, 107);
+    assert_eq!(page.diff(), (vec![], vec![]));
+}
+
+#[test]
+fn the_members_of_another_room_are_known_from_its_rows() {
+    let rooms = Arc::<Rooms>::default();
+    let mut page = Page::open(&rooms, "r", "me", &["any"]);
+    load(&rooms, "r", vec![row("a", 1, &["room:other"]), row("b", 2, &["room:r"])]);
+    assert_eq!(page.diff(), (vec![], vec![]));
+    // The other room is wanted by now, and held as long as somebody's audience names it.
+    load(&rooms, "other", vec![]);
+    rooms.put("other", row("me", 3, &[]), Some(1));
+    assert_eq!(page.diff(), (list(&["a 1"]), vec![]));
+    rooms.put("r", row("me", 4, &[]), Some(2));
+    assert_eq!(page.diff(), (list(&["b 2", "me 4"]), vec![]));
+    rooms.remove("other", &key("me"), 5, 3);
+    assert_eq!(page.diff(), (vec![], list(&["a 1"])));
+    assert_eq!(rooms.count().0, 2);
+    rooms.put("r", row("a", 6, &["any"]), Some(4));
+    assert_eq!(rooms.count().0, 1);
+    assert_eq!(page.diff(), (list(&["a 6"]), vec![]));
+    drop(page);
+    assert_eq!(rooms.count(), (0, 0));
+}
+
+#[test]
+fn rights_that_change_are_a_diff_and_ones_own_stays() {
+    let rooms = Arc::<Rooms>::default();
+    let mut page = Page::open(&rooms, "r", "me", &["team:1"]);
+    let rows = vec![row("a", 1, &["team:1"]), row("b", 2, &["team:2"]), row("me", 3, &["user:nobody"])];
+    load(&rooms, "r", rows);
+    assert_eq!(page.diff().0, ["a 1", "me 3"]);
+    let all = Changes { all: true, ..Changes::default() };
+    page.view.take_rights(rights("me", &["team:2"], true));
+    let diff = page.view.diff(&all);
+    assert_eq!((diff.joins.len(), diff.leaves.len()), (1, 1));
+    page.view.take_rights(rights("me", &["team:2"], false));
+    let diff = page.view.diff(&all);
+    assert_eq!((diff.joins.len(), diff.leaves.len()), (0, 1));
+    assert_eq!(&*page.view.begin()[0].key.member_id, "me");
+}
+
+#[test]
+fn an_older_answer_and_one_for_another_token_do_not_count() {
+    let rooms = Arc::<Rooms>::default();
+    let mut page = Page::open(&rooms, "r", "me", &[]);
+    let answer = |asked, identity| Answer { asked, identity, rights: Ok(rights("me", &[], true)) };
+    assert!(page.view.is_news(&answer(2, identity())));
+    assert!(!page.view.is_news(&answer(1, identity())));
+    let other = Arc::new(Identity { role: "anon".into(), claims: "{}".into(), expires: None });
+    assert!(!page.view.is_news(&answer(3, other.clone())));
+    page.view.identify(other.clone());
+    assert!(page.view.is_news(&answer(3, other)));
+}
