@@ -1,6 +1,5 @@
 //! How to come to the database, and what must be true there before the first client is let in.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
@@ -12,6 +11,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::database::Trouble;
 use crate::identity::Identity;
+use crate::tls;
 
 pub struct Connector {
     config: Config,
@@ -34,7 +34,11 @@ impl Connector {
             #[cfg(unix)]
             Host::Unix(_) => true,
         });
-        let tls = if is_local || config.get_ssl_mode() == SslMode::Disable { None } else { Some(tls()?) };
+        let tls = match config.get_ssl_mode() {
+            _ if is_local => None,
+            SslMode::Disable => None,
+            mode => Some(tls::connect(mode == SslMode::Require)?),
+        };
         Ok(Self { config, tls, service_role })
     }
 
@@ -88,7 +92,7 @@ impl Connector {
 
     /// Whether the login is as it must be, said in a sentence if not.
     pub async fn check(&self, roles: &[String]) -> Result<(), String> {
-        let failed = |e: Trouble| e.reason();
+        let failed = |e: Trouble| e.to_string();
         let client = self.connect().await.map_err(failed)?;
         let installed = client
             .query_opt("select extversion from pg_catalog.pg_extension where extname = 'presence_ext'", &[])
@@ -106,8 +110,7 @@ impl Connector {
                 claims: serde_json::json!({ "sub": id, "role": role }).to_string().into(),
                 expires: None,
             };
-            let answer =
-                self.ask_who(&client, &who).await.map_err(|e| format!("--role {role}: {}", e.reason()))?;
+            let answer = self.ask_who(&client, &who).await.map_err(|e| format!("--role {role}: {e}"))?;
             let Some((user_id, is_service)) = answer else { return Err(failed(Trouble::unexpected())) };
             if is_service {
                 return Err(format!(
@@ -123,8 +126,7 @@ impl Connector {
             }
         }
 
-        let client =
-            self.connect_as_service().await.map_err(|e| format!("--service-role: {}", e.reason()))?;
+        let client = self.connect_as_service().await.map_err(|e| format!("--service-role: {e}"))?;
         let is_service =
             client.query_one("select presence.is_service()", &[]).await.map_err(|e| failed(e.into()))?;
         if !is_service.get::<_, bool>(0) {
@@ -189,16 +191,4 @@ where
             }
         }
     }
-}
-
-fn tls() -> Result<MakeRustlsConnect, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(MakeRustlsConnect::new(config))
 }

@@ -128,9 +128,9 @@ impl Database {
         let began = Instant::now();
         let _permit = match timeout(PATIENCE, self.permits.acquire()).await {
             Ok(Ok(permit)) => permit,
-            _ => return Err(Trouble::Away),
+            _ => return Err(Trouble::late()),
         };
-        let mut result = Err(Trouble::Away);
+        let mut result = Err(Trouble::late());
         // An idle connection may have broken unnoticed: a second try is with a new one. What broke in the middle is not
         // tried again unless it was broken before.
         for _ in 0..2 {
@@ -139,7 +139,7 @@ impl Database {
                 None => (self.connect().await?, true),
             };
             result = self.run(&connection, who, verb, arguments).await;
-            if !connection.client.is_closed() && !matches!(result, Err(Trouble::Away)) {
+            if !connection.client.is_closed() && !matches!(result, Err(Trouble::Away(_))) {
                 self.lock_idle().push(connection);
                 break;
             }
@@ -177,7 +177,7 @@ impl Database {
                 ended?;
                 Ok(rows)
             }
-            Err(_) => Err(Trouble::Away),
+            Err(_) => Err(Trouble::late()),
         }
     }
 
@@ -197,16 +197,16 @@ impl Database {
             let mut away = self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             if away.is_some_and(|until| now < until) {
-                return Err(Trouble::Away);
+                return Err(Trouble::late());
             }
             if away.is_some() {
                 *away = Some(now + Duration::from_millis(500)); // this one tries
             }
         }
-        let made = timeout(PATIENCE, self.make()).await.unwrap_or(Err(Trouble::Away));
+        let made = timeout(PATIENCE, self.make()).await.unwrap_or(Err(Trouble::late()));
         let mut away = self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
         *away = match &made {
-            Err(Trouble::Away) => Some(Instant::now() + Duration::from_millis(500)),
+            Err(Trouble::Away(_)) => Some(Instant::now() + Duration::from_millis(500)),
             _ => None,
         };
         made
@@ -245,7 +245,7 @@ impl Database {
             Ok(rows) => Ok(rows?),
             Err(_) => {
                 *self.service.lock().await = None;
-                Err(Trouble::Away)
+                Err(Trouble::late())
             }
         }
     }
@@ -261,7 +261,7 @@ impl Database {
             return Ok(client.clone());
         }
         let client =
-            timeout(PATIENCE, self.connector.connect_as_service()).await.unwrap_or(Err(Trouble::Away))?;
+            timeout(PATIENCE, self.connector.connect_as_service()).await.unwrap_or(Err(Trouble::late()))?;
         let client = Arc::new(client);
         *service = Some((client.clone(), generation));
         Ok(client)

@@ -67,7 +67,7 @@ impl Listener {
             let began = Instant::now();
             let ended = self.session(&mut seq).await;
             self.set(Hearing::Nothing);
-            let reason = ended.err().map(|trouble| trouble.reason()).unwrap_or_default();
+            let reason = ended.err().map(|trouble| trouble.to_string()).unwrap_or_default();
             tracing::warn!(reason, "not listening to the database; trying again");
             metrics::counter!("presence_gateway_reconnects_total").increment(1);
             if began.elapsed() > Duration::from_secs(10) {
@@ -115,7 +115,7 @@ impl Listener {
                         *known = Some(session.seq);
                     }
                     Some(Heard::Lost) => self.rooms.want_all(),
-                    None => return Err(Trouble::Away),
+                    None => return Err(Trouble::late()),
                 },
                 _ = pulse.tick() => {
                     within(async { Ok(session.client.simple_query("select 1").await?) }).await?;
@@ -278,5 +278,5 @@ impl Listener {
 }
 
 async fn within<T>(what: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
-    timeout(PATIENCE, what).await.unwrap_or(Err(Trouble::Away))
+    timeout(PATIENCE, what).await.unwrap_or(Err(Trouble::late()))
 }

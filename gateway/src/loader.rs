@@ -23,10 +23,10 @@ impl Listener {
             }
             // What is listed before the connection listens would miss what comes between.
             let hears = *self.state.lock().unwrap_or_else(PoisonError::into_inner) == Hearing::All;
-            let loaded = if hears { self.load(&rooms, &rows).await } else { Err(Trouble::Away) };
+            let loaded = if hears { self.load(&rooms, &rows).await } else { Err(Trouble::late()) };
             if let Err(trouble) = loaded {
                 if hears {
-                    tracing::warn!(reason = trouble.reason(), "could not list rooms; trying again");
+                    tracing::warn!(reason = %trouble, "could not list rooms; trying again");
                 }
                 self.rooms.loading_failed(rooms, rows);
                 tokio::time::sleep(Duration::from_millis(if hears { 500 } else { 20 })).await;

@@ -25,6 +25,7 @@ mod room;
 mod row;
 mod socket;
 mod sse;
+mod tls;
 mod trouble;
 mod view;
 
@@ -134,7 +135,7 @@ async fn run(config: Config) -> Result<(), String> {
         recheck: recheck.clone(),
         state: Mutex::new(Hearing::Nothing),
     });
-    let adopted = members.adopt().await.map_err(|trouble| trouble.reason())?;
+    let adopted = members.adopt().await.map_err(|trouble| trouble.to_string())?;
     let _ = members.renew().await;
 
     let listening = tokio::net::TcpListener::bind(config.listen)
@@ -176,7 +177,7 @@ async fn keep_checking(listener: Arc<Listener>, recheck: Arc<Notify>) {
         round += 1;
         // Its answer may ask for a recheck, which then comes at once.
         if let Err(trouble) = listener.look_at_mode().await {
-            tracing::debug!(reason = trouble.reason(), "could not look at the database's mode");
+            tracing::debug!(reason = %trouble, "could not look at the database's mode");
             continue;
         }
         let authorizer = listener

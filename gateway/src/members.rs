@@ -173,7 +173,7 @@ impl Members {
         loop {
             tokio::time::sleep(RENEWAL).await;
             if let Err(trouble) = self.renew().await {
-                tracing::warn!(reason = trouble.reason(), "could not renew");
+                tracing::warn!(reason = %trouble, "could not renew");
             }
         }
     }
@@ -201,7 +201,7 @@ impl Members {
         let after = format!("{} s", ADOPTED.as_secs());
         for batch in all.chunks(BATCH) {
             if let Err(trouble) = self.delete(batch, &after).await {
-                tracing::warn!(reason = trouble.reason(), "members stay until their lease ends");
+                tracing::warn!(reason = %trouble, "members stay until their lease ends");
                 return;
             }
         }
@@ -266,7 +266,7 @@ impl Members {
             self.database.as_service("select presence.delete_many($1::text::jsonb)", &[&members]).await;
         if let Err(trouble) = ended {
             tracing::warn!(
-                reason = trouble.reason(),
+                reason = %trouble,
                 members = ending.len(),
                 "could not end members; trying again"
             );

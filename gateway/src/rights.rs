@@ -69,7 +69,7 @@ impl Asker {
             let rooms: Vec<&str> = viewers.iter().map(|(room, ..)| &**room).collect();
             let answers = self.question(identity, &rooms).await;
             if let Err(trouble) = &answers {
-                tracing::debug!(reason = trouble.reason(), "could not ask for rights");
+                tracing::debug!(reason = %trouble, "could not ask for rights");
             }
             for (number, (_, viewer, mailbox)) in viewers.iter().enumerate() {
                 let rights = match &answers {

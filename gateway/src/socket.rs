@@ -184,7 +184,7 @@ impl Socket {
             if channel.view.identity.is_over() {
                 self.end_channel(&topic, End::Mendable("InvalidJWTToken: Token has expired".into()));
             } else if too_late {
-                self.answer_join(&topic, Some(Trouble::Away.reason()));
+                self.answer_join(&topic, Some(Trouble::late().reason()));
             }
         }
     }

@@ -95,7 +95,7 @@ impl Stream {
                     if self.view.identity.is_over() {
                         self.end("InvalidJWTToken: Token has expired");
                     } else if !self.begun && self.began.elapsed() >= JOINING {
-                        self.end(&Trouble::Away.reason());
+                        self.end(&Trouble::late().reason());
                     }
                 }
                 _ = self.draining.changed() => {
@@ -120,7 +120,7 @@ impl Stream {
             match &answer.rights {
                 Ok(rights) => self.view.take_rights(rights.clone()),
                 Err(trouble) if !self.begun => return self.end(&trouble.reason()),
-                Err(Trouble::Away) => {}
+                Err(Trouble::Away(_)) => {}
                 Err(Trouble::Refused { .. }) => {
                     if let Some(rights) = self.view.rights.clone() {
                         self.view.take_rights(Arc::new(Rights::none(&rights)));

@@ -1,15 +1,21 @@
 //! Why the database did not do something.
 
-/// Why something was not done.
+use std::error::Error;
+use std::fmt;
+
 #[derive(Debug, Clone)]
 pub enum Trouble {
-    /// The database did not answer: try again.
-    Away,
+    /// The database did not answer: try again. Why is for the operator.
+    Away(String),
     /// It said no.
     Refused { code: String, message: String, hint: Option<String> },
 }
 
 impl Trouble {
+    pub fn late() -> Self {
+        Trouble::Away("no answer in time".into())
+    }
+
     pub fn unexpected() -> Self {
         Trouble::Refused {
             code: "XX000".into(),
@@ -21,7 +27,7 @@ impl Trouble {
     /// For the developer of a page.
     pub fn reason(&self) -> String {
         match self {
-            Trouble::Away => "UnableToConnectToProject: the database does not answer".into(),
+            Trouble::Away(_) => "UnableToConnectToProject: the database does not answer".into(),
             Trouble::Refused { code, message, hint } => {
                 let name = if code == "42501" { "Unauthorized" } else { "Refused" };
                 match hint {
@@ -33,19 +39,41 @@ impl Trouble {
     }
 }
 
+/// For the operator.
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trouble::Away(why) => write!(f, "the database does not answer: {why}"),
+            Trouble::Refused { code, message, hint: Some(hint) } => write!(f, "{message} ({code}). {hint}"),
+            Trouble::Refused { code, message, hint: None } => write!(f, "{message} ({code})"),
+        }
+    }
+}
+
 impl From<tokio_postgres::Error> for Trouble {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.as_db_error() {
             // Shutdown, crash, too many connections, starting up: it will be back.
             Some(e) if e.code().code().starts_with("57P") || e.code().code().starts_with("53") => {
-                Trouble::Away
+                Trouble::Away(e.message().into())
             }
             Some(e) => Trouble::Refused {
                 code: e.code().code().into(),
                 message: e.message().into(),
                 hint: e.hint().map(Into::into),
             },
-            None if error.is_closed() || std::error::Error::source(&error).is_some() => Trouble::Away,
+            None if error.is_closed() || error.source().is_some() => {
+                let mut why = error.to_string();
+                let mut source = error.source();
+                while let Some(cause) = source {
+                    // Some say their cause themselves.
+                    if !why.contains(&cause.to_string()) {
+                        why.push_str(&format!(": {cause}"));
+                    }
+                    source = cause.source();
+                }
+                Trouble::Away(why)
+            }
             None => Trouble::unexpected(),
         }
     }

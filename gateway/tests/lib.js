@@ -137,9 +137,10 @@ export class Gateway {
     const gateway = new Gateway()
     gateway.db = db
     gateway.quiet = options.quiet
+    gateway.env = options.env
     gateway.port = options.port ?? (await freePort())
     gateway.log = `${db.dir}/gateway.${gateway.port}.log`
-    gateway.args = ['--database', db.url(), '--jwt-secret', secret, '--listen', `127.0.0.1:${gateway.port}`,
+    gateway.args = ['--database', options.url ?? db.url(), '--jwt-secret', secret, '--listen', `127.0.0.1:${gateway.port}`,
       '--service-role', 'service_role', '--role', 'authenticated', '--role', 'anon', ...(options.args ?? [])]
     await gateway.run()
     return gateway
@@ -147,7 +148,7 @@ export class Gateway {
 
   async run() {
     const log = openSync(this.log, 'a')
-    this.process = spawn(binary, this.args, { stdio: ['ignore', log, log], env: { ...process.env, PRESENCE_GATEWAY_LOG: this.quiet ? 'warn' : 'debug' } })
+    this.process = spawn(binary, this.args, { stdio: ['ignore', log, log], env: { ...process.env, ...this.env, PRESENCE_GATEWAY_LOG: this.quiet ? 'warn' : 'debug' } })
     this.exited = new Promise((done) => this.process.once('exit', done))
     await until('the gateway is ready', async () => {
       if (this.process.exitCode !== null) throw Object.assign(new Error(readFileSync(this.log, 'utf8')), { final: true })

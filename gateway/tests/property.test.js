@@ -24,7 +24,8 @@ const users = ['ann', 'bob', 'cat', 'dan', 'eve']
 const rooms = ['one', 'two', 'three']
 const tokens = ['any', 'users', 'room', 'room:one', 'room:two', 'user:ann', 'user:bob', 'team:1', 'team:2', 'role:authenticated']
 
-let db, gateway
+let db
+const gateways = []
 const viewers = []
 const teams = Object.fromEntries(users.map((user) => [user, ['1']]))
 let doorbell = false
@@ -37,19 +38,19 @@ before(async () => {
     create function app.authorize(room text, action text) returns boolean language sql stable as
     $$ select action <> 'read' or not exists (select from app.denied d where d.user_id = presence.user_id() and d.room = authorize.room) $$;
     alter database postgres set presence.authorizer = 'app.authorize'`)
-  gateway = await Gateway.start(db, { args: ['--name', 'g', '--leave-grace', '300ms'] })
+  for (const name of ['g', 'h']) gateways.push(await Gateway.start(db, { args: ['--name', name, '--leave-grace', '300ms'] }))
 })
 after(async () => {
-  await gateway?.kill()
+  for (const gateway of gateways) await gateway.kill()
   await db?.remove()
 })
 
 const claims = (sub) => ({ sub, app_metadata: { teams: teams[sub] } })
 
-async function open(user = pick(users), room = pick(rooms), kind = pick(['1.0.0', '2.0.0', 'sse'])) {
+async function open(user = pick(users), room = pick(rooms), kind = pick(['1.0.0', '2.0.0', 'sse']), gateway = pick(gateways)) {
   try {
     const viewer = kind === 'sse' ? await Events.open(gateway, room, claims(user)) : await Picture.open(gateway, room, claims(user), kind)
-    viewers.push(Object.assign(viewer, { user, room, kind }))
+    viewers.push(Object.assign(viewer, { user, room, kind, gateway }))
   } catch (error) {
     if (!/Unauthorized|does not answer/.test(error.message)) throw error
   }
@@ -151,11 +152,15 @@ const accidents = {
   'deny without a word': async () => {
     await db.sql(`insert into app.denied values ($1, $2) on conflict do nothing`, [pick(users), pick(rooms)])
   },
-  'the gateway is killed': async () => {
-    const again = viewers.splice(0)
+  'a gateway is killed': async () => {
+    const gateway = pick(gateways)
+    const again = viewers.filter((viewer) => viewer.gateway === gateway)
     await gateway.kill()
     await gateway.run()
-    for (const viewer of again) await open(viewer.user, viewer.room, viewer.kind)
+    for (const viewer of again) {
+      viewers.splice(viewers.indexOf(viewer), 1)
+      await open(viewer.user, viewer.room, viewer.kind, gateway)
+    }
   },
   'the database is restarted': () => db.restart('fast'),
   'the database crashes': () => db.restart('immediate'),

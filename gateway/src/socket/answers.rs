@@ -43,7 +43,7 @@ impl Socket {
                 return self.answer_join(topic, Some(reason));
             }
             // Who cannot be asked now is asked again; whom the database refuses sees no more than a list would show.
-            Some(Err(Trouble::Away)) => {}
+            Some(Err(Trouble::Away(_))) => {}
             Some(Err(Trouble::Refused { .. })) => {
                 if let Some(rights) = channel.view.rights.clone() {
                     channel.view.take_rights(Arc::new(Rights::none(&rights)));
