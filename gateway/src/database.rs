@@ -1,7 +1,7 @@
 //! Connections: a pool for what users do, each transaction as one user; one connection for what the gateway itself
 //! does, as the service role. The one that listens is in `listener`.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -59,7 +59,6 @@ pub struct Database {
     away_until: Mutex<Option<Instant>>,
     service: tokio::sync::Mutex<Option<(Arc<Client>, u64)>>,
     first_role: Arc<str>,
-    doorbell: AtomicBool,
     /// What databases and roles have set, as it was seen last.
     settings: Mutex<Option<String>>,
 }
@@ -75,7 +74,6 @@ impl Database {
             away_until: Mutex::default(),
             service: tokio::sync::Mutex::default(),
             first_role,
-            doorbell: AtomicBool::new(false),
             settings: Mutex::default(),
         }
     }
@@ -86,16 +84,6 @@ impl Database {
 
     pub fn connector(&self) -> &Connector {
         &self.connector
-    }
-
-    /// Whether users must be shown what their own list says.
-    pub fn is_doorbell(&self) -> bool {
-        self.doorbell.load(Ordering::Relaxed)
-    }
-
-    /// Returns whether that is another than before.
-    pub fn set_doorbell(&self, doorbell: bool) -> bool {
-        self.doorbell.swap(doorbell, Ordering::Relaxed) != doorbell
     }
 
     /// Settings have changed: whoever comes next gets a new session.

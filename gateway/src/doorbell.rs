@@ -63,7 +63,7 @@ impl Doorbell {
                 () = self.rang.notified() => {}
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
-            if !self.database.is_doorbell() {
+            if !self.asker.rooms.is_doorbell() {
                 continue;
             }
             match self.changed().await {

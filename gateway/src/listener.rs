@@ -208,7 +208,7 @@ impl Listener {
         session.seq = session.seq.max(event.seq);
         match event.event {
             "enter" | "update" | "leave" => {
-                if self.database.is_doorbell() {
+                if self.rooms.is_doorbell() {
                     self.recheck.notify_one(); // not any more, it seems
                 }
                 if let (Some(room), Ok(member)) = (event.room, serde_json::from_str::<Member>(payload)) {
@@ -216,7 +216,7 @@ impl Listener {
                 }
             }
             "changes" => {
-                if self.database.set_doorbell(true) {
+                if self.rooms.set_doorbell(true) {
                     self.recheck.notify_one();
                 }
                 self.doorbell.ring(session.seq);

@@ -43,7 +43,7 @@ impl Metrics {
             ("presence_gateway_rooms", rooms),
             ("presence_gateway_rows", rows),
             ("presence_gateway_listening", usize::from(hearing == Hearing::All)),
-            ("presence_gateway_doorbell", usize::from(app.database.is_doorbell())),
+            ("presence_gateway_doorbell", usize::from(app.rooms.is_doorbell())),
         ];
         for (name, value) in gauges {
             metrics::gauge!(name).set(value as f64);

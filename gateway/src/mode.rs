@@ -28,7 +28,7 @@ impl Listener {
                 self.recheck.notify_one();
                 continue; // by a new session
             }
-            if self.database.set_doorbell(doorbell) {
+            if self.rooms.set_doorbell(doorbell) {
                 self.rooms.want_all();
                 self.recheck.notify_one();
             }

@@ -82,7 +82,7 @@ impl Asker {
     }
 
     async fn question(&self, identity: &Identity, rooms: &[&str]) -> Result<Vec<Arc<Rights>>, Trouble> {
-        let listing = self.database.is_doorbell();
+        let listing = self.rooms.is_doorbell();
         let rows = self.database.as_user(identity, Verb::Rights, &[&rooms]).await?;
         let row = rows.first().ok_or_else(Trouble::unexpected)?;
         let user_id: Option<Arc<str>> = row.try_get::<_, Option<&str>>(0)?.map(Arc::from);

@@ -7,6 +7,7 @@
 mod loading;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -32,6 +33,8 @@ pub struct Rooms {
     state: Mutex<State>,
     /// There are rooms or rows to be loaded.
     pub wanted: Notify,
+    /// Users must be shown what their own list says: audiences do not tell.
+    doorbell: AtomicBool,
 }
 
 #[derive(Default)]
@@ -61,6 +64,15 @@ struct Room {
 impl Rooms {
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn is_doorbell(&self) -> bool {
+        self.doorbell.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether that is another than before.
+    pub fn set_doorbell(&self, doorbell: bool) -> bool {
+        self.doorbell.swap(doorbell, Ordering::Relaxed) != doorbell
     }
 
     pub fn look(&self, room: &Arc<str>, viewer: Viewer) -> ViewerId {

@@ -61,9 +61,9 @@ impl View {
 
     /// Whether there is something to show: rights, and rows.
     pub fn is_ready(&self) -> bool {
-        self.rights
-            .as_ref()
-            .is_some_and(|rights| rights.listed.is_some() || self.rooms.lock().is_loaded(&self.room))
+        self.rights.as_ref().is_some_and(|rights| {
+            rights.listed.is_some() || !self.rooms.is_doorbell() && self.rooms.lock().is_loaded(&self.room)
+        })
     }
 
     /// All that may be seen now, as the beginning of a client's picture.
@@ -80,6 +80,9 @@ impl View {
             return self.compare_all();
         }
         let Some(rights) = self.rights.clone() else { return Diff::default() };
+        if self.rooms.is_doorbell() {
+            return Diff::default(); // the user's own list is on its way
+        }
         let rooms = self.rooms.clone();
         let state = rooms.lock();
         let mut diff = Diff::default();
@@ -106,6 +109,9 @@ impl View {
         let now: Vec<Arc<Row>> = match &rights.listed {
             Some(listed) => listed.to_vec(),
             None => {
+                if self.rooms.is_doorbell() {
+                    return Diff::default();
+                }
                 let state = self.rooms.lock();
                 // Between a loss of its rows and the next list a room shows what it showed.
                 if !state.is_loaded(&self.room) {

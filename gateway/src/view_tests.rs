@@ -162,3 +162,18 @@ fn an_older_answer_and_one_for_another_token_do_not_count() {
     page.view.identify(other.clone());
     assert!(page.view.is_news(&answer(3, other)));
 }
+
+#[test]
+fn where_audiences_do_not_tell_only_ones_own_list_is_shown() {
+    let rooms = Arc::<Rooms>::default();
+    let mut page = Page::open(&rooms, "r", "me", &["any"]);
+    rooms.set_doorbell(true);
+    load(&rooms, "r", vec![row("hidden", 1, &["any"])]);
+    assert!(!page.view.is_ready());
+    assert_eq!(page.diff(), (vec![], vec![]));
+    let listed: Arc<[_]> = [Arc::new(row("seen", 2, &[]))].into();
+    let rights = Rights { listed: Some(listed), ..Rights::none(&rights("me", &[], true)) };
+    page.view.take_rights(Arc::new(rights));
+    assert!(page.view.is_ready());
+    assert_eq!(&*page.view.begin()[0].key.member_id, "seen");
+}
