@@ -1,7 +1,7 @@
 // A cluster, a gateway, and people: what the tests share.
 import { spawn, execFileSync } from 'node:child_process'
 import { createHmac } from 'node:crypto'
-import { mkdtempSync, chmodSync, readFileSync, openSync } from 'node:fs'
+import { mkdtempSync, chmodSync, readFileSync, openSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { dirname, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -35,6 +35,10 @@ export async function until(what, condition, ms = 15000) {
   }
 }
 
+/// What a test that was interrupted leaves running.
+const left = new Set()
+process.on('exit', () => left.forEach((end) => end()))
+
 const base64 = (data) => Buffer.from(data).toString('base64url')
 
 export function token(claims, { key = secret, header = { alg: 'HS256', typ: 'JWT' } } = {}) {
@@ -50,6 +54,12 @@ export class Database {
     chmodSync(db.dir, 0o711)
     db.data = `${db.dir}/db`
     const settings = ['presence.trusted_login_roles=authenticator', 'max_connections=200', ...options]
+    db.end = () => {
+      left.delete(db.end)
+      db.cluster('remove', db.data)
+      rmSync(db.dir, { recursive: true, force: true })
+    }
+    left.add(db.end)
     db.cluster('start', db.data, '-p', '0', ...settings.flatMap((o) => ['-o', o]))
     db.port = Number(readFileSync(`${db.data}/port`, 'utf8'))
     await db.connect()
@@ -120,7 +130,7 @@ export class Database {
   async remove() {
     await this.reader?.end().catch(() => {})
     await this.client?.end().catch(() => {})
-    this.cluster('remove', this.data)
+    this.end()
   }
 }
 
@@ -149,7 +159,9 @@ export class Gateway {
   async run() {
     const log = openSync(this.log, 'a')
     this.process = spawn(binary, this.args, { stdio: ['ignore', log, log], env: { ...process.env, ...this.env, PRESENCE_GATEWAY_LOG: this.quiet ? 'warn' : 'debug' } })
-    this.exited = new Promise((done) => this.process.once('exit', done))
+    const end = () => this.process.kill('SIGKILL')
+    left.add(end)
+    this.exited = new Promise((done) => this.process.once('exit', done)).then(() => left.delete(end))
     await until('the gateway is ready', async () => {
       if (this.process.exitCode !== null) throw Object.assign(new Error(readFileSync(this.log, 'utf8')), { final: true })
       return (await fetch(`http://127.0.0.1:${this.port}/healthz`)).status === 200
