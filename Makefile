@@ -16,10 +16,10 @@ help: ## this list
 demo: ## build, start a private PostgreSQL, and watch three users come and go
 	@scripts/demo
 
-test: ## everything: lint, unit, in-server, SQL, isolation, client and gateway tests
+test: ## everything: lint, unit, in-server, SQL, isolation and client tests
 	@scripts/test
 
-test-all: ## the same on PostgreSQL 15, 17 (with assertions) and 18, and pg_upgrade; builds 17 and 18 once
+test-all: ## the same on PostgreSQL 15, 17 (with assertions) and 18, pg_upgrade, and the gateway; builds 17 and 18 once
 	@scripts/test-all
 
 test-gateway: ## the gateway's tests, with real clients from npm; the extension that is installed
