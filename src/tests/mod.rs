@@ -320,7 +320,7 @@ mod tests {
     fn an_error_leaves_the_session_as_it_was() {
         run("select presence.upsert('r')");
         for bad in [
-            "select presence.upsert('r', ttl => '0')",
+            "select presence.upsert('r', ttl => '0.5 s')",
             "select presence.upsert('r', audience => '{x}')",
             "insert into presence.member (room) values ('ok'), ('')",
             "update presence.member set room = 'x'",
