@@ -1,14 +1,14 @@
 // A client that follows the rule of docs/clients.md, with node-postgres. The numbers are those of its steps.
 //
 //   npm install pg
-//   PGUSER=alice PGDATABASE=app node examples/client.mjs lobby
+//   PGUSER=alice PGDATABASE=app node examples/client.mjs lobby '{"n": 1}'
 //
-// As a module: `new Client({ room, onChange }).run()`, with `connection` as pg.Client takes it.
+// As a module: `new Client({ room, state, onChange }).run()`, with `connection` as pg.Client takes it. Without a state it only
+// looks. It does nothing with `room` and `occupancy`.
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import pg from 'pg'
 
-const LEASE = 90_000 // presence.default_ttl
 const SILENCE = 2 * 30_000 // presence.beacon, twice
 
 const keyOf = ({ room, member_id, connection_id }) => JSON.stringify([room, member_id, connection_id])
@@ -22,6 +22,9 @@ export class Client {
   #boot
   #removed = false
   #stopped = false
+  #failures = 0
+  #lease = Infinity // milliseconds
+  #beatAt = 0
   #wake = () => {}
 
   constructor({ room, state, connection = {}, onChange = () => {} }) {
@@ -30,12 +33,18 @@ export class Client {
     this.asking.on('error', () => {}) // the pool makes another
   }
 
-  /** Until `stop`: a new connection is a new start. */
+  /** Until `stop`, which leaves: a new connection is a new start. What the user has no right to is thrown. */
   async run() {
     while (!this.#stopped) {
-      await this.#follow().catch((error) => console.error(`${error.message}; connecting again`))
-      if (!this.#stopped) await sleep(Math.random() * 1000)
+      try {
+        await this.#follow()
+      } catch (error) {
+        if (error.code === '42501') throw error
+        console.error(`${error.message}; connecting again`)
+      }
+      if (!this.#stopped) await sleep(Math.random() * Math.min(30_000, 1000 * 2 ** this.#failures++))
     }
+    if (this.state !== undefined) await this.#ask('select presence.delete($1)', this.room).catch(() => {}) // 8
     await this.asking.end()
   }
 
@@ -65,17 +74,15 @@ export class Client {
     await listening.connect()
     try {
       this.#boot = undefined
-      let beatAt = 0
       for (let from = 1; !this.#stopped; ) {
         if (from === 1) await this.#enter()
         if (from <= 2) await this.#listen(listening)
         await this.#list()
-        beatAt = Date.now()
+        this.#failures = 0
         for (from = undefined; from === undefined && !this.#stopped; ) {
           if (broken) throw broken
           if (Date.now() - heardAt > SILENCE) throw new Error('silence')
-          if (Date.now() - beatAt > LEASE / 3) {
-            beatAt = Date.now()
+          if (Date.now() - this.#beatAt > this.#lease / 3) { // 7
             if (!(await this.#isHere()) && !this.#removed) from = 1
           } else if (this.#buffer.length > 0) {
             from = await this.#apply(this.#buffer.shift())
@@ -98,13 +105,17 @@ export class Client {
   }
 
   async #isHere() {
+    this.#beatAt = Date.now()
     return (await this.#ask('select presence.heartbeat($1)', this.room))[0].heartbeat
   }
 
   async #enter() { // 1
+    if (this.state === undefined) return
     this.me ??= (await this.#ask('select presence.user_id()'))[0].user_id
-    if (this.#removed || (await this.#isHere())) return
-    await this.#ask('select version from presence.upsert($1, $2)', this.room, this.state)
+    if (this.#removed) return
+    if (!(await this.#isHere())) await this.#ask('select version from presence.upsert($1, $2)', this.room, this.state)
+    const [own] = await this.#ask(`select extract(epoch from ttl) * 1000 as lease from presence.get($1, $2, '')`, this.room, this.me)
+    this.#lease = Number(own?.lease ?? Infinity)
   }
 
   async #listen(listening) { // 2
@@ -157,6 +168,7 @@ export class Client {
     else this.members.delete(key)
     if (event.member_id === this.me && event.connection_id === '') {
       this.#removed = event.event === 'leave' && event.reason === 'removed' // 7
+      if (event.event === 'leave' && event.reason === 'expired') return 1
     }
   }
 
@@ -166,7 +178,8 @@ export class Client {
       this.#position = Number(rows.at(-1).seq)
       for (const row of rows) {
         if (row.event === 'resync') return 2
-        await this.#apply(row)
+        const from = await this.#apply(row)
+        if (from !== undefined) return from
       }
     }
   }
@@ -175,7 +188,8 @@ export class Client {
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const show = (members) =>
     console.log(JSON.stringify([...members.values()].map(({ member_id, connection_id, state }) => [member_id, connection_id, state])))
-  const client = new Client({ room: process.argv[2] ?? 'lobby', state: {}, onChange: show })
+  const [room = 'lobby', state] = process.argv.slice(2)
+  const client = new Client({ room, state, onChange: show })
   process.once('SIGINT', () => client.stop())
   await client.run()
 }

@@ -5,7 +5,8 @@
 -- none. Left out is what needs a connection of one's own (listen) or is for whoever runs the server. What is called `after`
 -- in a list is `after_key` here: lists of GraphQL have an `after` of their own.
 --
--- After an upgrade of presence_ext drop the schema, and run the file of the new version.
+-- After an upgrade of presence_ext: drop schema presence_api cascade, which takes what you have built upon it, and run the
+-- file of the new version. Before DROP EXTENSION, drop it as well.
 
 create schema presence_api;
 comment on schema presence_api is 'Presence: who is here, in which room, in what state.';

@@ -41,8 +41,11 @@ impl Element {
 
     fn known(&self, names: &[&str]) -> Result<()> {
         match self.fields.keys().find(|name| !names.contains(&name.as_str())) {
-            Some(unknown) => Err(self
-                .wrong(format!("\"{}\" is not a name here.", crate::error::printable(unknown.as_bytes())))),
+            Some(unknown) => Err(self.wrong(format!(
+                "\"{}\" is not a name here; names are {}.",
+                crate::error::printable(unknown.as_bytes()),
+                names.join(", ")
+            ))),
             None => Ok(()),
         }
     }
