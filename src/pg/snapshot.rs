@@ -5,49 +5,48 @@ use pgrx::pg_sys;
 
 /// See what a statement that begins now would see: in a READ COMMITTED transaction, all that is committed.
 pub fn with_statement_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it.
-    unsafe {
+    // SAFETY: inside a transaction.
+    let push = || unsafe {
         pg_sys::CommandCounterIncrement();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        let value = body();
-        pg_sys::PopActiveSnapshot();
-        value
-    }
+    };
+    pushed(push, body)
 }
 
 /// See this statement's own rows, and what others have committed while we waited for a lock.
 pub fn with_new_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it.
-    unsafe {
+    // SAFETY: inside a transaction.
+    let push = || unsafe {
         pg_sys::CommandCounterIncrement();
         pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
-        let value = body();
-        pg_sys::PopActiveSnapshot();
-        value
-    }
+    };
+    pushed(push, body)
 }
 
 /// See what is committed now, and nothing that this transaction has done.
 pub fn with_committed_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: pushed and popped in pairs; an error unwinds to an abort, which pops it. The snapshot on top is a copy that
-    // is nobody else's; to one from before the first command all of this transaction's are still to come.
-    unsafe {
+    // SAFETY: inside a transaction. The snapshot on top is a copy that is nobody else's; to one from before the first command
+    // all of this transaction's are still to come.
+    let push = || unsafe {
         pg_sys::PushCopiedSnapshot(pg_sys::GetLatestSnapshot());
         (*pg_sys::GetActiveSnapshot()).curcid = 0;
-        let value = body();
-        pg_sys::PopActiveSnapshot();
-        value
-    }
+    };
+    pushed(push, body)
 }
 
 /// See the catalog as it is now, whatever snapshot the caller's statement has; also in parallel plans, where no other
 /// new snapshot may be taken.
 pub fn with_catalog_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: pushed (which copies it) and popped in pairs; an error unwinds to an abort, which pops it.
-    unsafe {
-        pg_sys::PushActiveSnapshot(pg_sys::GetCatalogSnapshot(pg_sys::InvalidOid));
-        let value = body();
-        pg_sys::PopActiveSnapshot();
-        value
-    }
+    // SAFETY: inside a transaction; pushing copies it.
+    let push = || unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetCatalogSnapshot(pg_sys::InvalidOid)) };
+    pushed(push, body)
+}
+
+/// `push` pushes one snapshot.
+fn pushed<T>(push: impl FnOnce(), body: impl FnOnce() -> Result<T>) -> Result<T> {
+    push();
+    let value = body();
+    // SAFETY: what was pushed; an error that PostgreSQL raises unwinds to an abort, which pops it.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    value
 }

@@ -1,6 +1,6 @@
 //! Makes rows what readers see them to be already: those of which something has reverted by now, with an event each.
 
-use super::sweeper::{Budget, Swept, size_of_event};
+use super::sweeper::{Budget, Swept, size_of_event, sweeping};
 use crate::clock;
 use crate::error::Result;
 use crate::extension::Extension;
@@ -49,18 +49,13 @@ fn moment(rows: &Rows, row: usize, column: usize) -> u64 {
     rows.get(row, column).map_or(0, |reverts| revert::next_of(&unsafe { bytes_of(reverts) }))
 }
 
-/// Revert these members, if their time has come and there is room for their events. Runs as the extension's owner.
+/// Revert these members, if their time has come and there is room for their events.
 pub fn revert(extension: &Extension, keys: &[u128], room: Budget, before: &CStr) -> Result<Swept> {
-    as_role(extension.owner_role, || {
-        let connection = Connection::open()?;
-        if !before.is_empty() {
-            connection.run_text(before, true)?;
-        }
-        let mut swept = Swept::default();
+    sweeping(extension, before, |connection, swept| {
         let as_of = clock::boot();
-        let due = lock(extension, &connection, keys, room, as_of, &mut swept)?;
+        let due = lock(extension, connection, keys, room, as_of, swept)?;
         if due.is_empty() {
-            return Ok(swept);
+            return Ok(());
         }
         let members: Vec<u128> = due.iter().map(|(hash, _)| *hash).collect();
         let set = Set { status: false, state: Given::Nothing };
@@ -73,7 +68,7 @@ pub fn revert(extension: &Extension, keys: &[u128], room: Budget, before: &CStr)
             !done.contains(hash) && liveness::deadline(&extension.key_of(*hash), lease).is_some()
         };
         swept.kept = due.iter().filter(|row| is_kept(row)).map(|(hash, _)| *hash).collect();
-        Ok(swept)
+        Ok(())
     })
 }
 

@@ -99,21 +99,33 @@ impl Budget {
     }
 }
 
-/// Delete these members, if their time is over and there is room for their leaves. Runs as the extension's owner.
-pub fn delete(extension: &Extension, keys: &[u128], room: Budget, before: &CStr) -> Result<Swept> {
+/// Do something with members that are due, as the extension's owner, after `before`.
+pub fn sweeping(
+    extension: &Extension,
+    before: &CStr,
+    body: impl FnOnce(&Connection, &mut Swept) -> Result<()>,
+) -> Result<Swept> {
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         if !before.is_empty() {
             connection.run_text(before, true)?;
         }
         let mut swept = Swept::default();
-        let locked = lock(extension, &connection, keys, room, &mut swept)?;
-        let ended = expiry::delete(extension, &connection, locked)?;
+        body(&connection, &mut swept)?;
+        Ok(swept)
+    })
+}
+
+/// Delete these members, if their time is over and there is room for their leaves.
+pub fn delete(extension: &Extension, keys: &[u128], room: Budget, before: &CStr) -> Result<Swept> {
+    sweeping(extension, before, |connection, swept| {
+        let locked = lock(extension, connection, keys, room, swept)?;
+        let ended = expiry::delete(extension, connection, locked)?;
         swept.done = ended.gone;
         let done: HashSet<&u128> = swept.done.iter().collect();
         swept.kept = ended.claimed.into_iter().filter(|hash| !done.contains(hash)).collect();
         crate::injection::stall("claimed");
-        Ok(swept)
+        Ok(())
     })
 }
 
