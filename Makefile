@@ -8,13 +8,16 @@ export PG_CONFIG
 # make soak MINUTES=30
 MINUTES ?= 30
 
-.PHONY: help demo test test-all test-gateway memcheck soak lint install gateway package bench clean
+.PHONY: help demo live test test-all test-gateway memcheck soak lint install gateway package bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## build, start a private PostgreSQL, and watch three users come and go
 	@scripts/demo
+
+live: ## build, start a private PostgreSQL and the gateway, and open a page in two windows
+	@scripts/live
 
 test: ## everything: lint, unit, in-server, SQL, isolation and client tests
 	@scripts/test

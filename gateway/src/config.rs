@@ -30,9 +30,14 @@ pub struct Config {
     #[arg(long, env = "PRESENCE_GATEWAY_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:4000")]
     pub listen: SocketAddr,
 
-    /// Let those in who have no token: each socket is a user with a made-up id, of the first --role.
+    /// Let those in who have no token: each socket is a user with a made-up id, of the first --role. With --jwt-secret,
+    /// POST /anonymous gives a token to a page that wants its visitor to stay the same person.
     #[arg(long, env = "PRESENCE_GATEWAY_ANONYMOUS")]
     pub anonymous: bool,
+
+    /// Serve the files of this folder, too: a page and the gateway on one address.
+    #[arg(long, env = "PRESENCE_GATEWAY_PAGE", value_name = "FOLDER")]
+    pub page: Option<PathBuf>,
 
     /// How long members of a closed socket stay, in case it comes back.
     #[arg(long, env = "PRESENCE_GATEWAY_LEAVE_GRACE", value_name = "TIME", default_value = "3s",
@@ -127,6 +132,9 @@ impl Config {
         if self.leave_grace > Duration::from_secs(600) || self.drain > Duration::from_secs(600) {
             return Err("--leave-grace and --drain are at most 10 minutes".into());
         }
+        if let Some(page) = self.page.as_ref().filter(|page| !page.join("index.html").is_file()) {
+            return Err(format!("--page {}: there is no index.html", page.display()));
+        }
         if self.max_frame < 1024 {
             return Err("--max-frame is at least 1024".into());
         }
@@ -190,6 +198,7 @@ mod tests {
             })
         );
         for (args, why) in [
+            (&["--page", "/nowhere"][..], "no index.html"),
             (&["--role", "s", "--service-role", "s"][..], "may not name the service role"),
             (&["--origin", "example.org"], "begins with"),
             (&["--leave-grace", "1h"], "10 minutes"),

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::extract::{Path, Query, State, WebSocketUpgrade};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use tokio::net::TcpListener;
@@ -18,13 +18,13 @@ use crate::App;
 use crate::listener::Hearing;
 use crate::metrics::Metrics;
 use crate::protocol::Version;
-use crate::{socket, sse};
+use crate::{page, socket, sse, visitor};
 
 type Parameters = Query<HashMap<String, String>>;
 
 pub async fn serve(app: Arc<App>, listening: TcpListener, metrics: Metrics) -> Result<(), String> {
     let metrics_app = app.clone();
-    let routes = Router::new()
+    let mut routes = Router::new()
         .route("/realtime/v1/websocket", get(websocket))
         .route("/socket/websocket", get(websocket))
         .route("/websocket", get(websocket))
@@ -32,7 +32,14 @@ pub async fn serve(app: Arc<App>, listening: TcpListener, metrics: Metrics) -> R
         .route("/events", get(events))
         .route("/metrics", get(move || async move { metrics.render(&metrics_app) }))
         .route("/healthz", get(health))
+        .route("/anonymous", post(visitor))
         .with_state(app.clone());
+    if let Some(folder) = app.config.page.clone() {
+        let root = folder.clone();
+        routes = routes
+            .route("/", get(move || page::file(root, String::new())))
+            .route("/{file}", get(move |Path(name): Path<String>| page::file(folder, name)));
+    }
 
     let mut stop = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let stopping = async move {
@@ -112,6 +119,14 @@ fn stream(app: Arc<App>, room: &str, parameters: &HashMap<String, String>, heade
     response
 }
 
+/// A page of another origin may not get tokens, whoever looks at it.
+async fn visitor(state: State<Arc<App>>, headers: HeaderMap) -> Response {
+    if !is_origin_allowed(&state, &headers) {
+        return refused_origin();
+    }
+    visitor::welcome(state, headers).await
+}
+
 async fn health(State(app): State<Arc<App>>) -> Response {
     let hearing = *app.listener.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     match hearing {
@@ -135,20 +150,23 @@ fn refused_origin() -> Response {
     (StatusCode::FORBIDDEN, "this origin may not connect").into_response()
 }
 
+pub fn bearer(headers: &HeaderMap) -> Option<String> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+}
+
 /// In a header, in the list of subprotocols as phoenix does it, or in the query.
 fn token(parameters: &HashMap<String, String>, headers: &HeaderMap) -> Option<String> {
-    let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let bearer = text(header::AUTHORIZATION)
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim().to_owned());
     let subprotocol = || {
-        let encoded = text(header::SEC_WEBSOCKET_PROTOCOL)?
+        let encoded = headers
+            .get(header::SEC_WEBSOCKET_PROTOCOL)?
+            .to_str()
+            .ok()?
             .split(',')
             .find_map(|protocol| protocol.trim().strip_prefix("base64url.bearer.phx."))?;
         let bytes = URL_SAFE_NO_PAD.decode(encoded).or_else(|_| STANDARD_NO_PAD.decode(encoded)).ok()?;
         String::from_utf8(bytes).ok()
     };
     let query = || ["access_token", "token", "apikey"].iter().find_map(|name| parameters.get(*name)).cloned();
-    bearer.or_else(subprotocol).or_else(query).filter(|token| !token.is_empty())
+    bearer(headers).or_else(subprotocol).or_else(query).filter(|token| !token.is_empty())
 }

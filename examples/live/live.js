@@ -1,0 +1,193 @@
+// Who is here, where they point, and what they write: presence with supabase-js, and nothing else.
+//
+// Each tab tracks one object, `me`. Everybody gets everybody's, and shows it. That is all there is to it.
+const COLOURS = ['#1d4ed8', '#b42318', '#047857', '#7c3aed', '#b45309', '#be185d', '#0e7490', '#4d7c0f', '#a21caf', '#475569']
+const NAMES = ['Amber Fox', 'Brave Otter', 'Calm Heron', 'Dapper Lynx', 'Eager Wren', 'Fleet Hare', 'Gentle Moth', 'Happy Crane',
+  'Ivory Seal', 'Jolly Newt', 'Keen Raven', 'Lucky Toad', 'Merry Finch', 'Noble Bison', 'Olive Gecko', 'Proud Robin']
+const OFTEN = 50      // ms between two tracks: as smooth as eyes need
+const TYPING = 2500   // ms after the last key
+const AWAY = 10000    // ms after which a hidden tab is away
+
+const $ = (id) => document.getElementById(id), board = $('board'), note = $('note')
+
+/// A visitor of the gateway, the same in all tabs of this browser. In your app this is the token of your login.
+let visitor, asking
+async function accessToken() {
+  visitor = JSON.parse(localStorage.visitor ?? 'null')
+  if (!visitor || visitor.expires_at < Date.now() / 1000 + 60) {
+    asking ??= fetch('/anonymous', { method: 'POST' }).then((answer) => answer.json()).finally(() => { asking = null })
+    localStorage.visitor = JSON.stringify(visitor = await asking)
+  }
+  return visitor.access_token
+}
+
+/// What others know of this tab. After a reload it is the same again, so that nobody sees one.
+const me = { name: null, colour: 0, since: Date.now(), status: 'online', away: false, typing: false, cursor: null, at: 0,
+  note: [0, ''], ...JSON.parse(sessionStorage.me ?? '{}'), ...JSON.parse(localStorage.me ?? '{}') }
+addEventListener('pagehide', () => { sessionStorage.me = JSON.stringify({ ...me, typing: false, away: false }) })
+
+const client = supabase.createClient(location.origin, 'visitor', { accessToken })
+const channel = client.channel(new URLSearchParams(location.search).get('room') ?? 'live', { config: { presence: { enabled: true } } })
+
+/// Change what others know, at most every OFTEN ms. What the server did not get is said again.
+let entered = false, waiting = null, last = 0
+function track(change) {
+  Object.assign(me, change)
+  if (!entered || waiting) return
+  waiting = setTimeout(async () => {
+    [waiting, last] = [null, performance.now()]
+    const answer = await channel.track(me)
+    connected(answer === 'ok')
+    if (answer !== 'ok') setTimeout(track, 1000)
+  }, last + OFTEN - performance.now())
+}
+
+channel.on('presence', { event: 'sync' }, () => {
+  if (!entered) enter()
+  show()
+})
+await accessToken().catch(() => {})
+channel.subscribe(async (status, error) => {
+  entered = false // and track again, once it is known who else is here
+  connected(status === 'SUBSCRIBED')
+  if (/jwt/i.test(error?.message)) { // from before the server had a new secret
+    delete localStorage.visitor
+    await client.realtime.setAuth()
+  }
+})
+
+/// A newcomer takes a name and a colour that nobody has yet.
+function enter() {
+  const others = people()
+  const free = (all, key) => all.find((value) => !others.some((other) => other[key] === value)) ?? all[0]
+  if (!me.name) {
+    Object.assign(me, { name: free(NAMES.sort(() => Math.random() - 0.5), 'name'), colour: free([...COLOURS.keys()], 'colour') })
+    localStorage.me = JSON.stringify({ name: me.name, colour: me.colour })
+  }
+  [$('name').value, $('status').value, note.value, entered] = [me.name, me.status, me.note[1], true]
+  track()
+}
+
+/// The members of the room, each once: tabs of one person are entries below one key. Others' states may be anything.
+function people() {
+  return Object.entries(channel.presenceState()).map(([id, tabs]) => {
+    const { name, colour, status, cursor } = tabs.reduce((a, b) => (b.at > a.at ? b : a))
+    const away = tabs.every((tab) => tab.away)
+    return { id, name: String(name ?? 'Somebody').slice(0, 24), colour, cursor, tabs, typing: tabs.some((tab) => tab.typing),
+      status: away ? 'away' : status === 'busy' ? 'busy' : 'online', since: Math.min(...tabs.map((tab) => Number(tab.since) || 0)) }
+  }).sort((a, b) => a.since - b.since || (a.id < b.id ? -1 : 1))
+}
+
+// Show it. Elements stay as long as the person does, and only what has changed is touched.
+
+/// Whether that was a change.
+const set = (element, property, value) => element[property] !== value && (element[property] = value, true)
+
+/// One child of `parent` for each person, in their order; made from the template that is called like it.
+function each(parent, template, all, update) {
+  const old = new Map([...parent.children].filter((child) => !child.classList.contains('leaving')).map((child) => [child.dataset.id, child]))
+  let next = parent.firstElementChild
+  for (const person of all) {
+    const child = old.get(person.id) ?? $(template).content.firstElementChild.cloneNode(true)
+    old.delete(person.id)
+    set(child.dataset, 'id', person.id)
+    set(child.dataset, 'colour', COLOURS[person.colour] ?? '#475569') && child.style.setProperty('--colour', child.dataset.colour)
+    update(child, person)
+    while (next && next !== child && (next.classList.contains('leaving') || old.has(next.dataset.id))) next = next.nextElementSibling
+    if (next === child) next = child.nextElementSibling
+    else parent.insertBefore(child, next)
+  }
+  for (const child of old.values()) {
+    child.classList.add('leaving')
+    setTimeout(() => child.remove(), 300)
+  }
+}
+
+let known = null, byKeys = false
+function show() {
+  const all = people()
+  each($('people'), 'person', all, (item, { id, name, status, tabs, typing }) => {
+    const mine = id === visitor?.user_id
+    const words = [mine && 'You', typing ? 'Typing…' : { online: 'Online', busy: 'Busy', away: 'Away' }[status], tabs.length > 1 && `${tabs.length} tabs`]
+    set(item, 'className', status)
+    set(item.querySelector('.avatar'), 'textContent', name.split(/\s+/).map((word) => [...word][0]).slice(0, 2).join('').toUpperCase())
+    set(item.querySelector('b'), 'textContent', name)
+    set(item.querySelector('small'), 'textContent', words.filter(Boolean).join(' · '))
+  })
+  const others = all.filter(({ id }) => id !== visitor?.user_id)
+  each($('cursors'), 'cursor', all.filter((one) => Array.isArray(one.cursor) && (byKeys || others.includes(one))), (arrow, { name, cursor }) => {
+    const [x, y] = cursor.map((part) => `${Math.min(Math.max(Number(part) || 0, 0), 1) * 100}%`)
+    set(arrow.querySelector('span'), 'textContent', name)
+    set(arrow, 'className', cursor[0] > 0.75 ? 'flip' : '')
+    set(arrow.dataset, 'at', `${x} ${y}`) && (arrow.style.translate = arrow.dataset.at)
+  })
+  const typing = others.filter((one) => one.typing).map((one) => one.name)
+  set($('typing'), 'textContent', typing.length === 0 ? '' : typing.length > 2 ? `${typing.length} people are typing…` : `${typing.join(' and ')} ${typing.length > 1 ? 'are' : 'is'} typing…`)
+  set($('count'), 'textContent', String(all.length))
+  takeNote(all.flatMap(({ tabs }) => tabs.map((tab) => tab.note)))
+
+  const names = new Map(others.map(({ id, name }) => [id, name]))
+  const came = [...names].filter(([id]) => known && !known.has(id)).map(([, name]) => `${name} came.`)
+  const left = [...(known ?? [])].filter(([id]) => !names.has(id)).map(([, name]) => `${name} left.`)
+  if (came.length + left.length) set($('news'), 'textContent', [...came, ...left].join(' '))
+  known = names
+}
+
+/// The note is the newest that anybody has. Who reads one carries it on, so that it outlives its writer. Of two who write at
+/// the same moment one wins: an editor for several people needs more (Yjs), and shows with presence only who is there.
+let carrying
+function takeNote(notes) {
+  const newer = (a, b) => b[0] > a[0] || (b[0] === a[0] && b[1] > a[1])
+  const found = notes.filter((one) => Number.isSafeInteger(one?.[0]) && typeof one[1] === 'string').reduce((a, b) => (newer(a, b) ? b : a), me.note)
+  if (found === me.note) return
+  const [before, after, { selectionStart, selectionEnd }] = [note.value, found[1], note]
+  me.note = found
+  clearTimeout(carrying)
+  carrying = setTimeout(track, 1000 + Math.random() * 2000)
+  if (before === after) return
+  let same = 0 // the caret stays at its letter
+  while (same < before.length && before[same] === after[same]) same++
+  const move = (at) => (at <= same ? at : Math.max(same, at + after.length - before.length))
+  note.value = after
+  if (document.activeElement === note) note.setSelectionRange(move(selectionStart), move(selectionEnd))
+}
+
+function connected(is) {
+  set($('connection'), 'textContent', is ? 'Connected' : 'Reconnecting…')
+  set($('connection'), 'className', is ? 'ok' : '')
+}
+
+// What one does.
+const point = (x, y) => track({ cursor: [x, y].map((part) => Math.round(Math.min(Math.max(part, 0), 1) * 1e4) / 1e4), at: Date.now() })
+board.addEventListener('pointermove', ({ clientX, clientY }) => {
+  const box = board.getBoundingClientRect()
+  byKeys = false
+  point((clientX - box.left) / box.width, (clientY - box.top) / box.height)
+})
+board.addEventListener('pointerleave', ({ pointerType }) => pointerType === 'mouse' && track({ cursor: null }))
+board.addEventListener('keydown', (event) => {
+  const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key]
+  if (!way || event.target !== board) return
+  event.preventDefault()
+  byKeys = true
+  const [x, y] = me.cursor ?? [0.5, 0.5]
+  point(x + way[0] * 0.02, y + way[1] * 0.02)
+})
+
+let stop, hidden
+note.addEventListener('input', () => {
+  track({ note: [me.note[0] + 1, note.value], typing: true, at: Date.now() })
+  clearTimeout(stop)
+  stop = setTimeout(track, TYPING, { typing: false })
+})
+$('name').addEventListener('input', ({ target }) => {
+  track({ name: target.value.trim() || NAMES[0], at: Date.now() })
+  localStorage.me = JSON.stringify({ name: me.name, colour: me.colour })
+})
+$('status').addEventListener('change', ({ target }) => track({ status: target.value, at: Date.now() }))
+
+document.addEventListener('visibilitychange', () => {
+  clearTimeout(hidden)
+  if (document.hidden) hidden = setTimeout(track, AWAY, { away: true })
+  else if (me.away) track({ away: false })
+})
