@@ -8,10 +8,10 @@ export PG_CONFIG
 # make soak MINUTES=30
 MINUTES ?= 30
 
-.PHONY: help demo live test test-all test-gateway memcheck soak lint install gateway package bench clean
+.PHONY: help demo live test test-all test-gateway memcheck soak lint install gateway package bench bench-gateway clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## build, start a private PostgreSQL, and watch three users come and go
 	@scripts/demo
@@ -53,6 +53,11 @@ bench: ## this extension, the hand-made rival and the floor, in one table
 	@scripts/deps redis-server redis-tools
 	@scripts/install release
 	@benches/run
+
+bench-gateway: ## thousands of clients of the gateway, in one table
+	@scripts/deps
+	@scripts/install release
+	@scripts/bench-gateway
 
 clean: ## remove everything that was built
 	cargo clean

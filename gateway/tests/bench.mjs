@@ -1,0 +1,154 @@
+// How much the gateway takes, with examples/load.rs as its clients. scripts/bench-gateway runs it; a mark that is missed is an
+// error. SOAK=MINUTES is load that goes on, instead, under which nothing may grow.
+import { spawn } from 'node:child_process'
+import { createInterface } from 'node:readline'
+import { cpus } from 'node:os'
+import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
+import { dirname, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { Database, Gateway, secret, sleep, until } from './lib.js'
+
+const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..')
+const quick = Boolean(process.env.QUICK)
+const number = (name, full, short) => Number(process.env[name] ?? (quick ? short : full))
+const [sockets, rate, seconds, room, kills] = [number('SOCKETS', 10000, 1000), number('RATE', 1000, 200), number('SECONDS', 20, 5), number('ROOM', 1000, 200), number('KILLS', 100, 6)]
+const soak = Number(process.env.SOAK ?? 0)
+
+const db = await Database.start(['max_connections=100', 'presence.max_members=200000'])
+const gateway = await Gateway.start(db, { args: ['--name', 'bench', '--max-sockets', '50000'], quiet: true })
+
+/// The clients. Lines go in, answers come out; see examples/load.rs.
+class Load {
+  constructor() {
+    this.process = spawn(`${root}/gateway/target/release/examples/load`, [gateway.ws], {
+      stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, PRESENCE_GATEWAY_JWT_SECRET: secret },
+    })
+    this.answers = createInterface({ input: this.process.stdout })[Symbol.asyncIterator]()
+    process.on('exit', () => this.process.kill('SIGKILL'))
+  }
+
+  async say(line) {
+    this.process.stdin.write(`${line}\n`)
+    const { value, done } = await this.answers.next()
+    if (done) throw new Error(`the clients ended at: ${line}`)
+    return JSON.parse(value)
+  }
+
+  async end() {
+    await this.say('close')
+    await until('all are gone', async () => (await db.sql('select count(*)::int as n from presence.online'))[0].n === 0, 60000)
+    this.process.kill()
+  }
+}
+
+/// What the server's processes have used, in seconds; `since` is what they had used before.
+function ticks(pid) {
+  try {
+    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/.*\) /, '').split(' ')
+    return { parent: Number(fields[1]), used: (Number(fields[11]) + Number(fields[12])) / 100 }
+  } catch {
+    return { parent: 0, used: 0 } // it has ended
+  }
+}
+function used() {
+  const postmaster = Number(readFileSync(`${db.data}/data/postmaster.pid`, 'utf8').split('\n')[0])
+  const ours = readdirSync('/proc').filter((name) => /^\d+$/.test(name)).filter((pid) => Number(pid) === postmaster || ticks(pid).parent === postmaster)
+  return { gateway: ticks(gateway.process.pid).used, database: new Map(ours.map((pid) => [pid, ticks(pid).used])) }
+}
+function cores(before, after, seconds) {
+  const database = [...after.database].reduce((sum, [pid, used]) => sum + used - (before.database.get(pid) ?? 0), 0)
+  return { gateway: ((after.gateway - before.gateway) / seconds).toFixed(2), database: (database / seconds).toFixed(2) }
+}
+const memory = () => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${gateway.process.pid}/status`, 'utf8'))[1])
+
+const table = []
+let missed = 0
+function report(what, measured, mark, ok) {
+  if (!ok) missed++
+  table.push(`| ${what} | ${measured} | ${mark} | ${ok ? 'yes' : '**no**'} |`)
+  console.log(`${ok ? '  ' : '! '}${what}: ${measured} (${mark})`)
+}
+const thousands = (n) => n.toLocaleString('en')
+
+async function bench() {
+  const empty = memory()
+  let load = new Load()
+  const opened = await load.say(`open ${sockets} 10`)
+  await sleep(3000)
+  const each = (memory() - empty) / sockets
+  report(`${thousands(sockets)} sockets in rooms of ten: joined, tracked, all shown to each other`, `${opened.seconds} s`, 'all', opened.wrong === 0)
+  report('memory of the gateway', `${each.toFixed(1)} kB a socket`, '≤ 30 kB', each <= 30)
+  const before = used()
+  const told = await load.say(`rate ${rate} ${seconds}`)
+  const cpu = cores(before, used(), told.seconds)
+  const what = `${thousands(rate)} tracks a second for ${seconds} s, each told to ten`
+  report(`${what}: from track to the diff`, `p50 ${told.p50?.toFixed(1)} ms, p99 ${told.p99?.toFixed(1)} ms, most ${told.max?.toFixed(0)} ms`, 'p50 ≤ 25 ms, p99 ≤ 100 ms', told.p50 <= 25 && told.p99 <= 100)
+  // Of tracks of one client that come faster than they can be written only the last is sent.
+  report('of these told', `${thousands(told.told)} of ${thousands(told.sent * 10)}`, '≥ 99 %', told.told >= told.sent * 9.9)
+  report('processor', `gateway ${cpu.gateway}, database ${cpu.database} cores`, 'measured', true)
+  const after = await load.say('right 30')
+  report('then every client is right', `${after.wrong} are not`, '0', after.wrong === 0)
+  await load.end()
+
+  load = new Load()
+  const one = await load.say(`open ${room} ${room}`)
+  report(`a room of ${thousands(room)}: joined, tracked, all shown to each other`, `${one.seconds} s`, '≤ 10 s, all equal', one.seconds <= 10 && one.wrong === 0)
+  await load.end()
+
+  load = new Load()
+  await load.say('open 300 10')
+  const ways = {
+    gateway: async () => { await gateway.kill(); await gateway.run() },
+    database: () => db.restart('immediate'),
+    sockets: () => load.say('cut 100'),
+  }
+  let wrong = 0
+  for (let n = 0; n < kills; n++) {
+    const way = Object.keys(ways)[n % 3]
+    const tracks = load.say('rate 100 1') // in the middle of it
+    if (way !== 'sockets') await ways[way]()
+    await tracks
+    if (way === 'sockets') await ways[way]()
+    const end = await load.say('right 60')
+    wrong += end.wrong
+    if (end.wrong) console.log(`! kill ${n}, ${way}: ${end.wrong} clients are wrong`)
+  }
+  report(`${kills} kills in the middle of tracks, of gateway, database and a third of 300 sockets in turn: clients that are not right afterwards`, String(wrong), '0', wrong === 0)
+  await load.end()
+}
+
+async function keepOn(minutes) {
+  const load = new Load()
+  await load.say('open 1000 10')
+  const seen = []
+  const end = Date.now() + minutes * 60000
+  while (Date.now() < end) {
+    await load.say('rate 300 20')
+    await load.say('cut 50')
+    const { wrong } = await load.say('right 60')
+    if (wrong) throw new Error(`${wrong} clients are wrong`)
+    seen.push(memory())
+  }
+  const most = (from, to) => Math.max(...seen.slice(Math.floor(seen.length * from), Math.ceil(seen.length * to)))
+  const [early, late] = [most(0.1, 0.4), most(0.7, 1)]
+  report(`${minutes} minutes of 300 tracks a second and 150 broken sockets a minute: memory of the gateway`, `${thousands(early)} kB early, ${thousands(late)} kB late`, '≤ 5 % and 2 MB more', late <= early * 1.05 + 2048)
+  await load.end()
+}
+
+if (soak) await keepOn(soak)
+else await bench()
+
+if (!soak && !quick) {
+  writeFileSync(`${root}/docs/performance-gateway.md`, `# How much the gateway takes
+
+Written by \`make bench-gateway\`: database, gateway and all clients (\`gateway/examples/load.rs\`) on one machine of
+${cpus().length} cores. Clients come in as fast as they are let in; each track is a transaction of its user in the database.
+
+| | measured | mark | reached |
+|---|---|---|---|
+${table.join('\n')}
+`)
+}
+await gateway.kill()
+await db.remove()
+process.exit(missed ? 1 : 0)
