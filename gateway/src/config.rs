@@ -99,6 +99,11 @@ pub struct Config {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_calls: u32,
 
+    /// Most rooms and members that are held only because audiences name their rooms. Beyond that, rooms whose audiences
+    /// name the most are listed as each user, at most once a second.
+    #[arg(long, env = "PRESENCE_GATEWAY_MAX_NAMED", value_name = "NUMBER", default_value_t = 100_000)]
+    pub max_named: usize,
+
     /// Largest frame that a client may send, in bytes.
     #[arg(long, env = "PRESENCE_GATEWAY_MAX_FRAME", value_name = "BYTES", default_value_t = 256 * 1024)]
     pub max_frame: usize,

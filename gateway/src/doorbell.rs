@@ -1,5 +1,6 @@
 //! Where notifications only say that there is something new, or policies are somebody's own: which rooms have changed
-//! is read from the log as the service role, and these are listed as each user who looks, at most once a second.
+//! is read from the log as the service role, and these are listed as each user who looks, at most once a second. So are
+//! rooms whose audiences name more than may be held (`room::named`).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,18 +62,18 @@ impl Doorbell {
             let wake = next.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 () = self.rang.notified() => {}
+                () = self.asker.rooms.to_list.notified() => {}
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
-            if !self.asker.rooms.is_doorbell() {
-                continue;
-            }
-            match self.changed().await {
-                Ok(Some(rooms)) => dirty.extend(self.asker.rooms.want_also(rooms)),
-                Ok(None) => self.asker.ask_again(None).await,
-                Err(_) => {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                    self.rang.notify_one();
-                    continue;
+            dirty.extend(self.asker.rooms.take_to_list().iter().map(|room| room.to_string()));
+            if self.asker.rooms.is_doorbell() {
+                match self.changed().await {
+                    Ok(Some(rooms)) => dirty.extend(self.asker.rooms.want_also(rooms)),
+                    Ok(None) => self.asker.ask_again(None).await,
+                    Err(_) => {
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                        self.rang.notify_one();
+                    }
                 }
             }
             let now = Instant::now();

@@ -265,6 +265,9 @@ impl Listener {
         reason: Option<&str>,
     ) {
         let key = member.key();
+        if event != "update" {
+            self.rooms.moved(room);
+        }
         if event == "leave" {
             self.rooms.remove(room, &key, member.version, seq);
             self.members.heard_leave(room, &member.user_id, &key, member.version, reason.unwrap_or_default());

@@ -125,7 +125,7 @@ async fn run(config: Config) -> Result<(), String> {
     let random = || rand::rng().sample_iter(Alphanumeric).take(8).map(char::from).collect();
     let name = config.name.clone().unwrap_or_else(random);
     let database = Arc::new(Database::new(connector, config.pool.into(), config.roles[0].as_str().into()));
-    let rooms = Arc::<Rooms>::default();
+    let rooms = Arc::new(Rooms::new(config.max_named));
     let members = Arc::new(Members::new(database.clone(), name.clone()));
     let asker = Arc::new(Asker::new(database.clone(), rooms.clone()));
     let doorbell = Arc::new(Doorbell::new(database.clone(), asker.clone()));

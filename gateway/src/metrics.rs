@@ -21,6 +21,7 @@ pub fn install() -> Result<Metrics, String> {
     gauge!("presence_gateway_members", "Members of this gateway's sockets now");
     gauge!("presence_gateway_rooms", "Rooms that are held now");
     gauge!("presence_gateway_rows", "Members of these rooms now");
+    gauge!("presence_gateway_listed_rooms", "Rooms that are listed as each user because of --max-named");
     gauge!("presence_gateway_listening", "Whether the database is listened to: 1 or 0");
     gauge!("presence_gateway_doorbell", "Whether rooms are listed as each user: 1 or 0");
     counter!("presence_gateway_frames_received_total", "Frames from clients");
@@ -35,13 +36,14 @@ pub fn install() -> Result<Metrics, String> {
 
 impl Metrics {
     pub fn render(&self, app: &App) -> String {
-        let (rooms, rows) = app.rooms.count();
+        let (rooms, rows, listed) = app.rooms.count();
         let hearing = *app.listener.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let gauges = [
             ("presence_gateway_connections", app.seats.taken()),
             ("presence_gateway_members", app.members.count()),
             ("presence_gateway_rooms", rooms),
             ("presence_gateway_rows", rows),
+            ("presence_gateway_listed_rooms", listed),
             ("presence_gateway_listening", usize::from(hearing == Hearing::All)),
             ("presence_gateway_doorbell", usize::from(app.rooms.is_doorbell())),
         ];

@@ -20,7 +20,7 @@ pub struct Rights {
     pub read: bool,
     /// Whether members may be named otherwise than their user.
     pub any_member_id: bool,
-    /// Where policies are somebody's own, or events are doorbells: what the user's own list shows.
+    /// Where audiences do not tell, or name too many rooms: what the user's own list shows.
     pub listed: Option<Arc<[Arc<Row>]>>,
 }
 
@@ -82,7 +82,7 @@ impl Asker {
     }
 
     async fn question(&self, identity: &Identity, rooms: &[&str]) -> Result<Vec<Arc<Rights>>, Trouble> {
-        let listing = self.rooms.is_doorbell();
+        let listing: Vec<&str> = rooms.iter().copied().filter(|room| self.rooms.is_listed(room)).collect();
         let rows = self.database.as_user(identity, Verb::Rights, &[&rooms]).await?;
         let row = rows.first().ok_or_else(Trouble::unexpected)?;
         let user_id: Option<Arc<str>> = row.try_get::<_, Option<&str>>(0)?.map(Arc::from);
@@ -98,7 +98,7 @@ impl Asker {
         if read.len() != rooms.len() {
             return Err(Trouble::unexpected());
         }
-        let listed = if listing { Some(self.list(identity, rooms).await?) } else { None };
+        let listed = if listing.is_empty() { HashMap::new() } else { self.list(identity, &listing).await? };
         Ok(rooms
             .iter()
             .zip(read)
@@ -109,9 +109,9 @@ impl Asker {
                     read: read == Some(true),
                     any_member_id,
                     // Two sockets of a user may look at one room.
-                    listed: listed
-                        .as_ref()
-                        .map(|listed| listed.get(*room).cloned().unwrap_or_default().into()),
+                    listed: listing
+                        .contains(room)
+                        .then(|| listed.get(*room).cloned().unwrap_or_default().into()),
                 })
             })
             .collect())

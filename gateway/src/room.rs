@@ -2,9 +2,11 @@
 //! function of these rows and of its rights (`view`), so nothing here depends on how a change came about.
 //!
 //! A room is held while somebody looks at it, and while the audience of a member that somebody may look at names it
-//! (`room:X`): who is present there is asked here, too.
+//! (`room:X`): who is present there is asked here, too (`named`).
 
 mod loading;
+mod named;
+mod rows;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +16,7 @@ use tokio::sync::Notify;
 
 use self::loading::Loading;
 use crate::identity::Identity;
-use crate::mailbox::{Change, Mailbox};
+use crate::mailbox::Mailbox;
 use crate::row::{Key, Row};
 
 pub type ViewerId = u64;
@@ -28,11 +30,12 @@ pub struct Viewer {
     pub user_id: Option<Arc<str>>,
 }
 
-#[derive(Default)]
 pub struct Rooms {
     state: Mutex<State>,
     /// There are rooms or rows to be loaded.
     pub wanted: Notify,
+    /// Rooms are to be listed as each user.
+    pub to_list: Notify,
     /// Users must be shown what their own list says: audiences do not tell.
     doorbell: AtomicBool,
 }
@@ -43,6 +46,14 @@ pub struct State {
     wanted: HashSet<Arc<str>>,
     wanted_rows: HashSet<(Arc<str>, Arc<Key>)>,
     next_viewer: ViewerId,
+    /// How much is held of rooms without viewers, and how much may be.
+    weight: usize,
+    most_named: usize,
+    /// Rooms that are listed as each user, because their audiences name more than may be held.
+    listed: HashSet<Arc<str>>,
+    /// Rooms whose viewers are to be asked for again: listed ones that may show others now, and those that begin or cease
+    /// to be listed.
+    to_list: HashSet<Arc<str>>,
 }
 
 #[derive(Default)]
@@ -54,7 +65,10 @@ struct Room {
     names: HashMap<Arc<str>, usize>,
     /// Rooms with viewers whose rows name this one.
     named_by: HashSet<Arc<str>>,
+    /// Without any, rows are held without what a client is shown of them.
     viewers: HashMap<ViewerId, Viewer>,
+    /// Its part of the state's weight.
+    weight: usize,
     loaded: bool,
     loading: Option<Loading>,
     /// Events up to this one are in the rows.
@@ -62,6 +76,16 @@ struct Room {
 }
 
 impl Rooms {
+    /// `most_named`: how many rooms and members may be held only because audiences name them.
+    pub fn new(most_named: usize) -> Self {
+        Self {
+            state: Mutex::new(State { most_named, ..State::default() }),
+            wanted: Notify::new(),
+            to_list: Notify::new(),
+            doorbell: AtomicBool::new(false),
+        }
+    }
+
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,11 +103,15 @@ impl Rooms {
         let mut state = self.lock();
         state.next_viewer += 1;
         let id = state.next_viewer;
-        state.hold(room).viewers.insert(id, viewer);
-        if state.hold(room).viewers.len() == 1 {
-            state.follow(room);
+        let held = state.hold(room);
+        held.viewers.insert(id, viewer);
+        if held.viewers.len() == 1 {
+            // What was held is not all that is shown.
+            held.loaded = false;
+            state.hold(room);
+            state.weigh(room);
         }
-        self.wake_loader(&state);
+        self.act(state);
         id
     }
 
@@ -92,7 +120,11 @@ impl Rooms {
         let Some(held) = state.rooms.get_mut(room) else { return };
         if held.viewers.remove(&viewer).is_some() && held.viewers.is_empty() {
             state.unfollow(room);
-            state.drop_if_unused(room);
+            state.listed.remove(room);
+            if !state.drop_if_unused(room) {
+                state.strip(room);
+            }
+            self.act(state);
         }
     }
 
@@ -126,21 +158,34 @@ impl Rooms {
         }
     }
 
-    pub fn count(&self) -> (usize, usize) {
+    /// Rooms, their rows, and rooms that are listed as each user.
+    pub fn count(&self) -> (usize, usize, usize) {
         let state = self.lock();
-        (state.rooms.len(), state.rooms.values().map(|room| room.rows.len()).sum())
+        let rows = state.rooms.values().map(|room| room.rows.len()).sum();
+        (state.rooms.len(), rows, state.listed.len())
+    }
+
+    /// After each change: what follows from it for others.
+    fn act(&self, mut state: MutexGuard<'_, State>) {
+        state.shed();
+        if !state.wanted.is_empty() || !state.wanted_rows.is_empty() {
+            self.wanted.notify_one();
+        }
+        if !state.to_list.is_empty() {
+            self.to_list.notify_one();
+        }
     }
 
     // Events
 
-    /// A member entered or changed. `loaded` rows come from a list and not from an event.
+    /// A member entered or changed. Without `seq` it comes from a list and not from an event.
     pub fn put(&self, room: &str, row: Row, seq: Option<i64>) {
         let mut state = self.lock();
         let Some((name, held)) = state.rooms.get_key_value(room) else { return };
         let (name, old_news) = (name.clone(), seq.is_some_and(|seq| seq <= held.seq));
         if !old_news {
             state.put(&name, Arc::new(row));
-            self.wake_loader(&state);
+            self.act(state);
         }
     }
 
@@ -151,6 +196,7 @@ impl Rooms {
         let (name, old_news) = (name.clone(), seq <= held.seq);
         if !old_news {
             state.remove(&name, key, version);
+            self.act(state);
         }
     }
 
@@ -160,7 +206,7 @@ impl Rooms {
         if let Some((name, _)) = state.rooms.get_key_value(room) {
             let name = name.clone();
             state.wanted_rows.insert((name, Arc::new(key)));
-            self.wake_loader(&state);
+            self.act(state);
         }
     }
 }
@@ -180,184 +226,5 @@ impl State {
 
     pub fn is_present(&self, room: &str, user_id: &str) -> bool {
         self.rooms.get(room).is_some_and(|room| room.users.contains_key(user_id))
-    }
-
-    fn hold(&mut self, name: &Arc<str>) -> &mut Room {
-        let room = self.rooms.entry(name.clone()).or_default();
-        if !room.loaded && room.loading.is_none() {
-            self.wanted.insert(name.clone());
-        }
-        room
-    }
-
-    fn drop_if_unused(&mut self, name: &Arc<str>) {
-        if self.rooms.get(name).is_some_and(|room| room.viewers.is_empty() && room.named_by.is_empty()) {
-            self.rooms.remove(name);
-            self.wanted.remove(name);
-        }
-    }
-
-    /// Hold the rooms that this one's rows name.
-    fn follow(&mut self, name: &Arc<str>) {
-        let Some(room) = self.rooms.get(name) else { return };
-        for named in room.names.keys().cloned().collect::<Vec<_>>() {
-            self.hold(&named).named_by.insert(name.clone());
-        }
-    }
-
-    fn unfollow(&mut self, name: &Arc<str>) {
-        let Some(room) = self.rooms.get(name) else { return };
-        for named in room.names.keys().cloned().collect::<Vec<_>>() {
-            if let Some(other) = self.rooms.get_mut(&named) {
-                other.named_by.remove(name);
-            }
-            self.drop_if_unused(&named);
-        }
-    }
-
-    fn put(&mut self, name: &Arc<str>, row: Arc<Row>) {
-        let Some(room) = self.rooms.get_mut(name) else { return };
-        if let Some(loading) = &mut room.loading {
-            loading.put(&row);
-        }
-        let old = room.rows.get(&row.key).cloned();
-        if old.as_ref().is_some_and(|old| old.version >= row.version) {
-            return;
-        }
-        room.rows.insert(row.key.clone(), row.clone());
-        self.changed(name, old, Some(row));
-    }
-
-    fn remove(&mut self, name: &Arc<str>, key: &Key, version: i64) {
-        let Some(room) = self.rooms.get_mut(name) else { return };
-        if let Some(loading) = &mut room.loading {
-            loading.remove(key, version);
-        }
-        if room.rows.get(key).is_some_and(|row| row.version <= version) {
-            let old = room.rows.remove(key);
-            self.changed(name, old, None);
-        }
-    }
-
-    /// A row of the room is another now: who is present and which rooms are named, and tell whom it may concern.
-    fn changed(&mut self, name: &Arc<str>, old: Option<Arc<Row>>, new: Option<Arc<Row>>) {
-        let Some(room) = self.rooms.get_mut(name) else { return };
-        let Some(key) = new.as_ref().or(old.as_ref()).map(|row| row.key.clone()) else { return };
-
-        // Who came or went here: what is for those present is another question for them.
-        let (old_user, new_user) =
-            (old.as_ref().map(|row| &row.user_id), new.as_ref().map(|row| &row.user_id));
-        let mut moved: Vec<Arc<str>> = Vec::new();
-        if old_user != new_user {
-            if let Some(user) = new_user
-                && count_up(&mut room.users, user)
-            {
-                moved.push(user.clone());
-            }
-            if let Some(user) = old_user
-                && count_down(&mut room.users, user)
-            {
-                moved.push(user.clone());
-            }
-        }
-
-        let has_viewers = !room.viewers.is_empty();
-        let (mut named, mut not_named): (Vec<Arc<str>>, Vec<Arc<str>>) = Default::default();
-        for other in new.iter().flat_map(|row| row.rooms_named(name)) {
-            if count_up(&mut room.names, &other) {
-                named.push(other);
-            }
-        }
-        for other in old.iter().flat_map(|row| row.rooms_named(name)) {
-            if count_down(&mut room.names, &other) {
-                not_named.push(other);
-            }
-        }
-
-        for (id, viewer) in &room.viewers {
-            let all = viewer.user_id.as_ref().is_some_and(|user| moved.contains(user));
-            viewer.mailbox.post(*id, if all { Change::All } else { Change::Row(key.clone()) });
-        }
-        if !moved.is_empty() {
-            for other in room.named_by.iter().cloned().collect::<Vec<_>>() {
-                self.tell_users(&other, &moved);
-            }
-        }
-        if has_viewers {
-            for other in named {
-                self.hold(&other).named_by.insert(name.clone());
-            }
-            for other in not_named {
-                if let Some(room) = self.rooms.get_mut(&other) {
-                    room.named_by.remove(name);
-                }
-                self.drop_if_unused(&other);
-            }
-        }
-    }
-
-    fn tell_users(&self, name: &str, users: &[Arc<str>]) {
-        let Some(room) = self.rooms.get(name) else { return };
-        for (id, viewer) in &room.viewers {
-            if viewer.user_id.as_ref().is_some_and(|user| users.contains(user)) {
-                viewer.mailbox.post(*id, Change::All);
-            }
-        }
-    }
-
-    fn replace(&mut self, name: &Arc<str>, rows: BTreeMap<Arc<Key>, Arc<Row>>) {
-        let Some(room) = self.rooms.get_mut(name) else { return };
-        let had: Vec<_> = room.names.keys().cloned().collect();
-        room.rows = rows;
-        room.users.clear();
-        room.names.clear();
-        for row in room.rows.values() {
-            count_up(&mut room.users, &row.user_id);
-            for other in row.rooms_named(name) {
-                count_up(&mut room.names, &other);
-            }
-        }
-        for (id, viewer) in &room.viewers {
-            viewer.mailbox.post(*id, Change::All);
-        }
-        let (has_viewers, names) = (!room.viewers.is_empty(), room.names.clone());
-        for other in room.named_by.iter().cloned().collect::<Vec<_>>() {
-            if let Some(other) = self.rooms.get(&other) {
-                for (id, viewer) in &other.viewers {
-                    viewer.mailbox.post(*id, Change::All);
-                }
-            }
-        }
-        if has_viewers {
-            self.follow(name);
-            for other in had.into_iter().filter(|other| !names.contains_key(other)) {
-                if let Some(room) = self.rooms.get_mut(&other) {
-                    room.named_by.remove(name);
-                }
-                self.drop_if_unused(&other);
-            }
-        }
-    }
-}
-
-/// Whether it is the first.
-fn count_up(counts: &mut HashMap<Arc<str>, usize>, what: &Arc<str>) -> bool {
-    let count = counts.entry(what.clone()).or_default();
-    *count += 1;
-    *count == 1
-}
-
-/// Whether it was the last.
-fn count_down(counts: &mut HashMap<Arc<str>, usize>, what: &str) -> bool {
-    match counts.get_mut(what) {
-        Some(count) if *count > 1 => {
-            *count -= 1;
-            false
-        }
-        Some(_) => {
-            counts.remove(what);
-            true
-        }
-        None => false,
     }
 }

@@ -18,6 +18,7 @@ pub struct Row {
     pub user_id: Arc<str>,
     pub audience: Box<[Arc<str>]>,
     pub version: i64,
+    pub node: Option<Arc<str>>,
     /// For Phoenix: its state with `phx_ref`.
     pub meta: Box<str>,
     /// For server-sent events: all there is, but for the key.
@@ -35,7 +36,7 @@ pub struct Member {
     pub state: Option<Box<RawValue>>,
     pub metadata: Option<Box<RawValue>>,
     pub joined_at: Option<String>,
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
     pub audience: Option<Box<[Arc<str>]>>,
 }
 
@@ -68,11 +69,30 @@ impl Member {
             user_id: self.user_id,
             audience: self.audience.unwrap_or_default(),
             version: self.version,
+            node: self.node,
         })
     }
 }
 
 impl Row {
+    /// Only who is present.
+    pub fn stripped(&self) -> Arc<Self> {
+        Arc::new(Self {
+            key: self.key.clone(),
+            user_id: self.user_id.clone(),
+            audience: Box::default(),
+            version: self.version,
+            node: self.node.clone(),
+            meta: Box::default(),
+            details: Box::default(),
+        })
+    }
+
+    /// Whether it is the same state of the member: versions are of one server.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.version == other.version && self.node == other.node
+    }
+
     /// Rooms other than its own that its audience names.
     pub fn rooms_named<'a>(&'a self, own: &'a str) -> impl Iterator<Item = Arc<str>> + 'a {
         self.audience
@@ -87,5 +107,26 @@ impl Row {
         })
         .to_string();
         format!("{},{}}}", key.trim_end_matches('}'), self.details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_is_of_a_version_of_a_server() {
+        let row = |node: Option<&str>| {
+            let text = serde_json::json!({
+                "member_id": "a", "connection_id": "c", "user_id": "a", "version": 7, "status": null, "state": {"x": 1},
+                "metadata": {}, "joined_at": null, "node": node, "audience": [],
+            });
+            serde_json::from_str::<Member>(&text.to_string()).ok().and_then(Member::into_row)
+        };
+        let (none, one, two) = (row(None), row(Some("one")), row(Some("two")));
+        let (Some(none), Some(one), Some(two)) = (none, one, two) else { panic!("they are rows") };
+        assert_eq!(&*none.meta, r#"{"phx_ref":"7","x":1}"#);
+        assert_eq!(&*one.meta, r#"{"phx_ref":"one.7","x":1}"#);
+        assert!(one.is_same(&one) && !one.is_same(&two) && !one.is_same(&none));
     }
 }

@@ -62,7 +62,8 @@ impl View {
     /// Whether there is something to show: rights, and rows.
     pub fn is_ready(&self) -> bool {
         self.rights.as_ref().is_some_and(|rights| {
-            rights.listed.is_some() || !self.rooms.is_doorbell() && self.rooms.lock().is_loaded(&self.room)
+            rights.listed.is_some()
+                || !self.rooms.is_listed(&self.room) && self.rooms.lock().is_loaded(&self.room)
         })
     }
 
@@ -80,11 +81,11 @@ impl View {
             return self.compare_all();
         }
         let Some(rights) = self.rights.clone() else { return Diff::default() };
-        if self.rooms.is_doorbell() {
-            return Diff::default(); // the user's own list is on its way
-        }
         let rooms = self.rooms.clone();
         let state = rooms.lock();
+        if rooms.is_doorbell() || state.is_listed(&self.room) {
+            return Diff::default(); // the user's own list is on its way
+        }
         let mut diff = Diff::default();
         for key in &changes.rows {
             let now = state.row(&self.room, key).filter(|row| sees(&state, &rights, row)).cloned();
@@ -98,7 +99,12 @@ impl View {
             Some(row) => self.shown.insert(key.clone(), row.clone()),
             None => self.shown.remove(key),
         };
-        if before.as_ref().map(|row| row.version) != now.as_ref().map(|row| row.version) {
+        let is_same = match (&before, &now) {
+            (Some(before), Some(now)) => before.is_same(now),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
             diff.leaves.extend(before);
             diff.joins.extend(now);
         }
@@ -109,12 +115,9 @@ impl View {
         let now: Vec<Arc<Row>> = match &rights.listed {
             Some(listed) => listed.to_vec(),
             None => {
-                if self.rooms.is_doorbell() {
-                    return Diff::default();
-                }
                 let state = self.rooms.lock();
-                // Between a loss of its rows and the next list a room shows what it showed.
-                if !state.is_loaded(&self.room) {
+                // Until its rows, or the user's own list, have come, it shows what it showed.
+                if self.rooms.is_doorbell() || state.is_listed(&self.room) || !state.is_loaded(&self.room) {
                     return Diff::default();
                 }
                 state.rows(&self.room).filter(|row| sees(&state, &rights, row)).cloned().collect()

@@ -69,7 +69,7 @@ fn list(names: &[&str]) -> Vec<String> {
 
 #[test]
 fn what_happens_while_a_list_is_on_its_way_is_newer_than_the_list() {
-    let rooms = Arc::<Rooms>::default();
+    let rooms = Arc::new(Rooms::new(1000));
     let mut page = Page::open(&rooms, "r", "me", &["any"]);
     assert!(!page.view.is_ready());
     assert_eq!(rooms.begin_loading(100).len(), 1);
@@ -91,7 +91,7 @@ fn what_happens_while_a_list_is_on_its_way_is_newer_than_the_list() {
 
 #[test]
 fn the_newest_version_wins_and_old_news_is_none() {
-    let rooms = Arc::<Rooms>::default();
+    let rooms = Arc::new(Rooms::new(1000));
     let mut page = Page::open(&rooms, "r", "me", &["any"]);
     rooms.begin_loading(100);
     rooms.install(&"r".into(), vec![row("a", 5, &["any"])], 100);
@@ -113,7 +113,7 @@ fn the_newest_version_wins_and_old_news_is_none() {
 
 #[test]
 fn the_members_of_another_room_are_known_from_its_rows() {
-    let rooms = Arc::<Rooms>::default();
+    let rooms = Arc::new(Rooms::new(1000));
     let mut page = Page::open(&rooms, "r", "me", &["any"]);
     load(&rooms, "r", vec![row("a", 1, &["room:other"]), row("b", 2, &["room:r"])]);
     assert_eq!(page.diff(), (vec![], vec![]));
@@ -130,12 +130,82 @@ fn the_members_of_another_room_are_known_from_its_rows() {
     assert_eq!(rooms.count().0, 1);
     assert_eq!(page.diff(), (list(&["a 6"]), vec![]));
     drop(page);
-    assert_eq!(rooms.count(), (0, 0));
+    assert_eq!(rooms.count(), (0, 0, 0));
+}
+
+#[test]
+fn of_a_room_that_nobody_looks_at_only_who_is_present_is_held() {
+    let rooms = Arc::new(Rooms::new(1000));
+    let mut page = Page::open(&rooms, "r", "me", &["any"]);
+    load(&rooms, "r", vec![row("a", 1, &["room:other"])]);
+    load(&rooms, "other", vec![row("me", 2, &["room:third"])]);
+    assert_eq!(page.diff().0, ["a 1"]);
+    assert_eq!(rooms.count(), (2, 2, 0)); // what it names is nobody's business
+    assert!(rooms.lock().row("other", &key("me")).is_some_and(|row| row.meta.is_empty()));
+
+    // Who looks at it now waits for all of it; who is present there is known meanwhile.
+    let mut other = Page::open(&rooms, "other", "you", &["any"]);
+    assert!(!other.view.is_ready());
+    rooms.put("r", row("b", 3, &["room:other"]), Some(1));
+    assert_eq!(page.diff().0, ["b 3"]);
+    load(&rooms, "other", vec![row("me", 2, &["room:third"]), row("x", 4, &["any"])]);
+    assert!(other.view.is_ready());
+    assert_eq!(other.diff().0, ["x 4"]);
+    assert_eq!(rooms.count().0, 3);
+    assert!(rooms.lock().row("other", &key("me")).is_some_and(|row| !row.meta.is_empty()));
+    drop(other);
+    assert_eq!(rooms.count(), (2, 4, 0));
+    assert!(rooms.lock().row("other", &key("me")).is_some_and(|row| row.meta.is_empty()));
+    assert_eq!(page.diff(), (vec![], vec![]));
+}
+
+#[test]
+fn where_audiences_name_too_much_the_room_that_names_most_is_listed() {
+    let rooms = Arc::new(Rooms::new(4));
+    let mut few = Page::open(&rooms, "few", "me", &["any"]);
+    let mut many = Page::open(&rooms, "many", "me", &["any"]);
+    load(&rooms, "few", vec![row("a", 1, &["room:lobby"])]);
+    load(&rooms, "many", vec![row("b", 2, &["room:1", "room:2"])]);
+    rooms.begin_loading(100);
+    for room in ["lobby", "1", "2"] {
+        rooms.install(&room.into(), vec![], 0);
+    }
+    rooms.put("lobby", row("me", 3, &[]), Some(1));
+    assert_eq!((few.diff().0, many.diff().0), (list(&["a 1"]), vec![]));
+    assert_eq!(rooms.count().2, 0);
+
+    // By one member more in a room that is named.
+    rooms.put("1", row("me", 4, &[]), Some(2));
+    assert_eq!(rooms.count(), (3, 3, 1));
+    assert!(rooms.is_listed("many") && !rooms.is_listed("few"));
+    assert_eq!(rooms.take_to_list(), ["many".into()].into());
+    assert_eq!(many.diff(), (vec![], vec![])); // its own list is on its way
+    rooms.remove("lobby", &key("me"), 5, 3);
+    assert_eq!(few.diff().1, ["a 1"]);
+
+    // What may change the list asks for it: a row, and who comes to a room that is named.
+    assert!(rooms.take_to_list().is_empty());
+    rooms.moved("elsewhere");
+    assert!(rooms.take_to_list().is_empty());
+    rooms.moved("2");
+    assert_eq!(rooms.take_to_list().len(), 1);
+    rooms.put("many", row("c", 6, &["any"]), Some(4));
+    assert_eq!(rooms.take_to_list().len(), 1);
+    rooms.want_all();
+    assert_eq!(rooms.take_to_list().len(), 1);
+
+    // As long as it names rooms, and somebody looks.
+    rooms.put("many", row("b", 7, &["any"]), Some(5));
+    assert!(!rooms.is_listed("many"));
+    assert_eq!(rooms.take_to_list().len(), 1);
+    assert_eq!(many.diff().0, ["b 7", "c 6"]);
+    drop((few, many));
+    assert_eq!(rooms.count(), (0, 0, 0));
 }
 
 #[test]
 fn rights_that_change_are_a_diff_and_ones_own_stays() {
-    let rooms = Arc::<Rooms>::default();
+    let rooms = Arc::new(Rooms::new(1000));
     let mut page = Page::open(&rooms, "r", "me", &["team:1"]);
     let rows = vec![row("a", 1, &["team:1"]), row("b", 2, &["team:2"]), row("me", 3, &["user:nobody"])];
     load(&rooms, "r", rows);
@@ -152,7 +222,7 @@ fn rights_that_change_are_a_diff_and_ones_own_stays() {
 
 #[test]
 fn an_older_answer_and_one_for_another_token_do_not_count() {
-    let rooms = Arc::<Rooms>::default();
+    let rooms = Arc::new(Rooms::new(1000));
     let mut page = Page::open(&rooms, "r", "me", &[]);
     let answer = |asked, identity| Answer { asked, identity, rights: Ok(rights("me", &[], true)) };
     assert!(page.view.is_news(&answer(2, identity())));
@@ -165,7 +235,7 @@ fn an_older_answer_and_one_for_another_token_do_not_count() {
 
 #[test]
 fn where_audiences_do_not_tell_only_ones_own_list_is_shown() {
-    let rooms = Arc::<Rooms>::default();
+    let rooms = Arc::new(Rooms::new(1000));
     let mut page = Page::open(&rooms, "r", "me", &["any"]);
     rooms.set_doorbell(true);
     load(&rooms, "r", vec![row("hidden", 1, &["any"])]);

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Rooms, State};
+use super::Rooms;
 use crate::row::{Key, Row};
 
 /// What has happened since the list was asked for: newer than it, whatever it says.
@@ -14,17 +14,13 @@ pub(super) struct Loading {
 }
 
 impl Rooms {
-    pub(super) fn wake_loader(&self, state: &State) {
-        if !state.wanted.is_empty() || !state.wanted_rows.is_empty() {
-            self.wanted.notify_one();
-        }
-    }
-
     /// After a gap: list all again. What is shown stays until then.
     pub fn want_all(&self) {
         let mut state = self.lock();
         state.wanted = state.rooms.keys().cloned().collect();
-        self.wake_loader(&state);
+        let listed: Vec<_> = state.listed.iter().cloned().collect();
+        state.to_list.extend(listed);
+        self.act(state);
     }
 
     /// These have changed, who knows how: load those that are held. Returns them and all that their members may see into.
@@ -32,6 +28,7 @@ impl Rooms {
         let mut state = self.lock();
         let mut concerned = HashSet::new();
         for room in rooms {
+            concerned.extend(state.listed_naming(&room).map(|other| other.to_string()));
             if let Some((name, held)) = state.rooms.get_key_value(&*room) {
                 concerned.extend(held.named_by.iter().map(|other| other.to_string()));
                 let name = name.clone();
@@ -39,7 +36,7 @@ impl Rooms {
                 concerned.insert(room);
             }
         }
-        self.wake_loader(&state);
+        self.act(state);
         concerned
     }
 
@@ -88,7 +85,7 @@ impl Rooms {
         held.loaded = true;
         held.seq = held.seq.max(seq);
         state.replace(room, newer.into_iter().collect());
-        self.wake_loader(&state);
+        self.act(state);
     }
 }
 
