@@ -62,9 +62,14 @@ impl View {
     /// Whether there is something to show: rights, and rows.
     pub fn is_ready(&self) -> bool {
         self.rights.as_ref().is_some_and(|rights| {
-            rights.listed.is_some()
-                || !self.rooms.is_listed(&self.room) && self.rooms.lock().is_loaded(&self.room)
+            let state = self.rooms.lock();
+            rights.listed.is_some() || self.is_by_rows(&state) && state.is_loaded(&self.room)
         })
+    }
+
+    /// Whether the rows of the room say what is shown; else the user's own list does.
+    fn is_by_rows(&self, state: &State) -> bool {
+        !self.rooms.is_doorbell() && !state.is_listed(&self.room)
     }
 
     /// All that may be seen now, as the beginning of a client's picture.
@@ -83,7 +88,7 @@ impl View {
         let Some(rights) = self.rights.clone() else { return Diff::default() };
         let rooms = self.rooms.clone();
         let state = rooms.lock();
-        if rooms.is_doorbell() || state.is_listed(&self.room) {
+        if !self.is_by_rows(&state) {
             return Diff::default(); // the user's own list is on its way
         }
         let mut diff = Diff::default();
@@ -117,7 +122,7 @@ impl View {
             None => {
                 let state = self.rooms.lock();
                 // Until its rows, or the user's own list, have come, it shows what it showed.
-                if self.rooms.is_doorbell() || state.is_listed(&self.room) || !state.is_loaded(&self.room) {
+                if !self.is_by_rows(&state) || !state.is_loaded(&self.room) {
                     return Diff::default();
                 }
                 state.rows(&self.room).filter(|row| sees(&state, &rights, row)).cloned().collect()
