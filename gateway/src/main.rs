@@ -59,8 +59,6 @@ const RARELY: u32 = 6;
 pub struct App {
     pub config: Config,
     pub keys: Keys,
-    /// By which visitors get tokens.
-    pub signing: Option<jsonwebtoken::EncodingKey>,
     pub database: Arc<Database>,
     pub rooms: Arc<Rooms>,
     pub asker: Arc<Asker>,
@@ -155,13 +153,10 @@ async fn run(config: Config) -> Result<(), String> {
     tokio::spawn(members.clone().keep_ending());
     tokio::spawn(keep_checking(listener.clone(), recheck));
 
-    let signing =
-        config.jwt_secret.as_ref().map(|secret| jsonwebtoken::EncodingKey::from_secret(secret.as_bytes()));
     let seats = Seats::new(config.max_sockets, config.max_sockets_per_user);
     let app = Arc::new(App {
         config,
         keys,
-        signing,
         database,
         rooms,
         asker,

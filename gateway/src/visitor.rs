@@ -8,6 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use jsonwebtoken::{EncodingKey, Header};
 use serde::{Deserialize, Serialize};
 
 use crate::App;
@@ -27,7 +28,7 @@ struct Claims {
 
 /// POST: a token of a new visitor; of the same one, if the token of a visitor comes along.
 pub async fn welcome(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
-    let Some(signing) = app.signing.as_ref().filter(|_| app.config.anonymous) else {
+    let Some(secret) = app.config.jwt_secret.as_ref().filter(|_| app.config.anonymous) else {
         return (StatusCode::NOT_FOUND, "tokens are given with --anonymous and --jwt-secret").into_response();
     };
     let before = crate::http::bearer(&headers)
@@ -42,7 +43,8 @@ pub async fn welcome(State(app): State<Arc<App>>, headers: HeaderMap) -> Respons
         exp: (now + STAY).as_secs(),
         aud: app.config.audience.clone(),
     };
-    match jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, signing) {
+    let key = EncodingKey::from_secret(secret.as_bytes());
+    match jsonwebtoken::encode(&Header::default(), &claims, &key) {
         Ok(token) => {
             let answer =
                 serde_json::json!({ "access_token": token, "user_id": claims.sub, "expires_at": claims.exp });
