@@ -1,18 +1,16 @@
 // People with Chromium: each in a browser context of their own, with what the page did wrong.
-import { mkdtempSync, readdirSync, symlinkSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { mkdtempSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import puppeteer from 'puppeteer-core'
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..')
 
-/// The folder for --page, as scripts/live makes it.
+/// The folder for --page.
 export function page(dir) {
   const folder = mkdtempSync(`${dir}/page.`)
-  const files = readdirSync(`${root}/examples/live`).map((name) => `${root}/examples/live/${name}`)
-  for (const file of [...files, `${root}/gateway/tests/node_modules/@supabase/supabase-js/dist/umd/supabase.js`]) {
-    symlinkSync(file, `${folder}/${file.split('/').at(-1)}`)
-  }
+  execFileSync(`${root}/scripts/live-page`, [folder])
   return folder
 }
 
