@@ -767,6 +767,8 @@ fn helpers_tell_nothing() {
 #[test]
 fn room_events_cannot_be_made_up() {
     let cluster = prepare();
+    let mut early = cluster.service();
+    early.listen("hers");
     cluster.sql(
         "app",
         "create role reader login; select presence.grant_access('reader', write => false);
@@ -775,7 +777,11 @@ fn room_events_cannot_be_made_up() {
     );
     let mut listener = cluster.user("bob");
     let mut service = cluster.service();
-    service.flush(); // the names that the new authorizer changes, before anybody listens to them
+    // For the new authorizer all listen anew. That is said with the new names, by the beacon, and by the beacon again: before
+    // those listen who shall hear nothing.
+    for _ in 0..3 {
+        early.hear_until("relisten", |event| event.channel == "presence" && event.kind() == "relisten");
+    }
     listener.run("select presence.listen(), presence.listen('hers')");
     service.run("select presence.listen(), presence.listen('hers')");
     service.flush();
