@@ -1,7 +1,7 @@
 //! Listeners for the benchmark: `presence-bench-client CONNECTION IDLE [HEAR [EVENT [HEARERS]]]`
 //!
-//! Opens connections (a libpq connection string), 100 of which run the SQL of IDLE each (`$i` is their number; `''` is
-//! none), and HEARERS (one, if not given) the SQL of HEAR, again whenever they are told to listen anew. Says `ready` and
+//! Opens connections (a libpq connection string), 100 of which (or as many as the variable IDLE says) run the SQL of IDLE
+//! each (`$i` is their number; `''` is none), and HEARERS (one, if not given) the SQL of HEAR, again whenever they are told to listen anew. Says `ready` and
 //! holds them until its standard input ends. Then prints how many notifications with EVENT in them (all, if not given)
 //! these have heard, and how long after their `at` each came: the 50th and 99th percentile and the longest, in
 //! milliseconds; and how many `resync` and `changes` they have heard.
@@ -65,7 +65,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let argument = |number| std::env::args().nth(number).unwrap_or_default();
     let (connection, idle, sql, event) = (argument(1), argument(2), argument(3), argument(4));
     let mut held = Vec::new();
-    for number in 1..=if idle.is_empty() { 0 } else { 100 } {
+    let idlers = std::env::var("IDLE").ok().and_then(|many| many.parse().ok()).unwrap_or(100);
+    for number in 1..=if idle.is_empty() { 0 } else { idlers } {
         let mut client = Client::connect(&connection, NoTls)?;
         client.batch_execute(&idle.replace("$i", &number.to_string()))?;
         held.push(client);

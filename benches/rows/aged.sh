@@ -79,13 +79,9 @@ if wanted 20 "beside a flood"; then
         -c "select count(presence.upsert('x' || i, user_id => 'mallory', ttl => '6 hours')) from generate_series(1, 64) i" \
         -c "select count(presence.upsert('calm', user_id => who, ttl => '6 hours')) from unnest('{bob,carol}'::text[]) who" >/dev/null
     before=$(aged "events_dropped || ' ' || resyncs") worker=$(aged worker_pid) lasting=$((seconds * 3))
-    most_memory() { awk '/^RssAnon:/ { print $2 }' "/proc/$worker/status"; }
-    memory=$(most_memory)
     hold aged '' "set role none; select set_config('role', role, false) from watched where who = \$i;
                   select presence.listen(room) from watched where who = \$i" '"room":"calm"' 2
-    touch "$work/flooding"
-    (while [ -e "$work/flooding" ]; do most_memory; sleep 0.02; done) >"$work/memory" 2>/dev/null &
-    watching=$!
+    watch_memory "$worker"
     (seconds=$lasting bench aged presence/flood 2 mallory >"$work/floods") &
     flooding=$!
     (sleep 1; sql aged -U mallory -c "set statement_timeout = '60 s'" -f benches/presence/flood_wide.sql >/dev/null) &
@@ -96,10 +92,8 @@ if wanted 20 "beside a flood"; then
     wait $flooding $wide
     flushed=$(sql aged -c "select presence.wait_for_flush('60 s')")
     sleep 1
-    rm "$work/flooding"
-    wait $watching || true
     release
-    grown=$(sort -n "$work/memory" | tail -n 1 | awk -v before="$memory" '{ printf "%.0f", ($1 - before) / 1024 }')
+    grown=$(memory_grown)
     read -r dropped resyncs <<<"$(aged "events_dropped || ' ' || resyncs" | paste -d ' ' - <(echo "$before") | awk '{ print $1 - $3, $2 - $4 }')"
     row 20 "events of others (50/s) while one user rewrites states of 60 kB for 64 tokens as fast as they can, and 900 members at once; for $lasting s" \
         "$sent sent, ${heard[0]} heard, p50 ${heard[1]}, p99 ${heard[2]}, the last after ${heard[3]} ms; $resyncs resyncs; $dropped events dropped; the worker's memory grew by $grown MB; $(calc "$(<"$work/floods") * 20" 0)/s rewritten" \

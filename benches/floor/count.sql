@@ -1,0 +1,1 @@
+select count(*) from plain_large where room = 'large';

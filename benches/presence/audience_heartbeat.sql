@@ -1,0 +1,1 @@
+select presence.heartbeat('audience-' || :tokens, 'm');

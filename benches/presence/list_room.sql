@@ -1,0 +1,2 @@
+\set room random(1, :rooms)
+select * from presence.list(:room);
