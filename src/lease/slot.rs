@@ -43,7 +43,7 @@ pub struct Key {
     pub hash: u128,
 }
 
-/// One member's lease in shared memory. 104 bytes.
+/// One member's lease in shared memory. 96 bytes: two cache lines, wherever it begins.
 #[repr(C)]
 #[derive(Default)]
 pub struct Slot {
@@ -51,18 +51,53 @@ pub struct Slot {
     pub(super) hash_low: AtomicU64,
     pub(super) deadline: AtomicU64,
     pub(super) last_seen: AtomicU64,
-    pub(super) ttl: AtomicU64,
+    /// The ttl (30 days at most), and how many transactions are changing this member and have not ended (fewer than
+    /// there are processes, 2^18).
+    pub(super) ttl_and_pins: Pair<42>,
     pub(super) version: AtomicU64,
-    pub(super) generation: AtomicU64,
+    /// The generation (a version, below 2^53 as all that JSON shows), and the database's index (below 1,000).
+    pub(super) generation_and_database: Pair<53>,
     pub(super) owner: AtomicU64,
     pub(super) session: AtomicU64,
-    pub(super) database: AtomicU32,
     pub(super) relation: AtomicU32,
-    /// Transactions that are changing this member and have not ended.
-    pub(super) pins: AtomicU32,
     pub(super) next: AtomicU32,
     pub(super) changed_at: AtomicU64,
     pub(super) reverts_at: AtomicU64,
+}
+
+/// Two numbers in one word: the lower of so many bits, and one above it. Whoever sets one is alone with that one; the
+/// other may change meanwhile.
+#[derive(Default)]
+pub struct Pair<const BITS: u32>(AtomicU64);
+
+impl<const BITS: u32> Pair<BITS> {
+    const LOWER: u64 = (1 << BITS) - 1;
+
+    pub(super) fn lower(&self) -> u64 {
+        self.0.load(Relaxed) & Self::LOWER
+    }
+
+    pub(super) fn upper(&self) -> u64 {
+        self.0.load(Acquire) >> BITS
+    }
+
+    pub(super) fn set_lower(&self, number: u64) {
+        self.0.fetch_xor(self.lower() ^ number.min(Self::LOWER), AcqRel);
+    }
+
+    pub(super) fn set_upper(&self, number: u64) {
+        debug_assert!(number < 1 << (64 - BITS));
+        self.0.fetch_xor((self.upper() ^ number) << BITS, AcqRel);
+    }
+
+    /// Whoever sets the upper number is not there meanwhile.
+    pub(super) fn increment_upper(&self) {
+        self.0.fetch_add(1 << BITS, AcqRel);
+    }
+
+    pub(super) fn decrement_upper(&self) {
+        self.0.fetch_sub(1 << BITS, AcqRel);
+    }
 }
 
 /// What a commit makes of a lease, and what a reader finds.
@@ -151,16 +186,28 @@ impl Lease {
 }
 
 impl Slot {
+    pub(super) fn ttl(&self) -> u64 {
+        self.ttl_and_pins.lower()
+    }
+
+    pub(super) fn pins(&self) -> u32 {
+        self.ttl_and_pins.upper() as u32
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation_and_database.lower()
+    }
+
     pub(super) fn key(&self) -> Key {
         Key {
-            database: self.database.load(Relaxed),
+            database: self.generation_and_database.upper() as u32,
             relation: self.relation.load(Relaxed),
             hash: (self.hash_high.load(Relaxed) as u128) << 64 | self.hash_low.load(Relaxed) as u128,
         }
     }
 
     pub(super) fn set_key(&self, key: &Key) {
-        self.database.store(key.database, Relaxed);
+        self.generation_and_database.set_upper(key.database.into());
         self.relation.store(key.relation, Relaxed);
         self.hash_high.store((key.hash >> 64) as u64, Relaxed);
         self.hash_low.store(key.hash as u64, Relaxed);
@@ -168,7 +215,7 @@ impl Slot {
 
     pub(super) fn lease(&self) -> Lease {
         let deadline = self.deadline.load(Acquire);
-        let ttl = self.ttl.load(Relaxed);
+        let ttl = self.ttl();
         let last_seen = match deadline {
             FREE | TOMBSTONE | CLAIMED | NEVER => self.last_seen.load(Relaxed),
             _ if ttl == 0 => self.last_seen.load(Relaxed),
@@ -179,20 +226,20 @@ impl Slot {
             last_seen,
             ttl,
             version: self.version.load(Relaxed),
-            generation: self.generation.load(Relaxed),
+            generation: self.generation(),
             owner: self.owner.load(Relaxed),
             session: self.session.load(Relaxed),
             reverts_at: self.reverts_at.load(Relaxed),
             changed_at: self.changed_at.load(Relaxed),
-            pins: self.pins.load(Acquire),
+            pins: self.pins(),
         }
     }
 
     pub(super) fn put(&self, lease: &Lease) {
-        self.ttl.store(lease.ttl, Relaxed);
+        self.ttl_and_pins.set_lower(lease.ttl);
         self.last_seen.store(lease.last_seen, Relaxed);
         self.version.store(lease.version, Relaxed);
-        self.generation.store(lease.generation, Relaxed);
+        self.generation_and_database.set_lower(lease.generation);
         self.owner.store(lease.owner, Relaxed);
         self.session.store(lease.session, Relaxed);
         self.reverts_at.store(lease.reverts_at, Relaxed);
@@ -211,7 +258,7 @@ impl Slot {
                 return true;
             }
             // Of a fixed lease this is now, so nothing moves.
-            let renewed = now.saturating_add(self.ttl.load(Relaxed));
+            let renewed = now.saturating_add(self.ttl());
             if renewed <= word {
                 return true;
             }
@@ -231,7 +278,7 @@ impl Slot {
                 _ if !ended && alive(word, now) => return false,
                 _ => {}
             }
-            let last_seen = match self.ttl.load(Relaxed) {
+            let last_seen = match self.ttl() {
                 _ if word == NEVER => self.last_seen.load(Relaxed),
                 // Fixed: when it ended.
                 0 => word.min(now),

@@ -58,9 +58,9 @@ pub struct LeaseTable<L: Locks + 'static> {
     pub locks: L,
 }
 
-/// Buckets for so many slots.
+/// Buckets for so many slots: a power of two, at most 1.5 of them a slot, and at least 0.75.
 pub fn bucket_count(slots: usize) -> usize {
-    slots.max(PARTITIONS).next_power_of_two()
+    (slots - slots / 4).max(PARTITIONS).next_power_of_two()
 }
 
 impl<L: Locks> LeaseTable<L> {
@@ -72,7 +72,7 @@ impl<L: Locks> LeaseTable<L> {
         for (index, slot) in self.slots.iter().enumerate() {
             let next = if index + 1 < self.slots.len() { index as u32 + 1 } else { NIL };
             slot.deadline.store(FREE, Relaxed);
-            slot.pins.store(0, Relaxed);
+            slot.ttl_and_pins.set_upper(0);
             slot.next.store(next, Relaxed);
         }
         for earliest in self.earliest {
@@ -147,7 +147,7 @@ impl<L: Locks> LeaseTable<L> {
         self.locks.shared(self.partition(key), || {
             if let Some((_, slot)) = self.find(key)
                 && slot.owner.load(Relaxed) == stay.owner
-                && slot.generation.load(Relaxed) == stay.generation
+                && slot.generation() == stay.generation
             {
                 slot.renew(now);
             }
@@ -160,7 +160,7 @@ impl<L: Locks> LeaseTable<L> {
         self.locks.shared(self.partition(key), || {
             self.find(key).is_some_and(|(_, slot)| {
                 slot.version.load(Relaxed) == version
-                    && slot.pins.load(Acquire) == 0
+                    && slot.pins() == 0
                     && alive(slot.deadline.load(Acquire), now)
             })
         })
@@ -170,23 +170,21 @@ impl<L: Locks> LeaseTable<L> {
     pub fn pin(&self, key: &Key) -> Option<u32> {
         self.locks.shared(self.partition(key), || {
             self.find(key).map(|(index, slot)| {
-                slot.pins.fetch_add(1, AcqRel);
+                slot.ttl_and_pins.increment_upper();
                 index
             })
         })
     }
 
     pub fn unpin(&self, index: u32) {
-        self.slots[index as usize].pins.fetch_sub(1, AcqRel);
+        self.slots[index as usize].ttl_and_pins.decrement_upper();
     }
 
     /// Expire the member, if its lease has run out or (`ended`) its session is over: final for this generation. The
     /// caller has the member's row locked, or knows that there is none: so no renewal of it is about to commit.
     pub fn claim(&self, key: &Key, generation: u64, now: u64, ended: bool) -> bool {
         self.locks.shared(self.partition(key), || {
-            self.find(key).is_some_and(|(_, slot)| {
-                slot.generation.load(Relaxed) == generation && slot.claim(now, ended)
-            })
+            self.find(key).is_some_and(|(_, slot)| slot.generation() == generation && slot.claim(now, ended))
         })
     }
 
@@ -196,7 +194,7 @@ impl<L: Locks> LeaseTable<L> {
         self.locks.shared(self.partition(key), || {
             if let Some((_, slot)) = self.find(key)
                 && slot.session.load(Relaxed) == session
-                && slot.pins.load(Acquire) == 0
+                && slot.pins() == 0
             {
                 slot.claim(now, true);
                 self.note_deadline(key, 0);
@@ -217,7 +215,7 @@ impl<L: Locks> LeaseTable<L> {
                 let slot = &self.slots[index as usize];
                 slot.set_key(key);
                 slot.put(change);
-                slot.pins.store(0, Relaxed);
+                slot.ttl_and_pins.set_upper(0);
                 self.chain(key, index);
             }
             self.note_deadline(key, change.due());
@@ -235,7 +233,7 @@ impl<L: Locks> LeaseTable<L> {
                     let Some(index) = self.pop_free() else { return Applied::Full };
                     let slot = &self.slots[index as usize];
                     slot.set_key(key);
-                    slot.pins.store(0, Relaxed);
+                    slot.ttl_and_pins.set_upper(0);
                     self.chain(key, index);
                     slot
                 }
@@ -273,7 +271,7 @@ impl<L: Locks> LeaseTable<L> {
         self.locks.exclusive(self.partition(key), || {
             let Some((index, slot)) = self.find(key) else { return false };
             let dead = matches!(slot.deadline.load(Relaxed), TOMBSTONE | CLAIMED);
-            let same = slot.version.load(Relaxed) == version && slot.pins.load(Acquire) == 0;
+            let same = slot.version.load(Relaxed) == version && slot.pins() == 0;
             if dead && same {
                 self.unchain(key, index);
                 self.push_free(index);
@@ -354,7 +352,7 @@ impl<L: Locks> LeaseTable<L> {
             self.locks.exclusive(self.partition(&key), || {
                 // A pinned slot stays: its pinner still has its index. A later purge takes it.
                 if let Some((index, slot)) = self.find(&key)
-                    && slot.pins.load(Acquire) == 0
+                    && slot.pins() == 0
                 {
                     self.unchain(&key, index);
                     self.push_free(index);

@@ -42,8 +42,8 @@ select tgname, tgenabled from pg_trigger where tgrelid = 'presence.member'::regc
 select relname from pg_class where relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and relkind = 'r' and not relrowsecurity;
 select relname from pg_class where relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and relkind = 'r' and relpersistence = 'u' order by 1;
 
--- The slots cost at most 128 bytes a member.
-select sum(s.allocated_size) filter (where s.name ~ 'lease') / current_setting('presence.max_members')::bigint <= 128 as small
+-- The slots cost at most 104 bytes a member.
+select sum(s.allocated_size) filter (where s.name ~ 'lease') / current_setting('presence.max_members')::bigint <= 104 as small
 from pg_shmem_allocations s where s.name ilike '%presence%';
 
 -- Row type of online: new columns only at the end.
