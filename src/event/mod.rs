@@ -5,6 +5,7 @@ pub mod channel;
 pub mod image;
 pub mod net_effect;
 pub mod overflow;
+pub mod pace;
 pub mod payload;
 pub mod pending_changes;
 pub mod reach;

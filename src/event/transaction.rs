@@ -16,6 +16,7 @@
 use super::image::{Field, Image};
 use super::net_effect::{Change, LeaseChange, What, fold};
 use super::overflow::Loss;
+use super::pace;
 use super::pending_changes::Changes;
 use super::record::Kind;
 use super::share::{Demand, SHARES};
@@ -291,6 +292,7 @@ fn prepare() {
                 record.encode_for((extension.owner_hash(owner) % SHARES as u64) as u16, &mut bytes);
             }
         }
+        pace::prepare();
         let demand = Demand::of(&bytes);
         buffer.prepared =
             Some(Prepared { database: extension.database, leases, records: bytes, demand, count });
@@ -341,7 +343,9 @@ fn commit() {
         if !is_told {
             buffer.loss.rotate(&prepared.database.names);
         } else if prepared.count > 0 {
-            APPENDED.set(prepared.database.head.load(Acquire));
+            let end = prepared.database.head.load(Acquire);
+            APPENDED.set(end);
+            pace::appended(prepared.database, end, prepared.records.len() as u64);
         }
     });
     finish();

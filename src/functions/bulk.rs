@@ -8,6 +8,7 @@ use crate::access::identity::{self, Identity};
 use crate::access::ownership;
 use crate::error::{Error, Result};
 use crate::event::image::Image;
+use crate::event::pace;
 use crate::event::record::Kind;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
@@ -120,6 +121,13 @@ fn elements(call: &Call) -> Result<Vec<Element>> {
         .collect()
 }
 
+/// Before anything is locked. The events are about as long as the argument.
+fn wait_for_room(call: &Call, extension: &Extension) {
+    // SAFETY: declared jsonb in SQL.
+    let bytes = call.datum(0).map_or(0, |members| unsafe { pg_sys::toast_raw_datum_size(members) });
+    pace::wait_for_room(extension.database, bytes as u64);
+}
+
 /// Of a repeated key the last one, all in the order in which everybody locks.
 fn in_key_order<K: Copy + Ord + std::hash::Hash, T>(items: Vec<(K, T)>) -> Vec<T> {
     let mut last: HashMap<K, T> = HashMap::with_capacity(items.len());
@@ -165,6 +173,7 @@ fn write_many(
     request_of: fn(&Extension, &Rc<Identity>, &Element) -> Result<Request>,
 ) -> Result<Option<Datum>> {
     let extension = extension::current()?;
+    wait_for_room(call, &extension);
     let identity = identity::current(&extension)?;
     let mut requests = Vec::new();
     for element in elements(call)? {
@@ -296,6 +305,7 @@ fn request(
 /// SQL `presence.delete_many(members)`.
 fn delete_many(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
+    wait_for_room(call, &extension);
     let identity = identity::current(&extension)?;
     let mut removals = Vec::new();
     for element in elements(call)? {

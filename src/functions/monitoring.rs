@@ -5,12 +5,12 @@ use crate::error::{Error, Result};
 use crate::pg::datum::varlena;
 use crate::pg::encoding::encode_lossy;
 use crate::pg::function::Call;
+use crate::pg::latch::pause;
 use crate::shared::database::{self, WorkerState};
 use crate::shared::leases::leases;
-use crate::worker::process::wait_event;
 use crate::worker::sweeper;
 use crate::{clock, extension, settings};
-use pgrx::pg_sys::{self, Datum};
+use pgrx::pg_sys::Datum;
 use std::sync::atomic::Ordering::*;
 
 /// SQL `presence.seq()`.
@@ -38,12 +38,7 @@ fn wait_for_flush(call: &Call) -> Result<Option<Datum>> {
         if clock::boot() >= end {
             return Ok(Some(Datum::from(false)));
         }
-        // SAFETY: this process's latch; a millisecond at most.
-        unsafe {
-            let events = pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-            pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, 1, wait_event(c"PresenceFlush"));
-        }
-        pgrx::check_for_interrupts!();
+        pause(1, c"PresenceFlush");
     }
     Ok(Some(Datum::from(true)))
 }

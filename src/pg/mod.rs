@@ -5,6 +5,7 @@ pub mod datum;
 pub mod encoding;
 pub mod function;
 pub mod jsonb;
+pub mod latch;
 pub mod notify;
 pub mod role;
 pub mod rows;

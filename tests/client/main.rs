@@ -11,6 +11,7 @@ mod grace;
 mod install;
 mod memory;
 mod occupancy;
+mod pace;
 mod protocols;
 mod revert;
 mod sessions;
