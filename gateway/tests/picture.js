@@ -1,12 +1,24 @@
-// What the frames of a channel, or the events of a stream, add up to.
+// What the frames of a channel, or the events of a stream, add up to, and when that was something else last.
 import { Raw, token, until } from './lib.js'
 
 let calls = 100
 
-export class Picture {
+class Shown {
+  shown = new Map()
+  errors = []
+  changes = 0
+  changedAt = 0
+
+  changed() {
+    this.changes++
+    this.changedAt = Date.now()
+  }
+}
+
+export class Picture extends Shown {
   static async open(gateway, topic, claims, vsn = '2.0.0') {
     const picture = new Picture()
-    Object.assign(picture, { topic, claims, shown: new Map(), diffs: 0, begun: false, errors: [] })
+    Object.assign(picture, { topic, claims, begun: false })
     picture.raw = await Raw.open(gateway, { vsn })
     picture.raw.socket.on('message', () => picture.take(picture.raw.frames.pop()))
     picture.raw.socket.on('error', () => {})
@@ -21,12 +33,12 @@ export class Picture {
   take({ topic, event, ref, join_ref, payload }) {
     if (event === 'phx_reply') this.replies.set(ref, payload)
     if (topic !== this.topic) return
+    if (event === 'presence_state' || event === 'presence_diff') this.changed()
     if (event === 'presence_state') {
       this.begun = true
       this.shown = new Map()
       for (const [key, { metas }] of Object.entries(payload)) for (const meta of metas) this.add(key, meta)
     } else if (event === 'presence_diff') {
-      this.diffs++
       if (!this.begun) this.errors.push('a diff before the state')
       for (const [key, { metas }] of Object.entries(payload.leaves))
         for (const meta of metas) {
@@ -83,10 +95,10 @@ export class Picture {
   }
 }
 
-export class Events {
+export class Events extends Shown {
   static async open(gateway, room, claims) {
     const page = new Events()
-    Object.assign(page, { topic: room, claims, shown: new Map(), events: [], errors: [], abort: new AbortController() })
+    Object.assign(page, { topic: room, claims, events: [], abort: new AbortController() })
     const response = await fetch(`${gateway.http}/events?room=${encodeURIComponent(room)}`, {
       headers: { authorization: `Bearer ${token(claims)}` }, signal: page.abort.signal,
     })
@@ -110,6 +122,7 @@ export class Events {
 
   take(event, data) {
     this.events.push({ event, data })
+    this.changed()
     const id = (member) => `${member.member_id}\u0000${member.connection_id}`
     if (event === 'state') this.shown = new Map(data.map((member) => [id(member), member]))
     else if (event === 'leave') {
@@ -135,7 +148,7 @@ export class Events {
 
 /// The keys that the frames of a socket add up to.
 export function added(frames, topic) {
-  const picture = Object.assign(new Picture(), { topic, shown: new Map(), replies: new Map(), errors: [] })
+  const picture = Object.assign(new Picture(), { topic, replies: new Map() })
   for (const frame of frames) picture.take(frame)
   return picture.keys()
 }
