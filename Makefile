@@ -19,13 +19,13 @@ demo: ## build, start a private PostgreSQL, and watch three users come and go
 live: ## build, start a private PostgreSQL and the gateway, and open a page in two windows
 	@scripts/live
 
-test: ## everything: lint, unit, in-server, SQL, isolation and client tests
+test: ## everything: lint, unit, in-server, SQL, isolation and client tests, and the gateway with real clients
 	@scripts/test
 
-test-all: ## the same on PostgreSQL 15, 17 (with assertions) and 18, pg_upgrade, and the gateway; builds 17 and 18 once
+test-all: ## the same on PostgreSQL 15, 17 (with assertions) and 18, and pg_upgrade; builds 17 and 18 once
 	@scripts/test-all
 
-test-gateway: ## the gateway's tests, with real clients from npm; the extension that is installed
+test-gateway: ## the gateway's tests, with real clients from npm and Chromium; the extension that is installed
 	@scripts/test-gateway
 
 memcheck: ## the shared-memory core under valgrind and a model checker

@@ -3,6 +3,7 @@ import { spawn, execFileSync } from 'node:child_process'
 import { createHmac } from 'node:crypto'
 import { mkdtempSync, chmodSync, readFileSync, openSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
 import { dirname, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import pg from 'pg'
@@ -50,7 +51,7 @@ export function token(claims, { key = secret, header = { alg: 'HS256', typ: 'JWT
 export class Database {
   static async start(options = []) {
     const db = new Database()
-    db.dir = mkdtempSync('/tmp/presence-gateway.')
+    db.dir = mkdtempSync(`${tmpdir()}/presence-gateway.`)
     chmodSync(db.dir, 0o711)
     db.data = `${db.dir}/db`
     const settings = ['presence.trusted_login_roles=authenticator', 'max_connections=200', ...options]
