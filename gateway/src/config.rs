@@ -22,7 +22,7 @@ pub struct Config {
     #[arg(long, env = "PRESENCE_GATEWAY_JWT_SECRET", value_name = "SECRET", hide_env_values = true)]
     pub jwt_secret: Option<String>,
 
-    /// File with a JSON Web Key Set: keys for HS256, RS256 and ES256.
+    /// File with a JSON Web Key Set: keys for HS256, RS256 and ES256. Read anew when it changes, and upon SIGHUP.
     #[arg(long, env = "PRESENCE_GATEWAY_JWKS", value_name = "FILE")]
     pub jwks: Option<PathBuf>,
 

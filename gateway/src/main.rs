@@ -11,6 +11,7 @@ mod database;
 mod doorbell;
 mod http;
 mod identity;
+mod keyring;
 mod limits;
 mod listener;
 mod loader;
@@ -44,7 +45,7 @@ use crate::config::Config;
 use crate::connect::Connector;
 use crate::database::Database;
 use crate::doorbell::Doorbell;
-use crate::identity::Keys;
+use crate::keyring::KeyRing;
 use crate::limits::Seats;
 use crate::listener::{Hearing, Listener};
 use crate::members::Members;
@@ -58,7 +59,7 @@ const RARELY: u32 = 6;
 
 pub struct App {
     pub config: Config,
-    pub keys: Keys,
+    pub keys: Arc<KeyRing>,
     pub database: Arc<Database>,
     pub rooms: Arc<Rooms>,
     pub asker: Arc<Asker>,
@@ -105,16 +106,7 @@ fn fail(reason: &str) -> ExitCode {
 
 async fn run(config: Config) -> Result<(), String> {
     let config = config.check()?;
-    let keys = match (&config.jwt_secret, &config.jwks) {
-        (Some(secret), None) => Keys::of_secret(secret).map_err(|e| format!("--jwt-secret: {e}"))?,
-        (None, Some(file)) => {
-            let text =
-                std::fs::read_to_string(file).map_err(|e| format!("--jwks {}: {e}", file.display()))?;
-            Keys::of_set(&text).map_err(|e| format!("--jwks {}: {e}", file.display()))?
-        }
-        _ => return Err("give either --jwt-secret or --jwks".into()),
-    }
-    .requiring(config.audience.clone(), &config.roles, config.anonymous);
+    let keys = Arc::new(KeyRing::new(&config)?);
 
     let connector = Connector::new(&config.database, config.service_role.clone())?;
     connector.check(&config.roles).await?;
@@ -146,6 +138,7 @@ async fn run(config: Config) -> Result<(), String> {
     let address = listening.local_addr().map_err(|e| e.to_string())?;
     tracing::info!(%address, name, adopted, "ready");
 
+    tokio::spawn(keys.clone().keep_reading(config.clone()));
     tokio::spawn(listener.clone().run());
     tokio::spawn(listener.clone().keep_loading());
     tokio::spawn(doorbell.keep_answering());

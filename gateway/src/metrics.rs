@@ -24,6 +24,10 @@ pub fn install() -> Result<Metrics, String> {
     gauge!("presence_gateway_listed_rooms", "Rooms that are listed as each user because of --max-named");
     gauge!("presence_gateway_listening", "Whether the database is listened to: 1 or 0");
     gauge!("presence_gateway_doorbell", "Whether rooms are listed as each user: 1 or 0");
+    gauge!(
+        "presence_gateway_jwks_stale",
+        "Whether older keys hold because the file of --jwks is broken: 1 or 0"
+    );
     counter!("presence_gateway_frames_received_total", "Frames from clients");
     counter!("presence_gateway_frames_sent_total", "Frames to clients");
     counter!("presence_gateway_joins_total", "Joins that were asked for");
@@ -46,6 +50,7 @@ impl Metrics {
             ("presence_gateway_listed_rooms", listed),
             ("presence_gateway_listening", usize::from(hearing == Hearing::All)),
             ("presence_gateway_doorbell", usize::from(app.rooms.is_doorbell())),
+            ("presence_gateway_jwks_stale", usize::from(app.keys.is_stale())),
         ];
         for (name, value) in gauges {
             metrics::gauge!(name).set(value as f64);

@@ -151,7 +151,7 @@ export class Gateway {
     gateway.env = options.env
     gateway.port = options.port ?? (await freePort())
     gateway.log = `${db.dir}/gateway.${gateway.port}.log`
-    gateway.args = ['--database', options.url ?? db.url(), '--jwt-secret', secret, '--listen', `127.0.0.1:${gateway.port}`,
+    gateway.args = ['--database', options.url ?? db.url(), ...(options.key ?? ['--jwt-secret', secret]), '--listen', `127.0.0.1:${gateway.port}`,
       '--service-role', 'service_role', '--role', 'authenticated', '--role', 'anon', ...(options.args ?? [])]
     await gateway.run()
     return gateway
