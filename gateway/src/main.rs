@@ -145,6 +145,7 @@ async fn run(config: Config) -> Result<(), String> {
     tokio::spawn(members.clone().keep_renewing());
     tokio::spawn(members.clone().keep_ending());
     tokio::spawn(keep_checking(listener.clone(), recheck));
+    tokio::spawn(metrics.clone().keep_counting());
 
     let seats = Seats::new(config.max_sockets, config.max_sockets_per_user);
     let app = Arc::new(App {

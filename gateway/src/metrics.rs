@@ -1,5 +1,7 @@
 //! Numbers for Prometheus, at /metrics.
 
+use std::time::Duration;
+
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::App;
@@ -39,6 +41,14 @@ pub fn install() -> Result<Metrics, String> {
 }
 
 impl Metrics {
+    /// Samples of histograms are kept one by one until they are counted, which must not wait for somebody who reads them.
+    pub async fn keep_counting(self) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            self.0.run_upkeep();
+        }
+    }
+
     pub fn render(&self, app: &App) -> String {
         let (rooms, rows, listed) = app.rooms.count();
         let hearing = *app.listener.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
