@@ -138,17 +138,22 @@ async function keepOn(minutes) {
 if (soak) await keepOn(soak)
 else await bench()
 
-if (!soak && !quick) {
-  writeFileSync(`${root}/docs/performance-gateway.md`, `# How much the gateway takes
+/// Two sections of one page: each run writes its own, and leaves the other.
+function write() {
+  const page = `${root}/docs/performance-gateway.md`
+  const second = '## Load that goes on'
+  const [first, rest = ''] = readFileSync(page, 'utf8').split(second)
+  const head = `| | measured | mark | reached |\n|---|---|---|---|\n${table.join('\n')}\n`
+  const introduction = `# How much the gateway takes
 
 Written by \`make bench-gateway\`: database, gateway and all clients (\`gateway/examples/load.rs\`) on one machine of
 ${cpus().length} cores. Clients come in as fast as they are let in; each track is a transaction of its user in the database.
 
-| | measured | mark | reached |
-|---|---|---|---|
-${table.join('\n')}
-`)
+`
+  writeFileSync(page, soak ? `${first.trimEnd()}\n\n${second}\n\nBy \`make soak\`, with a thousand sockets:\n\n${head}` : `${introduction}${head}${rest && `\n${second}${rest}`}`)
 }
+
+if (soak ? soak >= 20 : !quick) write()
 await gateway.kill()
 await db.remove()
 process.exit(missed ? 1 : 0)
