@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! open SOCKETS PER_ROOM    connect, join, track; until each is shown all of its room
-//! rate A_SECOND SECONDS    tracks, evenly spread, of random clients; from track to each diff that tells it
+//! rate A_SECOND SECONDS    tracks, evenly spread, of random clients; from track to each diff that tells it. A diff that did
+//!                          not come is conflated, or lost: see `count`
 //! cut SOCKETS              break so many connections; clients come back, as real ones do
 //! right SECONDS            until each client is shown exactly the last state of all in its room
 //! close                    end all
@@ -11,7 +12,7 @@
 //!
 //! The address of the gateway is the first argument, the JWT secret is `PRESENCE_GATEWAY_JWT_SECRET`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::BufRead;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -67,6 +68,9 @@ struct Client {
     token: String,
     /// What it tracked last.
     at: AtomicU64,
+    /// While the rate is measured: what it tracked, and what it was told of whom.
+    said: Mutex<Vec<u64>>,
+    told: Mutex<HashSet<(String, u64)>>,
     shown: Mutex<HashMap<String, HashMap<String, u64>>>,
     joined: AtomicBool,
     over: AtomicBool,
@@ -141,11 +145,15 @@ impl Client {
     }
 
     fn track(&self, anew: bool) -> Message {
-        if anew || self.at.load(Relaxed) == 0 {
-            self.at.store(now(), Relaxed);
+        let mut at = self.at.load(Relaxed);
+        if anew || at == 0 {
+            at = now().max(at + 1); // no two of a client are the same
+            self.at.store(at, Relaxed);
+            if at >= SINCE.load(Relaxed) {
+                self.said.lock().unwrap().push(at);
+            }
         }
-        let state = json!({ "at": self.at.load(Relaxed) });
-        let payload = json!({ "type": "presence", "event": "track", "payload": state });
+        let payload = json!({ "type": "presence", "event": "track", "payload": { "at": at } });
         Message::Text(json!(["1", "2", self.topic, "presence", payload]).to_string().into())
     }
 
@@ -172,10 +180,11 @@ impl Client {
 
     fn measure(&self, joins: &Picture) {
         let (since, now) = (SINCE.load(Relaxed), now());
-        let fresh = joins.values().flat_map(|Metas { metas }| metas).filter(|meta| meta.at >= since);
-        let delays: Vec<u32> = fresh.map(|meta| now.saturating_sub(meta.at) as u32).collect();
-        if !delays.is_empty() {
-            DELAYS.lock().unwrap().extend(delays);
+        for (key, Metas { metas }) in joins {
+            for meta in metas.iter().filter(|meta| meta.at >= since) {
+                DELAYS.lock().unwrap().push(now.saturating_sub(meta.at) as u32);
+                self.told.lock().unwrap().insert((key.clone(), meta.at));
+            }
         }
     }
 
@@ -218,6 +227,8 @@ impl Load {
                 topic: format!("room {} {}", self.batch, n / per_room),
                 token,
                 at: AtomicU64::new(0),
+                said: Mutex::default(),
+                told: Mutex::default(),
                 shown: Mutex::default(),
                 joined: AtomicBool::new(false),
                 over: AtomicBool::new(false),
@@ -246,6 +257,10 @@ impl Load {
 
     async fn rate(&self, a_second: u64, seconds: u64) -> Value {
         DELAYS.lock().unwrap().clear();
+        for client in &self.clients {
+            client.said.lock().unwrap().clear();
+            client.told.lock().unwrap().clear();
+        }
         let began = Instant::now();
         SINCE.store(now(), Relaxed);
         let mut sent = 0;
@@ -258,7 +273,12 @@ impl Load {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        // What is still on its way counts, too.
+        let said = || self.clients.iter().map(|client| client.said.lock().unwrap().len() as u64).sum::<u64>();
+        while said() < sent && began.elapsed() < Duration::from_secs(seconds + 60) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.right(Duration::from_secs(60)).await;
         SINCE.store(u64::MAX, Relaxed);
         let mut delays = std::mem::take(&mut *DELAYS.lock().unwrap());
         delays.sort_unstable();
@@ -266,7 +286,30 @@ impl Load {
             let n = (delays.len() as f64 * share) as usize;
             delays.get(n.min(delays.len().saturating_sub(1))).map(|us| f64::from(*us) / 1000.0)
         };
-        json!({ "sent": sent, "told": delays.len(), "p50": at(0.5), "p99": at(0.99), "max": at(1.0) })
+        let (told, conflated, lost) = self.count(delays.last().copied().unwrap_or_default().into());
+        json!({ "sent": sent, "told": told, "conflated": conflated, "lost": lost, "p50": at(0.5), "p99": at(0.99), "max": at(1.0) })
+    }
+
+    /// Who was told of each track that was measured, and who was not. Gateway and database leave out, on purpose, what a client
+    /// has overtaken by its next track while it was on its way, and nothing is on its way for longer than the slowest diff
+    /// took: one that is missing was conflated when its client tracked again within that time, and else it was lost.
+    fn count(&self, slowest: u64) -> (usize, usize, usize) {
+        let (mut told, mut conflated, mut lost) = (0, 0, 0);
+        for room in self.clients.chunks(self.per_room.max(1)) {
+            for client in room {
+                let said = client.said.lock().unwrap();
+                for (n, at) in said.iter().enumerate() {
+                    let track = (client.name.clone(), *at);
+                    let knows =
+                        room.iter().filter(|other| other.told.lock().unwrap().contains(&track)).count();
+                    let overtaken = said.get(n + 1).is_some_and(|next| next - at <= slowest);
+                    let missing = if overtaken { &mut conflated } else { &mut lost };
+                    *missing += room.len() - knows;
+                    told += knows;
+                }
+            }
+        }
+        (told, conflated, lost)
     }
 
     fn cut(&self, sockets: usize) {
