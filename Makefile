@@ -45,8 +45,8 @@ install: ## a release build, into the PostgreSQL of PG_CONFIG
 gateway: ## presence-gateway, for browsers: gateway/target/release/presence-gateway
 	@scripts/test-gateway build
 
-package: ## a directory tree and a .deb, under target/
-	@scripts/deps
+package: ## a directory tree and two .deb, under target/, looked at by lintian
+	@scripts/deps $$(command -v dpkg >/dev/null && echo lintian)
 	@scripts/package
 
 bench: ## this extension, the hand-made rival and the floor, in one table
