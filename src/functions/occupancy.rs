@@ -29,7 +29,7 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     let identity = identity::current(&extension)?;
     let tokens = identity.tokens(&user_rooms::all_rooms(&identity, &extension)?)?;
     let may_read = identity.service || authorizer::allows(room, Action::Read)?;
-    let all = may_read && may_count(&extension, room, &tokens)?;
+    let all = may_read && may_count(room, &tokens)?;
     // SAFETY: a look-up in shared memory. On a standby SQL says best that unlogged tables cannot be read.
     let standby = unsafe { pg_sys::RecoveryInProgress() };
     if standby || !(all || visibility::is_by_built_in_policies(&extension, &identity)?) {
@@ -85,8 +85,8 @@ fn are_kept_true(extension: &Extension) -> bool {
 }
 
 /// Whether the room's count_audience lets somebody with these tokens have the numbers.
-fn may_count(extension: &Extension, room: &[u8], tokens: &[Vec<u8>]) -> Result<bool> {
-    let audience = room_defaults::count_audience(extension, room)?.unwrap_or_default();
+fn may_count(room: &[u8], tokens: &[Vec<u8>]) -> Result<bool> {
+    let audience = room_defaults::count_audience(room)?.unwrap_or_default();
     Ok(audience.iter().any(|token| tokens.contains(token)))
 }
 

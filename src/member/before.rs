@@ -38,7 +38,7 @@ pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
     check_names(&row)?;
     check_member_id(&identity, row.text(Column::MemberId).unwrap_or_default())?;
     check_join(&identity, &row)?;
-    set_room_defaults(extension, &mut row, is_session_bound(None, &firing.intent))?;
+    set_room_defaults(&mut row, is_session_bound(None, &firing.intent))?;
     revert::settle(None, &mut row, firing.intent.wish.as_deref());
     normalize(&mut row, None)?;
     grace::check(&identity, None, &mut row, &firing.intent)?;
@@ -92,7 +92,7 @@ pub fn change(
     if intent.grace != Grace::Announced {
         check_join(identity, &row)?;
     }
-    set_room_defaults(extension, &mut row, is_session_bound(Some(old), intent))?;
+    set_room_defaults(&mut row, is_session_bound(Some(old), intent))?;
     let undone = revert::settle(Some(old), &mut row, intent.wish.as_deref());
     if intent.reverting && undone.is_none() {
         return Ok(None);

@@ -7,7 +7,6 @@ use super::{liveness, revert, room_defaults, session};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::Identity;
 use crate::error::{Error, Result};
-use crate::extension::Extension;
 use crate::lease::rule;
 use crate::lease::slot::{Key, NEVER};
 use crate::pg::datum::{self, texts_of, varlena};
@@ -29,7 +28,7 @@ pub fn check_names(row: &Row) -> Result<()> {
 }
 
 /// What the room says where the member does not. A ttl of 0 says nothing; a member bound to its session needs none.
-pub fn set_room_defaults(extension: &Extension, row: &mut Row, session_bound: bool) -> Result<()> {
+pub fn set_room_defaults(row: &mut Row, session_bound: bool) -> Result<()> {
     if row.ttl() == Some(0) {
         row.set(Column::Ttl, None);
     }
@@ -37,7 +36,7 @@ pub fn set_room_defaults(extension: &Extension, row: &mut Row, session_bound: bo
     if row.get(Column::Audience).is_some() && !needs_ttl {
         return Ok(());
     }
-    let defaults = room_defaults::defaults(extension, row.text(Column::Room).unwrap_or_default())?;
+    let defaults = room_defaults::defaults(row.text(Column::Room).unwrap_or_default())?;
     if let (None, Some(audience)) = (row.get(Column::Audience), defaults.audience) {
         row.set(Column::Audience, Some(datum::text_array(&audience)));
     }
@@ -48,11 +47,11 @@ pub fn set_room_defaults(extension: &Extension, row: &mut Row, session_bound: bo
 }
 
 /// The ttl of a member that says nothing of it; None is no lease that ends.
-pub fn default_ttl(extension: &Extension, room: &[u8], session_bound: bool) -> Result<Option<u64>> {
+pub fn default_ttl(room: &[u8], session_bound: bool) -> Result<Option<u64>> {
     if session_bound {
         return Ok(None);
     }
-    let of_room = room_defaults::defaults(extension, room)?.ttl;
+    let of_room = room_defaults::defaults(room)?.ttl;
     Ok(Some(of_room.unwrap_or_else(settings::default_ttl)))
 }
 

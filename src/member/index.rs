@@ -44,10 +44,46 @@ pub unsafe fn of(table: pg_sys::Relation, column: Column) -> (Indexed, Option<(O
         // SAFETY: as above. Nothing in a look fails.
         return (unsafe { Indexed::new(table, column) }, None);
     };
-    // SAFETY: a plain read of this process's state.
-    let is_whole =
-        made_by.is_none_or(|by| unsafe { pg_sys::TransactionIdPrecedes(by, pg_sys::TransactionXmin) });
-    (column, index.filter(|_| is_whole).map(|index| (index, second)))
+    (column, index.filter(|_| is_whole(made_by)).map(|index| (index, second)))
+}
+
+/// Whether an index that was made by this transaction, if that matters, lacks nothing that is to be seen now.
+fn is_whole(made_by: Option<pg_sys::TransactionId>) -> bool {
+    // SAFETY: plain reads of this process's state.
+    made_by.is_none_or(|by| unsafe { pg_sys::TransactionIdPrecedes(by, pg_sys::TransactionXmin) })
+}
+
+/// Who made an index, where that matters.
+///
+/// # Safety
+/// An open index.
+unsafe fn made_by(index: pg_sys::Relation) -> Option<pg_sys::TransactionId> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        (*(*index).rd_index)
+            .indcheckxmin
+            .then(|| pg_sys::htup::HeapTupleHeaderGetXmin((*(*index).rd_indextuple).t_data))
+    }
+}
+
+/// The index of the primary key, if there is one that a scan may take now.
+///
+/// # Safety
+/// An open table, which is locked.
+pub unsafe fn primary(table: pg_sys::Relation) -> Option<Oid> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        let found = pg_sys::RelationGetPrimaryKeyIndex(table);
+        #[cfg(feature = "pg18")]
+        let found = pg_sys::RelationGetPrimaryKeyIndex(table, false);
+        (found != pg_sys::InvalidOid).then_some(found).filter(|found| {
+            let index = pg_sys::index_open(*found, pg_sys::AccessShareLock as i32);
+            let is_whole = is_whole(made_by(index));
+            pg_sys::index_close(index, pg_sys::NoLock as i32);
+            is_whole
+        })
+    }
 }
 
 /// # Safety
@@ -109,8 +145,7 @@ impl Indexed {
                     && *(*index).rd_indcollation.add(at) == self.collation
             };
             let second = keys.get(1).copied().filter(|_| same(1)).unwrap_or(0);
-            let made_by = (facts.indcheckxmin)
-                .then(|| pg_sys::htup::HeapTupleHeaderGetXmin((*(*index).rd_indextuple).t_data));
+            let made_by = made_by(index);
             pg_sys::index_close(index, pg_sys::NoLock as i32);
             serves.then_some((second, made_by))
         }

@@ -3,6 +3,7 @@
 //! Who enters takes a seat in shared memory (`shared::seats`) and counts. A seat is taken until the transaction ends, so
 //! nobody waits for anybody; it is free again once a leave is committed. Members whose lease has run out do not count.
 
+use super::room_defaults;
 use crate::access::identity::Identity;
 use crate::error::{Error, Result};
 use crate::event::transaction;
@@ -14,11 +15,6 @@ use crate::pg::snapshot::with_new_snapshot;
 use crate::pg::spi::{Connection, Statement};
 use crate::settings;
 use pgrx::pg_sys::{self, Datum};
-
-static MAX_MEMBERS: Statement = Statement {
-    sql: c"select max_members from presence.room where room operator(pg_catalog.=) $1 and max_members is not null",
-    arguments: &[pg_sys::TEXTOID],
-};
 
 /// $3: also those whose lease has run out, which is quicker. No more than $2 are counted.
 static IN_ROOM: Statement = Statement {
@@ -36,10 +32,9 @@ static OF_USER: Statement = Statement {
 /// After a member entered: a limited room has a seat for it, or it is refused. Who is inside is renewed and changed
 /// though the room is full.
 pub fn check_room(extension: &Extension, key: &Key, room: &[u8]) -> Result<()> {
+    let Some(limit) = room_defaults::max_members(room)? else { return Ok(()) };
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
-        let limit = connection.run(&MAX_MEMBERS, &[Some(varlena(room))], false)?.get(0, 0);
-        let Some(limit) = limit.map(|limit| limit.value() as i32) else { return Ok(()) };
         let place = extension.hash(Purpose::RoomSeats, &[room]);
         take_seat(&connection, key, place, Limit { what: "room", limit, members: &IN_ROOM, of: room })
     })

@@ -264,7 +264,7 @@ impl Request {
                     Some(found),
                     &Intent { session: self.session, ..Intent::default() },
                 );
-                found.ttl() == checks::default_ttl(&self.extension, &room, session_bound)?.map(i128::from)
+                found.ttl() == checks::default_ttl(&room, session_bound)?.map(i128::from)
             }
             given => found.ttl() == given,
         })

@@ -1,11 +1,11 @@
-//! What a room's row says about those who enter.
+//! What a room's row says about those who enter, and about who may know how many they are. Read past the executor and its
+//! policies, as the owner of the tables would read it: everybody who enters asks twice.
 
-use crate::error::Result;
-use crate::extension::Extension;
-use crate::pg::datum::{interval_of, varlena};
-use crate::pg::role::as_role;
-use crate::pg::spi::{Connection, Statement};
-use pgrx::pg_sys;
+use super::index;
+use crate::error::{Error, Result};
+use crate::extension;
+use crate::pg::datum::{attribute, begins_with, interval_of, texts_of, varlena};
+use pgrx::pg_sys::{self, Datum, Oid};
 
 /// What a room's row says about those who enter.
 #[derive(Default)]
@@ -15,35 +15,82 @@ pub struct Defaults {
     pub audience: Option<Vec<Vec<u8>>>,
 }
 
-static DEFAULTS: Statement = Statement {
-    sql: c"select ttl, audience from presence.room where room operator(pg_catalog.=) $1 and (ttl is not null or audience is not null)",
-    arguments: &[pg_sys::TEXTOID],
-};
+/// The columns, in the order of sql/rooms.sql, up to the last one that is read here. Others stand behind them.
+const TYPES: [Oid; 6] = [
+    pg_sys::TEXTOID,
+    pg_sys::JSONBOID,
+    pg_sys::TEXTARRAYOID,
+    pg_sys::TEXTARRAYOID,
+    pg_sys::INTERVALOID,
+    pg_sys::INT4OID,
+];
+const AUDIENCE: usize = 2;
+const COUNT_AUDIENCE: usize = 3;
+const TTL: usize = 4;
+const MAX_MEMBERS: usize = 5;
 
-/// The defaults of a room that has a row, read with the owner's rights.
-pub fn defaults(extension: &Extension, room: &[u8]) -> Result<Defaults> {
-    as_role(extension.owner_role, || {
-        let connection = Connection::open()?;
-        let rows = connection.run(&DEFAULTS, &[Some(varlena(room))], false)?;
-        Ok(Defaults {
-            // SAFETY: an interval.
-            ttl: rows.get(0, 0).map(|ttl| unsafe { interval_of(ttl) } as u64),
-            audience: rows.texts(0, 1).map(|tokens| tokens.iter().map(<[u8]>::to_vec).collect()),
-        })
-    })
+/// The defaults of a room that has a row.
+pub fn defaults(room: &[u8]) -> Result<Defaults> {
+    let found = of_row(room, |value| Defaults {
+        // SAFETY: an interval.
+        ttl: value(TTL).map(|ttl| unsafe { interval_of(ttl) } as u64),
+        audience: value(AUDIENCE).and_then(tokens),
+    })?;
+    Ok(found.unwrap_or_default())
 }
 
-static COUNT_AUDIENCE: Statement = Statement {
-    sql: c"select count_audience from presence.room where room operator(pg_catalog.=) $1",
-    arguments: &[pg_sys::TEXTOID],
-};
+/// How many may be here at once.
+pub fn max_members(room: &[u8]) -> Result<Option<i32>> {
+    Ok(of_row(room, |value| value(MAX_MEMBERS).map(|most| most.value() as i32))?.flatten())
+}
 
-/// Who may have the full numbers of a room, whose members they may not see; None where nobody said so. Read with the
-/// owner's rights.
-pub fn count_audience(extension: &Extension, room: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
-    as_role(extension.owner_role, || {
-        let connection = Connection::open()?;
-        let rows = connection.run(&COUNT_AUDIENCE, &[Some(varlena(room))], false)?;
-        Ok(rows.texts(0, 0).map(|tokens| tokens.iter().map(<[u8]>::to_vec).collect()))
-    })
+/// Who may have the full numbers of a room, whose members they may not see; None where nobody said so.
+pub fn count_audience(room: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
+    Ok(of_row(room, |value| value(COUNT_AUDIENCE).and_then(tokens))?.flatten())
+}
+
+fn tokens(array: Datum) -> Option<Vec<Vec<u8>>> {
+    // SAFETY: callers name columns that are text arrays.
+    let tokens = unsafe { texts_of(array) }.ok()?;
+    Some(tokens.iter().map(<[u8]>::to_vec).collect())
+}
+
+/// Take something from the row of a room, as the active snapshot has it; None where there is no row.
+fn of_row<T>(room: &[u8], body: impl FnOnce(&dyn Fn(usize) -> Option<Datum>) -> T) -> Result<Option<T>> {
+    let table = extension::relation(c"room").ok_or(Error::NotInstalled)?;
+    // SAFETY: a scan of our own table, ended and closed below; the lock stays until the transaction ends, as that of a
+    // SELECT does. No more columns are read than were found to be there, and their values are copied by the body.
+    unsafe {
+        let table = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+        let descriptor = (*table).rd_att;
+        if !begins_with(descriptor, &TYPES) {
+            return Err(Error::TooManyColumns);
+        }
+        let mut condition = pg_sys::ScanKeyData::default();
+        pg_sys::ScanKeyEntryInitialize(
+            &mut condition,
+            0,
+            1,
+            pg_sys::BTEqualStrategyNumber as u16,
+            pg_sys::InvalidOid,
+            (*attribute(descriptor, 0)).attcollation,
+            Oid::from(pg_sys::F_TEXTEQ),
+            varlena(room),
+        );
+        let (index, snapshot) = (index::primary(table), pg_sys::GetActiveSnapshot());
+        let by_index = index.is_some();
+        let index = index.unwrap_or(pg_sys::InvalidOid);
+        let scan = pg_sys::systable_beginscan(table, index, by_index, snapshot, 1, &mut condition);
+        let tuple = pg_sys::systable_getnext(scan);
+        let found = (!tuple.is_null()).then(|| {
+            body(&|column| {
+                let mut null = false;
+                let value = pg_sys::heap_getattr(tuple, column as i32 + 1, descriptor, &mut null);
+                (!null).then_some(value)
+            })
+        });
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(table, pg_sys::NoLock as i32);
+        Ok(found)
+    }
 }

@@ -6,6 +6,7 @@ pub mod encoding;
 pub mod function;
 pub mod jsonb;
 pub mod latch;
+pub mod memory;
 pub mod notify;
 pub mod role;
 pub mod rows;

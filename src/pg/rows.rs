@@ -1,6 +1,6 @@
 //! The rows of a query.
 
-use super::datum::{Texts, bytes_in, hash_of, text_in, texts_of};
+use super::datum::{bytes_in, hash_of, text_in};
 use super::spi::Connection;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::marker::PhantomData;
@@ -72,13 +72,6 @@ impl Rows<'_> {
         let datum = self.get_of(row, column, &[pg_sys::TEXTARRAYOID])?;
         // SAFETY: as above.
         Some(unsafe { bytes_in(self, (*self.table).tuptabcxt, datum) })
-    }
-
-    /// The elements of a text array that is one of ours: without NULLs, in one dimension.
-    pub fn texts(&self, row: usize, column: usize) -> Option<Texts> {
-        let datum = self.get_of(row, column, &[pg_sys::TEXTARRAYOID])?;
-        // SAFETY: a text array.
-        unsafe { texts_of(datum) }.ok()
     }
 
     /// A column of one of these types; of any other there is nothing.

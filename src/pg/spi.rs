@@ -4,6 +4,7 @@
 //! planned anew each time. So each role gets its own. A pooled session may be a role for each user, so only those
 //! that were used last are kept.
 
+use super::memory::within;
 use super::rows::Rows;
 use crate::error::{Error, Result};
 use crate::extension;
@@ -201,12 +202,8 @@ impl Connection {
 
     /// Do something in the memory context that outlives this connection.
     pub fn in_caller<T>(&self, body: impl FnOnce() -> T) -> T {
-        // SAFETY: the caller's context was current when the connection was opened, so it lives.
-        let mine = unsafe { pg_sys::MemoryContextSwitchTo(self.caller) };
-        let value = body();
-        // SAFETY: what was current before.
-        unsafe { pg_sys::MemoryContextSwitchTo(mine) };
-        value
+        // The caller's context was current when the connection was opened, so it lives.
+        within(self.caller, body)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The worker's memory: what it may use for what, so that all together it stays within `presence.worker_memory`,
 //! whatever anybody writes.
 
+use crate::pg::memory;
 use crate::settings;
 use pgrx::pg_sys;
 
@@ -72,12 +73,7 @@ impl Scratch {
 
     /// Allocate here. A query ends in the memory of its connection, so what follows one asks again.
     pub fn within<T>(&self, body: impl FnOnce() -> T) -> T {
-        // SAFETY: alive, see `new`; after an ERROR whoever catches it restores the context.
-        let before = unsafe { pg_sys::MemoryContextSwitchTo(self.0) };
-        let value = body();
-        // SAFETY: what was current before.
-        unsafe { pg_sys::MemoryContextSwitchTo(before) };
-        value
+        memory::within(self.0, body)
     }
 
     /// Free all that was allocated here.

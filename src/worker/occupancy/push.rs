@@ -131,7 +131,7 @@ impl Publisher {
                 told.outcomes.push((due.room, Outcome::NoNews));
                 continue;
             }
-            let audience = scratch.within(|| room_defaults::count_audience(extension, &due.name))?;
+            let audience = scratch.within(|| room_defaults::count_audience(&due.name))?;
             scratch.clear();
             let Some(audience) = audience else {
                 told.outcomes.push((due.room, Outcome::Nobody));
