@@ -268,11 +268,6 @@ impl Extension {
         )
     }
 
-    /// Whether the current role was granted what entering takes.
-    pub fn may_enter(&self) -> bool {
-        self.may_use_schema() && self.was_granted((pg_sys::ACL_SELECT | pg_sys::ACL_INSERT) as _)
-    }
-
     /// Whether the current role may name our tables at all.
     pub fn may_use_schema(&self) -> bool {
         is_granted(pg_sys::NamespaceRelationId, schema(c"presence"), pg_sys::ACL_USAGE)

@@ -14,6 +14,7 @@ use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::member::delete::{self, Removal};
 use crate::member::request::{Request, Written};
+use crate::member::store::Store;
 use crate::member::{checks, revert, session, upsert};
 use crate::pg::datum::{bytes_of, interval_of, text_array, varlena};
 use crate::pg::function::Call;
@@ -182,10 +183,11 @@ fn write_many(
         requests.push((request.key.hash, request));
     }
     let connection = Connection::open()?;
+    let store = Store::open(&extension, &identity, &connection)?;
     let mut written = 0;
     for request in in_key_order(requests) {
         connection.scratch(|| {
-            written += !matches!(request.write(&connection)?, Written::Absent) as i32;
+            written += !matches!(request.write(&store)?, Written::Absent) as i32;
             Ok(())
         })?;
     }

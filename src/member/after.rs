@@ -5,6 +5,7 @@ use super::intent::{self, Intent};
 use super::row::Row;
 use super::trigger_call::{PUBLISHED_COLUMNS, TriggerCall, VISIBILITY_COLUMNS};
 use super::{grace, limits, liveness, revert, session};
+use crate::access::identity::Identity;
 use crate::clock;
 use crate::error::Result;
 use crate::event::image::Image;
@@ -19,21 +20,25 @@ use crate::pg::spi::{Connection, Statement};
 use pgrx::pg_sys::{self, Datum};
 
 pub fn insert(firing: &TriggerCall) -> Result<()> {
-    let mut row = firing.first.clone();
-    let key = row.key(&firing.extension);
+    entered(&firing.extension, &*firing.identity()?, &firing.first)
+}
+
+pub fn entered(extension: &Extension, identity: &Identity, row: &Row) -> Result<()> {
+    let mut row = row.clone();
+    let key = row.key(extension);
     if is_outdated(&key, row.number(Column::Version)) {
         let version = issue_version(&key, false);
         for column in [Column::Version, Column::Generation] {
             row.set(column, Some(Datum::from(version as i64)));
         }
-        set_version(&firing.extension, &key, version)?;
+        set_version(extension, &key, version)?;
     }
     let text = |column| row.text(column).unwrap_or_default();
-    limits::check_user(&firing.extension, &*firing.identity()?, &key, text(Column::UserId))?;
-    limits::check_room(&firing.extension, &key, text(Column::Room))?;
-    let lease = lease_of(&firing.extension, &row);
+    limits::check_user(extension, identity, &key, text(Column::UserId))?;
+    limits::check_room(extension, &key, text(Column::Room))?;
+    let lease = lease_of(extension, &row);
     note(
-        &firing.extension,
+        extension,
         &key,
         What::Enter { lease },
         row.number(Column::Version),

@@ -21,9 +21,12 @@ use crate::pg::datum::{uuid, varlena};
 use pgrx::pg_sys::Datum;
 
 pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
-    let extension = &firing.extension;
-    let mut row = firing.first.clone();
     let identity = firing.identity()?;
+    firing.proceed(enter(&firing.extension, &identity, &firing.intent, firing.first.clone())?)
+}
+
+/// The row of one who enters, as it shall be stored.
+pub fn enter(extension: &Extension, identity: &Identity, intent: &Intent, mut row: Row) -> Result<Row> {
     let owner = match row.text(Column::UserId) {
         Some(given) if identity.service => given.to_vec(),
         _ => identity.writer()?.to_vec(),
@@ -36,21 +39,21 @@ pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
         row.set(Column::ConnectionId, Some(varlena(b"")));
     }
     check_names(&row)?;
-    check_member_id(&identity, row.text(Column::MemberId).unwrap_or_default())?;
-    check_join(&identity, &row)?;
-    set_room_defaults(&mut row, is_session_bound(None, &firing.intent))?;
-    revert::settle(None, &mut row, firing.intent.wish.as_deref());
+    check_member_id(identity, row.text(Column::MemberId).unwrap_or_default())?;
+    check_join(identity, &row)?;
+    set_room_defaults(&mut row, is_session_bound(None, intent))?;
+    revert::settle(None, &mut row, intent.wish.as_deref());
     normalize(&mut row, None)?;
-    grace::check(&identity, None, &mut row, &firing.intent)?;
+    grace::check(identity, None, &mut row, intent)?;
 
     let key = row.make_key(extension);
-    evict_expired_holder(extension, &identity, &key, &owner)?;
+    evict_expired_holder(extension, identity, &key, &owner)?;
     transaction::pin(&key);
 
     row.set(Column::KeyHash, Some(uuid(key.hash)));
     let version = issue_version(&key, false);
     crate::injection::stall("versioned");
-    set_session(&mut row, None, &key, &firing.intent)?;
+    set_session(&mut row, None, &key, intent)?;
     let now = renew(&mut row)?;
     grace::fix(&key, None, &mut row);
     for column in [Column::Version, Column::Generation] {
@@ -59,7 +62,7 @@ pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
     for column in [Column::JoinedAt, Column::UpdatedAt] {
         row.set(column, Some(Datum::from(now)));
     }
-    firing.proceed(row)
+    Ok(row)
 }
 
 pub fn update(firing: &TriggerCall) -> Result<Option<Datum>> {

@@ -84,7 +84,7 @@ impl Layout {
     /// The same tuple with these values in our columns.
     ///
     /// # Safety
-    /// `tuple` is one of this layout, null if that is ours alone; the values are of the columns' types.
+    /// `tuple` is one of this layout, or null: then what is not ours is NULL. The values are of the columns' types.
     pub unsafe fn form(
         &self,
         tuple: pg_sys::HeapTuple,
@@ -102,6 +102,13 @@ impl Layout {
             for (column, place) in self.places() {
                 (all_values[place], all_nulls[place]) = (values[column], nulls[column]);
                 ours[place] = true;
+            }
+            if tuple.is_null() {
+                return pg_sys::heap_form_tuple(
+                    self.descriptor,
+                    all_values.as_mut_ptr(),
+                    all_nulls.as_mut_ptr(),
+                );
             }
             pg_sys::heap_modify_tuple(
                 tuple,

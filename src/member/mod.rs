@@ -8,6 +8,7 @@ pub mod column;
 pub mod delete;
 pub mod expiry;
 pub mod grace;
+pub mod heap;
 pub mod heartbeat;
 pub mod holder;
 pub mod index;

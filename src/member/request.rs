@@ -17,7 +17,6 @@ use crate::extension::Extension;
 use crate::lease::slot::{Key, Stay};
 use crate::pg::datum::{bytes_of, interval_of, texts_of, varlena};
 use crate::pg::jsonb;
-use crate::pg::spi::Connection;
 use crate::shared::leases::leases;
 use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
@@ -63,28 +62,27 @@ pub enum Written {
 impl Request {
     /// Find, decide, store. The member may expire, enter or leave between our statements; each try starts from what is
     /// there.
-    pub fn write(&self, connection: &Connection) -> Result<Written> {
+    pub fn write(&self, store: &Store) -> Result<Written> {
         if !self.caller.service {
             self.caller.writer()?;
         }
         if self.revert_after.is_some() && !self.extension.has_later_columns {
             return Err(Error::TooManyColumns);
         }
-        let store = Store::open(&self.extension, &self.caller, connection)?;
         let mut last_found = None;
         for turn in 0..TRIES {
             let found = store.find(&self.key, turn > 0)?.filter(|row| self.is_live(row));
             last_found = found.as_ref().map(|row| row.number(Column::Version));
             let written = match found {
-                Some(found) => self.change(&store, &found)?,
+                Some(found) => self.change(store, &found)?,
                 None if self.owner.is_none() => return self.absent(),
-                None => self.enter(&store)?,
+                None => self.enter(store)?,
             };
             if let Some(written) = written {
                 return Ok(written);
             }
         }
-        if self.owner.is_none() { self.absent() } else { Err(self.why_not(&store, last_found)?) }
+        if self.owner.is_none() { self.absent() } else { Err(self.why_not(store, last_found)?) }
     }
 
     /// Change the row that was found, or only renew it. None: it is not there any more, or may not be changed.

@@ -27,7 +27,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// A row that is still to be stored, by SQL alone.
+    /// A row that is still to be stored.
     pub fn empty() -> Row {
         // SAFETY: plain read of this process's state.
         let memory = unsafe { pg_sys::CurrentMemoryContext };

@@ -1,9 +1,9 @@
 //! How a verb finds its row and stores it: as SQL under the caller's rights, or by the same steps without the executor.
 //!
 //! A verb touches one row and knows whose it must be. Setting up an UPDATE under four policies with sub-selects costs
-//! more than the update itself. So where the executor could not do anything else, the row is found by the index, locked,
-//! passed through what our triggers call, and stored in the heap. What the executor would have looked at, and what
-//! stands for it here:
+//! more than the update itself, and so does that of an INSERT. So where the executor could not do anything else, the row
+//! is found by the index, locked, passed through what our triggers call, and stored (`heap`). What the executor would have
+//! looked at, and what stands for it here:
 //!
 //! | the executor and what is before it | here |
 //! |---|---|
@@ -17,27 +17,27 @@
 //! | `row_security = off`, which refuses | it is on, else SQL |
 //! | READ ONLY, recovery | SQL, which refuses |
 //! | replica role, in which triggers do less | SQL |
-//! | REPEATABLE READ and SERIALIZABLE | the lock fails with 40001; heap and index report conflicts by themselves |
-//! | waiting for who has changed the row, and going on with what they made of it | `lock`, by the table's access method |
+//! | REPEATABLE READ and SERIALIZABLE | lock and insert fail with 40001; heap and index report conflicts by themselves |
+//! | waiting for who has changed the row, and going on with what they made of it | `Heap::lock`, by the table's access method |
+//! | ON CONFLICT DO NOTHING: waiting for who enters under the same key, entering if they do not | `Heap::insert`, by the indexes |
 //!
 //! `presence.fast_path = off` takes SQL always; the tests run both ways and compare. `presence.health` counts what went
 //! the fast way.
 
 use super::column::Column;
+use super::heap::Heap;
 use super::intent::{self, Grace, Intent};
-use super::layout::Layout;
 use super::row::Row;
 use super::trigger::is_replica;
 use super::{after, before, grace, scan};
 use crate::access::grants::on_columns;
 use crate::access::identity::Identity;
 use crate::access::{authorizer, policy};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::event::transaction::{self, Pending};
 use crate::extension::Extension;
 use crate::lease::slot::Key;
 use crate::pg::datum::uuid;
-use crate::pg::role::as_role;
 use crate::pg::snapshot::with_statement_snapshot;
 use crate::pg::spi::{self, Connection, Statement, statement};
 use crate::settings;
@@ -52,7 +52,8 @@ pub struct Store<'a> {
     extension: &'a Extension,
     caller: &'a Rc<Identity>,
     connection: &'a Connection,
-    fast: bool,
+    /// The table, where SQL could do nothing else than we do.
+    heap: Option<Heap>,
 }
 
 /// A statement, from its beginning to where it lists all columns, and from there on: in the SQL of old versions, which
@@ -138,12 +139,13 @@ impl<'a> Store<'a> {
         connection: &'a Connection,
     ) -> Result<Store<'a>> {
         spi::accept_invalidations();
-        Ok(Store { extension, caller, connection, fast: is_fast(extension)? })
+        let heap = is_fast(extension)?.then(|| Heap::open(extension)).transpose()?;
+        Ok(Store { extension, caller, connection, heap })
     }
 
     /// Whether the caller has the rights that `change` needs, on the table or on its columns.
     pub fn may_change(&self) -> bool {
-        self.fast || on_columns(self.extension.member, pg_sys::ACL_UPDATE, changed())
+        self.is_fast() || on_columns(self.extension.member, pg_sys::ACL_UPDATE, changed())
     }
 
     pub fn caller(&self) -> &Identity {
@@ -151,29 +153,29 @@ impl<'a> Store<'a> {
     }
 
     pub fn is_fast(&self) -> bool {
-        self.fast
+        self.heap.is_some()
     }
 
     /// The member's row, as the caller's statement sees it, or (`anew`, and where this statement has changed it) as one
     /// that begins now would. It may be another's: compare the owner.
     pub fn find(&self, key: &Key, anew: bool) -> Result<Option<Row>> {
         let anew = anew || !matches!(transaction::pending(key), Pending::Untouched);
-        if !self.fast {
+        let Some(heap) = &self.heap else {
             return Row::of_query(&self.connection.run(self.of_now(&FIND), &[Some(uuid(key.hash))], anew)?);
-        }
+        };
         // SAFETY: a snapshot is active while a function runs.
         let find = || scan::by_key(self.extension, key, unsafe { pg_sys::GetActiveSnapshot() });
-        if anew { with_statement_snapshot(find) } else { find() }
+        if anew { with_statement_snapshot(find) } else { heap.find(key).map_or_else(find, Ok) }
     }
 
     /// Lock the row that was found, waiting for whoever is changing it, and read what it is now. None if it is gone, or
     /// if a policy keeps the caller from changing it.
     pub fn lock(&self, found: &Row) -> Result<Option<Row>> {
-        if self.fast {
+        if let Some(heap) = &self.heap {
             // A command of its own, as SQL is: a statement around it whose row it changes shall notice (27000).
             // SAFETY: inside a transaction.
             unsafe { pg_sys::CommandCounterIncrement() };
-            return with_table(self.extension, |table| lock_newest(table, found));
+            return heap.lock(found);
         }
         let key = found.key(self.extension);
         Row::of_query(&self.connection.run(self.of_now(&LOCK), &[Some(uuid(key.hash))], true)?)
@@ -183,20 +185,14 @@ impl<'a> Store<'a> {
     /// that has run out, a trigger) did not let it happen.
     pub fn change(&self, held: &Row, row: Row, intent: Intent) -> Result<Option<Row>> {
         let key = held.key(self.extension);
-        if self.fast {
-            let changed = with_table(self.extension, |table| {
-                let mut changed = before::change(self.extension, self.caller, &intent, held, row)?;
-                if let Some(row) = &mut changed {
-                    // SAFETY: the row was read from this table, which is open and locked for writing.
-                    unsafe { replace(table, held, row)? };
-                }
-                Ok(changed)
-            })?;
-            if let Some(row) = &changed {
-                after::changed(self.extension, held, row);
-                self.extension.database.counters.fast_writes.fetch_add(1, Relaxed);
-            }
-            return Ok(changed);
+        if let Some(heap) = &self.heap {
+            let Some(mut row) = before::change(self.extension, self.caller, &intent, held, row)? else {
+                return Ok(None);
+            };
+            heap.replace(held, &mut row)?;
+            after::changed(self.extension, held, &row);
+            self.count_fast_write();
+            return Ok(Some(row));
         }
         let (statement, columns): (_, &[Column]) = match intent.grace {
             Grace::Announced => (&ANNOUNCE, &grace::COLUMNS),
@@ -209,9 +205,24 @@ impl<'a> Store<'a> {
 
     /// Store a new row. None if somebody has its key.
     pub fn enter(&self, key: &Key, row: &Row, intent: Intent) -> Result<Option<Row>> {
+        if let Some(heap) = &self.heap {
+            return with_statement_snapshot(|| {
+                let mut row = before::enter(self.extension, self.caller, &intent, row.clone())?;
+                if !heap.insert(&mut row)? {
+                    return Ok(None);
+                }
+                after::entered(self.extension, self.caller, &row)?;
+                self.count_fast_write();
+                Ok(Some(row))
+            });
+        }
         let mut values = NAMES.map(|column| row.get(column)).to_vec();
         values.extend(CHOSEN.map(|column| row.get(column)));
         self.write(key, self.of_now(&ENTER), &values, intent)
+    }
+
+    fn count_fast_write(&self) {
+        self.extension.database.counters.fast_writes.fetch_add(1, Relaxed);
     }
 
     /// The one that fits the SQL that there is.
@@ -219,8 +230,6 @@ impl<'a> Store<'a> {
         &statements[usize::from(self.extension.has_later_columns)]
     }
 
-    /// With the owner's rights where the caller's could say nothing else, and the owner still has them: that spares the
-    /// policies.
     fn write(
         &self,
         key: &Key,
@@ -230,15 +239,7 @@ impl<'a> Store<'a> {
     ) -> Result<Option<Row>> {
         let caller = Some(self.caller.clone());
         let _intent = intent::set(vec![key.hash], Intent { caller, ..intent });
-        let run = || Row::of_query(&self.connection.run(statement, values, true)?);
-        if !self.fast || !as_role(self.extension.owner_role, || Ok(self.extension.may_enter()))? {
-            return run();
-        }
-        let written = as_role(self.extension.owner_role, run)?;
-        if written.is_some() {
-            self.extension.database.counters.fast_writes.fetch_add(1, Relaxed);
-        }
-        Ok(written)
+        Row::of_query(&self.connection.run(statement, values, true)?)
     }
 }
 
@@ -264,70 +265,4 @@ fn is_fast(extension: &Extension) -> Result<bool> {
         !pg_sys::RecoveryInProgress() && !pg_sys::XactReadOnly && pg_sys::row_security && !is_replica()
     };
     Ok(may_be && settings::fast_path() && !authorizer::is_set() && policy::is_as_made(extension)?)
-}
-
-/// Do something with the table `member`, open and locked for writing.
-fn with_table<T>(extension: &Extension, body: impl FnOnce(pg_sys::Relation) -> Result<T>) -> Result<T> {
-    // SAFETY: our own table; closed here, or by the abort that an error leads to. The lock stays.
-    unsafe {
-        let table = pg_sys::table_open(extension.member, pg_sys::RowExclusiveLock as i32);
-        let value = body(table)?;
-        pg_sys::table_close(table, pg_sys::NoLock as i32);
-        Ok(value)
-    }
-}
-
-/// As an UPDATE does: wait for who has the row, follow it to its newest version (in a READ COMMITTED transaction; in
-/// others that is 40001), lock and read that.
-fn lock_newest(table: pg_sys::Relation, found: &Row) -> Result<Option<Row>> {
-    let mut place = found.place();
-    let mut failure = pg_sys::TM_FailureData::default();
-    // SAFETY: the table is open and locked; the slot is of its kind, and dropped after the tuple was copied.
-    unsafe {
-        let flags = if pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 {
-            0
-        } else {
-            pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION
-        };
-        let slot = pg_sys::MakeSingleTupleTableSlot((*table).rd_att, pg_sys::table_slot_callbacks(table));
-        let result = pg_sys::table_tuple_lock(
-            table,
-            &mut place,
-            pg_sys::GetActiveSnapshot(),
-            slot,
-            pg_sys::GetCurrentCommandId(true),
-            pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
-            pg_sys::LockWaitPolicy::LockWaitBlock,
-            flags as u8,
-            &mut failure,
-        );
-        let held = match result {
-            pg_sys::TM_Result::TM_Ok => {
-                let tuple = pg_sys::ExecCopySlotHeapTuple(slot);
-                Some(Row::deform(tuple, Layout::of((*table).rd_att)?))
-            }
-            pg_sys::TM_Result::TM_Updated | pg_sys::TM_Result::TM_Deleted if flags == 0 => {
-                return Err(Error::ConcurrentUpdate);
-            }
-            _ => None,
-        };
-        pg_sys::ExecDropSingleTupleTableSlot(slot);
-        Ok(held)
-    }
-}
-
-/// Store the row in place of `old`, which this transaction has locked.
-///
-/// # Safety
-/// `table` is the table that both were read from, open and locked for writing.
-unsafe fn replace(table: pg_sys::Relation, old: &Row, row: &mut Row) -> Result<()> {
-    let mut place = old.place();
-    // SAFETY: the caller's promise. What extensions use for tables of their own: it updates the heap, and the indexes
-    // unless the new row stays on its page.
-    unsafe {
-        let tuple = row.form(table)?;
-        pg_sys::CatalogTupleUpdate(table, &mut place, tuple);
-        pg_sys::CommandCounterIncrement();
-    }
-    Ok(())
 }

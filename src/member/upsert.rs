@@ -3,6 +3,7 @@
 use super::column::Column;
 use super::request::{Request, Written};
 use super::row::Row;
+use super::store::Store;
 use super::{liveness, revert, session};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
@@ -95,7 +96,8 @@ pub fn check_names(identity: &Identity, room: &[u8], member_id: &[u8], connectio
 /// Do what is asked. Returns the row as `online` shows it to its owner; None is a member that is not here.
 pub fn run(request: &Request) -> Result<Option<Datum>> {
     let connection = Connection::open()?;
-    match &request.write(&connection)? {
+    let store = Store::open(&request.extension, &request.caller, &connection)?;
+    match &request.write(&store)? {
         Written::Row(row) => online_row(&connection, row, &request.extension).map(Some),
         Written::Renewed(row) if row.lease().is_fixed => {
             online_row(&connection, row, &request.extension).map(Some)

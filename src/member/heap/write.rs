@@ -1,0 +1,161 @@
+//! Rows of the table are locked, replaced and inserted.
+
+use super::Heap;
+use super::indexes::Which;
+use crate::error::{Error, Result};
+use crate::member::row::Row;
+use pgrx::pg_sys;
+
+impl Heap {
+    /// As an UPDATE does: wait for who has the row, follow it to its newest version (in a READ COMMITTED transaction; in
+    /// others that is 40001), lock and read that.
+    pub fn lock(&self, found: &Row) -> Result<Option<Row>> {
+        let mut place = found.place();
+        let mut failure = pg_sys::TM_FailureData::default();
+        let flags = if is_one_snapshot() { 0 } else { pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION };
+        // SAFETY: the table is open and locked; the slot is of its kind, and cleared after the tuple was copied.
+        unsafe {
+            let slot = self.slot();
+            let result = pg_sys::table_tuple_lock(
+                self.table,
+                &mut place,
+                pg_sys::GetActiveSnapshot(),
+                slot,
+                pg_sys::GetCurrentCommandId(true),
+                pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+                pg_sys::LockWaitPolicy::LockWaitBlock,
+                flags as u8,
+                &mut failure,
+            );
+            let held = match result {
+                pg_sys::TM_Result::TM_Ok => {
+                    Some(Row::deform(pg_sys::ExecCopySlotHeapTuple(slot), self.layout))
+                }
+                pg_sys::TM_Result::TM_Updated | pg_sys::TM_Result::TM_Deleted if flags == 0 => {
+                    return Err(Error::ConcurrentUpdate);
+                }
+                _ => None,
+            };
+            pg_sys::ExecClearTuple(slot);
+            Ok(held)
+        }
+    }
+
+    /// Store the row in place of `old`, which this transaction has locked.
+    pub fn replace(&self, old: &Row, row: &mut Row) -> Result<()> {
+        let mut place = old.place();
+        // SAFETY: the row was read from this table, which is open and locked for writing. The slot lives as long as we use
+        // it. What extensions do with tables of their own, but that indexes are opened only where they must know.
+        unsafe {
+            let tuple = row.form(self.table)?;
+            if let Some(which) = update(self.table, &mut place, tuple) {
+                let slot = self.stored(tuple);
+                self.indexes().replace(slot, which);
+                pg_sys::ExecDropSingleTupleTableSlot(slot);
+            }
+            pg_sys::CommandCounterIncrement();
+        }
+        Ok(())
+    }
+
+    /// Store a new row, unless somebody has its key: then false. Waits for whoever is entering under that key, and where
+    /// both are they find out by the index, in which one is first.
+    pub fn insert(&self, row: &mut Row) -> Result<bool> {
+        // SAFETY: the row is one of this table, which is open and locked for writing, and so are its indexes. The slot is a
+        // copy that lives as long as we use it. What the executor does for ON CONFLICT DO NOTHING, in its order.
+        unsafe {
+            let tuple = row.form(self.table)?;
+            let indexes = self.indexes();
+            let slot = self.stored(tuple);
+            let mut other = pg_sys::ItemPointerData::default();
+            let is_stored = loop {
+                pgrx::check_for_interrupts!();
+                if !indexes.are_free_for(slot, &mut other) {
+                    break false;
+                }
+                let transaction = pg_sys::GetCurrentTransactionId();
+                let token = pg_sys::SpeculativeInsertionLockAcquire(transaction);
+                let command = pg_sys::GetCurrentCommandId(true);
+                let none = std::ptr::null_mut();
+                pg_sys::table_tuple_insert_speculative(self.table, slot, command, 0, none, token);
+                let is_first = indexes.enter(slot);
+                pg_sys::table_tuple_complete_speculative(self.table, slot, token, is_first);
+                pg_sys::SpeculativeInsertionLockRelease(transaction);
+                if is_first {
+                    break true;
+                }
+            };
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            pg_sys::CommandCounterIncrement();
+            if !is_stored && is_one_snapshot() && !self.sees(&mut other) {
+                return Err(Error::ConcurrentUpdate);
+            }
+            Ok(is_stored)
+        }
+    }
+
+    /// The tuple as the executor hands it on.
+    ///
+    /// # Safety
+    /// A tuple of this table, which lives as long as the slot; and that is to be dropped.
+    unsafe fn stored(&self, tuple: pg_sys::HeapTuple) -> *mut pg_sys::TupleTableSlot {
+        // SAFETY: the caller's promise; the table is open.
+        unsafe {
+            let slot = pg_sys::MakeSingleTupleTableSlot((*self.table).rd_att, &pg_sys::TTSOpsHeapTuple);
+            pg_sys::ExecStoreHeapTuple(tuple, slot, false);
+            (*slot).tts_tableOid = (*self.table).rd_id;
+            slot
+        }
+    }
+
+    /// # Safety
+    /// A place in this table.
+    unsafe fn sees(&self, place: &mut pg_sys::ItemPointerData) -> bool {
+        // SAFETY: the caller's promise; a snapshot is active while a function runs.
+        unsafe {
+            let slot = self.slot();
+            let snapshot = pg_sys::GetActiveSnapshot();
+            let sees = pg_sys::table_tuple_fetch_row_version(self.table, place, snapshot, slot);
+            pg_sys::ExecClearTuple(slot);
+            sees
+        }
+    }
+}
+
+/// Update the heap. Some: indexes must know; None: the new row is on the page of the old, and nothing that they index has
+/// changed.
+///
+/// # Safety
+/// `place` is that of a row that this transaction has locked, in a table that is open and locked for writing; `tuple` is
+/// one of that table.
+unsafe fn update(
+    table: pg_sys::Relation,
+    place: &mut pg_sys::ItemPointerData,
+    tuple: pg_sys::HeapTuple,
+) -> Option<Which> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        {
+            pg_sys::simple_heap_update(table, place, tuple);
+            let is_heap_only = (*(*tuple).t_data).t_infomask2 as u32 & pg_sys::HEAP_ONLY_TUPLE != 0;
+            (!is_heap_only).then_some(Which::All)
+        }
+        #[cfg(not(feature = "pg15"))]
+        {
+            let mut indexes = pg_sys::TU_UpdateIndexes::TU_None;
+            pg_sys::simple_heap_update(table, place, tuple, &mut indexes);
+            match indexes {
+                pg_sys::TU_UpdateIndexes::TU_None => None,
+                pg_sys::TU_UpdateIndexes::TU_Summarizing => Some(Which::Summarizing),
+                _ => Some(Which::All),
+            }
+        }
+    }
+}
+
+/// Whether the transaction keeps to one snapshot: then it may not go by what others have committed since.
+fn is_one_snapshot() -> bool {
+    // SAFETY: a plain read of this process's state.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
+}
