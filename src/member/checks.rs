@@ -80,7 +80,10 @@ pub fn normalize(row: &mut Row, old: Option<&Row>) -> Result<()> {
         }
     }
     check_size(row, old)?;
-
+    // It was made right when it was stored.
+    if old.is_some_and(|old| row.same(old, &[Column::Audience])) {
+        return Ok(());
+    }
     let audience = match audience_of(row)? {
         Some(given) => given,
         None => validate::audience(settings::default_audience(), row.text(Column::Room).unwrap_or_default())?,
@@ -101,6 +104,10 @@ pub fn audience_of(row: &Row) -> Result<Option<Vec<Vec<u8>>>> {
 /// Neither too large, as it is and as it will be, unless the row was as large before: the limit was lowered, or what is
 /// undone now was counted when it was noted.
 fn check_size(row: &Row, old: Option<&Row>) -> Result<()> {
+    let is_same = |old: &Row| row.same(old, &[Column::State, Column::Metadata, Column::Reverts]);
+    if old.is_some_and(is_same) {
+        return Ok(());
+    }
     let (size, limit) = (size_of(row), settings::max_state_size());
     let was_as_large = |old: &Row| {
         row.same(old, &[Column::State, Column::Metadata])

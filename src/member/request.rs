@@ -90,7 +90,8 @@ impl Request {
         self.require_ownership(found)?;
         check_join(&self.caller, found)?;
         let stays = self.owner.is_some() && found.lease().is_fixed;
-        let identical = !stays && self.is_identical(found)?;
+        let state = self.new_state(found);
+        let identical = !stays && self.is_identical(found, state)?;
         crate::injection::stall("renewing");
         if identical && store.may_change() && self.renew(found) {
             return Ok(Some(Written::Renewed(found.clone())));
@@ -101,7 +102,10 @@ impl Request {
         self.require_ownership(&held)?;
         let as_of = clock::boot();
         let undone = revert::undone(&held, as_of);
-        let wanted = self.wanted(undone.as_ref().unwrap_or(&held));
+        let as_it_is = undone.as_ref().unwrap_or(&held);
+        // Merged already, as a rule.
+        let state = if as_it_is.same(found, &[Column::State]) { state } else { self.new_state(as_it_is) };
+        let wanted = self.wanted(as_it_is, state);
         match store.change(&held, wanted, self.intent(as_of, held.get(Column::Reverts).is_some()))? {
             Some(row) => Ok(Some(Written::Row(row))),
             // Nobody else can change what is locked: trying again would only fire the same triggers again.
@@ -122,7 +126,7 @@ impl Request {
         row.set(Column::ConnectionId, Some(self.connection_id));
         row.set(Column::UserId, self.owner.as_deref().map(varlena));
         let intent = self.intent(clock::boot(), false);
-        Ok(store.enter(&self.key, &self.wanted(&row), intent)?.map(Written::Row))
+        Ok(store.enter(&self.key, &self.wanted(&row, self.new_state(&row)), intent)?.map(Written::Row))
     }
 
     fn require_ownership(&self, row: &Row) -> Result<()> {
@@ -158,11 +162,12 @@ impl Request {
         })
     }
 
-    /// The row as the request wants it, made of the one that is there; on enter, of one that has nothing but its names.
-    fn wanted(&self, held: &Row) -> Row {
+    /// The row as the request wants it, with this new state, made of the one that is there; on enter, of one that has
+    /// nothing but its names.
+    fn wanted(&self, held: &Row, state: Option<Datum>) -> Row {
         let mut row = held.clone();
         let given = [
-            (Column::State, self.new_state(held)),
+            (Column::State, state),
             (Column::Status, self.status),
             (Column::Metadata, self.metadata),
             (Column::Ttl, self.ttl),
@@ -211,17 +216,17 @@ impl Request {
     }
 
     /// Whether what will be undone stays as it is.
-    fn same_reverts(&self, found: &Row) -> bool {
+    fn same_reverts(&self, found: &Row, state: Option<Datum>) -> bool {
         if self.revert_after.is_none() && found.get(Column::Reverts).is_none() {
             return true;
         }
-        let mut wanted = self.wanted(found);
+        let mut wanted = self.wanted(found, state);
         revert::settle(Some(found), &mut wanted, Some(&self.wish(clock::boot()))).is_none()
             && wanted.same(found, &[Column::Reverts])
     }
 
-    /// Whether the call would leave everything as it is.
-    fn is_identical(&self, found: &Row) -> Result<bool> {
+    /// Whether the call, with this new state, would leave everything as it is.
+    fn is_identical(&self, found: &Row, state: Option<Datum>) -> Result<bool> {
         let same = |given: Option<Datum>, column| match given {
             // SAFETY: callers name jsonb arguments.
             Some(given) => found.varlena(column) == Some(&unsafe { bytes_of(given) }[..]),
@@ -245,9 +250,9 @@ impl Request {
             && status.is_none_or(|status| found.text(Column::Status).unwrap_or_default() == status)
             && same_session
             && self.same_ttl(found)?
-            && same(self.new_state(found), Column::State)
+            && same(state, Column::State)
             && same(self.metadata, Column::Metadata)
-            && self.same_reverts(found)
+            && self.same_reverts(found, state)
             && self.same_audience(found)?)
     }
 
