@@ -52,7 +52,11 @@ pub fn key(room: &[u8], member_id: &[u8], connection: &[u8]) -> Result<()> {
 
 fn has_control_character(text: &[u8]) -> bool {
     // The C1 controls (U+0080 to U+009F) are 0xC2 0x80 to 0xC2 0x9F in UTF-8.
-    let c1 = || is_utf8() && text.windows(2).any(|pair| pair[0] == 0xC2 && (0x80..=0x9F).contains(&pair[1]));
+    let c1 = || {
+        !text.is_ascii()
+            && is_utf8()
+            && text.windows(2).any(|pair| pair[0] == 0xC2 && (0x80..=0x9F).contains(&pair[1]))
+    };
     text.iter().any(|byte| *byte < 0x20 || *byte == 0x7F) || c1()
 }
 

@@ -61,18 +61,17 @@ impl Row {
     /// A new tuple of the table, in the current memory context, with the columns of others as they were read.
     ///
     /// # Safety
-    /// `relation` is the table the row was read from.
-    pub unsafe fn form(&mut self, relation: pg_sys::Relation) -> Result<pg_sys::HeapTuple> {
+    /// The layout is that of the table that the row was read from.
+    pub unsafe fn form(&mut self, layout: Layout) -> pg_sys::HeapTuple {
         // SAFETY: the caller's promise.
         unsafe {
-            let layout = Layout::of((*relation).rd_att)?;
             // Before 0.3.0 the column was NOT NULL.
             if self.get(Column::ExpiresAt).is_none()
                 && (*attribute(layout.descriptor(), Column::ExpiresAt as i32)).attnotnull
             {
                 self.set(Column::ExpiresAt, Some(Datum::from(INFINITY)));
             }
-            Ok(layout.form(self.tuple, &mut self.values, &mut self.nulls))
+            layout.form(self.tuple, &mut self.values, &mut self.nulls)
         }
     }
 
@@ -91,9 +90,9 @@ impl Row {
         self.values[column as usize] = value.unwrap_or(Datum::from(0));
     }
 
-    /// For text columns.
+    /// For text columns, and others where it does not matter how bytes are aligned.
     pub fn text(&self, column: Column) -> Option<&[u8]> {
-        // SAFETY: the callers name text columns.
+        // SAFETY: the callers name columns of a varlena.
         self.get(column).map(|datum| unsafe { text_in(self, self.memory, datum) })
     }
 
@@ -157,22 +156,20 @@ impl Row {
             self.text(Column::ConnectionId),
             self.text(Column::UserId),
             self.text(Column::Status),
-            state.or_else(|| self.varlena(Column::State)),
-            self.varlena(Column::Metadata),
-            self.varlena(Column::Audience),
+            state.or_else(|| self.text(Column::State)),
+            self.text(Column::Metadata),
+            self.text(Column::Audience),
         ])
     }
 
     /// Whether these columns have the same bytes in both rows.
     pub fn same(&self, other: &Row, columns: &[Column]) -> bool {
+        // What was not set since one was made of the other is the very same.
+        let value = |row: &Row, column| row.get(column).map(|value| value.value());
         columns.iter().all(|column| match column {
+            _ if value(self, *column) == value(other, *column) => true,
             Column::Ttl => self.ttl() == other.ttl(),
-            Column::LeavesAt => {
-                self.get(*column).map(|at| at.value()) == other.get(*column).map(|at| at.value())
-            }
-            Column::State | Column::Metadata | Column::Audience | Column::LastWord | Column::Reverts => {
-                self.varlena(*column) == other.varlena(*column)
-            }
+            Column::LeavesAt => false,
             _ => self.text(*column) == other.text(*column),
         })
     }

@@ -189,7 +189,7 @@ impl<'a> Store<'a> {
             let Some(mut row) = before::change(self.extension, self.caller, &intent, held, row)? else {
                 return Ok(None);
             };
-            heap.replace(held, &mut row)?;
+            heap.replace(held, &mut row);
             after::changed(self.extension, held, &row);
             self.count_fast_write();
             return Ok(Some(row));

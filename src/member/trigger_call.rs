@@ -2,6 +2,7 @@
 
 use super::column::Column;
 use super::intent::{self, Intent};
+use super::layout::Layout;
 use super::revert::{Given, Set, Wish};
 use super::row::Row;
 use crate::access::identity::{self, Identity};
@@ -103,7 +104,8 @@ impl TriggerCall<'_> {
     /// Carry on with this row.
     pub fn proceed(&self, mut row: Row) -> Result<Option<Datum>> {
         // SAFETY: the row was read from this relation.
-        Ok(Some(Datum::from(unsafe { row.form(self.data.tg_relation)? })))
+        let tuple = unsafe { row.form(Layout::of((*self.data.tg_relation).rd_att)?) };
+        Ok(Some(Datum::from(tuple)))
     }
 
     /// Carry on with the row as it is.

@@ -9,8 +9,12 @@ use pgrx::pg_sys::{self, Datum, Oid};
 pub unsafe fn text_in<H>(_holder: &H, memory: pg_sys::MemoryContext, datum: Datum) -> &[u8] {
     // SAFETY: the caller's promise. Where it is packed, it is unpacked into `memory`.
     unsafe {
+        let given = datum.cast_mut_ptr();
+        if is_plain(given) {
+            return content(given);
+        }
         let before = pg_sys::MemoryContextSwitchTo(memory);
-        let plain = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+        let plain = pg_sys::pg_detoast_datum_packed(given);
         pg_sys::MemoryContextSwitchTo(before);
         content(plain)
     }
@@ -23,8 +27,12 @@ pub unsafe fn text_in<H>(_holder: &H, memory: pg_sys::MemoryContext, datum: Datu
 pub unsafe fn bytes_in<H>(_holder: &H, memory: pg_sys::MemoryContext, datum: Datum) -> &[u8] {
     // SAFETY: as above.
     unsafe {
+        let given = datum.cast_mut_ptr();
+        if pgrx::varatt_is_4b_u(given) {
+            return content(given);
+        }
         let before = pg_sys::MemoryContextSwitchTo(memory);
-        let plain = pg_sys::pg_detoast_datum(datum.cast_mut_ptr());
+        let plain = pg_sys::pg_detoast_datum(given);
         pg_sys::MemoryContextSwitchTo(before);
         content(plain)
     }
@@ -47,11 +55,25 @@ unsafe fn append(bytes: &mut Vec<u8>, datum: Datum) {
     // SAFETY: the caller's promise; what it was unpacked to is ours.
     unsafe {
         let given = datum.cast_mut_ptr();
+        if is_plain(given) {
+            return bytes.extend_from_slice(content(given));
+        }
         let plain = pg_sys::pg_detoast_datum_packed(given);
         bytes.extend_from_slice(content(plain));
         if plain != given {
             pg_sys::pfree(plain.cast());
         }
+    }
+}
+
+/// Whether it is neither compressed nor elsewhere: that is seen without asking the server.
+///
+/// # Safety
+/// `varlena` is one.
+unsafe fn is_plain(varlena: *const pg_sys::varlena) -> bool {
+    // SAFETY: the caller's promise; only the header is looked at.
+    unsafe {
+        pgrx::varatt_is_4b_u(varlena) || (pgrx::varatt_is_1b(varlena) && !pgrx::varatt_is_1b_e(varlena))
     }
 }
 

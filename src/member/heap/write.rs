@@ -42,12 +42,12 @@ impl Heap {
     }
 
     /// Store the row in place of `old`, which this transaction has locked.
-    pub fn replace(&self, old: &Row, row: &mut Row) -> Result<()> {
+    pub fn replace(&self, old: &Row, row: &mut Row) {
         let mut place = old.place();
         // SAFETY: the row was read from this table, which is open and locked for writing. The slot lives as long as we use
         // it. What extensions do with tables of their own, but that indexes are opened only where they must know.
         unsafe {
-            let tuple = row.form(self.table)?;
+            let tuple = row.form(self.layout);
             if let Some(which) = update(self.table, &mut place, tuple) {
                 let slot = self.stored(tuple);
                 self.indexes().replace(slot, which);
@@ -55,7 +55,6 @@ impl Heap {
             }
             pg_sys::CommandCounterIncrement();
         }
-        Ok(())
     }
 
     /// Store a new row, unless somebody has its key: then false. Waits for whoever is entering under that key, and where
@@ -64,7 +63,7 @@ impl Heap {
         // SAFETY: the row is one of this table, which is open and locked for writing, and so are its indexes. The slot is a
         // copy that lives as long as we use it. What the executor does for ON CONFLICT DO NOTHING, in its order.
         unsafe {
-            let tuple = row.form(self.table)?;
+            let tuple = row.form(self.layout);
             let indexes = self.indexes();
             let slot = self.stored(tuple);
             let mut other = pg_sys::ItemPointerData::default();
