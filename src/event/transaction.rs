@@ -214,12 +214,16 @@ pub fn issue_version(key: &Key, hidden: bool) -> u64 {
 /// Whether others may have been given a newer version for this member than the one our BEFORE INSERT took: they
 /// changed it while we waited for its key.
 pub fn is_outdated(key: &Key, version: u64) -> bool {
+    newest_of_others(key) > version
+}
+
+/// The newest version that others may have been given for this member; it grows with each change of theirs.
+pub fn newest_of_others(key: &Key) -> u64 {
     let cell = cell_of(key);
     let newest = control().version_cells[cell].load(Acquire);
     BUFFER.with_borrow(|buffer| {
         let (own, foreign) = buffer.cells.get(&cell).copied().unwrap_or((0, 0));
-        let others = if newest == own { foreign } else { newest };
-        others > version
+        if newest == own { foreign } else { newest }
     })
 }
 

@@ -8,7 +8,8 @@
 use super::column::Column;
 use super::intent::{Grace, Intent};
 use super::row::Row;
-use super::store::{Store, TRIES};
+use super::store::Store;
+use super::tries::Tries;
 use super::{checks, delete, liveness, session};
 use crate::access::identity::Identity;
 use crate::access::ownership::may_write;
@@ -176,14 +177,19 @@ impl Leave {
             liveness::deadline(key, &row.lease()).is_some()
                 && (managing || may_write(store.caller(), &owner(row)))
         };
-        for turn in 0..TRIES {
-            let Some(found) = store.find(key, turn > 0)?.filter(is_meant) else { return Ok(false) };
+        let (mut tries, mut anew) = (Tries::new(key), false);
+        loop {
+            let Some(found) = store.find(key, anew)?.filter(is_meant) else { return Ok(false) };
+            if let Some(held) = store.lock(&found)?.filter(is_meant) {
+                let intent = Intent { grace: Grace::Announced, ..Intent::default() };
+                return Ok(store.change(&held, self.said_by(&held), intent)?.is_some());
+            }
             // Where it is gone meanwhile somebody else may have entered.
-            let Some(held) = store.lock(&found)?.filter(is_meant) else { continue };
-            let intent = Intent { grace: Grace::Announced, ..Intent::default() };
-            return Ok(store.change(&held, self.said_by(&held), intent)?.is_some());
+            if !tries.again() {
+                return Ok(false);
+            }
+            anew = true;
         }
-        Ok(false)
     }
 
     fn said_by(&self, held: &Row) -> Row {

@@ -23,6 +23,7 @@ pub mod row;
 pub mod scan;
 pub mod session;
 pub mod store;
+pub mod tries;
 pub mod trigger;
 pub mod trigger_call;
 pub mod update;

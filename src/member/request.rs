@@ -6,7 +6,8 @@ use super::column::Column;
 use super::intent::{Grace, Intent};
 use super::revert::{self, Given, Set, Wish};
 use super::row::Row;
-use super::store::{Store, TRIES};
+use super::store::Store;
+use super::tries::Tries;
 use super::{holder, liveness};
 use crate::access::identity::Identity;
 use crate::access::ownership::{self, check_member_id};
@@ -69,20 +70,22 @@ impl Request {
         if self.revert_after.is_some() && !self.extension.has_later_columns {
             return Err(Error::TooManyColumns);
         }
-        let mut last_found = None;
-        for turn in 0..TRIES {
-            let found = store.find(&self.key, turn > 0)?.filter(|row| self.is_live(row));
-            last_found = found.as_ref().map(|row| row.number(Column::Version));
+        let (mut tries, mut anew) = (Tries::new(&self.key), false);
+        loop {
+            let found = store.find(&self.key, anew)?.filter(|row| self.is_live(row));
+            let version = found.as_ref().map(|row| row.number(Column::Version));
             let written = match found {
                 Some(found) => self.change(store, &found)?,
                 None if self.owner.is_none() => return self.absent(),
                 None => self.enter(store)?,
             };
-            if let Some(written) = written {
-                return Ok(written);
+            match written {
+                Some(written) => return Ok(written),
+                None if tries.again() => anew = true,
+                None if self.owner.is_none() => return self.absent(),
+                None => return Err(self.why_not(store, version)?),
             }
         }
-        if self.owner.is_none() { self.absent() } else { Err(self.why_not(store, last_found)?) }
     }
 
     /// Change the row that was found, or only renew it. None: it is not there any more, or may not be changed.
@@ -148,7 +151,7 @@ impl Request {
         Ok(Written::Absent)
     }
 
-    /// Why none of the tries came to anything; the last one found this version.
+    /// Why none of the last tries came to anything; the last one found this version.
     fn why_not(&self, store: &Store, found: Option<u64>) -> Result<Error> {
         Ok(match holder::holder(&self.extension, &self.key)? {
             Some(holder) if !ownership::may_write(&self.caller, &holder.owner) => Error::OwnedByAnother,

@@ -45,9 +45,6 @@ use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// The first try, and three more where somebody was quicker each time.
-pub const TRIES: usize = 4;
-
 pub struct Store<'a> {
     extension: &'a Extension,
     caller: &'a Rc<Identity>,

@@ -523,6 +523,19 @@ fn gateways_with_the_same_members_do_not_deadlock() {
     cluster.assert_sound();
 }
 
+/// In READ COMMITTED nobody is told to try again (40001), however many come first.
+#[test]
+fn a_member_that_comes_and_goes_all_the_time_can_be_written() {
+    let cluster = Cluster::start();
+    let upsert = "select presence.upsert('r', to_jsonb(clock_timestamp()), user_id => 'u')";
+    let patch = "select presence.update('r', jsonb_build_object('at', clock_timestamp()), member_id => 'u')";
+    let leave = "select presence.delete('r', 'u')";
+    let statements = [upsert, upsert, upsert, leave, leave, leave, patch];
+    let counts = compete(&cluster, &statements.map(String::from));
+    assert!(counts.iter().all(|count| *count > 3), "{counts:?}");
+    cluster.assert_sound();
+}
+
 #[test]
 fn gateways_that_delete_all_connections_do_not_deadlock() {
     let cluster = Cluster::start();

@@ -1,0 +1,32 @@
+//! How often a write is tried that comes to nothing.
+
+use crate::event::transaction::newest_of_others;
+use crate::lease::slot::Key;
+
+/// How many tries in a row may fail though nobody else changes the member: then something keeps it from happening.
+const TRIES: usize = 4;
+
+/// Tries to write a member. Each one waits for whoever has its row or its key; where that one was quicker, the next try
+/// starts from what it has made of the member. That is no reason to give up, however often it happens.
+pub struct Tries<'a> {
+    key: &'a Key,
+    newest: u64,
+    in_vain: usize,
+}
+
+impl Tries<'_> {
+    pub fn new(key: &Key) -> Tries<'_> {
+        Tries { key, newest: newest_of_others(key), in_vain: 0 }
+    }
+
+    /// After a try that came to nothing: whether there shall be another.
+    pub fn again(&mut self) -> bool {
+        pgrx::check_for_interrupts!();
+        let newest = newest_of_others(self.key);
+        if newest > self.newest {
+            *self = Tries { newest, in_vain: 0, ..*self };
+        }
+        self.in_vain += 1;
+        self.in_vain < TRIES
+    }
+}
