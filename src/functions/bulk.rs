@@ -314,9 +314,14 @@ fn delete_many(call: &Call) -> Result<Option<Datum>> {
         let removal = removal(&identity, &element).map_err(|error| located(error, element.place))?;
         removals.extend(removal.expand(&extension)?);
     }
+    let connection = Connection::open()?;
+    let store = Store::open(&extension, &identity, &connection)?;
     let mut deleted = 0;
     for removal in in_key_order(removals) {
-        deleted += removal.run(&extension, &identity)?;
+        connection.scratch(|| {
+            deleted += removal.run(&store)?;
+            Ok(())
+        })?;
     }
     Ok(Some(Datum::from(deleted as i32)))
 }

@@ -6,7 +6,7 @@ use crate::access::identity::{self, Identity};
 use crate::access::twin::{self, Asked};
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
-use crate::member::{column, store};
+use crate::member::{column, statements};
 use crate::pg::function::Call;
 use crate::validate;
 use pgrx::pg_sys::{
@@ -89,8 +89,8 @@ fn may_list(extension: &Extension) -> bool {
 fn may_upsert(extension: &Extension) -> bool {
     may_call(c"upsert")
         && reads_members(extension)
-        && on_columns(extension.member, pg_sys::ACL_INSERT, store::entered())
-        && on_columns(extension.member, pg_sys::ACL_UPDATE, store::changed())
+        && on_columns(extension.member, pg_sys::ACL_INSERT, statements::entered())
+        && on_columns(extension.member, pg_sys::ACL_UPDATE, statements::changed())
 }
 
 fn reads_members(extension: &Extension) -> bool {

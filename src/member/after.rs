@@ -18,6 +18,7 @@ use crate::pg::datum::uuid;
 use crate::pg::role::as_role;
 use crate::pg::spi::{Connection, Statement};
 use pgrx::pg_sys::{self, Datum};
+use std::rc::Rc;
 
 pub fn insert(firing: &TriggerCall) -> Result<()> {
     entered(&firing.extension, &*firing.identity()?, &firing.first)
@@ -89,23 +90,35 @@ pub fn changed(extension: &Extension, old: &Row, row: &Row) {
 }
 
 pub fn delete(firing: &TriggerCall) -> Result<()> {
-    let old = &firing.first;
-    let key = old.key(&firing.extension);
+    left(&firing.extension, &firing.intent, &firing.first, || firing.identity())
+}
+
+/// `caller` is asked where no reason was given.
+pub fn left(
+    extension: &Extension,
+    intent: &Intent,
+    old: &Row,
+    caller: impl FnOnce() -> Result<Rc<Identity>>,
+) -> Result<()> {
+    let key = old.key(extension);
     let version = issue_version(&key, false);
-    let leaving = firing.intent.expiring && grace::is_leaving(old);
+    let leaving = intent.expiring && grace::is_leaving(old);
     let (reason, at) = if leaving {
-        grace::end(&firing.extension, &key, old)
-    } else if firing.intent.expiring {
+        grace::end(extension, &key, old)
+    } else if intent.expiring {
         let session = old.number(Column::Session);
-        let over = session != 0 && !session::is_live(firing.extension.database_index, session);
+        let over = session != 0 && !session::is_live(extension.database_index, session);
         let at = if over { clock::wall() } else { expired_at(&key, old) };
         (if over { Reason::Disconnected } else { Reason::Expired }, at)
     } else {
-        (firing.intent.reason.map_or_else(|| default_reason(firing, old), Ok)?, clock::wall())
+        (
+            intent.reason.map_or_else(|| caller().map(|caller| default_reason(&caller, old)), Ok)?,
+            clock::wall(),
+        )
     };
-    let last_word = if leaving { old.varlena(Column::LastWord) } else { firing.intent.last_word.as_deref() };
+    let last_word = if leaving { old.varlena(Column::LastWord) } else { intent.last_word.as_deref() };
     let image = image_at(old, at, last_word);
-    note(&firing.extension, &key, What::Leave { reason }, version, at, old, image);
+    note(extension, &key, What::Leave { reason }, version, at, old, image);
     Ok(())
 }
 
@@ -116,10 +129,9 @@ fn image_at(old: &Row, at: i64, last_word: Option<&[u8]>) -> Image {
 }
 
 /// Removed by another, or left by oneself.
-fn default_reason(firing: &TriggerCall, old: &Row) -> Result<Reason> {
-    let caller = firing.identity()?;
+fn default_reason(caller: &Identity, old: &Row) -> Reason {
     let own = caller.user_id.is_some() && old.text(Column::UserId) == caller.user_id.as_deref();
-    Ok(if own { Reason::Left } else { Reason::Removed })
+    if own { Reason::Left } else { Reason::Removed }
 }
 
 /// When the lease of an expired row ended.

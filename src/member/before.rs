@@ -131,14 +131,18 @@ pub fn change(
 }
 
 pub fn delete(firing: &TriggerCall) -> Result<Option<Datum>> {
-    let old = &firing.first;
-    let key = old.key(&firing.extension);
-    transaction::pin(&key);
-    // One whose lease has run out is not the caller's to delete: it leaves as expired, once.
-    if !firing.intent.expiring && liveness::deadline(&key, &old.lease()).is_none() {
-        return firing.skip();
+    if may_leave(&firing.extension, &firing.intent, &firing.first) {
+        firing.proceed_unchanged()
+    } else {
+        firing.skip()
     }
-    firing.proceed_unchanged()
+}
+
+/// Whether a member leaves by this. One whose lease has run out is not the caller's to delete: it leaves as expired, once.
+pub fn may_leave(extension: &Extension, intent: &Intent, old: &Row) -> bool {
+    let key = old.key(extension);
+    transaction::pin(&key);
+    intent.expiring || liveness::deadline(&key, &old.lease()).is_some()
 }
 
 /// A row that another server has made: its values stay, if the worker can do with them; only what belongs to this server is

@@ -2,6 +2,7 @@
 
 use super::grace::Leave;
 use super::intent::{self, Intent};
+use super::store::Store;
 use super::{checks, holder};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
@@ -15,7 +16,6 @@ use crate::pg::role::as_role;
 use crate::pg::spi::{self, Connection, Statement};
 use crate::validate;
 use pgrx::pg_sys::{self, Datum};
-use std::rc::Rc;
 
 static CONNECTIONS: Statement = Statement {
     sql: c"select key_hash from presence.member \
@@ -91,7 +91,9 @@ fn delete(call: &Call) -> Result<Option<Datum>> {
         reason(&identity, call.text(4))?,
         call.interval(5),
     )?;
-    Ok(Some(Datum::from(removal.run(&extension, &identity)? as i32)))
+    let connection = Connection::open()?;
+    let store = Store::open(&extension, &identity, &connection)?;
+    Ok(Some(Datum::from(removal.run(&store)? as i32)))
 }
 
 /// One member, or all connections of one, that shall leave.
@@ -128,26 +130,33 @@ impl Removal {
         extension.key(&self.room, &self.member_id, connection_id)
     }
 
-    /// The members that are meant, and that the current role may see.
-    fn members(&self, extension: &Extension, connection: &Connection) -> Result<Vec<u128>> {
+    /// The members that are meant, and that the current role may see, in the order in which everybody locks.
+    fn members(&self, store: &Store) -> Result<Vec<u128>> {
         match &self.connection_id {
-            Some(connection_id) => Ok(vec![self.key(extension, connection_id).hash]),
+            Some(connection_id) => Ok(vec![self.key(store.extension(), connection_id).hash]),
             None => {
                 let values = [Some(varlena(&self.room)), Some(varlena(&self.member_id))];
-                members(connection, &CONNECTIONS, &values)
+                let mut members = members(store.connection(), &CONNECTIONS, &values)?;
+                members.sort_unstable();
+                Ok(members)
             }
         }
     }
 
     /// Returns how many left.
-    pub fn run(&self, extension: &Extension, identity: &Rc<Identity>) -> Result<usize> {
-        let deleted = self.delete(extension, identity, false)?;
+    pub fn run(&self, store: &Store) -> Result<usize> {
+        let (extension, identity) = (store.extension(), store.caller());
+        let deleted = self.delete(store, false)?;
         if identity.service || (deleted > 0 && self.connection_id.is_some()) {
             return Ok(deleted);
         }
         // Who manages the room removes members of others, and such as they may not see.
         if authorizer::allows(&self.room, Action::Manage)? {
-            return Ok(deleted + as_role(extension.owner_role, || self.delete(extension, identity, true))?);
+            let managed = as_role(extension.owner_role, || {
+                let connection = Connection::open()?;
+                self.delete(&Store::open(extension, identity, &connection)?, true)
+            })?;
+            return Ok(deleted + managed);
         }
         if deleted == 0 {
             let key = self.key(extension, self.connection_id.as_deref().unwrap_or_default());
@@ -180,16 +189,15 @@ impl Removal {
         Ok((0..rows.count).filter_map(one).collect())
     }
 
-    fn delete(&self, extension: &Extension, caller: &Rc<Identity>, managing: bool) -> Result<usize> {
-        let connection = Connection::open()?;
-        let members = self.members(extension, &connection)?;
+    /// `managing`: with the rights of the owner, for the caller.
+    fn delete(&self, store: &Store, managing: bool) -> Result<usize> {
+        let members = self.members(store)?;
         let (reason, last_word) = (self.reason, self.last_word.clone());
         if self.after > 0 {
-            let leave = Leave { after: self.after, reason, last_word };
-            return leave.announce(extension, caller, &connection, members, managing);
+            return Leave { after: self.after, reason, last_word }.announce(store, &members, managing);
         }
-        let intent = Intent { reason, last_word, caller: Some(caller.clone()), ..Intent::default() };
-        leave(&connection, members, intent)
+        let intent = Intent { reason, last_word, ..Intent::default() };
+        store.leave(members, intent)
     }
 }
 

@@ -20,9 +20,7 @@ use crate::extension::Extension;
 use crate::lease::rule;
 use crate::lease::slot::{Key, NEVER};
 use crate::pg::datum::varlena;
-use crate::pg::spi::Connection;
 use pgrx::pg_sys::{self, Datum};
-use std::rc::Rc;
 
 /// What is said of a leave that is still to come.
 pub const COLUMNS: [Column; 3] = [Column::LeavesAt, Column::LastWord, Column::LeaveReason];
@@ -143,27 +141,18 @@ pub struct Leave {
 }
 
 impl Leave {
-    /// These members of the caller's leave when the time is over; `managing`: also those of others. Returns how many will.
-    pub fn announce(
-        &self,
-        extension: &Extension,
-        caller: &Rc<Identity>,
-        connection: &Connection,
-        mut members: Vec<u128>,
-        managing: bool,
-    ) -> Result<usize> {
+    /// These members of the caller's leave when the time is over, in the order in which everybody locks; `managing`: also
+    /// those of others. Returns how many will.
+    pub fn announce(&self, store: &Store, members: &[u128], managing: bool) -> Result<usize> {
         // SAFETY: a C string; raises in a READ ONLY transaction, also where there is nobody.
         unsafe { pg_sys::PreventCommandIfReadOnly(c"presence.delete()".as_ptr()) };
-        if !extension.has_later_columns {
+        if !store.extension().has_later_columns {
             return Err(Error::TooManyColumns);
         }
-        // In the order in which everybody locks.
-        members.sort_unstable();
-        let store = Store::open(extension, caller, connection)?;
         let mut count = 0;
         for hash in members {
-            let announced = || self.announce_one(&store, &extension.key_of(hash), managing);
-            connection.scratch(|| {
+            let announced = || self.announce_one(store, &store.extension().key_of(*hash), managing);
+            store.connection().scratch(|| {
                 count += usize::from(announced()?);
                 Ok(())
             })?;

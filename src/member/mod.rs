@@ -22,6 +22,7 @@ pub mod room_defaults;
 pub mod row;
 pub mod scan;
 pub mod session;
+pub mod statements;
 pub mod store;
 pub mod tries;
 pub mod trigger;

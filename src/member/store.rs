@@ -18,6 +18,8 @@
 //! | READ ONLY, recovery | SQL, which refuses |
 //! | replica role, in which triggers do less | SQL |
 //! | REPEATABLE READ and SERIALIZABLE | lock and insert fail with 40001; heap and index report conflicts by themselves |
+//! | publications, which may refuse an UPDATE or DELETE | none has a table that is unlogged, as ours is (`twin`), else SQL |
+//! | statistics of the table | counted by the same functions of the heap |
 //! | waiting for who has changed the row, and going on with what they made of it | `Heap::lock`, by the table's access method |
 //! | ON CONFLICT DO NOTHING: waiting for who enters under the same key, entering if they do not | `Heap::insert`, by the indexes |
 //!
@@ -25,13 +27,15 @@
 //! the fast way.
 
 use super::column::Column;
-use super::heap::Heap;
+use super::heap::{Heap, Purpose};
 use super::intent::{self, Grace, Intent};
 use super::row::Row;
+use super::statements::{ANNOUNCE, CHANGE, CHOSEN, ENTER, FIND, LOCK, NAMES, Statements, changed};
 use super::trigger::is_replica;
-use super::{after, before, grace, scan};
+use super::{after, before, delete, grace, scan};
 use crate::access::grants::on_columns;
 use crate::access::identity::Identity;
+use crate::access::ownership::may_write;
 use crate::access::{authorizer, policy};
 use crate::error::Result;
 use crate::event::transaction::{self, Pending};
@@ -39,7 +43,7 @@ use crate::extension::Extension;
 use crate::lease::slot::Key;
 use crate::pg::datum::uuid;
 use crate::pg::snapshot::with_statement_snapshot;
-use crate::pg::spi::{self, Connection, Statement, statement};
+use crate::pg::spi::{self, Connection, Statement};
 use crate::settings;
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
@@ -52,82 +56,6 @@ pub struct Store<'a> {
     /// The table, where SQL could do nothing else than we do.
     heap: Option<Heap>,
 }
-
-/// A statement, from its beginning to where it lists all columns, and from there on: in the SQL of old versions, which
-/// lack the later ones, and in that of this one.
-macro_rules! statements {
-    ($arguments:expr, $begin:expr, $end:expr) => {
-        [
-            statements!(@one $arguments, $begin, "", $end),
-            statements!(@one $arguments, $begin, ", leaves_at, last_word, leave_reason, reverts", $end),
-        ]
-    };
-    (@one $arguments:expr, $begin:expr, $later:expr, $end:expr) => {
-        statement!(
-            $arguments,
-            $begin,
-            " room, member_id, connection_id, user_id, status, state, metadata, audience, version, generation, joined_at, \
-             updated_at, last_seen_at, expires_at, ttl, deadline, session, session_pid, key_hash",
-            $later,
-            $end
-        )
-    };
-}
-
-type Statements = [Statement; 2];
-
-static FIND: Statements = statements!(
-    [pg_sys::UUIDOID],
-    "select",
-    " from presence.member where key_hash operator(pg_catalog.=) $1"
-);
-
-static LOCK: Statements = statements!(
-    [pg_sys::UUIDOID],
-    "select",
-    " from presence.member where key_hash operator(pg_catalog.=) $1 for no key update"
-);
-
-/// Everything that a writer may choose. The rest is made by the triggers.
-static CHANGE: Statements = statements!(
-    [
-        pg_sys::UUIDOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::JSONBOID,
-        pg_sys::JSONBOID,
-        pg_sys::TEXTARRAYOID,
-        pg_sys::INTERVALOID
-    ],
-    "update presence.member set user_id = $2, status = $3, state = $4, metadata = $5, audience = $6, ttl = $7 \
-     where key_hash operator(pg_catalog.=) $1 returning",
-    ""
-);
-
-/// What a verb says of a leave that is still to come.
-static ANNOUNCE: Statements = statements!(
-    [pg_sys::UUIDOID, pg_sys::TIMESTAMPTZOID, pg_sys::JSONBOID, pg_sys::TEXTOID],
-    "update presence.member set leaves_at = $2, last_word = $3, leave_reason = $4 \
-     where key_hash operator(pg_catalog.=) $1 returning",
-    ""
-);
-
-static ENTER: Statements = statements!(
-    [
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::JSONBOID,
-        pg_sys::JSONBOID,
-        pg_sys::TEXTARRAYOID,
-        pg_sys::INTERVALOID
-    ],
-    "insert into presence.member (room, member_id, connection_id, user_id, status, state, metadata, audience, ttl) \
-     values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (room, member_id, connection_id) do nothing returning",
-    ""
-);
 
 impl<'a> Store<'a> {
     pub fn open(
@@ -145,8 +73,16 @@ impl<'a> Store<'a> {
         self.is_fast() || on_columns(self.extension.member, pg_sys::ACL_UPDATE, changed())
     }
 
-    pub fn caller(&self) -> &Identity {
+    pub fn caller(&self) -> &Rc<Identity> {
         self.caller
+    }
+
+    pub fn extension(&self) -> &Extension {
+        self.extension
+    }
+
+    pub fn connection(&self) -> &Connection {
+        self.connection
     }
 
     pub fn is_fast(&self) -> bool {
@@ -172,7 +108,7 @@ impl<'a> Store<'a> {
             // A command of its own, as SQL is: a statement around it whose row it changes shall notice (27000).
             // SAFETY: inside a transaction.
             unsafe { pg_sys::CommandCounterIncrement() };
-            return heap.lock(found);
+            return heap.lock(found, Purpose::Replace);
         }
         let key = found.key(self.extension);
         Row::of_query(&self.connection.run(self.of_now(&LOCK), &[Some(uuid(key.hash))], true)?)
@@ -218,6 +154,46 @@ impl<'a> Store<'a> {
         self.write(key, self.of_now(&ENTER), &values, intent)
     }
 
+    /// These members leave, as far as the current role may delete them. Returns how many did.
+    pub fn leave(&self, members: Vec<u128>, intent: Intent) -> Result<usize> {
+        // SAFETY: a C string; raises in a READ ONLY transaction, also where there is nobody to delete.
+        unsafe { pg_sys::PreventCommandIfReadOnly(c"DELETE".as_ptr()) };
+        let Some(heap) = &self.heap else {
+            return delete::leave(
+                self.connection,
+                members,
+                Intent { caller: Some(self.caller.clone()), ..intent },
+            );
+        };
+        let mut count = 0;
+        for hash in members {
+            self.connection.scratch(|| {
+                count += self.leave_one(heap, &self.extension.key_of(hash), &intent)?;
+                Ok(())
+            })?;
+        }
+        Ok(count)
+    }
+
+    fn leave_one(&self, heap: &Heap, key: &Key, intent: &Intent) -> Result<usize> {
+        let is_meant = |row: &Row| may_write(self.caller, row.text(Column::UserId).unwrap_or_default());
+        // Where it is not there, or not any more, it may have come meanwhile.
+        for anew in [false, true] {
+            let Some(found) = self.find(key, anew)?.filter(is_meant) else { continue };
+            // SAFETY: inside a transaction: a command of its own, as in `lock`.
+            unsafe { pg_sys::CommandCounterIncrement() };
+            let Some(held) = heap.lock(&found, Purpose::Delete)?.filter(is_meant) else { continue };
+            if !before::may_leave(self.extension, intent, &held) {
+                return Ok(0);
+            }
+            heap.delete(&held);
+            after::left(self.extension, intent, &held, || Ok(self.caller.clone()))?;
+            self.count_fast_write();
+            return Ok(1);
+        }
+        Ok(0)
+    }
+
     fn count_fast_write(&self) {
         self.extension.database.counters.fast_writes.fetch_add(1, Relaxed);
     }
@@ -238,21 +214,6 @@ impl<'a> Store<'a> {
         let _intent = intent::set(vec![key.hash], Intent { caller, ..intent });
         Row::of_query(&self.connection.run(statement, values, true)?)
     }
-}
-
-const NAMES: [Column; 3] = [Column::Room, Column::MemberId, Column::ConnectionId];
-/// In the order of the statements.
-const CHOSEN: [Column; 6] =
-    [Column::UserId, Column::Status, Column::State, Column::Metadata, Column::Audience, Column::Ttl];
-
-/// The columns that somebody who enters is stored with, counted from 1.
-pub fn entered() -> impl Iterator<Item = i16> {
-    NAMES.into_iter().chain(CHOSEN).map(|column| column as i16 + 1)
-}
-
-/// Those in which a member that is here may be changed.
-pub fn changed() -> impl Iterator<Item = i16> {
-    CHOSEN.into_iter().map(|column| column as i16 + 1)
 }
 
 /// Whether SQL could do nothing else than we do: the table above.

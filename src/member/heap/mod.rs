@@ -16,6 +16,7 @@ use crate::pg::memory::within;
 use indexes::Indexes;
 use pgrx::pg_sys::{self, Oid};
 use std::cell::{Cell, OnceCell};
+pub use write::Purpose;
 
 /// Lives no longer than the call, and no longer than the snapshot that was active when it was opened.
 pub struct Heap {

@@ -1,4 +1,4 @@
-//! Rows of the table are locked, replaced and inserted.
+//! Rows of the table are locked, replaced, deleted and inserted.
 
 use super::Heap;
 use super::indexes::Which;
@@ -6,10 +6,21 @@ use crate::error::{Error, Result};
 use crate::member::row::Row;
 use pgrx::pg_sys;
 
+/// What a row is locked for.
+#[derive(Clone, Copy)]
+pub enum Purpose {
+    Replace,
+    Delete,
+}
+
 impl Heap {
-    /// As an UPDATE does: wait for who has the row, follow it to its newest version (in a READ COMMITTED transaction; in
-    /// others that is 40001), lock and read that.
-    pub fn lock(&self, found: &Row) -> Result<Option<Row>> {
+    /// As an UPDATE or DELETE does: wait for who has the row, follow it to its newest version (in a READ COMMITTED
+    /// transaction; in others that is 40001), lock and read that.
+    pub fn lock(&self, found: &Row, purpose: Purpose) -> Result<Option<Row>> {
+        let mode = match purpose {
+            Purpose::Replace => pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+            Purpose::Delete => pg_sys::LockTupleMode::LockTupleExclusive,
+        };
         let mut place = found.place();
         let mut failure = pg_sys::TM_FailureData::default();
         let flags = if is_one_snapshot() { 0 } else { pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION };
@@ -22,7 +33,7 @@ impl Heap {
                 pg_sys::GetActiveSnapshot(),
                 slot,
                 pg_sys::GetCurrentCommandId(true),
-                pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+                mode,
                 pg_sys::LockWaitPolicy::LockWaitBlock,
                 flags as u8,
                 &mut failure,
@@ -53,6 +64,16 @@ impl Heap {
                 self.indexes().replace(slot, which);
                 pg_sys::ExecDropSingleTupleTableSlot(slot);
             }
+            pg_sys::CommandCounterIncrement();
+        }
+    }
+
+    /// Delete the row, which this transaction has locked for that.
+    pub fn delete(&self, held: &Row) {
+        let mut place = held.place();
+        // SAFETY: the row was read from this table, which is open and locked for writing. Indexes lose it with VACUUM.
+        unsafe {
+            pg_sys::simple_heap_delete(self.table, &mut place);
             pg_sys::CommandCounterIncrement();
         }
     }

@@ -222,7 +222,7 @@ fn columns_of_others_are_kept() {
     );
     assert_eq!(alice.value("select state from presence.get('hall')"), "5");
     if service.is("select current_setting('presence.fast_path')::boolean") {
-        assert_eq!(service.number("select fast_writes from presence.health"), before + 2, "as it was made");
+        assert_eq!(service.number("select fast_writes from presence.health"), before + 3, "as it was made");
     }
     cluster.assert_sound();
 }
