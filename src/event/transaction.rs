@@ -328,7 +328,8 @@ fn commit() {
         };
         if applied == Applied::Full {
             prepared.database.note_unslotted(now);
-            if matches!(change, LeaseChange::Present(_)) {
+            if let LeaseChange::Present(lease) = change {
+                prepared.database.slotless_due.fetch_min(lease.due(), AcqRel);
                 prepared.database.slotless.fetch_add(1, AcqRel);
             }
         }

@@ -138,7 +138,7 @@ impl Lease {
     }
 
     /// When somebody has to look at the member next.
-    pub(super) fn due(&self) -> u64 {
+    pub fn due(&self) -> u64 {
         if self.reverts_at == 0 { self.deadline } else { self.deadline.min(self.reverts_at) }
     }
 

@@ -36,6 +36,8 @@ pub struct Database {
     pub log_floor: AtomicU64,
     /// Members whose lease lives in the row, at least since the sweeper last looked: never too few.
     pub slotless: AtomicU64,
+    /// None of these is due before, by the boot clock.
+    pub slotless_due: AtomicU64,
     /// When a change was made last, or a leave, of which no slot tells any more.
     unslotted_at: AtomicU64,
     /// Sessions that ended and whose members the sweeper has not looked for yet.
@@ -222,6 +224,7 @@ impl Database {
             entry.seq.fetch_max(control().started_version.load(Relaxed), AcqRel);
             entry.log_floor.store(entry.seq.load(Acquire), Release);
             // There may be rows from before; the sweeper will look.
+            entry.slotless_due.store(0, Release);
             entry.slotless.store(1, Release);
             entry.begin_names();
             entry.oid.store(u32::from(oid), Release);

@@ -1,37 +1,25 @@
 //! What is due: members whose lease has run out or whose session is over, and those of which something has reverted.
 
+use super::row_scan::RowScan;
 use crate::clock;
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::lease::slot::{Key, Lease, TOMBSTONE, alive};
 use crate::lease::table::PARTITIONS;
 use crate::member::session;
-use crate::pg::datum::uuid;
-use crate::pg::spi::{Connection, Statement};
 use crate::shared::leases::leases;
-use pgrx::pg_sys;
 use std::collections::HashSet;
-use std::sync::atomic::Ordering::*;
 
 /// Slots of one partition looked at in one round, at most.
 const MOST: usize = 50_000;
 
-static SLOTLESS: Statement = Statement {
-    sql: c"select key_hash from presence.member
-           where key_hash operator(pg_catalog.>) $1 and not _presence._has_slot(key_hash)
-           order by key_hash limit 1000",
-    arguments: &[pg_sys::UUIDOID],
-};
-
-/// A walk through everything that may be due: first the leases, a partition at a time, then rows without one. A
+/// A walk through everything that may be due: first the leases, a partition at a time, then the rows, if some have none. A
 /// portion at a time, so that it takes little memory however much is due.
 pub struct ExpiredScan {
     now: u64,
     partition: usize,
-    /// Rows without a slot: whom the last portion ended with, and how many there were.
-    after: Option<u128>,
-    slotless: u64,
-    found_slotless: bool,
+    /// Through the rows, if that is wanted.
+    pub rows: Option<RowScan>,
     /// Those that are there, if any has ended.
     live_sessions: Option<HashSet<u64>>,
     /// Members of sessions that are over were found: look again whether all are gone.
@@ -48,18 +36,17 @@ pub struct Due {
     pub slots: Vec<(Key, Lease)>,
     /// Members who are here, and of which something has reverted.
     pub reverting: Vec<u128>,
+    /// Members who are here, and have no slot.
+    pub slotless: Vec<u128>,
 }
 
 impl ExpiredScan {
-    /// `sessions`: also for members of sessions that are over.
-    pub fn start(extension: &Extension, sessions: bool) -> ExpiredScan {
-        let slotless = extension.database.slotless.load(Acquire);
+    /// `sessions`: also for members of sessions that are over; `rows`: also for those without a slot.
+    pub fn start(extension: &Extension, sessions: bool, rows: bool) -> ExpiredScan {
         ExpiredScan {
             now: clock::boot(),
             partition: 0,
-            after: (slotless > 0).then_some(0),
-            slotless,
-            found_slotless: false,
+            rows: rows.then(|| RowScan::start(extension)),
             live_sessions: sessions.then(|| session::live(extension)),
             sessions_left: false,
             lateness: 0,
@@ -95,28 +82,20 @@ impl ExpiredScan {
         let late = due.slots.iter().map(|(_, lease)| self.now.saturating_sub(lease.ended()));
         self.lateness = late.max().unwrap_or(0).max(self.lateness);
         due.keys = due.slots.iter().map(|(key, _)| key.hash).collect();
-        while due.keys.is_empty() && due.reverting.is_empty() && self.after.is_some() {
-            due.keys = self.slotless(extension)?;
+        let mut is_end = due.keys.is_empty() && due.reverting.is_empty();
+        if is_end
+            && let Some(rows) = &mut self.rows
+            && let Some(portion) = rows.next(extension)?
+        {
+            is_end = false;
+            due = Due { keys: portion.over, reverting: portion.reverting, slotless: portion.slotless, ..due };
             due.keys.retain(|hash| !skip(*hash));
+            due.reverting.retain(|hash| !skip(*hash));
         }
         due.keys.sort_unstable();
         due.keys.dedup();
         due.reverting.sort_unstable();
-        Ok((!due.keys.is_empty() || !due.reverting.is_empty()).then_some(due))
-    }
-
-    /// The next members whose lease lives in the row. When there are none left, nobody need look for them.
-    fn slotless(&mut self, extension: &Extension) -> Result<Vec<u128>> {
-        let connection = Connection::open()?;
-        let after = self.after.unwrap_or(0);
-        let found = connection.run(&SLOTLESS, &[Some(uuid(after))], false)?.uuids(0);
-        self.after = found.last().copied();
-        self.found_slotless |= self.after.is_some();
-        if !self.found_slotless {
-            let known = &extension.database.slotless;
-            let _ = known.compare_exchange(self.slotless, 0, AcqRel, Relaxed);
-        }
-        Ok(found)
+        Ok((!is_end).then_some(due))
     }
 }
 

@@ -28,6 +28,7 @@ pub mod revocation;
 pub mod roaming;
 pub mod rotation;
 pub mod routing;
+mod row_scan;
 pub mod settings;
 pub mod sink;
 pub mod step;

@@ -8,8 +8,7 @@ use crate::lease::rule::RowLease;
 use crate::member::intent::{self, Intent};
 use crate::member::liveness;
 use crate::member::revert::{self, Given, Set, Wish};
-use crate::pg::datum::{bytes_of, uuid, uuids};
-use crate::pg::role::as_role;
+use crate::pg::datum::{bytes_of, uuids};
 use crate::pg::rows::Rows;
 use crate::pg::spi::{Connection, Statement};
 use crate::shared::leases::leases;
@@ -36,15 +35,8 @@ static REVERT: Statement = Statement {
     arguments: &[pg_sys::UUIDARRAYOID],
 };
 
-static NOTED: Statement = Statement {
-    sql: c"select key_hash, version, reverts from presence.member
-           where key_hash operator(pg_catalog.>) $1 and reverts is not null
-           order by key_hash limit 200",
-    arguments: &[pg_sys::UUIDOID],
-};
-
 /// When something of a row reverts next, by the boot clock; 0 is never.
-fn moment(rows: &Rows, row: usize, column: usize) -> u64 {
+pub fn moment(rows: &Rows, row: usize, column: usize) -> u64 {
     // SAFETY: a jsonb.
     rows.get(row, column).map_or(0, |reverts| revert::next_of(&unsafe { bytes_of(reverts) }))
 }
@@ -97,23 +89,4 @@ fn lock(
         }
     }
     Ok(due)
-}
-
-/// A portion of the rows that have notes: where the lease has a slot, that is told when. Returns whose time has come, and
-/// where to go on.
-pub fn look(extension: &Extension, after: u128) -> Result<(Vec<u128>, Option<u128>)> {
-    as_role(extension.owner_role, || {
-        let connection = Connection::open()?;
-        let rows = connection.run(&NOTED, &[Some(uuid(after))], false)?;
-        let now = clock::boot();
-        let mut due = Vec::new();
-        for (row, hash) in rows.uuids(0).into_iter().enumerate() {
-            let at = moment(&rows, row, 2);
-            leases().note_revert(&extension.key_of(hash), rows.number(row, 1), at);
-            if at != 0 && at <= now {
-                due.push(hash);
-            }
-        }
-        Ok((due, rows.uuids(0).last().copied()))
-    })
 }

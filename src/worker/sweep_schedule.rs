@@ -5,12 +5,14 @@ use super::overdue::Overdue;
 use super::publish_schedule::Publishing;
 use super::retry::{Stuck, by_halves};
 use super::reverting;
+use super::row_scan::RowScan;
 use super::step::Step;
 use super::sweeper::{self, Budget, Swept};
 use super::tenancy::guarded;
 use crate::extension::Extension;
 use crate::pg::role::as_role;
 use crate::pg::subtransaction::Failure;
+use crate::shared::Database;
 use crate::shared::error_status::Part;
 use crate::shared::leases::leases;
 use crate::{clock, settings};
@@ -24,6 +26,12 @@ const PAUSE: u64 = 50_000;
 const RETRIES: u64 = 100_000;
 /// Lines about such members in one round.
 const MOST_LINES: u32 = 10;
+/// While slots are full, the rows are walked through when one of them is due, or after so many intervals: a fixed lease
+/// follows a wall clock that is set.
+const SELDOM: u64 = 10;
+/// So many free slots are worth a walk, if there are members for them; and of the time it may take a tenth.
+const WORTH_A_WALK: u64 = 1_000;
+const REST: u64 = 9;
 
 /// What is done with members that are due.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,7 +66,6 @@ impl Task {
 pub struct Sweeping {
     step: Step,
     adopting: Step,
-    looking: Step,
     freeing: Step,
     stuck: Stuck,
     overdue: Overdue,
@@ -73,11 +80,56 @@ pub struct Sweeping {
     no_room: bool,
     /// Members of sessions that are over were still there.
     sessions_left: bool,
-    /// Of these, who may have no slot, something has reverted.
-    reverting: Vec<u128>,
-    /// There were leases without a slot: heartbeats may have given them one, which does not know when they revert.
-    were_slotless: bool,
+    rows: RowWalks,
     lines: u32,
+}
+
+/// When the rows are walked through, because some have no slot.
+struct RowWalks {
+    /// One was begun. It may have been given up: then what it would have found is not known.
+    is_open: bool,
+    /// When the last one ended, how long it took, and how many it left without a slot.
+    last: u64,
+    took: u64,
+    left: u64,
+}
+
+impl Default for RowWalks {
+    /// A worker that begins knows of none.
+    fn default() -> RowWalks {
+        RowWalks { is_open: true, last: 0, took: 0, left: 0 }
+    }
+}
+
+impl RowWalks {
+    fn next(&self, database: &Database) -> u64 {
+        if database.slotless.load(Acquire) == 0 {
+            return u64::MAX;
+        }
+        if self.is_open {
+            return self.last;
+        }
+        let interval = settings::sweep_interval();
+        let due = database.slotless_due.load(Acquire).min(self.last + SELDOM * interval);
+        let free = (leases().capacity() as u64).saturating_sub(leases().used());
+        let is_worth_it = free > 0 && free >= self.left.min(WORTH_A_WALK);
+        let by_slot = if is_worth_it { self.last + REST * self.took } else { u64::MAX };
+        due.min(by_slot).max(self.last + interval)
+    }
+
+    fn begin(&mut self, database: &Database) {
+        self.is_open = true;
+        // What is committed without a slot from here on says when it is due by itself.
+        database.slotless_due.store(u64::MAX, Release);
+    }
+
+    fn end(&mut self, extension: &Extension, walk: &RowScan, began: u64) {
+        extension.database.slotless_due.fetch_min(walk.due, AcqRel);
+        self.left = walk.end(extension);
+        self.last = clock::boot();
+        self.took = self.last - began;
+        self.is_open = false;
+    }
 }
 
 impl Sweeping {
@@ -85,7 +137,6 @@ impl Sweeping {
         Sweeping {
             step: Step::new(Part::Sweeping, "removing expired members"),
             adopting: Step::new(Part::Adopting, "giving leases a slot"),
-            looking: Step::new(Part::Adopting, "looking what is to be undone"),
             freeing: Step::new(Part::Freeing, "freeing leases"),
             stuck: Stuck::new(1_000_000, 30_000_000),
             overdue: Overdue::default(),
@@ -95,8 +146,7 @@ impl Sweeping {
             progress: true,
             no_room: false,
             sessions_left: false,
-            reverting: Vec::new(),
-            were_slotless: false,
+            rows: RowWalks::default(),
             lines: 0,
         }
     }
@@ -123,11 +173,8 @@ impl Sweeping {
             let held = if earliest <= self.began { self.began + interval } else { u64::MAX };
             later.saturating_add(1).max(soon).min(held.max(soon))
         };
-        let by_row = match database.slotless.load(Acquire) {
-            0 if !self.sessions_left && !self.were_slotless => u64::MAX,
-            _ => self.last + interval,
-        };
-        by_lease.min(by_row)
+        let by_session = if self.sessions_left { self.last + interval } else { u64::MAX };
+        by_lease.min(by_session).min(self.rows.next(database).max(soon))
     }
 
     /// Sweep a portion, if it is time. False: the extension is not the one we know any more.
@@ -155,10 +202,6 @@ impl Sweeping {
             walk.next(extension, |hash| stuck.waits(hash, now))
         })?;
         let Some(found) = found else { return Ok(false) };
-        let slotless = std::mem::take(&mut self.reverting);
-        if !self.each(extension, publishing, Task::Revert, &slotless)? {
-            return Ok(false);
-        }
         let Some(due) = found else {
             self.end(extension, &walk);
             return Ok(true);
@@ -170,11 +213,22 @@ impl Sweeping {
             return Ok(false);
         }
         // Also those that somebody has locked just now: their leave may be a long time coming.
-        guarded(extension, c"looking who is overdue", || {
-            as_role(extension.owner_role, || {
-                self.overdue.look(extension, &due.keys, &mut publishing.publisher.rotation)
-            })
-        })?;
+        if !due.keys.is_empty() {
+            guarded(extension, c"looking who is overdue", || {
+                as_role(extension.owner_role, || {
+                    self.overdue.look(extension, &due.keys, &mut publishing.publisher.rotation)
+                })
+            })?;
+        }
+        if let Some(rows) = &mut walk.rows
+            && !due.slotless.is_empty()
+            && leases().used() < leases().capacity() as u64
+        {
+            let adopted = self.adopting.attempt(extension.database, || {
+                guarded(extension, c"giving leases a slot", || sweeper::adopt(extension, &due.slotless))
+            });
+            rows.adopted(adopted.flatten().unwrap_or(0));
+        }
         if due.has_slots() {
             self.freeing.attempt(extension.database, || {
                 guarded(extension, c"freeing leases", || sweeper::free_rowless(extension, &due))
@@ -188,36 +242,20 @@ impl Sweeping {
         self.began = clock::boot();
         (self.progress, self.no_room, self.lines) = (false, false, 0);
         let database = extension.database;
-        if database.slotless.load(Acquire) > 0 {
-            self.adopting.attempt(database, || {
-                while guarded(extension, c"giving leases a slot", || sweeper::adopt(extension))? == Some(true)
-                {
-                }
-                Ok(())
-            });
-        }
-        let are_slotless = database.slotless.load(Acquire) > 0;
-        let were_slotless = std::mem::replace(&mut self.were_slotless, are_slotless);
-        if (are_slotless || were_slotless) && extension.has_later_columns {
-            self.looking.attempt(database, || {
-                let mut after = Some(0);
-                while let Some(from) = after {
-                    let found = guarded(extension, c"looking what is to be undone", || {
-                        reverting::look(extension, from)
-                    })?;
-                    let Some((due, next)) = found else { break };
-                    self.reverting.extend(due);
-                    after = next;
-                }
-                Ok(())
-            });
-        }
         let sessions = database.ended_sessions.swap(0, AcqRel) > 0 || self.sessions_left;
-        ExpiredScan::start(extension, sessions)
+        let rows =
+            database.slotless.load(Acquire) > 0 && (sessions || self.began >= self.rows.next(database));
+        if rows {
+            self.rows.begin(database);
+        }
+        ExpiredScan::start(extension, sessions, rows)
     }
 
     fn end(&mut self, extension: &Extension, walk: &ExpiredScan) {
         let counters = &extension.database.counters;
+        if let Some(rows) = &walk.rows {
+            self.rows.end(extension, rows, self.began);
+        }
         self.sessions_left = walk.sessions_left;
         self.last = clock::boot();
         if self.progress {

@@ -173,17 +173,27 @@ pub fn name(hash: u128) -> Result<String> {
     Ok(rows.text(0, 0).map_or_else(String::new, decode))
 }
 
-static ADOPTABLE: Statement = Statement {
-    sql: c"select key_hash, user_id, ttl, version, generation, deadline, session from presence.member \
-           where not _presence._has_slot(key_hash) limit 1000 for no key update skip locked",
-    arguments: &[],
-};
+macro_rules! adoptable {
+    ($reverts:literal) => {
+        statement!(
+            [pg_sys::UUIDARRAYOID],
+            "select key_hash, user_id, ttl, version, generation, deadline, session",
+            $reverts,
+            " from presence.member where key_hash operator(pg_catalog.=) any ($1) and not _presence._has_slot(key_hash) \
+             order by key_hash for no key update skip locked"
+        )
+    };
+}
+static ADOPTABLE: Statement = adoptable!(", reverts");
+static ADOPTABLE_OF_OLD: Statement = adoptable!("");
 
-/// Give slots to members that have none: after a start without saved leases, and when slots were all taken. Their
-/// rows are locked, so what we read of them is the newest. Returns whether there may be more.
-pub fn adopt(extension: &Extension) -> Result<bool> {
+/// Give slots to these members, who have none: after a start without saved leases, and when slots were all taken. Their
+/// rows are locked, so what we read of them is the newest. Returns how many have one now.
+pub fn adopt(extension: &Extension, keys: &[u128]) -> Result<u64> {
     let connection = Connection::open()?;
-    let rows = connection.run(&ADOPTABLE, &[], true)?;
+    let has_notes = extension.has_later_columns;
+    let statement = if has_notes { &ADOPTABLE } else { &ADOPTABLE_OF_OLD };
+    let rows = connection.run(statement, &[Some(uuids(keys))], true)?;
     let now = clock::boot();
     for row in 0..rows.count {
         let owner = rows.text(row, 1).map_or(0, |owner| extension.owner_hash(owner));
@@ -206,15 +216,15 @@ pub fn adopt(extension: &Extension) -> Result<bool> {
             generation: lease.generation,
             owner,
             session: lease.session,
-            reverts_at: 0,
+            reverts_at: if has_notes { reverting::moment(&rows, row, 7) } else { 0 },
             changed_at: now,
             pins: 0,
         };
         if leases().apply_present(&key, &slot) == crate::lease::table::Applied::Full {
-            return Ok(false);
+            return Ok(row as u64);
         }
     }
-    Ok(rows.count == 1_000)
+    Ok(rows.count as u64)
 }
 
 /// Free the slots whose rows are gone. A slot without a row is left over from a change that lost a race, or its
@@ -256,20 +266,12 @@ fn constraints() -> Result<CString> {
 /// done, is left to the worker. Returns how many members were removed.
 pub fn sweep_now(extension: &Extension) -> Result<usize> {
     let before = constraints()?;
-    let are_slotless = extension.database.slotless.load(Acquire) > 0;
-    let mut walk = ExpiredScan::start(extension, true);
+    let mut walk = ExpiredScan::start(extension, true, extension.database.slotless.load(Acquire) > 0);
     let mut sweep = SweepNow { free: extension.database.ring().free(), left: 0, why: String::new() };
     let mut removed = 0;
     while let Some(due) = as_role(extension.owner_role, || walk.next(extension, |_| false))? {
         removed += sweep.each(&due.keys, |part, room| delete(extension, part, room, &before));
         sweep.each(&due.reverting, |part, room| reverting::revert(extension, part, room, &before));
-    }
-    // No slot says of these when they revert.
-    let mut rows = (are_slotless && extension.has_later_columns).then_some(0);
-    while let Some(after) = rows {
-        let (due, next) = reverting::look(extension, after)?;
-        sweep.each(&due, |part, room| reverting::revert(extension, part, room, &before));
-        rows = next;
     }
     if sweep.left > 0 {
         pgrx::warning!("presence_ext: members that could not be removed: {}: {}", sweep.left, sweep.why);

@@ -175,6 +175,28 @@ fn leases_without_a_slot_are_slower_and_right() {
     cluster.assert_sound();
 }
 
+/// Nor do they keep the worker busy: it looks at the table when one of them is due, not all the time.
+#[test]
+fn leases_without_a_slot_are_looked_at_when_one_is_due() {
+    let cluster = Cluster::with(&["presence.max_members=10", "autovacuum=off"]);
+    let mut service = cluster.service();
+    service.run("select presence.listen()");
+    service.run("select presence.upsert('lobby', member_id => 'm' || n, user_id => 'u' || n, ttl => '1 h') from generate_series(1, 1000) n");
+    service.run("select presence.upsert('lobby', member_id => 'late', user_id => 'u', ttl => '10 s')");
+    assert_eq!(service.hear().len(), 1_001);
+    let mut read = || -> i64 {
+        service.number("select sum(idx_tup_read)::bigint from pg_stat_user_indexes where relid = 'presence.member'::regclass")
+    };
+    until("the worker has looked at them", || {
+        let before = read();
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        read() - before < 1_000
+    });
+    let heard = service.hear_until("an expiry", |event| event.kind() == "leave");
+    assert_eq!(lines(&heard), ["leave late expired"]);
+    cluster.assert_sound();
+}
+
 #[test]
 fn without_preloading_it_says_what_to_do() {
     let cluster = Cluster::bare(&["shared_preload_libraries="]);
