@@ -31,7 +31,7 @@ comment on column presence_api.event.reason is 'of a leave: left, expired, disco
 comment on column presence_api.event.at is 'when it happened; for an expiry, when the lease ended; NULL for position';
 comment on column presence_api.event.joined_at is 'when the stay began; NULL where the event is no member''s';
 comment on column presence_api.event.audience is 'whom the event is for: a list of tokens, which functions show to the owner and service roles only; if it begins with "-", for those who lost or gained sight and not for the owner';
-comment on column presence_api.event.node is 'the server where it happened; NULL as long as servers have no names';
+comment on column presence_api.event.node is 'the server where it happened; NULL where presence.node_name is empty';
 
 create view presence_api.last_seen with (security_invoker = true) as
     select r.* from presence.last_seen r;
@@ -44,7 +44,7 @@ comment on column presence_api.last_seen.last_seen_at is 'when the user was last
 create view presence_api.online with (security_invoker = true) as
     select r.* from presence.online r;
 comment on view presence_api.online is
-    'Every member that is here and that the caller may see. A member is here until its lease ends, to the microsecond. audience and session_pid are NULL except for the owner and service roles; node is NULL.';
+    'Every member that is here and that the caller may see. A member is here until its lease ends, to the microsecond. audience and session_pid are NULL except for the owner and service roles; node where the server has no name (presence.node_name).';
 comment on column presence_api.online.room is 'the room';
 comment on column presence_api.online.member_id is 'who or what is present: a label, by default the user id; trust user_id';
 comment on column presence_api.online.connection_id is 'which tab, device or connection; empty where nobody tells them apart';
@@ -60,7 +60,7 @@ comment on column presence_api.online.last_seen_at is 'when the lease was renewe
 comment on column presence_api.online.expires_at is 'when the member is gone unless it is renewed, or leaves as announced; NULL for a session member without ttl, which has no lease';
 comment on column presence_api.online.ttl is 'how long the lease lasts after each renewal; NULL for a session member without ttl';
 comment on column presence_api.online.session_pid is 'the process of the database session that the member is bound to, NULL if it is bound to none; NULL except for the owner and service roles';
-comment on column presence_api.online.node is 'the server where the member is; NULL as long as servers have no names';
+comment on column presence_api.online.node is 'the server where the member is; NULL where presence.node_name is empty';
 
 create view presence_api.room with (security_invoker = true) as
     select r.* from presence.room r;

@@ -21,7 +21,7 @@ comment on column presence.online.ttl is
 comment on column presence.online.session_pid is
     'the process of the database session that the member is bound to, NULL if it is bound to none; NULL except for the owner '
     'and service roles';
-comment on column presence.online.node is 'the server where the member is; NULL as long as servers have no names';
+comment on column presence.online.node is 'the server where the member is; NULL where presence.node_name is empty';
 
 comment on column presence.last_seen.user_id is 'the user';
 comment on column presence.last_seen.online is 'whether one of the user''s members is here and visible to the caller';

@@ -32,3 +32,8 @@ comment on function presence.act_as(text, text[]) is
     'Speak for this user until the transaction ends: sets request.jwt.claims. Returns true. For logins of '
     'presence.trusted_login_roles and superusers (else 42501), in their own session (else 0A000). presence.grant_access '
     'does not grant it: GRANT EXECUTE to the role that the application''s server logs in with.';
+
+-- Immutable: it is set when the server starts, and a plan does not outlive that.
+create function _presence._node_name() returns text
+    language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_node_name';
+comment on function _presence._node_name() is 'presence.node_name, NULL where that is empty.';

@@ -682,14 +682,19 @@ comment on function presence.sweep() is
     'Remove expired members now, in this transaction, as the worker does by itself. Returns how many. What has '
     'reverted is written, too. For service roles (42501).';
 
--- Where a member is, and where an event happened: NULL as long as servers have no names. Functions that return these rows
+-- Where a member is, and where an event happened: NULL where presence.node_name is empty. Functions that return these rows
 -- have it, too.
 alter table presence.event add column node text;
 comment on table presence.event is
     'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" '
     'marks a line that was made for others than the owner (a leave or enter by a changed audience); a "+" in front of '
     'a token of an update, that who has it gained sight.';
-comment on column presence.event.node is 'the server where it happened; NULL as long as servers have no names';
+comment on column presence.event.node is 'the server where it happened; NULL where presence.node_name is empty';
+
+-- Immutable: it is set when the server starts, and a plan does not outlive that.
+create function _presence._node_name() returns text
+    language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_node_name';
+comment on function _presence._node_name() is 'presence.node_name, NULL where that is empty.';
 
 create or replace view presence.online with (security_invoker = true) as
 select m.room,
@@ -712,12 +717,113 @@ select m.room,
        m.ttl,
        case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
             then m.session_pid end as session_pid,
-       null::text as node
+       _presence._node_name() as node
 from presence.member m
 where _presence._is_alive(m.key_hash, m.version, m.generation, m.deadline, m.session);
 comment on view presence.online is
     'Every member that is here and that the caller may see. A member is here until its lease ends, to the '
-    'microsecond. audience and session_pid are NULL except for the owner and service roles; node is NULL.';
+    'microsecond. audience and session_pid are NULL except for the owner and service roles; node where the server has no '
+    'name (presence.node_name).';
+
+-- The copy: members in a logged table, which outlives a crash and which standbys and other servers have as well. Only where
+-- presence.node_name is set, and written by the worker alone: who publishes copies. The shape is a protocol between servers
+-- of different versions, so the columns stay as they are; what a later version adds goes into more. No constraint but the
+-- key: a row that a peer sends must not stop the stream.
+
+create table presence.shared (
+    node           text not null,
+    room           text not null,
+    member_id      text not null,
+    connection_id  text not null,
+    user_id        text,
+    status         text,
+    state          jsonb,
+    metadata       jsonb,
+    audience       text[],
+    version        bigint,
+    generation     bigint,
+    joined_at      timestamptz,
+    updated_at     timestamptz,
+    last_seen_at   timestamptz,
+    ttl            interval,
+    session        boolean,
+    reason         text,
+    more           jsonb,
+    -- By room first: so readers look.
+    primary key (room, member_id, connection_id, node)
+) using heap with (
+    fillfactor = 50,
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000,
+    vacuum_truncate = off, toast.vacuum_truncate = off,
+    toast.autovacuum_vacuum_scale_factor = 0, toast.autovacuum_vacuum_threshold = 1000
+);
+create index shared_user_id on presence.shared (user_id, room);
+
+create table presence.node (
+    node     text primary key,
+    epoch    bigint,
+    beat     bigint,
+    beat_at  timestamptz,
+    state    text,
+    members  bigint,
+    floor    bigint,
+    library  text,
+    more     jsonb
+) using heap with (
+    fillfactor = 10,
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
+    vacuum_truncate = off
+);
+
+comment on table presence.shared is
+    'The logged copy of the members, where presence.node_name is set: it outlives a crash, and standbys have it. Written by '
+    'the worker, a moment after the event; not dumped. To know who is here read presence.online.';
+comment on column presence.shared.node is 'the server where the member is: its presence.node_name';
+comment on column presence.shared.room is 'the room';
+comment on column presence.shared.member_id is 'who or what is present';
+comment on column presence.shared.connection_id is 'which tab, device or connection; empty where nobody tells them apart';
+comment on column presence.shared.user_id is 'who owns the member';
+comment on column presence.shared.status is 'a short text; NULL is none';
+comment on column presence.shared.state is 'the live state; of one that leaves, the last word';
+comment on column presence.shared.metadata is 'slow-changing facts';
+comment on column presence.shared.audience is 'who may see the member, besides its owner: a list of tokens';
+comment on column presence.shared.version is 'the version of the row that was copied';
+comment on column presence.shared.generation is 'the version with which this stay began';
+comment on column presence.shared.joined_at is 'when this stay began';
+comment on column presence.shared.updated_at is 'when status, state, metadata, audience or owner changed last';
+comment on column presence.shared.last_seen_at is 'when the member was last seen, as of its last change: renewals are not copied';
+comment on column presence.shared.ttl is 'how long the lease lasts after each renewal; NULL for a session member without ttl';
+comment on column presence.shared.session is 'whether the member is bound to a database session';
+comment on column presence.shared.reason is
+    'why it leaves: said by the last UPDATE of a row, in the transaction of its DELETE; else NULL';
+comment on column presence.shared.more is
+    'what else is needed to restore the member: leaves_at, expires_at, leave_reason, last_word, reverts; and whatever later '
+    'versions add';
+
+comment on table presence.node is
+    'Servers that have a name (presence.node_name), and their beats: whoever has seen one has everything that was copied before.';
+comment on column presence.node.node is 'the name';
+comment on column presence.node.epoch is 'grows with each start of the server';
+comment on column presence.node.beat is 'grows every presence.node_beat';
+comment on column presence.node.beat_at is 'when that was, by the clock of that server';
+comment on column presence.node.state is 'restoring (members of before a crash are being put back) or up';
+comment on column presence.node.members is 'how many members the copy has of it';
+comment on column presence.node.floor is 'no version or seq at or above this one was given out';
+comment on column presence.node.library is 'the version of its library';
+comment on column presence.node.more is 'whatever later versions add';
+
+-- Read as member is, and closed while that has policies of somebody else's making. No policy lets anybody write, whatever
+-- is granted.
+alter table presence.shared enable row level security;
+alter table presence.node enable row level security;
+create policy shared_read on presence.shared for select using (
+    user_id operator(pg_catalog.=) (select presence.user_id())
+    or (select presence.is_service())
+    or ((select _presence._has_builtin_policies())
+        and audience operator(pg_catalog.&&) (select presence.tokens()) and _presence._may(room, 'read'))
+);
+create policy node_read on presence.node for select using (true);
 
 create function _presence._page(max_rows integer) returns bigint
     language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_page';
@@ -895,7 +1001,7 @@ comment on column presence.online.ttl is
 comment on column presence.online.session_pid is
     'the process of the database session that the member is bound to, NULL if it is bound to none; NULL except for the owner '
     'and service roles';
-comment on column presence.online.node is 'the server where the member is; NULL as long as servers have no names';
+comment on column presence.online.node is 'the server where the member is; NULL where presence.node_name is empty';
 
 comment on column presence.last_seen.user_id is 'the user';
 comment on column presence.last_seen.online is 'whether one of the user''s members is here and visible to the caller';
@@ -990,7 +1096,7 @@ revoke all on function
     presence.delete(text, text, text, jsonb, text, interval),
     presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval),
     presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval),
-    presence.update_many(jsonb)
+    presence.update_many(jsonb), _presence._node_name()
     from public;
 
 -- Whoever had a function that is another now has the new one; and whoever had one, what it calls now.
@@ -1008,6 +1114,7 @@ begin
               values ('_presence._is_alive'::regproc,
                       '_presence._current_status(text, jsonb, uuid, bigint)'::regprocedure),
                      ('_presence._is_alive', '_presence._current_state(jsonb, jsonb, uuid, bigint)'),
+                     ('_presence._is_alive', '_presence._node_name()'),
                      ('presence.list', '_presence._page(integer)'),
                      ('presence.list', '_presence._start(text[], integer)'),
                      ('presence.users', '_presence._rank(text)'),

@@ -123,7 +123,7 @@ comment on table presence.event is
     'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" '
     'marks a line that was made for others than the owner (a leave or enter by a changed audience); a "+" in front of '
     'a token of an update, that who has it gained sight.';
-comment on column presence.event.node is 'the server where it happened; NULL as long as servers have no names';
+comment on column presence.event.node is 'the server where it happened; NULL where presence.node_name is empty';
 create unlogged table _presence._event_0 () inherits (presence.event) using heap with (autovacuum_enabled = off);
 create unlogged table _presence._event_1 () inherits (presence.event) using heap with (autovacuum_enabled = off);
 create unlogged table _presence._event_2 () inherits (presence.event) using heap with (autovacuum_enabled = off);

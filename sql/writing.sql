@@ -20,12 +20,13 @@ select m.room,
        m.ttl,
        case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
             then m.session_pid end as session_pid,
-       null::text as node
+       _presence._node_name() as node
 from presence.member m
 where _presence._is_alive(m.key_hash, m.version, m.generation, m.deadline, m.session);
 comment on view presence.online is
     'Every member that is here and that the caller may see. A member is here until its lease ends, to the '
-    'microsecond. audience and session_pid are NULL except for the owner and service roles; node is NULL.';
+    'microsecond. audience and session_pid are NULL except for the owner and service roles; node where the server has no '
+    'name (presence.node_name).';
 
 create function presence.upsert(
     room          text,

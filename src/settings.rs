@@ -42,11 +42,15 @@ static NOTIFY_DELAY: Int = GucSetting::<i32>::new(10);
 static BEACON: Int = GucSetting::<i32>::new(30);
 static RESTART_GRACE: Int = GucSetting::<i32>::new(30);
 static HISTORY_RETENTION: Int = GucSetting::<i32>::new(3_600);
+static NODE_BEAT: Int = GucSetting::<i32>::new(2_000);
 static LAST_SEEN_RETENTION: Int = GucSetting::<i32>::new(30 * 24 * 60);
 
 // Limits.
 static MAX_STATE_SIZE: Int = GucSetting::<i32>::new(64);
 static MAX_PER_USER: Int = GucSetting::<i32>::new(1_000);
+
+// Beyond one server.
+static NODE_NAME: Text = GucSetting::<Option<CString>>::new(Some(c""));
 
 // Who is who, and who sees what.
 static TRUSTED_LOGIN_ROLES: Text = GucSetting::<Option<CString>>::new(Some(c"authenticator"));
@@ -199,6 +203,30 @@ pub fn define(hooks: Hooks) {
         GucFlags::empty(),
     );
 
+    // SAFETY: the hook has the signature of a string check hook and only reads.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            c"presence.node_name",
+            c"This server's name: members are copied to a logged table, which outlives a crash; empty is off.",
+            c"",
+            &NODE_NAME,
+            GucContext::Postmaster,
+            GucFlags::empty(),
+            Some(check_node_name),
+            None,
+            None,
+        );
+    }
+    int(
+        c"presence.node_beat",
+        c"How often a server with a name says that it is alive.",
+        &NODE_BEAT,
+        100,
+        60_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+
     identity(
         c"presence.trusted_login_roles",
         c"Login roles whose request.jwt.claims are believed.",
@@ -347,6 +375,16 @@ unsafe extern "C-unwind" fn check_audience(
 }
 
 #[pg_guard]
+unsafe extern "C-unwind" fn check_node_name(
+    value: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: as above.
+    is_accepted(validate::node_name(unsafe { CStr::from_ptr(*value) }.to_bytes()))
+}
+
+#[pg_guard]
 unsafe extern "C-unwind" fn check_status_rank(
     value: *mut *mut c_char,
     _extra: *mut *mut c_void,
@@ -441,6 +479,16 @@ pub fn restart_grace() -> u64 {
 /// Microseconds.
 pub fn history_retention() -> u64 {
     HISTORY_RETENTION.get() as u64 * 1_000_000
+}
+
+/// This server's name; None: nothing is copied.
+pub fn node_name() -> Option<Vec<u8>> {
+    Some(bytes(&NODE_NAME)).filter(|name| !name.is_empty())
+}
+
+/// Microseconds.
+pub fn node_beat() -> u64 {
+    NODE_BEAT.get() as u64 * 1_000
 }
 
 /// Microseconds.

@@ -7,6 +7,7 @@ use pgrx::pg_sys;
 pub const MAX_NAME: usize = 255;
 /// Bytes of room, member_id and connection_id together: an index has to take them.
 const MAX_KEY: usize = 2_048;
+const MAX_NODE_NAME: usize = 63;
 pub const MAX_TOKENS: usize = 64;
 const MAX_RANKS: usize = 64;
 const MIN_TTL: i128 = 1_000_000;
@@ -32,6 +33,18 @@ pub fn connection_id(argument: &'static str, text: &[u8]) -> Result<()> {
         return Err(Error::InvalidName { argument, why: "It has a control character.".into() });
     }
     Ok(())
+}
+
+/// A server's name: read before there is a database, so in no encoding but ASCII.
+pub fn node_name(name: &[u8]) -> Result<()> {
+    let why = match () {
+        _ if name.len() > MAX_NODE_NAME => {
+            format!("It has {} bytes; the limit is {MAX_NODE_NAME}.", name.len())
+        }
+        _ if !name.iter().all(|byte| matches!(byte, b' '..=b'~')) => "It is not printable ASCII.".into(),
+        _ => return Ok(()),
+    };
+    Err(Error::InvalidName { argument: "presence.node_name", why })
 }
 
 /// What names a member.

@@ -35,6 +35,9 @@ pub struct Event<'a> {
     pub old_audience: Option<&'a [String]>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
+    /// Where it happened, if servers have names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<&'a str>,
 }
 
 /// A room's metadata changed.
@@ -53,6 +56,9 @@ pub struct RoomEvent<'a> {
     pub old_audience: Option<&'a [String]>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
+    /// Where it happened, if servers have names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<&'a str>,
 }
 
 /// `resync`, `relisten`, `changes`, `alive`: no member in it.
@@ -219,6 +225,7 @@ mod tests {
             audience: None,
             old_audience: None,
             truncated: false,
+            node: None,
         }
     }
 

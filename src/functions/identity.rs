@@ -61,6 +61,11 @@ fn act_as(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(true)))
 }
 
+/// SQL `_presence._node_name()`.
+fn node_name(_call: &Call) -> Result<Option<Datum>> {
+    Ok(settings::node_name().as_deref().map(datum::varlena))
+}
+
 static SET_CLAIMS: Statement = Statement {
     sql: c"select pg_catalog.set_config('request.jwt.claims', $1, true)",
     arguments: &[pg_sys::TEXTOID],
@@ -70,3 +75,4 @@ crate::sql_function!(presence_user_id, pg_finfo_presence_user_id, user_id);
 crate::sql_function!(presence_is_service, pg_finfo_presence_is_service, is_service);
 crate::sql_function!(presence_tokens, pg_finfo_presence_tokens, tokens);
 crate::sql_function!(presence_act_as, pg_finfo_presence_act_as, act_as);
+crate::sql_function!(presence_node_name, pg_finfo_presence_node_name, node_name);

@@ -30,6 +30,7 @@ const OF_LIST: Functions = &[
     (c"_expires_at", &[UUIDOID, INT8OID, INT8OID, INT8OID, INT8OID]),
     (c"_current_status", &[TEXTOID, JSONBOID, UUIDOID, INT8OID]),
     (c"_current_state", &[JSONBOID, JSONBOID, UUIDOID, INT8OID]),
+    (c"_node_name", &[]),
     (c"user_id", &[]),
     (c"is_service", &[]),
 ];

@@ -11,10 +11,10 @@ use crate::access::ownership::check_member_id;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::lease::slot::NEVER;
-use crate::pg::datum::varlena;
+use crate::pg::datum::{is_named, varlena};
 use crate::pg::function::Call;
 use crate::pg::spi::Connection;
-use crate::{clock, validate};
+use crate::{clock, settings, validate};
 use pgrx::pg_sys::{self, Datum};
 
 /// Where a row has the columns of `online`.
@@ -137,6 +137,12 @@ fn composite(values: &[Option<Datum>; ONLINE.len()], row_type: pg_sys::Oid) -> R
         for (column, value) in values.iter().enumerate() {
             nulls[column] = value.is_none();
             datums[column] = value.unwrap_or(Datum::from(0));
+        }
+        if let Some(node) = settings::node_name()
+            && columns > ONLINE.len()
+        {
+            let is_node = is_named(descriptor, ONLINE.len() as i32, c"node");
+            (nulls[ONLINE.len()], datums[ONLINE.len()]) = (!is_node, varlena(&node));
         }
         let tuple = pg_sys::heap_form_tuple(descriptor, datums.as_mut_ptr(), nulls.as_mut_ptr());
         let value = pg_sys::heap_copy_tuple_as_datum(tuple, descriptor);

@@ -1,6 +1,7 @@
 //! Values as PostgreSQL passes them, and as Rust has them.
 
 use pgrx::pg_sys::{self, Datum, Oid};
+use std::ffi::CStr;
 
 /// The bytes of a text, or of another varlena, without header. They belong to what holds the value.
 ///
@@ -130,11 +131,7 @@ pub fn interval(microseconds: i64) -> Datum {
 
 /// A new array of values of one type.
 pub fn array(values: &[Datum], element: Oid) -> Datum {
-    let (length, by_value, align) = match element {
-        pg_sys::UUIDOID => (16, false, b'c'),
-        pg_sys::INT8OID => (8, true, b'd'),
-        _ => (-1, false, b'i'),
-    };
+    let (length, by_value, align) = layout(element);
     // SAFETY: the values are of the element's type; construct_array copies them.
     unsafe {
         Datum::from(pg_sys::construct_array(
@@ -145,6 +142,36 @@ pub fn array(values: &[Datum], element: Oid) -> Datum {
             by_value,
             align as _,
         ))
+    }
+}
+
+/// The same, of which some may be NULL.
+pub fn nullable_array(values: &[Option<Datum>], element: Oid) -> Datum {
+    let mut datums: Vec<Datum> = values.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
+    let mut nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
+    let (length, by_value, align) = layout(element);
+    // SAFETY: the values are of the element's type; construct_md_array copies them.
+    unsafe {
+        Datum::from(pg_sys::construct_md_array(
+            datums.as_mut_ptr(),
+            nulls.as_mut_ptr(),
+            1,
+            [values.len() as i32].as_mut_ptr(),
+            [1].as_mut_ptr(),
+            element,
+            length,
+            by_value,
+            align as _,
+        ))
+    }
+}
+
+/// How elements of a type lie in an array: their length, whether they are passed by value, and how they are aligned.
+fn layout(element: Oid) -> (i32, bool, u8) {
+    match element {
+        pg_sys::UUIDOID => (16, false, b'c'),
+        pg_sys::INT8OID | pg_sys::TIMESTAMPTZOID => (8, true, b'd'),
+        _ => (-1, false, b'i'),
     }
 }
 
@@ -266,4 +293,13 @@ pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, at: i32) -> *const pg_sys
     unsafe {
         (*descriptor).attrs.as_ptr().add(at as usize)
     }
+}
+
+/// Whether an attribute of a descriptor has this name.
+///
+/// # Safety
+/// As above.
+pub unsafe fn is_named(descriptor: pg_sys::TupleDesc, at: i32, name: &CStr) -> bool {
+    // SAFETY: the caller's promise; the name is zero-terminated.
+    unsafe { CStr::from_ptr((*attribute(descriptor, at)).attname.data.as_ptr()) == name }
 }

@@ -1,6 +1,7 @@
 //! What the cluster's shared memory holds for one database: its ring, its worker, its numbers.
 
 use super::channel_epochs::ChannelEpochs;
+use super::copy::CopyStatus;
 use super::error_status::ErrorStatus;
 use super::leases::leases;
 use super::locks::{self, DATABASES_LOCK};
@@ -45,6 +46,7 @@ pub struct Database {
     /// How often events were lost, and how often before the last `resync` that told of it.
     losses: AtomicU64,
     losses_told: AtomicU64,
+    pub copy: CopyStatus,
     pub names: ChannelEpochs,
     pub retired: Retired,
     pub rights: Rights,
@@ -263,6 +265,7 @@ impl Database {
             self.narrowing.forget();
             self.change_numbers(OccupancyTable::clear);
             self.sink.position.store(0, Release);
+            self.copy.forget();
             self.worker.set_state(WorkerState::None);
             self.worker.wanted.store(false, Release);
             self.trouble.forget();
@@ -341,6 +344,11 @@ impl Database {
     /// Listeners must be told to list again.
     pub fn ask_resync(&self) {
         self.losses.fetch_add(1, AcqRel);
+    }
+
+    /// How often events were lost.
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Acquire)
     }
 
     /// Whether there are losses that listeners were not told of; how many there were so far.

@@ -4,7 +4,7 @@ use crate::clock;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::*};
 
 const BYTES: usize = 256;
-const PARTS: usize = Part::Counting as usize + 1;
+const PARTS: usize = Part::Beating as usize + 1;
 
 /// Whose attempts these are: each goes well again by itself.
 #[derive(Clone, Copy)]
@@ -32,6 +32,9 @@ pub enum Part {
     Beacon = 17,
     Numbers = 18,
     Counting = 19,
+    /// The logged copy of the members.
+    Copying = 20,
+    Beating = 21,
 }
 
 #[repr(C)]

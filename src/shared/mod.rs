@@ -5,6 +5,7 @@
 //! (the rings). After a crash the postmaster makes it anew, empty.
 
 pub mod channel_epochs;
+pub mod copy;
 pub mod database;
 pub mod error_status;
 pub mod leases;
@@ -39,6 +40,8 @@ pub struct Control {
     pub floor: AtomicU64,
     /// Wall clock minus boot clock.
     pub wall_offset: AtomicI64,
+    /// How far the logged copies of members are written, and how far that is on disk.
+    pub copied: copy::Copied,
     pub launcher_pid: AtomicI32,
     pub launcher: AtomicPtr<pg_sys::PGPROC>,
     /// For each key's cell the newest version given out for any of its keys.

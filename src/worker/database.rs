@@ -9,6 +9,7 @@
 //!             └──▶ somebody waits for the database: YIELDED, exit; the launcher comes back
 //! ```
 
+use super::copy::Copying;
 use super::maintenance::{Maintenance, Verdict};
 use super::occupancy::push::Pushing;
 use super::occupancy::requests::Requests;
@@ -116,6 +117,7 @@ struct Worker {
     pushing: Pushing,
     requests: Requests,
     sweeping: Sweeping,
+    copying: Copying,
     maintenance: Maintenance,
 }
 
@@ -127,6 +129,7 @@ impl Worker {
             pushing: Pushing::new(),
             requests: Requests::new(),
             sweeping: Sweeping::new(),
+            copying: Copying::new(),
             maintenance: Maintenance::new(),
         }
     }
@@ -138,7 +141,8 @@ impl Worker {
                 Verdict::Stay => {}
                 verdict => return DEPARTING.set(verdict == Verdict::Depart),
             }
-            let is_ours = self.publishing.turn(&self.extension)
+            let is_ours = self.copying.turn(&self.extension, &mut self.publishing.publisher)
+                && self.publishing.turn(&self.extension)
                 && self.pushing.turn(&self.extension, &mut self.publishing.publisher)
                 && self.requests.turn(&self.extension, &mut self.publishing.publisher)
                 && self.sweeping.turn(&self.extension, &mut self.publishing);
@@ -154,6 +158,7 @@ impl Worker {
             .min(self.pushing.next(&self.extension, &self.publishing.publisher))
             .min(self.requests.next(&self.extension))
             .min(self.sweeping.next(&self.extension))
+            .min(self.copying.next(&self.publishing.publisher))
             .min(self.maintenance.next());
         let sleep = next.saturating_sub(clock::boot());
         // Between two publications commits need not wake us: the clock will.

@@ -33,6 +33,8 @@ use std::time::Duration;
 /// How long a start may take before it is tried again.
 const START_TIME: u64 = 10_000_000;
 const PAUSE: u64 = 1_000_000;
+/// Between two flushes of the WAL.
+const FLUSH_PAUSE: Duration = Duration::from_millis(10);
 
 /// From _PG_init, while the postmaster preloads.
 pub fn register() {
@@ -80,10 +82,16 @@ pub extern "C-unwind" fn presence_launcher(_argument: pg_sys::Datum) {
         control().launcher.store(pg_sys::MyProc, Release);
     }
     let mut launcher = Launcher::default();
+    let mut looked = 0;
     loop {
-        launcher.turn();
-        persistence::raise_floor();
-        process::wait(Duration::from_micros(PAUSE), false);
+        let has_flushed = control().copied.flush();
+        // A commit of the copy is no reason to look for databases.
+        if !has_flushed || clock::boot() >= looked + PAUSE / 10 {
+            looked = clock::boot();
+            launcher.turn();
+            persistence::raise_floor();
+        }
+        process::wait(if has_flushed { FLUSH_PAUSE } else { Duration::from_micros(PAUSE) }, has_flushed);
     }
 }
 

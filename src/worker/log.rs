@@ -38,22 +38,25 @@ const TYPES: [pg_sys::Oid; COLUMNS] = [
     pg_sys::TEXTOID,
 ];
 
-/// The last one, which is not there before 0.3.0, and NULL as long as servers have no names.
+/// The last one, which is not there before 0.3.0, and NULL where the server has no name.
 const NODE: &CStr = c"node";
 
 /// Those that are NOT NULL.
 const NEVER_NULL: [usize; 2] = [0, 2];
 
 macro_rules! insert {
-    ($table:literal) => {
+    ($table:literal, $columns:literal, $values:literal) => {
         Statement {
             sql: match CStr::from_bytes_with_nul(
                 concat!(
                     "insert into _presence.",
                     $table,
                     " (seq, version, event, room, member_id, connection_id, user_id, status, state, metadata, \
-                     connections, reason, at, joined_at, audience) \
-                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)\0"
+                     connections, reason, at, joined_at, audience",
+                    $columns,
+                    ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15",
+                    $values,
+                    ")\0"
                 )
                 .as_bytes(),
             ) {
@@ -65,7 +68,15 @@ macro_rules! insert {
     };
 }
 
-static INSERT: [Statement; PARTS] = [insert!("_event_0"), insert!("_event_1"), insert!("_event_2")];
+static INSERT: [Statement; PARTS] =
+    [insert!("_event_0", "", ""), insert!("_event_1", "", ""), insert!("_event_2", "", "")];
+
+/// Of a server that has a name.
+static INSERT_NAMED: [Statement; PARTS] = [
+    insert!("_event_0", ", node", ", $16"),
+    insert!("_event_1", ", node", ", $16"),
+    insert!("_event_2", ", node", ", $16"),
+];
 
 const NAMES: [&CStr; PARTS] = [c"_event_0", c"_event_1", c"_event_2"];
 
@@ -186,6 +197,9 @@ impl Page {
             Some(open) => {
                 open.insert(row);
                 Ok(())
+            }
+            None if row[COLUMNS - 1].is_some() && extension::has_internal_schema() => {
+                connection.run(&INSERT_NAMED[self.part], row, true).map(|_| ())
             }
             None => connection.run(&INSERT[self.part], row, true).map(|_| ()),
         }

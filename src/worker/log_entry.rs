@@ -38,10 +38,11 @@ pub struct Rendered {
     truncated: bool,
     at: String,
     joined_at: String,
+    node: Option<String>,
 }
 
 impl Rendered {
-    pub fn new(record: &Record, line: &LogEntry) -> Rendered {
+    pub fn new(record: &Record, line: &LogEntry, node: Option<&[u8]>) -> Rendered {
         let text = |field| line.image.get(field).map(decode);
         let mut truncated = record.kind != Kind::Room && line.image.is_lean();
         let mut json = |field| {
@@ -61,6 +62,7 @@ impl Rendered {
             truncated,
             at: payload::time(record.at),
             joined_at: payload::time(record.joined_at),
+            node: node.map(decode),
         }
     }
 
@@ -82,6 +84,7 @@ impl Rendered {
                 audience: audiences.map(|(audience, _)| audience),
                 old_audience: audiences.and_then(|(_, old)| old),
                 truncated: self.truncated,
+                node: self.node.as_deref(),
             });
         }
         payload::event(&Event {
@@ -102,6 +105,7 @@ impl Rendered {
             audience: audiences.map(|(audience, _)| audience),
             old_audience: audiences.and_then(|(_, old)| old),
             truncated: self.truncated,
+            node: self.node.as_deref(),
         })
     }
 }

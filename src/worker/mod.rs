@@ -5,6 +5,7 @@ pub mod beacon;
 pub mod commit_gap;
 pub mod conflation;
 pub mod connections;
+pub mod copy;
 pub mod database;
 pub mod dropped;
 pub mod expired_scan;

@@ -11,6 +11,8 @@ use super::batch_commit::Committed;
 use super::commit_gap::{Batch, Ready, Window};
 use super::conflation::conflate;
 use super::connections::Connections;
+use super::copy::Copy;
+use super::copy::batch::Batch as CopyBatch;
 use super::last_seen::LastSeen;
 use super::log::Log;
 use super::occupancy::change::{self, Change};
@@ -60,6 +62,7 @@ pub struct Publisher {
     /// With their numbers as published.
     pub(super) rooms: Rooms,
     last_seen: LastSeen,
+    pub(super) copy: Option<Copy>,
 }
 
 /// How a batch is published: the first way that works.
@@ -87,6 +90,7 @@ impl Publisher {
             rights: Rights::default(),
             rooms: Rooms::new(Published::of(database)),
             last_seen: LastSeen::new(),
+            copy: Copy::of_this_server(),
         }
     }
 
@@ -205,6 +209,9 @@ impl Publisher {
     /// The batch is committed.
     fn finish(&mut self, extension: &Extension, done: Done) {
         self.looked = done.looked;
+        if let (Some(copy), Some(written)) = (&mut self.copy, done.copied) {
+            copy.written(extension, written);
+        }
         if done.told_resync {
             self.resync.told();
         }
@@ -250,6 +257,7 @@ impl Publisher {
         let (mut dropped, mut positions) = (0, Vec::new());
         let ready = if settings::notify_delay() > 0 { conflate(ready) } else { ready };
         let mut waiting: Vec<(Ready, Failure)> = Vec::new();
+        let mut copied = CopyBatch::new(self.copy.is_some());
         let (scratch, end) = (memory::Scratch::new(), clock::boot() + LONGEST);
         for mut event in ready {
             if writer.is_full() || (clock::boot() > end && !positions.is_empty()) {
@@ -283,6 +291,7 @@ impl Publisher {
                 dropped += 1;
             }
             done.changes.extend(change::of(extension, record, &counted, |room| self.rooms.is_known(room)));
+            copied.note(record);
             done.published(event, &mut self.last_seen, &mut positions);
         }
         // What waits while others are written is given up in the end; while nothing can be written, it is kept.
@@ -298,6 +307,7 @@ impl Publisher {
                 let counted = self.connections.count(&event.record);
                 done.changes
                     .extend(change::of(extension, &event.record, &counted, |room| self.rooms.is_known(room)));
+                copied.note(&event.record);
                 done.published(event, &mut self.last_seen, &mut positions);
             } else {
                 done.waiting.push((event.record.hash, failure));
@@ -315,6 +325,10 @@ impl Publisher {
             done.told_resync = true;
         }
         let written = writer.finish()?;
+        done.copied = self.copy.as_ref().and_then(|copy| copy.write(&copied));
+        if let Some(Err(failure)) = done.copied.take_if(|copied| is_cancel(copied) && self.obeys_cancel) {
+            failure.raise();
+        }
         if written.events > 0 {
             log.is_fresh = false;
         }
@@ -368,6 +382,12 @@ struct Done {
     /// There is nothing else in the ring up to here, but what waits.
     looked: u64,
     told_resync: bool,
+    /// How many rows the copy has more, if something was copied.
+    copied: Option<std::result::Result<i64, Failure>>,
+}
+
+fn is_cancel<T>(result: &std::result::Result<T, Failure>) -> bool {
+    result.as_ref().is_err_and(|failure| failure.cancelled)
 }
 
 impl Done {

@@ -19,6 +19,7 @@ use crate::extension::{self, Extension};
 use crate::pg::datum::{text_array, texts_of, varlena};
 use crate::pg::spi::Connection;
 use crate::pg::subtransaction::Failure;
+use crate::settings;
 use crate::shared::channel_epochs::Renewal;
 use crate::shared::subscriber_counts::FIXED;
 use pgrx::pg_sys::Datum;
@@ -30,6 +31,8 @@ pub struct Writer<'a> {
     pub(super) connection: &'a Connection,
     pub(super) page: Page,
     pub(super) rotation: &'a mut Rotation,
+    /// This server's name.
+    pub(super) node: Option<Vec<u8>>,
     pub(super) written: Written,
     /// No NOTIFY.
     pub(super) quiet: bool,
@@ -79,6 +82,7 @@ impl<'a> Writer<'a> {
             connection,
             page: log.page(connection)?,
             rotation,
+            node: settings::node_name(),
             written: Written { seq: extension.database.seq.load(Acquire), ..Written::default() },
             quiet,
             owes_resync: extension.database.owed_resync().is_some(),
@@ -364,7 +368,7 @@ impl<'a> Writer<'a> {
             Some(Datum::from(record.at)),
             (record.kind != Kind::Room).then(|| Datum::from(record.joined_at)),
             Some(text_array(&line.audience)),
-            None,
+            self.node.as_deref().map(varlena),
         ]
     }
 

@@ -3,6 +3,7 @@
 mod cancel;
 mod catalog;
 mod common;
+mod copy;
 mod events;
 mod expiry;
 mod faults;

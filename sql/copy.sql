@@ -1,0 +1,99 @@
+-- The copy: members in a logged table, which outlives a crash and which standbys and other servers have as well. Only where
+-- presence.node_name is set, and written by the worker alone: who publishes copies. The shape is a protocol between servers
+-- of different versions, so the columns stay as they are; what a later version adds goes into more. No constraint but the
+-- key: a row that a peer sends must not stop the stream.
+
+create table presence.shared (
+    node           text not null,
+    room           text not null,
+    member_id      text not null,
+    connection_id  text not null,
+    user_id        text,
+    status         text,
+    state          jsonb,
+    metadata       jsonb,
+    audience       text[],
+    version        bigint,
+    generation     bigint,
+    joined_at      timestamptz,
+    updated_at     timestamptz,
+    last_seen_at   timestamptz,
+    ttl            interval,
+    session        boolean,
+    reason         text,
+    more           jsonb,
+    -- By room first: so readers look.
+    primary key (room, member_id, connection_id, node)
+) using heap with (
+    fillfactor = 50,
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000,
+    vacuum_truncate = off, toast.vacuum_truncate = off,
+    toast.autovacuum_vacuum_scale_factor = 0, toast.autovacuum_vacuum_threshold = 1000
+);
+create index shared_user_id on presence.shared (user_id, room);
+
+create table presence.node (
+    node     text primary key,
+    epoch    bigint,
+    beat     bigint,
+    beat_at  timestamptz,
+    state    text,
+    members  bigint,
+    floor    bigint,
+    library  text,
+    more     jsonb
+) using heap with (
+    fillfactor = 10,
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
+    vacuum_truncate = off
+);
+
+comment on table presence.shared is
+    'The logged copy of the members, where presence.node_name is set: it outlives a crash, and standbys have it. Written by '
+    'the worker, a moment after the event; not dumped. To know who is here read presence.online.';
+comment on column presence.shared.node is 'the server where the member is: its presence.node_name';
+comment on column presence.shared.room is 'the room';
+comment on column presence.shared.member_id is 'who or what is present';
+comment on column presence.shared.connection_id is 'which tab, device or connection; empty where nobody tells them apart';
+comment on column presence.shared.user_id is 'who owns the member';
+comment on column presence.shared.status is 'a short text; NULL is none';
+comment on column presence.shared.state is 'the live state; of one that leaves, the last word';
+comment on column presence.shared.metadata is 'slow-changing facts';
+comment on column presence.shared.audience is 'who may see the member, besides its owner: a list of tokens';
+comment on column presence.shared.version is 'the version of the row that was copied';
+comment on column presence.shared.generation is 'the version with which this stay began';
+comment on column presence.shared.joined_at is 'when this stay began';
+comment on column presence.shared.updated_at is 'when status, state, metadata, audience or owner changed last';
+comment on column presence.shared.last_seen_at is 'when the member was last seen, as of its last change: renewals are not copied';
+comment on column presence.shared.ttl is 'how long the lease lasts after each renewal; NULL for a session member without ttl';
+comment on column presence.shared.session is 'whether the member is bound to a database session';
+comment on column presence.shared.reason is
+    'why it leaves: said by the last UPDATE of a row, in the transaction of its DELETE; else NULL';
+comment on column presence.shared.more is
+    'what else is needed to restore the member: leaves_at, expires_at, leave_reason, last_word, reverts; and whatever later '
+    'versions add';
+
+comment on table presence.node is
+    'Servers that have a name (presence.node_name), and their beats: whoever has seen one has everything that was copied before.';
+comment on column presence.node.node is 'the name';
+comment on column presence.node.epoch is 'grows with each start of the server';
+comment on column presence.node.beat is 'grows every presence.node_beat';
+comment on column presence.node.beat_at is 'when that was, by the clock of that server';
+comment on column presence.node.state is 'restoring (members of before a crash are being put back) or up';
+comment on column presence.node.members is 'how many members the copy has of it';
+comment on column presence.node.floor is 'no version or seq at or above this one was given out';
+comment on column presence.node.library is 'the version of its library';
+comment on column presence.node.more is 'whatever later versions add';
+
+-- Read as member is, and closed while that has policies of somebody else's making. No policy lets anybody write, whatever
+-- is granted.
+alter table presence.shared enable row level security;
+alter table presence.node enable row level security;
+create policy shared_read on presence.shared for select using (
+    user_id operator(pg_catalog.=) (select presence.user_id())
+    or (select presence.is_service())
+    or ((select _presence._has_builtin_policies())
+        and audience operator(pg_catalog.&&) (select presence.tokens()) and _presence._may(room, 'read'))
+);
+create policy node_read on presence.node for select using (true);

@@ -1,0 +1,191 @@
+//! The copy: members in a logged table, `presence.shared`, where `presence.node_name` gives the server a name.
+//!
+//! `presence.member` is unlogged: callers wait for no disk, and a crash empties it. The copy is logged and has one writer,
+//! the worker, which nobody waits for: it writes what it publishes, in the transaction in which it publishes it, as the rows
+//! are by then. What it may have missed (events were lost, the copy could not be written, a worker begins) it finds by
+//! comparing the two tables, a page at a time. A beat in `presence.node` says that everything before it is written.
+
+pub mod batch;
+mod beat;
+mod compare;
+
+use super::publisher::Publisher;
+use super::step::Step;
+use super::tenancy::guarded;
+use crate::error::Result;
+use crate::extension::{self, Extension};
+use crate::pg::role::as_role;
+use crate::pg::subtransaction::{Failure, attempt};
+use crate::shared::control;
+use crate::shared::error_status::Part;
+use crate::{clock, settings};
+use batch::Batch;
+use compare::Comparison;
+use std::ffi::CStr;
+
+/// A turn of comparing: events wait no longer.
+const LONGEST: u64 = 20_000;
+
+/// What the worker knows of its copy.
+pub struct Copy {
+    /// This server's name.
+    name: Vec<u8>,
+    /// Rows of ours, as counted by the last comparison and since.
+    members: i64,
+    /// What was written may not be all: how far the comparison has come.
+    comparison: Option<Comparison>,
+    /// It could not be written: nothing is tried with each batch until the comparison goes on.
+    fails: bool,
+    /// How often events were lost, as of the last comparison.
+    losses: u64,
+}
+
+impl Copy {
+    /// None: the server has no name.
+    pub fn of_this_server() -> Option<Copy> {
+        let comparison = Some(Comparison::default());
+        settings::node_name().map(|name| Copy { name, members: 0, comparison, fails: false, losses: 0 })
+    }
+
+    /// Write what a batch of events was about, in its transaction. A copy that cannot be written holds up no event.
+    pub fn write(&self, batch: &Batch) -> Option<std::result::Result<i64, Failure>> {
+        if self.fails || batch.is_empty() || !is_there() {
+            return None;
+        }
+        Some(attempt(|| batch.write(&self.name)))
+    }
+
+    /// That transaction is committed.
+    pub fn written(&mut self, extension: &Extension, written: std::result::Result<i64, Failure>) {
+        match written {
+            Ok(more) => {
+                self.members += more;
+                control().copied.note_commit();
+            }
+            Err(failure) => {
+                extension.database.trouble.failed(Part::Copying, &failure.message);
+                self.fails = true;
+                self.comparison = Some(Comparison::default());
+            }
+        }
+    }
+}
+
+/// Whether this database has the tables: its SQL may be older.
+fn is_there() -> bool {
+    extension::relation(c"shared").is_some()
+}
+
+/// What the worker does for its copy besides.
+pub struct Copying {
+    comparing: Step,
+    beating: Step,
+    next_beat: u64,
+    /// The tables were not there: when to look again.
+    not_before: u64,
+}
+
+/// The SQL of this database is older than the tables.
+const ABSENT_PAUSE: u64 = 1_000_000;
+
+impl Copying {
+    pub fn new() -> Copying {
+        Copying {
+            comparing: Step::new(Part::Copying, "copying members to presence.shared"),
+            beating: Step::new(Part::Beating, "saying that this server is alive"),
+            next_beat: 0,
+            not_before: 0,
+        }
+    }
+
+    pub fn next(&self, publisher: &Publisher) -> u64 {
+        let Some(copy) = &publisher.copy else { return u64::MAX };
+        let comparison = if copy.comparison.is_some() { self.comparing.not_before() } else { u64::MAX };
+        let beat = if copy.fails { u64::MAX } else { self.next_beat.max(self.beating.not_before()) };
+        comparison.min(beat).max(self.not_before)
+    }
+
+    /// False: the extension is not the one that we know any more.
+    pub fn turn(&mut self, extension: &Extension, publisher: &mut Publisher) -> bool {
+        let Some(copy) = &mut publisher.copy else { return true };
+        if clock::boot() < self.not_before {
+            return true;
+        }
+        let losses = extension.database.losses();
+        if losses != copy.losses {
+            copy.losses = losses;
+            copy.comparison = Some(Comparison::default());
+        }
+        self.compare(extension, copy) && self.beat(extension, copy)
+    }
+
+    fn compare(&mut self, extension: &Extension, copy: &mut Copy) -> bool {
+        let end = clock::boot() + LONGEST;
+        while let Some(comparison) = copy.comparison.clone()
+            && self.comparing.may_start()
+            && clock::boot() < end
+        {
+            let page =
+                as_owner(extension, c"comparing members with their copy", || comparison.page(&copy.name));
+            match self.comparing.note(extension.database, page) {
+                Some(Done::Is(page)) => {
+                    copy.fails = false;
+                    copy.comparison = page.next;
+                    copy.members = page.members.unwrap_or(copy.members);
+                    control().copied.note_commit();
+                }
+                Some(Done::Absent) => {
+                    self.not_before = clock::boot() + ABSENT_PAUSE;
+                    return true;
+                }
+                Some(Done::NotOurs) => return false,
+                None => break,
+            }
+        }
+        true
+    }
+
+    /// Between batches, and never by anybody else: it would overtake what it stands for. None while the copy cannot be
+    /// written.
+    fn beat(&mut self, extension: &Extension, copy: &Copy) -> bool {
+        let now = clock::boot();
+        if now < self.next_beat.max(self.not_before) || copy.fails || !self.beating.may_start() {
+            return true;
+        }
+        let beat = as_owner(extension, c"saying that this server is alive", || {
+            beat::write(extension, &copy.name, copy.members, "up")
+        });
+        match self.beating.note(extension.database, beat) {
+            Some(Done::Is(_)) => {
+                self.next_beat = now + settings::node_beat();
+                control().copied.note_commit();
+            }
+            Some(Done::NotOurs) => return false,
+            Some(Done::Absent) | None => {}
+        }
+        true
+    }
+}
+
+enum Done<T> {
+    Is(T),
+    /// This database does not have the tables.
+    Absent,
+    /// The extension is not the one that we know any more.
+    NotOurs,
+}
+
+/// A transaction on the tables.
+fn as_owner<T>(
+    extension: &Extension,
+    activity: &CStr,
+    body: impl FnOnce() -> Result<T>,
+) -> std::result::Result<Done<T>, Failure> {
+    let done = guarded(extension, activity, || {
+        if !is_there() {
+            return Ok(Done::Absent);
+        }
+        as_role(extension.owner_role, body).map(Done::Is)
+    })?;
+    Ok(done.unwrap_or(Done::NotOurs))
+}

@@ -1,0 +1,27 @@
+//! The logged copy of the members, where `presence.node_name` is set.
+
+mod rows;
+
+use crate::common::{Cluster, Session, until};
+
+/// A server with the name `a`, which beats often.
+pub fn named(options: &[&str]) -> Cluster {
+    let name = ["presence.node_name=a", "presence.node_beat=200ms"];
+    Cluster::with(&[&name[..], options].concat())
+}
+
+/// Members as a restore would need them, of the table or of its copy.
+fn rows(session: &mut Session, table: &str, is_bound: &str) -> Vec<Vec<String>> {
+    session.rows(&format!(
+        "select room, member_id, connection_id, user_id, status, state, metadata, audience, version, generation, joined_at,
+                updated_at, ttl, {is_bound}
+         from {table} order by 1, 2, 3"
+    ))
+}
+
+/// Wait until the copy has exactly what the table has.
+pub fn until_copied(service: &mut Session) {
+    until("the copy has what the table has", || {
+        rows(service, "presence.member", "session is not null") == rows(service, "presence.shared", "session")
+    });
+}
