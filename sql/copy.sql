@@ -97,3 +97,9 @@ create policy shared_read on presence.shared for select using (
         and audience operator(pg_catalog.&&) (select presence.tokens()) and _presence._may(room, 'read'))
 );
 create policy node_read on presence.node for select using (true);
+
+-- Unlogged like presence.member: when both are empty, after a crash or a promotion, the members have to be put back.
+create unlogged table _presence._whole (node text primary key);
+comment on table _presence._whole is
+    'The name under which presence.member has whom presence.shared has; no row: it has been emptied by a crash.';
+alter table _presence._whole enable row level security;

@@ -825,6 +825,12 @@ create policy shared_read on presence.shared for select using (
 );
 create policy node_read on presence.node for select using (true);
 
+-- Unlogged like presence.member: when both are empty, after a crash or a promotion, the members have to be put back.
+create unlogged table _presence._whole (node text primary key);
+comment on table _presence._whole is
+    'The name under which presence.member has whom presence.shared has; no row: it has been emptied by a crash.';
+alter table _presence._whole enable row level security;
+
 create function _presence._page(max_rows integer) returns bigint
     language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_page';
 comment on function _presence._page(integer) is 'max_rows of presence.list, if it is NULL or 1 to 10000 (22023).';

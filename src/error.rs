@@ -90,6 +90,10 @@ pub enum Error {
         why: &'static str,
     },
     ReadOnlyWithoutSlot,
+    /// A standby has members to read, and no more.
+    OnStandby {
+        what: &'static str,
+    },
     TooManyMembers {
         what: &'static str,
         limit: i32,
@@ -137,7 +141,7 @@ impl Error {
             | Error::NotOwnSession { .. } => ERRCODE_FEATURE_NOT_SUPPORTED,
             Error::ConcurrentUpdate => ERRCODE_T_R_SERIALIZATION_FAILURE,
             Error::NotItsTrigger { .. } => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
-            Error::ReadOnlyWithoutSlot => ERRCODE_READ_ONLY_SQL_TRANSACTION,
+            Error::ReadOnlyWithoutSlot | Error::OnStandby { .. } => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Error::TooManyColumns | Error::Spi { .. } => ERRCODE_INTERNAL_ERROR,
         }
     }
@@ -176,6 +180,7 @@ impl Error {
             Error::NoSessionFeatures { what, .. } => format!("{what} is not available to this session"),
             Error::NotOwnSession { what, .. } => format!("{what} is for a client's own session only"),
             Error::ReadOnlyWithoutSlot => "cannot renew this lease in a read-only transaction".into(),
+            Error::OnStandby { what } => format!("cannot execute {what} during recovery"),
             Error::TooManyMembers { what, .. } => format!("the {what} has too many members"),
             Error::TooManySeats => "too many members are entering at once".into(),
             Error::TooManyColumns => "table presence.member is not as expected".into(),
@@ -204,6 +209,7 @@ impl Error {
             Error::NoSessionFeatures { why, .. } | Error::NotOwnSession { why, .. } => (*why).into(),
             Error::AuthorizerFailed { why } => why.clone(),
             Error::ReadOnlyWithoutSlot => "All lease slots are taken, so this lease lives in a table.".into(),
+            Error::OnStandby { .. } => "This server is a standby: members live on its primary.".into(),
             Error::TooManyMembers { limit, .. } => format!("The limit is {limit}."),
             Error::TooManySeats => {
                 "Another transaction is entering the same room, or under the same user, and there are too many open \
@@ -279,6 +285,11 @@ impl Error {
                 .into(),
             Error::ReadOnlyWithoutSlot => {
                 "Use a read-write transaction, or raise presence.max_members and restart the server.".into()
+            }
+            Error::OnStandby { .. } => {
+                "Connect to the primary. On a standby whose primary has a name (presence.node_name) list, get, users, \
+                 occupancy, rooms and state answer."
+                    .into()
             }
             Error::InvalidMaxRows { .. } => "Read page by page; the comment of the function says how.".into(),
             Error::MissingArgument { .. } => "Give it a value.".into(),

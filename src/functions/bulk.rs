@@ -366,7 +366,7 @@ fn forget(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from((members + past) as i32)))
 }
 
-crate::sql_function!(presence_upsert_many, pg_finfo_presence_upsert_many, upsert_many);
-crate::sql_function!(presence_update_many, pg_finfo_presence_update_many, update_many);
-crate::sql_function!(presence_delete_many, pg_finfo_presence_delete_many, delete_many);
-crate::sql_function!(presence_forget, pg_finfo_presence_forget, forget);
+crate::verb!(presence_upsert_many, pg_finfo_presence_upsert_many, "presence.upsert_many()", upsert_many);
+crate::verb!(presence_update_many, pg_finfo_presence_update_many, "presence.update_many()", update_many);
+crate::verb!(presence_delete_many, pg_finfo_presence_delete_many, "presence.delete_many()", delete_many);
+crate::verb!(presence_forget, pg_finfo_presence_forget, "presence.forget()", forget);

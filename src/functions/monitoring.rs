@@ -121,7 +121,7 @@ crate::sql_function!(presence_fast_writes, pg_finfo_presence_fast_writes, fast_w
 crate::sql_function!(presence_seq, pg_finfo_presence_seq, seq);
 crate::sql_function!(presence_worker_pid, pg_finfo_presence_worker_pid, worker_pid);
 crate::sql_function!(presence_wait_for_flush, pg_finfo_presence_wait_for_flush, wait_for_flush);
-crate::sql_function!(presence_sweep, pg_finfo_presence_sweep, sweep);
+crate::verb!(presence_sweep, pg_finfo_presence_sweep, "presence.sweep()", sweep);
 crate::sql_function!(presence_announce, pg_finfo_presence_announce, announce);
 crate::sql_function!(presence_trouble, pg_finfo_presence_trouble, trouble);
 crate::sql_function!(presence_health, pg_finfo_presence_health, health);

@@ -160,7 +160,7 @@ fn note(extension: &Extension, key: &Key, what: What, version: u64, at: i64, row
     );
 }
 
-fn lease_of(extension: &Extension, row: &Row) -> Lease {
+pub fn lease_of(extension: &Extension, row: &Row) -> Lease {
     let lease = row.lease();
     let last_seen = match lease.deadline {
         NEVER => clock::boot_of(row.time(Column::LastSeenAt)).min(clock::boot()),

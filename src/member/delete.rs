@@ -232,5 +232,5 @@ pub fn delete_members_of(user_id: &[u8], connection_id: Option<&[u8]>) -> Result
     leave(&connection, members, Intent { reason: Some(Reason::Left), ..Intent::default() })
 }
 
-crate::sql_function!(presence_delete, pg_finfo_presence_delete, delete);
-crate::sql_function!(presence_delete_all, pg_finfo_presence_delete_all, delete_all);
+crate::verb!(presence_delete, pg_finfo_presence_delete, "presence.delete()", delete);
+crate::verb!(presence_delete_all, pg_finfo_presence_delete_all, "presence.delete_all()", delete_all);

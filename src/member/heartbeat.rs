@@ -198,5 +198,10 @@ fn heartbeat_many(call: &Call) -> Result<Option<Datum>> {
     call.rows(missing.iter().map(|key| key.iter().map(|part| Some(datum::varlena(part))).collect()))
 }
 
-crate::sql_function!(presence_heartbeat, pg_finfo_presence_heartbeat, heartbeat);
-crate::sql_function!(presence_heartbeat_many, pg_finfo_presence_heartbeat_many, heartbeat_many);
+crate::verb!(presence_heartbeat, pg_finfo_presence_heartbeat, "presence.heartbeat()", heartbeat);
+crate::verb!(
+    presence_heartbeat_many,
+    pg_finfo_presence_heartbeat_many,
+    "presence.heartbeat_many()",
+    heartbeat_many
+);

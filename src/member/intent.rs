@@ -30,6 +30,8 @@ pub struct Intent {
     pub wish: Option<Rc<Wish>>,
     /// What is due is undone, and nothing else: that is no proof of life.
     pub reverting: bool,
+    /// The member was here before a crash, and comes back as it was: no check, no event.
+    pub restoring: bool,
 }
 
 /// What a write means for a leave that is still to come (`grace`).

@@ -7,16 +7,18 @@ use crate::lease::rule::{self, RowLease, Start};
 use crate::lease::slot::{Key, Lease, NEVER, alive};
 use crate::pg::rows::Rows;
 use crate::pg::snapshot::with_catalog_snapshot;
-use crate::shared::control;
 use crate::shared::leases::leases;
+use crate::shared::{control, databases};
 use crate::{clock, extension, settings};
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 
-pub fn start() -> Start {
+/// For rows of this database.
+pub fn start(database: u32) -> Start {
     let control = control();
+    let are_new = databases().get(database as usize).is_some_and(|database| database.copy.trusts_rows());
     Start {
-        version: control.started_version.load(Relaxed),
+        version: if are_new { 0 } else { control.started_version.load(Relaxed) },
         grace_until: control.started_at.load(Relaxed) + settings::restart_grace(),
     }
 }
@@ -39,11 +41,12 @@ pub fn effective_deadline(key: &Key, slot: Option<&Lease>, row: &RowLease, now: 
     if slot.is_none() && row.session != 0 && !session::is_live(key.database, row.session) {
         return None;
     }
+    let start = start(key.database);
     match slot {
-        None if row.version >= start().version => {
-            now_of(key, row).and_then(|row| rule::deadline(None, &row, &start(), now))
+        None if row.version >= start.version => {
+            now_of(key, row).and_then(|row| rule::deadline(None, &row, &start, now))
         }
-        _ => rule::deadline(slot, row, &start(), now),
+        _ => rule::deadline(slot, row, &start, now),
     }
 }
 

@@ -3,7 +3,7 @@
 //! spares the executor, calls it by itself.
 
 use super::trigger_call::{Operation, trigger_call};
-use super::{after, before};
+use super::{after, before, restoring};
 use crate::error::{Error, Result};
 use crate::pg::function::Call;
 use pgrx::pg_sys::{self, Datum};
@@ -16,7 +16,11 @@ fn fire_before(call: &Call) -> Result<Option<Datum>> {
     if firing.intent.system_columns_only {
         return firing.proceed_unchanged();
     }
+    if firing.operation == Operation::Insert && !firing.intent.restoring {
+        firing.extension.database.copy.wait();
+    }
     match firing.operation {
+        Operation::Insert if firing.intent.restoring => restoring::before(&firing),
         Operation::Delete if is_replica() => firing.proceed_unchanged(),
         _ if is_replica() => before::replicated(&firing),
         Operation::Insert => before::insert(&firing),
@@ -37,6 +41,7 @@ fn fire_after(call: &Call) -> Result<Option<Datum>> {
         && !firing.intent.system_columns_only
     {
         match firing.operation {
+            Operation::Insert if firing.intent.restoring => restoring::after(&firing)?,
             Operation::Insert => after::insert(&firing)?,
             Operation::Update => after::update(&firing)?,
             Operation::Delete => after::delete(&firing)?,

@@ -64,5 +64,5 @@ fn merge_patch(call: &Call) -> Result<Option<Datum>> {
     }
 }
 
-crate::sql_function!(presence_update, pg_finfo_presence_update, update);
+crate::verb!(presence_update, pg_finfo_presence_update, "presence.update()", update);
 crate::sql_function!(presence_merge_patch, pg_finfo_presence_merge_patch, merge_patch);

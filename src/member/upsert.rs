@@ -153,4 +153,4 @@ fn composite(values: &[Option<Datum>; ONLINE.len()], row_type: pg_sys::Oid) -> R
     }
 }
 
-crate::sql_function!(presence_upsert, pg_finfo_presence_upsert, upsert);
+crate::verb!(presence_upsert, pg_finfo_presence_upsert, "presence.upsert()", upsert);

@@ -11,7 +11,7 @@ use pgrx::pg_sys::{self, Datum};
 /// Define a C function for SQL: `sql_function!(presence_heartbeat, presence_heartbeat_info, heartbeat);`
 #[macro_export]
 macro_rules! sql_function {
-    ($symbol:ident, $info:ident, $body:path) => {
+    ($symbol:ident, $info:ident, $body:expr) => {
         #[doc(hidden)]
         #[unsafe(no_mangle)]
         pub extern "C" fn $info() -> &'static pgrx::pg_sys::Pg_finfo_record {
@@ -23,7 +23,8 @@ macro_rules! sql_function {
         #[pgrx::pg_guard]
         #[unsafe(no_mangle)]
         pub unsafe extern "C-unwind" fn $symbol(call: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
-            let body: fn(&$crate::pg::function::Call) -> _ = $body;
+            let body: fn(&$crate::pg::function::Call) -> $crate::error::Result<Option<pgrx::pg_sys::Datum>> =
+                $body;
             // SAFETY: PostgreSQL calls this with a valid call.
             unsafe { $crate::pg::function::enter(call, body) }
         }

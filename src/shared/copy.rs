@@ -1,8 +1,10 @@
 //! The logged copy of the members (`worker::copy`): what stands of it in shared memory.
 
 use super::{control, next_version, wake};
+use crate::worker::process::wait_event;
+use crate::{clock, settings};
 use pgrx::pg_sys;
-use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 
 /// Positions in the WAL. Commits of the copy wait for no disk, and what is not on disk reaches no standby and no peer: so
 /// the launcher, which has nothing else to do, flushes behind them.
@@ -36,11 +38,20 @@ impl Copied {
     }
 }
 
+/// How long somebody waits for members that are being put back, while nothing happens.
+const PATIENCE: u64 = 10_000_000;
+
 /// Of one database.
 #[repr(C)]
 pub struct CopyStatus {
     /// A number for this run of the server under its name; 0 is none yet.
     epoch: AtomicU64,
+    /// Nobody is to be put back (any more).
+    whole: AtomicBool,
+    /// All rows were stored in this run of the server: their deadlines are of its clock.
+    trusted: AtomicBool,
+    /// When a page of them was put back, by the boot clock, or somebody began to wait; 0 is not yet.
+    at: AtomicU64,
 }
 
 impl CopyStatus {
@@ -52,8 +63,50 @@ impl CopyStatus {
         self.epoch.load(Acquire)
     }
 
+    pub fn is_whole(&self) -> bool {
+        self.whole.load(Acquire)
+    }
+
+    pub fn is_whole_now(&self) {
+        self.whole.store(true, Release);
+    }
+
+    pub fn trusts_rows(&self) -> bool {
+        self.trusted.load(Acquire)
+    }
+
+    pub fn trust_rows(&self) {
+        self.trusted.store(true, Release);
+    }
+
+    /// Some were put back.
+    pub fn goes_on(&self) {
+        self.at.store(clock::boot(), Release);
+    }
+
+    /// Wait until all are put back: whoever comes first after a crash finds everybody, and what they delete stays deleted.
+    /// Not for longer than it goes on. Whether it has waited.
+    pub fn wait(&self) -> bool {
+        if self.is_whole() || settings::node_name().is_none() {
+            return false;
+        }
+        let _ = self.at.compare_exchange(0, clock::boot(), AcqRel, Relaxed);
+        while !self.is_whole() && clock::boot() < self.at.load(Acquire) + PATIENCE {
+            // SAFETY: this process's latch; a few milliseconds at most.
+            unsafe {
+                let events = pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+                pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, 2, wait_event(c"PresenceRestore"));
+            }
+            pgrx::check_for_interrupts!();
+        }
+        true
+    }
+
     /// The database is gone.
     pub fn forget(&self) {
         self.epoch.store(0, Release);
+        self.whole.store(false, Release);
+        self.trusted.store(false, Release);
+        self.at.store(0, Release);
     }
 }

@@ -4,7 +4,7 @@ use crate::clock;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::*};
 
 const BYTES: usize = 256;
-const PARTS: usize = Part::Beating as usize + 1;
+const PARTS: usize = Part::Restoring as usize + 1;
 
 /// Whose attempts these are: each goes well again by itself.
 #[derive(Clone, Copy)]
@@ -35,6 +35,7 @@ pub enum Part {
     /// The logged copy of the members.
     Copying = 20,
     Beating = 21,
+    Restoring = 22,
 }
 
 #[repr(C)]

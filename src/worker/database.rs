@@ -9,7 +9,7 @@
 //!             └──▶ somebody waits for the database: YIELDED, exit; the launcher comes back
 //! ```
 
-use super::copy::Copying;
+use super::copy::{self, Copying};
 use super::maintenance::{Maintenance, Verdict};
 use super::occupancy::push::Pushing;
 use super::occupancy::requests::Requests;
@@ -68,6 +68,9 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     database.flushed.store(database.tail.load(Acquire), Release);
     batch_commit::register_callback();
     dropped::free_leases(database);
+    if let Err(failure) = copy::begin_without_a_name(&extension) {
+        pgrx::log!("presence_ext: forgetting the copy failed: {}", failure.message);
+    }
     Worker::new(extension).run();
 }
 
@@ -158,7 +161,7 @@ impl Worker {
             .min(self.pushing.next(&self.extension, &self.publishing.publisher))
             .min(self.requests.next(&self.extension))
             .min(self.sweeping.next(&self.extension))
-            .min(self.copying.next(&self.publishing.publisher))
+            .min(self.copying.next(self.extension.database, &self.publishing.publisher))
             .min(self.maintenance.next());
         let sleep = next.saturating_sub(clock::boot());
         // Between two publications commits need not wake us: the clock will.

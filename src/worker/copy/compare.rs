@@ -1,6 +1,7 @@
 //! Comparing the members with their copy, page by page in the order of the key: first whom the copy has not, or not as they
 //! are, then who is in the copy and not here any more.
 
+use super::restore::NOTE_WHOLE;
 use crate::error::Result;
 use crate::pg::datum::varlena;
 use crate::pg::spi::{Connection, Statement, statement};
@@ -115,6 +116,8 @@ impl Comparison {
                 members: None,
             });
         }
+        // SQL that came while the server ran: who is here is here.
+        connection.run(&NOTE_WHOLE, &[Some(varlena(node))], true)?;
         let members = connection.run(&COUNT, &[Some(varlena(node))], false)?.number(0, 0) as i64;
         Ok(Page { next: None, members: Some(members) })
     }

@@ -8,6 +8,7 @@
 pub mod batch;
 mod beat;
 mod compare;
+mod restore;
 
 use super::publisher::Publisher;
 use super::step::Step;
@@ -15,13 +16,16 @@ use super::tenancy::guarded;
 use crate::error::Result;
 use crate::extension::{self, Extension};
 use crate::pg::role::as_role;
+use crate::pg::spi::Connection;
 use crate::pg::subtransaction::{Failure, attempt};
-use crate::shared::control;
 use crate::shared::error_status::Part;
+use crate::shared::{Database, control};
 use crate::{clock, settings};
 use batch::Batch;
 use compare::Comparison;
+use restore::{Next, Restore};
 use std::ffi::CStr;
+use std::sync::atomic::Ordering::*;
 
 /// A turn of comparing: events wait no longer.
 const LONGEST: u64 = 20_000;
@@ -78,6 +82,8 @@ fn is_there() -> bool {
 
 /// What the worker does for its copy besides.
 pub struct Copying {
+    restore: Restore,
+    restoring: Step,
     comparing: Step,
     beating: Step,
     next_beat: u64,
@@ -91,6 +97,8 @@ const ABSENT_PAUSE: u64 = 1_000_000;
 impl Copying {
     pub fn new() -> Copying {
         Copying {
+            restore: Restore::default(),
+            restoring: Step::new(Part::Restoring, "putting members back"),
             comparing: Step::new(Part::Copying, "copying members to presence.shared"),
             beating: Step::new(Part::Beating, "saying that this server is alive"),
             next_beat: 0,
@@ -98,8 +106,11 @@ impl Copying {
         }
     }
 
-    pub fn next(&self, publisher: &Publisher) -> u64 {
+    pub fn next(&self, database: &Database, publisher: &Publisher) -> u64 {
         let Some(copy) = &publisher.copy else { return u64::MAX };
+        if !database.copy.is_whole() {
+            return self.restoring.not_before().max(self.not_before);
+        }
         let comparison = if copy.comparison.is_some() { self.comparing.not_before() } else { u64::MAX };
         let beat = if copy.fails { u64::MAX } else { self.next_beat.max(self.beating.not_before()) };
         comparison.min(beat).max(self.not_before)
@@ -111,12 +122,52 @@ impl Copying {
         if clock::boot() < self.not_before {
             return true;
         }
+        if !extension.database.copy.is_whole() {
+            return self.restore(extension, copy);
+        }
         let losses = extension.database.losses();
         if losses != copy.losses {
             copy.losses = losses;
             copy.comparison = Some(Comparison::default());
         }
         self.compare(extension, copy) && self.beat(extension, copy)
+    }
+
+    /// Until that is done nothing may be deleted from the copy but what leaves.
+    fn restore(&mut self, extension: &Extension, copy: &Copy) -> bool {
+        let database = extension.database;
+        let end = clock::boot() + LONGEST;
+        while self.restoring.may_start() && clock::boot() < end {
+            let step = as_owner(extension, c"putting members back", || {
+                let next = self.restore.step(extension, &copy.name)?;
+                if clock::boot() >= self.next_beat && !matches!(self.restore, Restore::Look) {
+                    beat::write(extension, &copy.name, copy.members, "restoring")?;
+                }
+                Ok(next)
+            });
+            match self.restoring.note(database, step) {
+                Some(Done::Is(next)) => {
+                    control().copied.note_commit();
+                    if clock::boot() >= self.next_beat {
+                        self.next_beat = clock::boot() + settings::node_beat();
+                    }
+                    match next {
+                        Next::Page(restore) => {
+                            database.copy.goes_on();
+                            self.restore = restore;
+                        }
+                        Next::Whole(count) => {
+                            self.next_beat = 0;
+                            return whole(database, count);
+                        }
+                    }
+                }
+                Some(Done::Absent) => return whole(database, 0),
+                Some(Done::NotOurs) => return false,
+                None => break,
+            }
+        }
+        true
     }
 
     fn compare(&mut self, extension: &Extension, copy: &mut Copy) -> bool {
@@ -165,6 +216,30 @@ impl Copying {
         }
         true
     }
+}
+
+/// Who was here is here.
+fn whole(database: &'static Database, count: u64) -> bool {
+    if count > 0 {
+        pgrx::log!("presence_ext: put back {count} members");
+        // Those of sessions are to leave; and whoever has listed meanwhile shall list again.
+        database.ended_sessions.fetch_add(1, AcqRel);
+        database.ask_resync();
+    }
+    database.copy.is_whole_now();
+    true
+}
+
+/// A worker begins where the server has no name: nothing is put back, and what it was once called is forgotten.
+pub fn begin_without_a_name(extension: &Extension) -> std::result::Result<(), Failure> {
+    if settings::node_name().is_none() {
+        as_owner(extension, c"forgetting the copy", || {
+            restore::forget_other_names(&Connection::open()?, b"")
+        })?;
+        control().copied.note_commit();
+        extension.database.copy.is_whole_now();
+    }
+    Ok(())
 }
 
 enum Done<T> {

@@ -262,6 +262,11 @@ impl Stall {
     pub fn at(&self, point: &str) -> String {
         format!("set presence.stall_at = '{point}'; set presence.stall_while = '{}';", self.file.display())
     }
+
+    /// The same, of the server: for those who have no session.
+    pub fn options(&self, point: &str) -> [String; 2] {
+        [format!("presence.stall_at={point}"), format!("presence.stall_while={}", self.file.display())]
+    }
 }
 
 impl Drop for Stall {

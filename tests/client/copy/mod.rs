@@ -1,5 +1,6 @@
 //! The logged copy of the members, where `presence.node_name` is set.
 
+mod crash;
 mod rows;
 
 use crate::common::{Cluster, Session, until};

@@ -1,0 +1,349 @@
+//! A crash of the server: whoever was here is here again.
+
+use super::{named, until_copied};
+use crate::common::{Cluster, Frozen, Over, Session, Stall, millis, signal, until};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+use std::time::Instant;
+
+/// The server is killed, and up again.
+fn crash(cluster: &Cluster) {
+    cluster.stop("immediate");
+    cluster.start_again();
+}
+
+/// The worker stalls where it puts members back.
+fn start_stalled(cluster: &Cluster, stall: &Stall, point: &str) {
+    let options = stall.options(point);
+    cluster.start_again_with(&options.each_ref().map(String::as_str));
+}
+
+fn until_restored(cluster: &Cluster) -> Session {
+    cluster.until_worker("app");
+    let mut service = cluster.service();
+    // It waits until all are back; what the node said of itself before the crash may still stand there.
+    service.run("select presence.heartbeat('lobby')");
+    until("the node is up", || service.rows("select state from presence.node") == [["up"]]);
+    service
+}
+
+const EVENTS: &str = "select event, room, member_id, coalesce(reason, '') from presence.event
+                      where event in ('enter', 'update', 'leave') order by seq";
+
+#[test]
+fn members_come_back_as_they_were() {
+    let cluster = named(&["presence.restart_grace=3s"]);
+    let (mut alice, mut bob, mut service) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
+    alice.run("select presence.upsert('lobby', '{\"x\": 1}', status => 'away', metadata => '[1]', ttl => '1 h', audience => '{any}')");
+    alice.run("select presence.upsert('short', '1', ttl => '1 s')");
+    bob.run("select presence.upsert('lobby', session => true)");
+    bob.run("select presence.upsert('lobby', connection_id => 'tab', session => true, ttl => '1 h')");
+    bob.run("select presence.upsert('going', '1', ttl => '1 h'); select presence.delete('going', after => '1 h', state => '\"bye\"'); select presence.update('going', '{\"n\": 2}')");
+    bob.run("select presence.upsert('typing', '1', ttl => '1 h')");
+    bob.run("select presence.upsert('typing', '2', revert_after => '500 ms')");
+    service.flush();
+    until_copied(&mut service);
+    let seq = service.number("select presence.seq()");
+    let held = "select room, member_id, state, status, metadata, ttl, version, joined_at, updated_at, node from presence.list() where room in ('lobby', 'short')";
+    let mut before = service.rows(held);
+    before.retain(|row| row[1] == "alice");
+    assert_eq!(before.len(), 2);
+    let newest = service.number("select max(version) from presence.member");
+
+    let started = Instant::now();
+    crash(&cluster);
+    // The first to come find everybody, heartbeats are true.
+    let mut alice = cluster.user("alice");
+    assert!(alice.is("select presence.heartbeat('lobby')"));
+    assert_eq!(alice.number("select count(*) from presence.heartbeat_many('{lobby,short}')"), 0);
+    let mut service = until_restored(&cluster);
+    assert_eq!(service.rows(held), before);
+    let grace = "select room, ceil(extract(epoch from expires_at - clock_timestamp())) from presence.list() order by 1";
+    // bob's session members leave; who typed has stopped, and who wanted to leave will.
+    until("bob's leaves", || {
+        service.number("select count(*) from presence.member where session is not null") == 0
+    });
+    service.flush();
+    until("what reverts", || service.rows(EVENTS).len() == 3);
+    let mut events = service.rows(EVENTS);
+    events.sort();
+    assert_eq!(
+        events,
+        [
+            ["leave", "lobby", "bob", "disconnected"],
+            ["leave", "lobby", "bob", "disconnected"],
+            ["update", "typing", "bob", ""]
+        ]
+    );
+    assert_eq!(service.value("select state from presence.list('typing')"), "1");
+    let leaving = "select last_word, leaves_at is not null from presence.member where room = 'going'";
+    assert_eq!(service.rows(leaving), [["\"bye\"", "t"]]);
+    let graces: BTreeMap<String, f64> = service
+        .rows(grace)
+        .into_iter()
+        .map(|row| (row[0].clone(), row[1].parse().expect("seconds")))
+        .collect();
+    assert!(graces["lobby"] > 3_590.0 && graces["typing"] > 3_590.0 && graces["short"] <= 3.0, "{graces:?}");
+    // Who does not come leaves once, when the grace is over; numbers go on.
+    service.run("select presence.listen()");
+    let heard = service.hear_until("an expiry", |event| event.kind() == "leave");
+    assert_eq!(heard.last().expect("it")["room"], "short");
+    assert_eq!(heard.last().expect("it")["reason"], "expired");
+    assert!(
+        started.elapsed() > millis(2_900) && started.elapsed() < millis(9_000),
+        "{:?}",
+        started.elapsed()
+    );
+    assert!(service.number("select presence.seq()") > seq);
+    assert!(alice.number("select version from presence.upsert('lobby', '{\"x\": 2}')") > newest);
+    service.flush();
+    assert_eq!(service.rows(EVENTS).len(), 5);
+    until_copied(&mut service);
+    cluster.assert_sound();
+}
+
+/// Whoever listed before all were back is told to list again.
+#[test]
+fn who_comes_too_early_lists_again() {
+    let cluster = named(&[]);
+    let mut service = cluster.service();
+    service.run("select count(presence.upsert('r' || n % 10, to_jsonb(n), user_id => 'u' || n)) from generate_series(1, 900) n");
+    until_copied(&mut service);
+    let stall = cluster.stall();
+    cluster.stop("immediate");
+    start_stalled(&cluster, &stall, "restoring");
+    let mut service = cluster.service();
+    service.run("select presence.listen()");
+    until("some are back", || service.rows("select state from presence.node") == [["restoring"]]);
+    drop(stall);
+    service.hear_until("resync", |event| event.kind() == "resync");
+    assert_eq!(service.number("select count(*) from presence.list(max_rows => 10000)"), 900);
+    let mut service = until_restored(&cluster);
+    until_copied(&mut service);
+    cluster.assert_sound();
+}
+
+/// What is deleted while members are put back stays deleted.
+#[test]
+fn verbs_wait_for_those_who_come_back() {
+    let cluster = named(&[]);
+    let mut service = cluster.service();
+    service.run("select count(presence.upsert('lobby', to_jsonb(n), user_id => 'u' || n)) from generate_series(1, 900) n");
+    cluster
+        .user("alice")
+        .run("select presence.upsert('zoo', '1'), presence.upsert('zoo', '1', connection_id => 'b')");
+    until_copied(&mut service);
+    let stall = cluster.stall();
+    cluster.stop("immediate");
+    start_stalled(&cluster, &stall, "restoring");
+    let done = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let verbs: [(&str, &str); 6] = [
+            ("select presence.delete('zoo')", "1"),
+            ("select count(*) from presence.update('zoo', '{\"x\": 2}', connection_id => 'b')", "1"),
+            ("select presence.heartbeat('zoo', connection_id => 'b')", "t"),
+            (
+                "select joined_at < pg_postmaster_start_time() from presence.upsert('zoo', '3', connection_id => 'b')",
+                "t",
+            ),
+            ("select count(*) from presence.heartbeat_many('{zoo}', null, '{b}')", "0"),
+            (
+                "select presence.update_many('[{\"room\": \"zoo\", \"connection_id\": \"b\", \"patch\": {\"y\": 2}}]')",
+                "1",
+            ),
+        ];
+        for (verb, answer) in verbs {
+            let (cluster, done) = (&cluster, &done);
+            scope.spawn(move || {
+                assert_eq!(cluster.user("alice").value(verb), answer, "{verb}");
+                done.fetch_add(1, AcqRel);
+            });
+        }
+        std::thread::sleep(millis(300));
+        assert_eq!(done.load(Acquire), 0);
+        drop(stall);
+    });
+    let mut service = until_restored(&cluster);
+    service.flush();
+    assert_eq!(service.rows("select member_id, connection_id from presence.list('zoo')"), [["alice", "b"]]);
+    until_copied(&mut service);
+    cluster.assert_sound();
+}
+
+/// At every point of it, again and again: nobody is there twice, nobody is lost.
+#[test]
+fn a_crash_while_members_are_put_back() {
+    let cluster = named(&["presence.max_per_user=0"]);
+    let mut service = cluster.service();
+    service.run("select count(presence.upsert('r' || n % 10, to_jsonb(n), user_id => 'u' || n, ttl => '1 h')) from generate_series(1, 1300) n");
+    until_copied(&mut service);
+    let all = "select room, member_id, state, version, generation from presence.member order by 1, 2";
+    let before = service.rows(all);
+    for point in ["restoring", "restored", "restoring", "restored"] {
+        let stall = cluster.stall();
+        cluster.stop("immediate");
+        start_stalled(&cluster, &stall, point);
+        let mut service = cluster.service();
+        let waits = "select count(*) from pg_stat_activity where backend_type = 'presence_ext worker' and query = 'putting members back'";
+        until("it is stalled", || service.number(waits) == 1);
+        std::thread::sleep(millis(100));
+        cluster.stop("immediate");
+        drop(stall);
+        cluster.start_again();
+        if point == "restored" {
+            // And a worker that is killed in between.
+            cluster.until_worker("app");
+            signal("TERM", cluster.service().number("select presence.worker_pid()"));
+        }
+        let mut service = until_restored(&cluster);
+        assert_eq!(service.rows(all), before, "after a crash at {point}");
+        assert_eq!(service.rows(EVENTS), [[""; 4]; 0], "after a crash at {point}");
+        until_copied(&mut service);
+    }
+    cluster.assert_sound();
+}
+
+/// As when the power goes: what nobody has flushed is lost. The member is not, and numbers go on.
+#[test]
+fn the_last_moment_may_be_missing_and_nothing_else() {
+    let cluster = named(&["wal_writer_delay=10s", "presence.node_beat=60s"]);
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    alice.run("select presence.upsert('lobby', '1', ttl => '1 h'), presence.upsert('side', ttl => '1 h')");
+    service.flush();
+    until("that is on disk", || {
+        service.is("select pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()")
+    });
+    let launcher = "select pid from pg_stat_activity where backend_type = 'presence_ext launcher'";
+    let frozen = Frozen::new(service.number(launcher));
+    let lost = alice.number("select version from presence.upsert('lobby', '2')");
+    alice.run("select presence.upsert('new', ttl => '1 h'), presence.delete('side')");
+    service.flush();
+    let seq = service.number("select presence.seq()");
+    cluster.stop("immediate");
+    drop(frozen);
+    cluster.start_again();
+    let mut service = until_restored(&cluster);
+    let list = "select room, state from presence.list() order by 1";
+    // Who has left in that moment is there until the grace ends; who entered enters again.
+    assert_eq!(service.rows(list), [["lobby", "1"], ["side", "{}"]]);
+    let mut alice = cluster.user("alice");
+    assert!(alice.is("select presence.heartbeat('lobby')"));
+    assert!(!alice.is("select presence.heartbeat('new')"));
+    assert!(alice.number("select version from presence.upsert('lobby', '3')") > lost);
+    service.flush();
+    assert!(service.number("select presence.seq()") > seq);
+    until_copied(&mut service);
+    cluster.assert_sound();
+}
+
+/// More members than slots: their leases live in the rows.
+#[test]
+fn members_come_back_without_slots() {
+    let cluster =
+        named(&["presence.max_members=100", "presence.max_per_user=0", "presence.restart_grace=2s"]);
+    let mut service = cluster.service();
+    service.run("select count(presence.upsert('lobby', to_jsonb(n), member_id => 'm' || n, user_id => 'u', ttl => '1 h')) from generate_series(1, 500) n");
+    until_copied(&mut service);
+    crash(&cluster);
+    let mut service = until_restored(&cluster);
+    std::thread::sleep(millis(2_500));
+    assert_eq!(service.number("select count(*) from presence.list('lobby')"), 500);
+    let missing = "select count(*) from presence.heartbeat_many(array_fill('lobby'::text, '{500}'), (select array_agg('m' || n) from generate_series(1, 500) n))";
+    assert_eq!(service.number(missing), 0);
+    cluster.assert_sound();
+}
+
+/// Under load, twenty times: what was published a moment before the crash is there, nobody is there twice, numbers go on.
+#[test]
+fn twenty_crashes_under_load() {
+    let cluster = named(&["presence.max_per_user=0", "presence.restart_grace=60s"]);
+    let mut service = cluster.service();
+    service.run("select count(presence.upsert('still', to_jsonb(n), user_id => 's' || n, ttl => '1 h')) from generate_series(1, 200) n");
+    until_copied(&mut service);
+    let (mut seq, mut version) = (0, 0);
+    for round in 0..20 {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _over = Over::tell(&over);
+            for writer in 0..3 {
+                let (cluster, over) = (&cluster, &over);
+                scope.spawn(move || {
+                    let Some(mut session) = cluster.try_session("postgres", "app") else { return };
+                    let mut n = 0;
+                    while !over.load(Acquire) {
+                        n += 1;
+                        let verb = match n % 7 {
+                            0 => format!("select presence.delete('busy', 'b{writer}_{}')", n % 50),
+                            _ => format!("select presence.upsert('busy', to_jsonb({round} * 100000 + {n}), user_id => 'b{writer}_{}', ttl => '1 h')", n % 50),
+                        };
+                        if session.try_run(&verb).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            std::thread::sleep(millis(50 + 37 * round % 200));
+            if round % 2 == 0 {
+                cluster.stop("immediate");
+            } else {
+                let mut witness = cluster.service();
+                signal("KILL", service.number("select pg_backend_pid()"));
+                until("all are sent away", || witness.try_run("select 1").is_err());
+            }
+        });
+        if round % 2 == 0 {
+            cluster.start_again();
+        }
+        until("it takes connections", || cluster.try_session("postgres", "app").is_some());
+        service = until_restored(&cluster);
+        let still = "select count(*), count(distinct state) from presence.list('still', 1000)";
+        assert_eq!(service.rows(still), [["200", "200"]], "round {round}");
+        let twice = "select count(*) from (select 1 from presence.member group by room, member_id, connection_id having count(*) > 1) d";
+        assert_eq!(service.number(twice), 0);
+        service.flush();
+        let (newer_seq, newer) = (
+            service.number("select presence.seq()"),
+            service.number("select version from presence.upsert('mark', to_jsonb(random()), user_id => 'mark', ttl => '1 h')"),
+        );
+        assert!(newer_seq >= seq && newer > version, "round {round}: {newer_seq} {seq} {newer} {version}");
+        (seq, version) = (newer_seq, newer);
+        let newest = service.number("select max(version) from presence.member");
+        assert!(newest <= version, "round {round}: nobody has a version that is still to come");
+        until_copied(&mut service);
+    }
+    service.flush();
+    // No leave of anybody who did not ask for it.
+    assert_eq!(service.number("select count(*) from presence.event where event = 'leave' and reason <> 'left' and reason <> 'removed'"), 0);
+}
+
+/// With another name nobody comes back, and nothing of the old one is left behind.
+#[test]
+fn another_name_is_another_server() {
+    let cluster = named(&[]);
+    let mut service = cluster.service();
+    service.run("select presence.upsert('lobby', '1', ttl => '1 h')");
+    until_copied(&mut service);
+    cluster.restart_with(&["presence.node_name=b"]);
+    cluster.until_worker("app");
+    let mut service = cluster.service();
+    until("the copy has the new name", || {
+        service.rows("select distinct node from presence.shared union select node from presence.node")
+            == [["b"]]
+    });
+    until_copied(&mut service);
+    assert_eq!(service.value("select node from presence.list('lobby')"), "b");
+    cluster.restart_with(&["presence.node_name="]);
+    cluster.until_worker("app");
+    let mut service = cluster.service();
+    until("it is empty", || service.number("select count(*) from presence.shared") == 0);
+    assert_eq!(service.number("select count(*) from presence.node"), 0);
+    until("that is on disk", || {
+        service.is("select pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()")
+    });
+    assert_eq!(service.value("select node from presence.list('lobby')"), "");
+    crash(&cluster);
+    cluster.restart_with(&["presence.node_name=b"]);
+    cluster.until_worker("app");
+    assert_eq!(cluster.service().number("select count(*) from presence.list('lobby')"), 0);
+    cluster.assert_sound();
+}
