@@ -86,8 +86,9 @@ comment on column presence.health.extension_version is
     'version of the SQL in this database; where it is older than the library, ALTER EXTENSION presence_ext UPDATE';
 comment on column presence.health.worker_pid is 'the worker of this database; NULL while there is none';
 comment on column presence.health.worker_state is
-    'none, starting, running, yielded (stepped aside for DROP DATABASE and the like), absent (no extension)';
-comment on column presence.health.members is 'rows of presence.member, with the expired ones that are not swept yet';
+    'none, starting, running, yielded (stepped aside for DROP DATABASE and the like), absent (no extension), standby';
+comment on column presence.health.members is
+    'rows of presence.member, with the expired ones that are not swept yet; NULL on a standby';
 comment on column presence.health.slots_used is 'lease slots in use, over all databases of the server';
 comment on column presence.health.slots_max is 'lease slots that there are: presence.max_members';
 comment on column presence.health.events_buffered_bytes is 'bytes of events that are committed and not published yet';
@@ -110,3 +111,6 @@ comment on column presence.health.failing_since is
     'since when something has gone wrong at each attempt; NULL when all is well';
 comment on column presence.health.fast_writes is
     'members that verbs have written past the executor or the policies since the server started (presence.fast_path)';
+comment on column presence.health.node is 'presence.node_name; NULL where that is empty';
+comment on column presence.health.beat_age is
+    'how long ago the last beat was written; on a standby, seen: older than presence.node_timeout, and nobody is shown there. NULL: none was';

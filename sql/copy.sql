@@ -103,3 +103,39 @@ create unlogged table _presence._whole (node text primary key);
 comment on table _presence._whole is
     'The name under which presence.member has whom presence.shared has; no row: it has been emptied by a crash.';
 alter table _presence._whole enable row level security;
+
+create function _presence._is_heard(node text) returns boolean
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_is_heard';
+comment on function _presence._is_heard(text) is
+    'Whether this server has seen a beat of that one within presence.node_timeout.';
+
+-- The columns of online.
+create view presence.shared_online with (security_invoker = true) as
+select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.metadata,
+       case when s.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+            then s.audience end as audience,
+       s.version, s.joined_at, s.updated_at, s.last_seen_at, null::timestamptz as expires_at, s.ttl,
+       null::integer as session_pid, s.node
+from presence.shared s
+where _presence._is_heard(s.node);
+comment on view presence.shared_online is
+    'Who is here, by the copy: what a standby can read. The same as presence.online, but for what is on its way, with '
+    'last_seen_at as of the last change, and expires_at NULL: the member''s server vouches for it. Nobody, where that server '
+    'has not been heard for presence.node_timeout.';
+comment on column presence.shared_online.room is 'the room';
+comment on column presence.shared_online.member_id is 'who or what is present';
+comment on column presence.shared_online.connection_id is
+    'which tab, device or connection; empty where nobody tells them apart';
+comment on column presence.shared_online.user_id is 'who owns the member';
+comment on column presence.shared_online.status is 'a short text; NULL is none';
+comment on column presence.shared_online.state is 'the live state';
+comment on column presence.shared_online.metadata is 'slow-changing facts';
+comment on column presence.shared_online.audience is 'who may see the member; NULL except for the owner and service roles';
+comment on column presence.shared_online.version is 'grows with every visible change: the newest wins';
+comment on column presence.shared_online.joined_at is 'when this stay began';
+comment on column presence.shared_online.updated_at is 'when status, state, metadata, audience or owner changed last';
+comment on column presence.shared_online.last_seen_at is 'when the member was last seen, as of its last change';
+comment on column presence.shared_online.expires_at is 'NULL: leases are not copied';
+comment on column presence.shared_online.ttl is 'how long the lease lasts after each renewal';
+comment on column presence.shared_online.session_pid is 'NULL';
+comment on column presence.shared_online.node is 'the server where the member is';

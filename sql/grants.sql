@@ -4,7 +4,9 @@ revoke all on all functions in schema presence, _presence from public;
 -- Monitoring needs no superuser. pg_monitor itself is granted to nobody.
 grant usage on schema presence to pg_monitor;
 grant select on presence.health to pg_monitor;
-grant execute on function _presence._health(), _presence._trouble(), _presence._fast_writes() to pg_monitor;
+grant execute on function _presence._health(), _presence._trouble(), _presence._fast_writes(), _presence._members(),
+    _presence._node_name(), _presence._beat_age() to pg_monitor;
+grant select on presence.node to pg_monitor;
 
 create function _presence._granted(role regrole) returns text[]
     language sql stable parallel safe
@@ -42,8 +44,8 @@ begin
         raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
     end if;
     execute format('grant usage on schema presence to %s', role);
-    execute format('grant select on presence.member, presence.event, presence.room, _presence._last_seen, '
-                   'presence.online, presence.last_seen to %s', role);
+    execute format('grant select on presence.member, presence.event, presence.room, _presence._last_seen, presence.shared, '
+                   'presence.online, presence.last_seen, presence.shared_online to %s', role);
     if write then
         execute format('grant insert, update, delete on presence.member, presence.room to %s', role);
     end if;
@@ -51,7 +53,7 @@ begin
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prorettype <> 'trigger'::regtype
           and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_health',
-                                '_trouble', '_fast_writes', '_granted', '_has_slot', '_tell_room')
+                                '_trouble', '_fast_writes', '_granted', '_has_slot', '_tell_room', '_members', '_beat_age', '_reads')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;
@@ -59,7 +61,8 @@ begin
 end
 $$;
 comment on function presence.grant_access(regrole, boolean) is
-    'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online and last_seen, of which '
+    'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online, last_seen, shared and '
+    'shared_online, of which '
     'policies show it its part; INSERT, UPDATE and DELETE on member and room unless write is false; EXECUTE on the '
     'functions, which check for themselves who may do what, but for act_as, which is granted on its own. For the '
     'owner of the extension. Repeat it after an upgrade that adds functions. Returns whether the role was granted anything '

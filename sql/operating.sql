@@ -35,22 +35,32 @@ create function _presence._fast_writes() returns bigint
 comment on function _presence._fast_writes() is
     'How many members verbs have written without the policies, since the server started.';
 
+create function _presence._members() returns bigint
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_members';
+comment on function _presence._members() is 'Rows of presence.member; NULL on a standby.';
+
+create function _presence._beat_age() returns interval
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_beat_age';
+comment on function _presence._beat_age() is
+    'How long ago this server, or the primary of this standby, wrote a beat that was seen here; NULL if none was.';
+
 create view presence.health as
 select h.library_version,
        (select e.extversion from pg_catalog.pg_extension e where e.extname operator(pg_catalog.=) 'presence_ext')
            as extension_version,
        h.worker_pid, h.worker_state,
-       (select count(*) from presence.member) as members,
+       _presence._members() as members,
        h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
        h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
        h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since,
-       _presence._fast_writes() as fast_writes
+       _presence._fast_writes() as fast_writes, _presence._node_name() as node, _presence._beat_age() as beat_age
 from _presence._health() h cross join _presence._trouble() t;
 comment on view presence.health is
-    'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
+    'One row: versions, the worker (none, starting, running, yielded, absent, standby), rows of members, lease slots used '
     'and there are, the event buffer, counters since the server started, the last error of the worker or the sink '
     'and its time, since when something has gone wrong at each attempt (NULL: all is well), and how many members '
-    'verbs have written past the executor or the policies (presence.fast_path). '
+    'verbs have written past the executor or the policies (presence.fast_path); the name of the server and the age of its '
+    'last beat. '
     'Members of pg_monitor may read it.';
 
 create function _presence._announce() returns void

@@ -193,25 +193,40 @@ create function _presence._fast_writes() returns bigint
 comment on function _presence._fast_writes() is
     'How many members verbs have written without the policies, since the server started.';
 
+-- Immutable: it is set when the server starts, and a plan does not outlive that.
+create function _presence._node_name() returns text
+    language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_node_name';
+comment on function _presence._node_name() is 'presence.node_name, NULL where that is empty.';
+
+create function _presence._members() returns bigint
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_members';
+comment on function _presence._members() is 'Rows of presence.member; NULL on a standby.';
+
+create function _presence._beat_age() returns interval
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_beat_age';
+comment on function _presence._beat_age() is
+    'How long ago this server, or the primary of this standby, wrote a beat that was seen here; NULL if none was.';
+
 create or replace view presence.health as
 select h.library_version,
        (select e.extversion from pg_catalog.pg_extension e where e.extname operator(pg_catalog.=) 'presence_ext')
            as extension_version,
        h.worker_pid, h.worker_state,
-       (select count(*) from presence.member) as members,
+       _presence._members() as members,
        h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
        h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
        h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since,
-       _presence._fast_writes() as fast_writes
+       _presence._fast_writes() as fast_writes, _presence._node_name() as node, _presence._beat_age() as beat_age
 from _presence._health() h cross join _presence._trouble() t;
 comment on view presence.health is
-    'One row: versions, the worker (none, starting, running, yielded, absent), rows of members, lease slots used '
+    'One row: versions, the worker (none, starting, running, yielded, absent, standby), rows of members, lease slots used '
     'and there are, the event buffer, counters since the server started, the last error of the worker or the sink '
     'and its time, since when something has gone wrong at each attempt (NULL: all is well), and how many members '
-    'verbs have written past the executor or the policies (presence.fast_path). '
+    'verbs have written past the executor or the policies (presence.fast_path); the name of the server and the age of its '
+    'last beat. '
     'Members of pg_monitor may read it.';
-revoke all on function _presence._fast_writes() from public;
-grant execute on function _presence._fast_writes() to pg_monitor;
+revoke all on function _presence._fast_writes(), _presence._members(), _presence._beat_age(), _presence._node_name() from public;
+grant execute on function _presence._fast_writes(), _presence._members(), _presence._beat_age(), _presence._node_name() to pg_monitor;
 
 create function _presence._granted(role regrole) returns text[]
     language sql stable parallel safe
@@ -250,8 +265,8 @@ begin
         raise exception using errcode = '22023', message = 'invalid role', detail = 'There is no such role.';
     end if;
     execute format('grant usage on schema presence to %s', role);
-    execute format('grant select on presence.member, presence.event, presence.room, _presence._last_seen, '
-                   'presence.online, presence.last_seen to %s', role);
+    execute format('grant select on presence.member, presence.event, presence.room, _presence._last_seen, presence.shared, '
+                   'presence.online, presence.last_seen, presence.shared_online to %s', role);
     if write then
         execute format('grant insert, update, delete on presence.member, presence.room to %s', role);
     end if;
@@ -259,7 +274,7 @@ begin
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prorettype <> 'trigger'::regtype
           and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_health',
-                                '_trouble', '_fast_writes', '_granted', '_has_slot', '_tell_room')
+                                '_trouble', '_fast_writes', '_granted', '_has_slot', '_tell_room', '_members', '_beat_age', '_reads')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;
@@ -466,7 +481,8 @@ end;
 
 -- What their comments say now.
 comment on function presence.grant_access(regrole, boolean) is
-    'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online and last_seen, of which '
+    'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online, last_seen, shared and '
+    'shared_online, of which '
     'policies show it its part; INSERT, UPDATE and DELETE on member and room unless write is false; EXECUTE on the '
     'functions, which check for themselves who may do what, but for act_as, which is granted on its own. For the '
     'owner of the extension. Repeat it after an upgrade that adds functions. Returns whether the role was granted anything '
@@ -553,11 +569,6 @@ comment on table presence.event is
     'marks a line that was made for others than the owner (a leave or enter by a changed audience); a "+" in front of '
     'a token of an update, that who has it gained sight.';
 comment on column presence.event.node is 'the server where it happened; NULL where presence.node_name is empty';
-
--- Immutable: it is set when the server starts, and a plan does not outlive that.
-create function _presence._node_name() returns text
-    language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_node_name';
-comment on function _presence._node_name() is 'presence.node_name, NULL where that is empty.';
 
 create or replace view presence.online with (security_invoker = true) as
 select m.room,
@@ -693,6 +704,42 @@ create unlogged table _presence._whole (node text primary key);
 comment on table _presence._whole is
     'The name under which presence.member has whom presence.shared has; no row: it has been emptied by a crash.';
 alter table _presence._whole enable row level security;
+
+create function _presence._is_heard(node text) returns boolean
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_is_heard';
+comment on function _presence._is_heard(text) is
+    'Whether this server has seen a beat of that one within presence.node_timeout.';
+
+-- The columns of online.
+create view presence.shared_online with (security_invoker = true) as
+select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.metadata,
+       case when s.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+            then s.audience end as audience,
+       s.version, s.joined_at, s.updated_at, s.last_seen_at, null::timestamptz as expires_at, s.ttl,
+       null::integer as session_pid, s.node
+from presence.shared s
+where _presence._is_heard(s.node);
+comment on view presence.shared_online is
+    'Who is here, by the copy: what a standby can read. The same as presence.online, but for what is on its way, with '
+    'last_seen_at as of the last change, and expires_at NULL: the member''s server vouches for it. Nobody, where that server '
+    'has not been heard for presence.node_timeout.';
+comment on column presence.shared_online.room is 'the room';
+comment on column presence.shared_online.member_id is 'who or what is present';
+comment on column presence.shared_online.connection_id is
+    'which tab, device or connection; empty where nobody tells them apart';
+comment on column presence.shared_online.user_id is 'who owns the member';
+comment on column presence.shared_online.status is 'a short text; NULL is none';
+comment on column presence.shared_online.state is 'the live state';
+comment on column presence.shared_online.metadata is 'slow-changing facts';
+comment on column presence.shared_online.audience is 'who may see the member; NULL except for the owner and service roles';
+comment on column presence.shared_online.version is 'grows with every visible change: the newest wins';
+comment on column presence.shared_online.joined_at is 'when this stay began';
+comment on column presence.shared_online.updated_at is 'when status, state, metadata, audience or owner changed last';
+comment on column presence.shared_online.last_seen_at is 'when the member was last seen, as of its last change';
+comment on column presence.shared_online.expires_at is 'NULL: leases are not copied';
+comment on column presence.shared_online.ttl is 'how long the lease lasts after each renewal';
+comment on column presence.shared_online.session_pid is 'NULL';
+comment on column presence.shared_online.node is 'the server where the member is';
 
 create function _presence._page(max_rows integer) returns bigint
     language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_page';
@@ -935,8 +982,9 @@ comment on column presence.health.extension_version is
     'version of the SQL in this database; where it is older than the library, ALTER EXTENSION presence_ext UPDATE';
 comment on column presence.health.worker_pid is 'the worker of this database; NULL while there is none';
 comment on column presence.health.worker_state is
-    'none, starting, running, yielded (stepped aside for DROP DATABASE and the like), absent (no extension)';
-comment on column presence.health.members is 'rows of presence.member, with the expired ones that are not swept yet';
+    'none, starting, running, yielded (stepped aside for DROP DATABASE and the like), absent (no extension), standby';
+comment on column presence.health.members is
+    'rows of presence.member, with the expired ones that are not swept yet; NULL on a standby';
 comment on column presence.health.slots_used is 'lease slots in use, over all databases of the server';
 comment on column presence.health.slots_max is 'lease slots that there are: presence.max_members';
 comment on column presence.health.events_buffered_bytes is 'bytes of events that are committed and not published yet';
@@ -959,13 +1007,51 @@ comment on column presence.health.failing_since is
     'since when something has gone wrong at each attempt; NULL when all is well';
 comment on column presence.health.fast_writes is
     'members that verbs have written past the executor or the policies since the server started (presence.fast_path)';
+comment on column presence.health.node is 'presence.node_name; NULL where that is empty';
+comment on column presence.health.beat_age is
+    'how long ago the last beat was written; on a standby, seen: older than presence.node_timeout, and nobody is shown there. NULL: none was';
+
+-- Reading functions on a standby, which cannot read presence.member, nor plan to: each has a twin that reads the copy, made of its
+-- own text. A support function tells the planner which of the two it shall plan.
+
+create function _presence._reads(internal) returns internal
+    language c strict as 'MODULE_PATHNAME', 'presence_reads';
+comment on function _presence._reads(internal) is
+    'For the planner: on a standby, and while members come back after a crash, what reads members reads the copy.';
+
+do $$
+declare
+    function_name name;
+    signature regprocedure;
+    source text;
+begin
+    foreach function_name in array array['get', 'list', 'occupancy', 'rooms', 'state', 'users'] loop
+        select p.oid into strict signature from pg_proc p
+        where p.pronamespace = 'presence'::regnamespace and p.proname = function_name;
+        source := replace(pg_get_functiondef(signature), format('FUNCTION presence.%I(', function_name),
+                          format('FUNCTION _presence._shared_%s(', function_name));
+        source := replace(source, 'presence.online o', 'presence.shared_online o');
+        -- Arguments are named after their function.
+        execute regexp_replace(source, format('\m%s\.', function_name), format('_shared_%s.', function_name), 'g');
+        execute format('comment on function _presence._shared_%s(%s) is %L', function_name,
+                       pg_get_function_identity_arguments(signature), 'The same by the copy, for standbys.');
+        execute format('alter function %s support _presence._reads', signature);
+    end loop;
+end
+$$;
+alter function presence.history(text, timestamptz, timestamptz, integer, text, text, bigint) support _presence._reads;
+alter function presence.changes(bigint, text, integer) support _presence._reads;
+
+grant select on presence.node to pg_monitor;
 
 -- New functions are executable by PUBLIC unless somebody says otherwise.
 revoke all on function
     presence.delete(text, text, text, jsonb, text, interval),
     presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval),
     presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval),
-    presence.update_many(jsonb), _presence._node_name()
+    presence.update_many(jsonb), _presence._is_heard(text), _presence._reads(internal),
+    _presence._shared_get(text, text, text), _presence._shared_list(text, integer, text[]), _presence._shared_occupancy(text),
+    _presence._shared_rooms(text, integer, text), _presence._shared_state(text), _presence._shared_users(text)
     from public;
 
 -- Whoever had a function that is another now has the new one; and whoever had one, what it calls now.
@@ -984,6 +1070,13 @@ begin
                       '_presence._current_status(text, jsonb, uuid, bigint)'::regprocedure),
                      ('_presence._is_alive', '_presence._current_state(jsonb, jsonb, uuid, bigint)'),
                      ('_presence._is_alive', '_presence._node_name()'),
+                     ('_presence._is_alive', '_presence._is_heard(text)'),
+                     ('presence.get', '_presence._shared_get(text, text, text)'),
+                     ('presence.list', '_presence._shared_list(text, integer, text[])'),
+                     ('presence.occupancy', '_presence._shared_occupancy(text)'),
+                     ('presence.rooms', '_presence._shared_rooms(text, integer, text)'),
+                     ('presence.state', '_presence._shared_state(text)'),
+                     ('presence.users', '_presence._shared_users(text)'),
                      ('presence.list', '_presence._page(integer)'),
                      ('presence.list', '_presence._start(text[], integer)'),
                      ('presence.users', '_presence._rank(text)'),
@@ -996,6 +1089,20 @@ begin
         execute format('grant execute on function %s to %s%s', given.made,
                        case given.grantee when 0 then 'public' else given.grantee::regrole::text end,
                        case when given.is_grantable then ' with grant option' else '' end);
+    end loop;
+end $$;
+
+-- Whoever reads members reads their copy.
+do $$
+declare
+    given record;
+begin
+    for given in
+        select distinct a.grantee from pg_class c, aclexplode(c.relacl) a
+        where c.oid = 'presence.online'::regclass and a.privilege_type = 'SELECT' and a.grantee <> c.relowner
+    loop
+        execute format('grant select on presence.shared, presence.shared_online to %s',
+                       case given.grantee when 0 then 'public' else given.grantee::regrole::text end);
     end loop;
 end $$;
 

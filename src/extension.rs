@@ -61,6 +61,8 @@ pub enum Purpose {
     Moves = 8,
     /// How many are in a room.
     Numbers = 9,
+    /// A server that has a name.
+    Node = 10,
 }
 
 thread_local! {
@@ -283,6 +285,11 @@ impl Extension {
     /// The owner as a slot knows it.
     pub fn owner_hash(&self, user_id: &[u8]) -> u64 {
         self.hash(Purpose::Owner, &[user_id])
+    }
+
+    /// A server as `Heard` knows it.
+    pub fn node_hash(&self, name: &[u8]) -> u64 {
+        self.hash(Purpose::Node, &[name]).max(1)
     }
 
     /// A keyed 64-bit hash for small tables in shared memory.

@@ -43,6 +43,7 @@ static BEACON: Int = GucSetting::<i32>::new(30);
 static RESTART_GRACE: Int = GucSetting::<i32>::new(30);
 static HISTORY_RETENTION: Int = GucSetting::<i32>::new(3_600);
 static NODE_BEAT: Int = GucSetting::<i32>::new(2_000);
+static NODE_TIMEOUT: Int = GucSetting::<i32>::new(10_000);
 static LAST_SEEN_RETENTION: Int = GucSetting::<i32>::new(30 * 24 * 60);
 
 // Limits.
@@ -223,6 +224,16 @@ pub fn define(hooks: Hooks) {
         &NODE_BEAT,
         100,
         60_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+
+    int(
+        c"presence.node_timeout",
+        c"After how long without a beat a server's members are hidden elsewhere.",
+        &NODE_TIMEOUT,
+        1_000,
+        3_600_000,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
     );
@@ -489,6 +500,11 @@ pub fn node_name() -> Option<Vec<u8>> {
 /// Microseconds.
 pub fn node_beat() -> u64 {
     NODE_BEAT.get() as u64 * 1_000
+}
+
+/// Microseconds.
+pub fn node_timeout() -> u64 {
+    NODE_TIMEOUT.get() as u64 * 1_000
 }
 
 /// Microseconds.

@@ -16,7 +16,7 @@
 #[path = "client/common/mod.rs"]
 mod common;
 
-use common::{Cluster, Session, node, shell};
+use common::{Cluster, Session, node};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -363,50 +363,6 @@ impl Drop for Psql {
         drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
-}
-
-// --- What docs/operations.md says of other servers
-
-/// A standby, stopped and deleted when it is dropped.
-struct Standby(PathBuf);
-
-impl Drop for Standby {
-    fn drop(&mut self) {
-        shell(
-            "(cd \"$1\" && as_server \"$bin/pg_ctl\" -D \"$1/data\" -s -m immediate stop); rm -rf \"$1\"",
-            &[&self.0],
-        );
-    }
-}
-
-#[test]
-fn a_standby_has_rooms_and_no_members() {
-    let cluster = Cluster::start();
-    cluster.user("alice").run("select presence.upsert('kept')");
-    cluster.service().run("select presence.set_room('kept')");
-    let standby = Standby(cluster.with_extension("s"));
-    shell(
-        "mkdir -m 700 \"$2\"; if [ \"$(id -u)\" = 0 ]; then chown postgres: \"$2\"; fi; cd \"$2\"
-         as_server \"$bin/pg_basebackup\" -h \"$1\" -U postgres -D \"$2/data\" -R -c fast
-         echo \"unix_socket_directories = '$2'\" >>\"$2/data/postgresql.conf\"
-         as_server \"$bin/pg_ctl\" -D \"$2/data\" -s -w -l \"$2/log\" start",
-        &[&cluster, &standby.0],
-    );
-    let mut session = Session::open(&standby.0, "postgres", "app");
-    assert!(session.is("select pg_is_in_recovery()"));
-    assert_eq!(session.value("select room from presence.room"), "kept");
-    for call in ["list('kept')", "occupancy('kept')", "heartbeat('kept')", "upsert('kept')"] {
-        let code = session.fails(&format!("select presence.{call}")).code;
-        assert!(["25006", "0A000"].contains(&code.as_str()), "{call}: {code}");
-    }
-    session.fails("select * from presence.last_seen");
-    let workers = "select count(*) from pg_stat_activity where backend_type like 'presence_ext%'";
-    assert_eq!(session.number(workers), 0);
-
-    shell("cd \"$1\"; as_server \"$bin/pg_ctl\" -D \"$1/data\" -s -w promote", &[&standby.0]);
-    assert!(session.rows("select * from presence.list('kept')").is_empty());
-    session.run("select presence.upsert('kept')");
-    session.flush();
 }
 
 // --- The reference

@@ -9,12 +9,13 @@ use crate::event::record::Kind;
 use crate::event::subscriptions::{self, Target};
 use crate::event::transaction;
 use crate::member::session;
+use crate::member::verb::require_no_standby;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
 use crate::pg::notify;
 use crate::{extension, validate};
-use pgrx::pg_sys::{self, Datum};
-use std::ffi::{CStr, CString};
+use pgrx::pg_sys::Datum;
+use std::ffi::CString;
 
 fn room(call: &Call) -> Result<Option<&[u8]>> {
     let room = call.text(0);
@@ -25,7 +26,7 @@ fn room(call: &Call) -> Result<Option<&[u8]>> {
 /// SQL `presence.channels(room)`.
 fn channels(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    refuse_on_standby(c"presence.channels()");
+    require_no_standby("presence.channels()")?;
     client::require_own_session("channels")?;
     let open = channels::open(&extension, room(call)?)?;
     call.rows(open.all().map(|name| vec![Some(varlena(name.as_bytes()))]))
@@ -35,7 +36,7 @@ fn channels(call: &Call) -> Result<Option<Datum>> {
 /// what the caller has no right to now.
 fn listen(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    refuse_on_standby(c"presence.listen()");
+    require_no_standby("presence.listen()")?;
     let identity = identity::current(&extension)?;
     session::require(&identity, "listen")?;
     let room = room(call)?;
@@ -65,12 +66,6 @@ fn unlisten(call: &Call) -> Result<Option<Datum>> {
 
 fn target(room: Option<&[u8]>) -> Target {
     room.map_or(Target::AllRooms, |room| Target::Room(room.to_vec()))
-}
-
-/// Nobody is present there, and nobody would be heard.
-fn refuse_on_standby(what: &CStr) {
-    // SAFETY: raises, or does nothing.
-    unsafe { pg_sys::PreventCommandDuringRecovery(what.as_ptr()) };
 }
 
 fn stop(names: &[subscriptions::Name]) -> Result<()> {

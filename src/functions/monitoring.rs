@@ -2,6 +2,7 @@
 
 use crate::access::identity;
 use crate::error::{Error, Result};
+use crate::member::verb::require_no_standby;
 use crate::pg::datum::varlena;
 use crate::pg::encoding::encode_lossy;
 use crate::pg::function::Call;
@@ -15,6 +16,7 @@ use std::sync::atomic::Ordering::*;
 
 /// SQL `presence.seq()`.
 fn seq(_call: &Call) -> Result<Option<Datum>> {
+    require_no_standby("presence.seq()")?;
     Ok(Some(Datum::from(extension::current()?.database.seq.load(Acquire) as i64)))
 }
 
@@ -70,6 +72,7 @@ fn health(call: &Call) -> Result<Option<Datum>> {
         WorkerState::Running => "running",
         WorkerState::Yielded => "yielded",
         WorkerState::Absent => "absent",
+        WorkerState::Standby => "standby",
     };
     let counters = &database.counters;
     let number = |number: u64| Some(Datum::from(number as i64));

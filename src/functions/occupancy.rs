@@ -7,12 +7,15 @@ use crate::access::visibility::{self, Visibility};
 use crate::error::Result;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
+use crate::functions::copy;
 use crate::lease::rule::RowLease;
 use crate::lease::slot::Key;
 use crate::member::column::Column;
 use crate::member::{liveness, room_defaults, scan, user_rooms};
-use crate::pg::datum::hash_of;
+use crate::pg::datum::{hash_of, varlena};
 use crate::pg::function::Call;
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
 use crate::shared::leases::leases;
 use crate::shared::occupancy::Numbers;
 use crate::worker::occupancy::change::key;
@@ -30,9 +33,10 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     let tokens = identity.tokens(&user_rooms::all_rooms(&identity, &extension)?)?;
     let may_read = identity.service || authorizer::allows(room, Action::Read)?;
     let all = may_read && may_count(room, &tokens)?;
-    // SAFETY: a look-up in shared memory. On a standby SQL says best that unlogged tables cannot be read.
-    let standby = unsafe { pg_sys::RecoveryInProgress() };
-    if standby || !(all || visibility::is_by_built_in_policies(&extension, &identity)?) {
+    if copy::is_read()? {
+        return if all { call.rows([copied(&extension, room)?]) } else { call.rows([]) };
+    }
+    if !(all || visibility::is_by_built_in_policies(&extension, &identity)?) {
         return call.rows([]);
     }
     let answer =
@@ -52,6 +56,21 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
         shared::wake(&database.worker.process);
     }
     answer(numbers)
+}
+
+static COPIED: Statement = Statement {
+    sql: c"select pg_catalog.count(*), pg_catalog.count(distinct user_id) from presence.shared
+           where room operator(pg_catalog.=) $1 and _presence._is_heard(node)",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+/// All members and users that the copy has.
+fn copied(extension: &Extension, room: &[u8]) -> Result<Vec<Option<Datum>>> {
+    as_role(extension.owner_role, || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&COPIED, &[Some(varlena(room))], false)?;
+        Ok([0, 1].map(|column| rows.get(0, column)).to_vec())
+    })
 }
 
 /// A room with fewer members is counted as fast as its numbers are kept.

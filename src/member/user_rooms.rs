@@ -6,6 +6,7 @@ use super::{liveness, scan};
 use crate::access::identity::Identity;
 use crate::error::Result;
 use crate::extension::Extension;
+use crate::functions::copy;
 use crate::pg::datum::{hash_of, varlena};
 use crate::pg::role::as_role;
 use crate::pg::spi::{Connection, Statement};
@@ -64,6 +65,9 @@ pub fn is_alive(extension: &Extension, row: &Row) -> bool {
 /// that asks.
 pub fn all_rooms(identity: &Identity, extension: &Extension) -> Result<Vec<Vec<u8>>> {
     let Some(user_id) = &identity.user_id else { return Ok(Vec::new()) };
+    if copy::is_read()? {
+        return copied_rooms(user_id, extension);
+    }
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let rows = connection.run(&ROOMS, &[Some(varlena(user_id))], false)?;
@@ -81,6 +85,21 @@ pub fn all_rooms(identity: &Identity, extension: &Extension) -> Result<Vec<Vec<u
         Ok(rooms)
     })
 }
+
+/// The same by the copy.
+fn copied_rooms(user_id: &[u8], extension: &Extension) -> Result<Vec<Vec<u8>>> {
+    as_role(extension.owner_role, || {
+        let connection = Connection::open()?;
+        let rows = connection.run(&COPIED_ROOMS, &[Some(varlena(user_id))], false)?;
+        Ok((0..rows.count).filter_map(|row| rows.text(row, 0)).map(<[u8]>::to_vec).collect())
+    })
+}
+
+static COPIED_ROOMS: Statement = Statement {
+    sql: c"select distinct room from presence.shared
+           where user_id operator(pg_catalog.=) $1 and _presence._is_heard(node)",
+    arguments: &[pg_sys::TEXTOID],
+};
 
 static ROOMS: Statement = Statement {
     sql: c"select room, key_hash, version, generation, deadline, session from presence.member where user_id operator(pg_catalog.=) $1",

@@ -3,6 +3,7 @@
 use super::channel_epochs::ChannelEpochs;
 use super::copy::CopyStatus;
 use super::error_status::ErrorStatus;
+use super::heard::Heard;
 use super::leases::leases;
 use super::locks::{self, DATABASES_LOCK};
 use super::occupancy::OccupancyTable;
@@ -47,6 +48,7 @@ pub struct Database {
     losses: AtomicU64,
     losses_told: AtomicU64,
     pub copy: CopyStatus,
+    pub heard: Heard,
     pub names: ChannelEpochs,
     pub retired: Retired,
     pub rights: Rights,
@@ -183,18 +185,22 @@ pub enum WorkerState {
     Yielded = 3,
     /// The database has no extension.
     Absent = 4,
+    /// This server is a standby: it only looks.
+    Standby = 5,
 }
 
 impl Worker {
     pub fn state(&self) -> WorkerState {
-        if self.pid.load(Acquire) != 0 {
+        let state = self.state.load(Acquire);
+        if self.pid.load(Acquire) != 0 && state != WorkerState::Standby as u32 {
             return WorkerState::Running;
         }
-        match self.state.load(Acquire) {
+        match state {
             1 => WorkerState::Starting,
             2 => WorkerState::Running,
             3 => WorkerState::Yielded,
             4 => WorkerState::Absent,
+            5 => WorkerState::Standby,
             _ => WorkerState::None,
         }
     }
@@ -266,6 +272,7 @@ impl Database {
             self.change_numbers(OccupancyTable::clear);
             self.sink.position.store(0, Release);
             self.copy.forget();
+            self.heard.forget();
             self.worker.set_state(WorkerState::None);
             self.worker.wanted.store(false, Release);
             self.trouble.forget();

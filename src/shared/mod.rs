@@ -8,6 +8,7 @@ pub mod channel_epochs;
 pub mod copy;
 pub mod database;
 pub mod error_status;
+pub mod heard;
 pub mod leases;
 pub mod locks;
 pub mod occupancy;

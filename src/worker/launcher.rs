@@ -18,7 +18,7 @@
 //!
 //! The state is in shared memory, so a launcher that is killed and comes back goes on where it was. Databases
 //! without an entry in shared memory are probed once each: the worker that starts there looks for the extension
-//! and ends if there is none.
+//! and ends if there is none. On a standby there are other workers (`worker::standby`), which go when it is promoted.
 
 use super::process;
 use crate::clock;
@@ -40,6 +40,7 @@ const FLUSH_PAUSE: Duration = Duration::from_millis(10);
 pub fn register() {
     let mut worker = background_worker("presence_ext launcher", "presence_launcher", pg_sys::Datum::from(0));
     worker.bgw_restart_time = 1;
+    worker.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState;
     // SAFETY: a complete description of a worker; the postmaster copies it.
     unsafe { pg_sys::RegisterBackgroundWorker(&mut worker) };
 }
@@ -132,18 +133,24 @@ impl Launcher {
             return false;
         }
         match database.worker.state() {
-            WorkerState::None | WorkerState::Yielded => since > PAUSE / 2,
+            WorkerState::None | WorkerState::Yielded | WorkerState::Standby => since > PAUSE / 2,
             WorkerState::Starting | WorkerState::Running => since > START_TIME,
             WorkerState::Absent => database.worker.wanted.swap(false, AcqRel),
         }
     }
 
     fn start(&mut self, oid: u32, now: u64) {
-        let mut worker = background_worker(
-            "presence_ext worker",
-            "presence_database_worker",
-            pg_sys::Datum::from(oid as usize),
-        );
+        // SAFETY: a look-up in shared memory.
+        let is_standby = unsafe { pg_sys::RecoveryInProgress() };
+        let argument = pg_sys::Datum::from(oid as usize);
+        let mut worker = if is_standby {
+            background_worker("presence_ext standby", "presence_standby_worker", argument)
+        } else {
+            background_worker("presence_ext worker", "presence_database_worker", argument)
+        };
+        if is_standby {
+            worker.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState;
+        }
         // SAFETY: this process's own pid; it wants to hear when the worker ends.
         worker.bgw_notify_pid = unsafe { pg_sys::MyProcPid };
         let mut handle = std::ptr::null_mut();

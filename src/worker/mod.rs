@@ -32,6 +32,7 @@ pub mod routing;
 mod row_scan;
 pub mod settings;
 pub mod sink;
+pub mod standby;
 pub mod step;
 pub mod sweep_schedule;
 pub mod sweeper;

@@ -26,7 +26,7 @@ static BEAT: Statement = Statement {
 };
 
 /// Above the floor no version or seq was given out: whoever takes this server's place begins there.
-pub fn write(extension: &Extension, node: &[u8], members: i64, state: &str) -> Result<u64> {
+pub fn write(extension: &Extension, node: &[u8], members: i64, state: &str) -> Result<()> {
     let values = [
         Some(varlena(node)),
         Some(Datum::from(extension.database.copy.epoch() as i64)),
@@ -36,5 +36,8 @@ pub fn write(extension: &Extension, node: &[u8], members: i64, state: &str) -> R
         Some(varlena(extension::LIBRARY_VERSION.as_bytes())),
     ];
     let connection = Connection::open()?;
-    Ok(connection.run(&BEAT, &values, true)?.number(0, 0))
+    let beat = connection.run(&BEAT, &values, true)?.number(0, 0);
+    let epoch = extension.database.copy.epoch();
+    extension.database.heard.note_own(extension.node_hash(node), epoch, beat);
+    Ok(())
 }

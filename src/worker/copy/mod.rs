@@ -234,6 +234,7 @@ fn whole(database: &'static Database, count: u64) -> bool {
 pub fn begin_without_a_name(extension: &Extension) -> std::result::Result<(), Failure> {
     if settings::node_name().is_none() {
         as_owner(extension, c"forgetting the copy", || {
+            restore::plan_anew();
             restore::forget_other_names(&Connection::open()?, b"")
         })?;
         control().copied.note_commit();

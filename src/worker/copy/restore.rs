@@ -184,8 +184,16 @@ fn page(
 fn end(connection: &Connection, node: &[u8]) -> Result<()> {
     forget_other_names(connection, node)?;
     connection.run(&NOTE_WHOLE, &[Some(varlena(node))], true)?;
+    plan_anew();
     crate::injection::stall("restored");
     Ok(())
+}
+
+/// Whoever has planned to read the copy, on a standby or until now, shall plan to read the members: all plans that call a
+/// function are made anew.
+pub fn plan_anew() {
+    // SAFETY: others are told when the transaction commits.
+    unsafe { pg_sys::CacheInvalidateCatalog(pg_sys::ProcedureRelationId) };
 }
 
 /// Also where the server has no name any more: then all are others.

@@ -10,6 +10,7 @@ mod memory;
 mod mirror;
 pub mod rule;
 mod session;
+mod standby;
 
 pub use cases::{cases, number, seed};
 pub use clock::Clock;
@@ -18,6 +19,7 @@ pub use everything::use_everything;
 pub use memory::{kilobytes, memory, peak};
 pub use mirror::{Mirror, listed};
 pub use session::{Event, Failure, Session, lines};
+pub use standby::Standby;
 
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::time::{Duration, Instant};

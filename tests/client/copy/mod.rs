@@ -2,6 +2,7 @@
 
 mod crash;
 mod rows;
+mod standby;
 
 use crate::common::{Cluster, Session, until};
 

@@ -14,8 +14,17 @@ fn who_reads_the_catalog_sees_what_is_meant_for_people() {
     // All that the schema holds: tables and views, and functions that are no triggers, casts or operators.
     let relations = "select relname, relkind from pg_class
                      where relnamespace = 'presence'::regnamespace and relkind <> 'i' order by 1";
-    let expected =
-        ["event r", "health v", "last_seen v", "member r", "node r", "online v", "room r", "shared r"];
+    let expected = [
+        "event r",
+        "health v",
+        "last_seen v",
+        "member r",
+        "node r",
+        "online v",
+        "room r",
+        "shared r",
+        "shared_online v",
+    ];
     assert_eq!(column(&mut alice, relations), expected);
     let functions = "select proname from pg_proc
                      where pronamespace = 'presence'::regnamespace

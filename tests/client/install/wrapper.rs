@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const FUNCTIONS_LEFT_OUT: &str = "{act_as,listen,unlisten,channels,rotate_channels,grant_access,revoke_access,forget,\
                                    sweep,wait_for_flush,worker_pid}";
 /// Which is written by functions; monitoring; and the copy.
-const RELATIONS_LEFT_OUT: &str = "{member,health,shared,node}";
+const RELATIONS_LEFT_OUT: &str = "{member,health,shared,shared_online,node}";
 
 const HEAD: &str = "\
 -- Presence in a schema of your own, for PostGraphile and other tools that hide what belongs to an extension. Copy it, call the

@@ -1,0 +1,30 @@
+-- Reading functions on a standby, which cannot read presence.member, nor plan to: each has a twin that reads the copy, made of its
+-- own text. A support function tells the planner which of the two it shall plan.
+
+create function _presence._reads(internal) returns internal
+    language c strict as 'MODULE_PATHNAME', 'presence_reads';
+comment on function _presence._reads(internal) is
+    'For the planner: on a standby, and while members come back after a crash, what reads members reads the copy.';
+
+do $$
+declare
+    function_name name;
+    signature regprocedure;
+    source text;
+begin
+    foreach function_name in array array['get', 'list', 'occupancy', 'rooms', 'state', 'users'] loop
+        select p.oid into strict signature from pg_proc p
+        where p.pronamespace = 'presence'::regnamespace and p.proname = function_name;
+        source := replace(pg_get_functiondef(signature), format('FUNCTION presence.%I(', function_name),
+                          format('FUNCTION _presence._shared_%s(', function_name));
+        source := replace(source, 'presence.online o', 'presence.shared_online o');
+        -- Arguments are named after their function.
+        execute regexp_replace(source, format('\m%s\.', function_name), format('_shared_%s.', function_name), 'g');
+        execute format('comment on function _presence._shared_%s(%s) is %L', function_name,
+                       pg_get_function_identity_arguments(signature), 'The same by the copy, for standbys.');
+        execute format('alter function %s support _presence._reads', signature);
+    end loop;
+end
+$$;
+alter function presence.history(text, timestamptz, timestamptz, integer, text, text, bigint) support _presence._reads;
+alter function presence.changes(bigint, text, integer) support _presence._reads;

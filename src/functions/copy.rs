@@ -1,0 +1,130 @@
+//! The copy for readers: on a standby, and while members are put back after a crash.
+//!
+//! A plan that names an unlogged table fails on a standby, also where that is in a dead branch. So each function that reads
+//! members has a twin that reads `presence.shared_online`, and the planner is told by a support function which one it shall
+//! plan. Elsewhere nothing is different, and nothing is looked at again when a plan is run.
+
+use crate::access::grants;
+use crate::error::Result;
+use crate::extension::{self, Extension};
+use crate::member::verb::require_no_standby;
+use crate::pg::function::Call;
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
+use crate::settings;
+use crate::shared::database;
+use pgrx::pg_sys::{self, Datum, Oid};
+use std::ffi::{CStr, CString};
+
+/// Whether readers are to read the copy.
+pub fn is_read() -> Result<bool> {
+    // SAFETY: a look-up in shared memory.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        return Ok(true);
+    }
+    if settings::node_name().is_none() {
+        return Ok(false);
+    }
+    let database = extension::current()?.database;
+    // Before the worker has looked nobody knows whether anybody is missing, and the copy has not been heard of.
+    Ok(!database.copy.is_whole()
+        && is_heard(&extension::current()?, &settings::node_name().unwrap_or_default()))
+}
+
+fn is_heard(extension: &Extension, node: &[u8]) -> bool {
+    extension.database.heard.is_heard(extension.node_hash(node))
+}
+
+/// SQL `_presence._reads(internal)`: the support function. NULL leaves the call as it is.
+fn sql_reads(call: &Call) -> Result<Option<Datum>> {
+    Ok(Some(twin(call)?.unwrap_or(Datum::from(0))))
+}
+
+fn twin(call: &Call) -> Result<Option<Datum>> {
+    let Some(request) = call.datum(0) else { return Ok(None) };
+    let request = request.cast_mut_ptr::<pg_sys::SupportRequestSimplify>();
+    // SAFETY: the planner passes a node, whose tag says what it is.
+    let function = unsafe {
+        if (*request).type_ != pg_sys::NodeTag::T_SupportRequestSimplify {
+            return Ok(None);
+        }
+        (*request).fcall
+    };
+    // Who may not call the function may not call its twin.
+    // SAFETY: the request has a call.
+    if !is_read()? || !grants::is_executable(unsafe { (*function).funcid }) {
+        return Ok(None);
+    }
+    // SAFETY: the request has the call, as a node that is not ours to change: a copy is.
+    unsafe {
+        let Some(twin) = twin_of((*function).funcid)? else { return Ok(None) };
+        let copy = pg_sys::copyObjectImpl(function.cast()).cast::<pg_sys::FuncExpr>();
+        (*copy).funcid = twin;
+        Ok(Some(Datum::from(copy)))
+    }
+}
+
+/// The function of the same arguments in `_presence` whose name has `_shared_` in front.
+fn twin_of(function: Oid) -> Result<Option<Oid>> {
+    // SAFETY: look-ups in the catalog; the name and the arguments' types are copied.
+    unsafe {
+        let name = pg_sys::get_func_name(function);
+        if name.is_null() {
+            return Ok(None);
+        }
+        let name = CStr::from_ptr(name).to_bytes();
+        if matches!(name, b"history" | b"changes") {
+            require_no_standby(if name == b"history" { "presence.history()" } else { "presence.changes()" })?;
+            return Ok(None);
+        }
+        let Ok(name) = CString::new([b"_shared_", name].concat()) else { return Ok(None) };
+        let (mut types, mut count) = (std::ptr::null_mut(), 0);
+        pg_sys::get_func_signature(function, &mut types, &mut count);
+        let types = pg_sys::buildoidvector(types, count);
+        let schema = Datum::from(extension::internals());
+        let found = pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
+            pg_sys::Anum_pg_proc_oid as pg_sys::AttrNumber,
+            Datum::from(name.as_ptr()),
+            Datum::from(types),
+            schema,
+            Datum::from(0),
+        );
+        Ok((found != pg_sys::InvalidOid).then_some(found))
+    }
+}
+
+/// SQL `_presence._is_heard(node)`: whether that server was heard lately, so that its members are shown.
+fn sql_is_heard(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    database::request_worker(extension.database);
+    Ok(Some(Datum::from(call.text(0).is_some_and(|node| is_heard(&extension, node)))))
+}
+
+static MEMBERS: Statement =
+    Statement { sql: c"select pg_catalog.count(*) from presence.member", arguments: &[] };
+
+/// SQL `_presence._members()`: rows of presence.member; NULL on a standby.
+fn sql_members(_call: &Call) -> Result<Option<Datum>> {
+    // SAFETY: a look-up in shared memory.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        return Ok(None);
+    }
+    let extension = extension::current()?;
+    as_role(extension.owner_role, || {
+        let connection = Connection::open()?;
+        Ok(Some(Datum::from(connection.run(&MEMBERS, &[], false)?.number(0, 0) as i64)))
+    })
+}
+
+/// SQL `_presence._beat_age()`: how long ago the server of this name was heard; NULL: not at all.
+fn sql_beat_age(_call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let age = settings::node_name().and_then(|node| extension.database.heard.age(extension.node_hash(&node)));
+    Ok(age.map(|age| crate::pg::datum::interval(age as i64)))
+}
+
+crate::sql_function!(presence_reads, pg_finfo_presence_reads, sql_reads);
+crate::sql_function!(presence_is_heard, pg_finfo_presence_is_heard, sql_is_heard);
+crate::sql_function!(presence_members, pg_finfo_presence_members, sql_members);
+crate::sql_function!(presence_beat_age, pg_finfo_presence_beat_age, sql_beat_age);

@@ -1,0 +1,316 @@
+//! A physical standby: it shows who is here, to whom the primary would show them; and takes the primary's place.
+
+use super::named;
+use crate::common::{Cluster, Frozen, Mirror, Over, Session, Standby, until};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+
+const ROOMS: [&str; 4] = ["lobby", "side", "quiet", "secret"];
+
+/// What somebody is shown, by everything that shows members.
+fn shown(session: &mut Session) -> Vec<Vec<Vec<String>>> {
+    let all = "room, member_id, connection_id, user_id, status, state, metadata, audience, version, joined_at, updated_at, ttl, node";
+    let mut queries = vec![
+        format!("select {all} from presence.list()"),
+        "select unnest from unnest(presence.tokens()) order by 1".into(),
+        "select * from presence.occupancy()".into(),
+        "select * from presence.rooms()".into(),
+    ];
+    for room in ROOMS {
+        queries.extend([
+            format!("select {all} from presence.list('{room}', 2)"),
+            format!("select {all} from presence.list('{room}', after => '{{alice,\"\"}}')"),
+            format!("select {all} from presence.get('{room}')"),
+            format!("select {all} from presence.get('{room}', 'bob')"),
+            format!(
+                "select user_id, members, status, state, metadata, joined_at from presence.users('{room}')"
+            ),
+            format!("select * from presence.occupancy('{room}')"),
+            format!("select presence.state('{room}')"),
+        ]);
+    }
+    queries.iter().map(|query| session.rows(query)).collect()
+}
+
+#[test]
+fn a_standby_shows_everybody_what_the_primary_shows() {
+    let cluster = named(&[]);
+    let mut service = cluster.service();
+    service.run(
+        "create function public.authorize(room text, action text) returns boolean language sql
+             as $$ select room <> 'secret' or action <> 'read' or current_user = 'carol' $$;
+         alter database app set presence.authorizer = 'public.authorize';
+         create role team_member; grant team_member to carol;
+         create role authenticator login; create role authenticated; grant authenticated to authenticator;
+         select presence.grant_access('authenticated');
+         select presence.set_room('quiet', count_audience => '{user:carol}')",
+    );
+    let audiences =
+        ["{any}", "{users}", "{room}", "{}", "{user:bob}", "{role:team_member}", "{team:red}", "{room:side}"];
+    for user in ["alice", "bob", "carol"] {
+        let mut session = cluster.user(user);
+        for (at, audience) in audiences.into_iter().enumerate() {
+            for room in ROOMS.into_iter().filter(|room| *room != "side" || user != "carol") {
+                session.run(&format!(
+                    "select presence.upsert('{room}', '{{\"n\": {at}}}', connection_id => 'c{at}', status => '{audience}', audience => '{audience}')"
+                ));
+            }
+        }
+    }
+    service.flush();
+    let standby = Standby::of(&cluster);
+    let mut looked = standby.service();
+    until("the beat is heard", || looked.number("select count(*) from presence.list()") > 0);
+    standby.until_caught_up(&mut service);
+
+    let claims = "set role authenticated; set request.jwt.claims = '{\"sub\": \"dora\", \"app_metadata\": {\"teams\": [\"red\"]}}'";
+    let people = ["postgres", "alice", "bob", "carol", "authenticator"];
+    let mut numbers = BTreeSet::new();
+    for person in people {
+        let (mut there, mut here) = (cluster.user(person), standby.user(person));
+        if person == "authenticator" {
+            there.run(claims);
+            here.run(claims);
+        }
+        let (there, here) = (shown(&mut there), shown(&mut here));
+        assert_eq!(here, there, "{person}");
+        numbers.insert(here[0].len());
+    }
+    // They are not all shown the same.
+    assert_eq!(numbers.len(), people.len(), "{numbers:?}");
+
+    // The view, and functions and plans of people's own.
+    let mut alice = standby.user("alice");
+    let mut there = cluster.user("alice");
+    let view = "select room, member_id, connection_id, state, audience, version, expires_at, session_pid, node from presence.%
+                order by 1, 2, 3";
+    let columns = |name: &str| view.replace('%', name).replace("expires_at", "null::text");
+    assert_eq!(alice.rows(&columns("shared_online")), there.rows(&columns("online")));
+    service.run("create function public.mine(room text) returns setof presence.online language sql stable
+                 begin atomic select l.* from presence.list(mine.room) l where l.user_id = presence.user_id(); end");
+    standby.until_caught_up(&mut service);
+    assert_eq!(alice.number("select count(*) from public.mine('lobby')"), 8);
+    assert_eq!(
+        alice.prepared("select count(*)::text from presence.list($1)", &["lobby"])[0],
+        there.prepared("select count(*)::text from presence.list($1)", &["lobby"])[0]
+    );
+    // Who may not call a function may not call what stands for it.
+    service.run("revoke execute on function presence.list(text, integer, text[]) from alice");
+    standby.until_caught_up(&mut service);
+    assert_eq!(alice.fails("select * from presence.list('lobby')").code, "42501");
+    cluster.assert_sound();
+}
+
+#[test]
+fn verbs_and_listeners_are_sent_to_the_primary() {
+    let cluster = named(&[]);
+    let standby = Standby::of(&cluster);
+    let mut alice = standby.user("alice");
+    for call in [
+        "upsert('lobby')",
+        "update('lobby', '{}')",
+        "heartbeat('lobby')",
+        "heartbeat_many('{lobby}')",
+        "delete('lobby')",
+        "delete_all()",
+        "upsert_many('[]')",
+        "delete_many('[]')",
+        "listen()",
+        "channels()",
+        "history('lobby')",
+        "changes(0)",
+        "seq()",
+    ] {
+        let failure = alice.fails(&format!("select * from presence.{call}"));
+        assert_eq!(failure.code, "25006", "{call}: {failure:?}");
+        assert!(failure.hint.contains("primary"), "{call}: {failure:?}");
+    }
+    cluster.assert_sound();
+}
+
+/// Rather nobody than who may be gone.
+#[test]
+fn a_standby_that_hears_nothing_shows_nobody() {
+    let cluster = named(&["presence.node_timeout=1500ms"]);
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    alice.run("select presence.upsert('lobby', audience => '{any}')");
+    service.flush();
+    let standby = Standby::of(&cluster);
+    let mut bob = standby.user("bob");
+    let (list, health) = (
+        "select member_id from presence.list('lobby')",
+        "select worker_state, node, beat_age < '1500 ms' from presence.health",
+    );
+    until("alice is shown", || bob.rows(list) == [["alice"]]);
+    let mut looked = standby.service();
+    assert_eq!(looked.rows(health), [["standby", "a", "t"]]);
+    {
+        let _frozen = Frozen::new(service.number("select presence.worker_pid()"));
+        until("nobody is shown", || bob.rows(list).is_empty());
+        assert!(bob.rows("select * from presence.shared_online").is_empty());
+        assert_eq!(bob.value("select presence.state('lobby')"), "{}");
+        assert_eq!(looked.rows(health), [["standby", "a", "f"]]);
+    }
+    until("alice is shown again", || bob.rows(list) == [["alice"]]);
+    alice.run("select presence.delete('lobby')");
+    until("alice has left", || bob.rows(list).is_empty());
+    cluster.assert_sound();
+}
+
+#[test]
+fn without_a_name_a_standby_has_rooms_and_no_members() {
+    let cluster = Cluster::start();
+    cluster.user("alice").run("select presence.upsert('kept')");
+    cluster.service().run("select presence.set_room('kept')");
+    let standby = Standby::of(&cluster);
+    let mut session = standby.service();
+    assert!(session.is("select pg_is_in_recovery()"));
+    assert_eq!(session.value("select room from presence.room"), "kept");
+    assert!(session.rows("select * from presence.list('kept')").is_empty());
+    assert_eq!(session.rows("select node, beat_age, members from presence.health"), [["", "", ""]]);
+    for call in ["heartbeat('kept')", "upsert('kept')"] {
+        assert_eq!(session.fails(&format!("select presence.{call}")).code, "25006");
+    }
+    session.run("prepare look as select room from presence.list('kept')");
+    assert!(session.rows("execute look").is_empty());
+    standby.promote();
+    assert!(standby.service().rows("select * from presence.list('kept')").is_empty());
+    session.run("select presence.upsert('kept')");
+    session.flush();
+    // A plan from before is none any more.
+    assert_eq!(session.rows("execute look"), [["kept"]]);
+}
+
+/// A client: it writes, and when it loses the primary it goes on where it is let.
+fn writes(cluster: &Cluster, standby: &Standby, writer: usize, over: &AtomicBool, written: &AtomicU64) {
+    let (mut session, mut newest, mut n) = (cluster.service(), 0, 0);
+    while !over.load(Acquire) {
+        n += 1;
+        let user = format!("b{writer}_{}", n % 40);
+        let upsert = format!(
+            "select version from presence.upsert('busy', to_jsonb({n}), user_id => '{user}', ttl => '1 h')"
+        );
+        match session.try_rows(&upsert) {
+            Ok(rows) => {
+                let version: i64 = rows[0][0].parse().expect("a version");
+                assert!(version > newest, "{user}: {version} after {newest}");
+                newest = version;
+                written.fetch_add(1, AcqRel);
+            }
+            Err(_) => {
+                session = standby.service();
+                let mut renewed = Vec::new();
+                until("it is the primary", || {
+                    let renew = "select count(*), count(*) filter (where presence.heartbeat('busy', 'b%_' || n)) from generate_series(0, 39) n";
+                    session
+                        .try_rows(&renew.replace('%', &writer.to_string()))
+                        .inspect_err(|failure| assert_eq!(failure.code, "25006", "{failure:?}"))
+                        .is_ok_and(|rows| {
+                            renewed = rows;
+                            true
+                        })
+                });
+                assert_eq!(renewed, [["40", "40"]], "heartbeats are true");
+            }
+        }
+    }
+}
+
+/// Clients write until the primary dies; the standby takes its place; they go on there, and nobody has seen anybody leave.
+#[test]
+fn a_standby_is_promoted_under_load() {
+    let cluster = named(&["presence.max_per_user=0", "presence.restart_grace=60s"]);
+    let mut service = cluster.service();
+    service.run("select count(presence.upsert('still', to_jsonb(n), user_id => 's' || n, ttl => '1 h')) from generate_series(1, 500) n");
+    service.flush();
+    let standby = Standby::of(&cluster);
+    // A session that stays, with plans of its own.
+    let mut stays = standby.service();
+    stays.run("prepare look as select member_id, version from presence.list('still') order by 1");
+    stays.run("prepare numbers as select members from presence.occupancy('still')");
+    until("the standby shows them", || stays.rows("execute look").len() == 500);
+    assert_eq!(stays.number("execute numbers"), 500);
+    let mut watches = cluster.service();
+    watches.run("select presence.listen()");
+    let mut mirror = Mirror::of(&mut watches);
+
+    let (over, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let _over = Over::tell(&over);
+        let writers: Vec<_> = (0..3)
+            .map(|writer| {
+                let (cluster, standby, over, written) = (&cluster, &standby, &over, &written);
+                scope.spawn(move || writes(cluster, standby, writer, over, written))
+            })
+            .collect();
+        until("all have entered", || {
+            mirror.follow(&mut watches);
+            mirror.members().len() == 620
+        });
+        until("the standby has them", || {
+            stays.number("select members from presence.occupancy('busy')") == 120
+        });
+        cluster.stop("immediate");
+        let before = stays.rows("execute look");
+        assert_eq!(before.len(), 500);
+
+        standby.promote();
+        let mut service = standby.service();
+        // The first call waits until all are back.
+        assert!(service.is("select presence.heartbeat('still', 's1')"));
+        assert_eq!(service.rows("select member_id, version from presence.list('still') order by 1"), before);
+        assert_eq!(stays.rows("execute look"), before);
+        let missing = "select count(*) from presence.heartbeat_many(array_fill('still'::text, '{500}'), (select array_agg('s' || n) from generate_series(1, 500) n))";
+        assert_eq!(service.number(missing), 0);
+        // Whoever watched connects here, and sees whom they saw.
+        let held: BTreeSet<_> = mirror.members().keys().cloned().collect();
+        watches = standby.service();
+        watches.run("select presence.listen()");
+        mirror.list(&mut watches);
+        assert_eq!(mirror.members().keys().cloned().collect::<BTreeSet<_>>(), held);
+        let by_then = written.load(Acquire);
+        until("clients go on here", || {
+            let failed = writers.iter().any(|writer| writer.is_finished());
+            failed || written.load(Acquire) > by_then + 200
+        });
+    });
+    let mut service = standby.service();
+    service.flush();
+    mirror.follow(&mut watches);
+    mirror.assert_true(&mut watches);
+    assert_eq!(
+        service.rows("select distinct event from presence.event where event <> 'resync'"),
+        [["update"]]
+    );
+    service.run("select presence.delete('still', 's1')");
+    service.flush();
+    assert_eq!(stays.rows("execute look").len(), 499);
+    assert_eq!(stays.number("execute numbers"), 499);
+    super::until_copied(&mut service);
+    // What was a standby has beats of its own, of a later epoch.
+    assert_eq!(service.rows("select node, state from presence.node"), [["a", "up"]]);
+}
+
+/// What the primary drops is dropped there, too.
+#[test]
+fn a_worker_that_looks_holds_up_no_replay() {
+    let cluster = named(&[]);
+    cluster.sql("postgres", "create database second");
+    cluster.sql("second", "create extension presence_ext");
+    let standby = Standby::of(&cluster);
+    let workers = "select count(*) from pg_stat_activity where backend_type = 'presence_ext standby'";
+    let mut looked = standby.service();
+    until("there is one in each database", || looked.number(workers) == 2);
+    cluster.sql("postgres", "drop database second");
+    let mut service = cluster.service();
+    standby.until_caught_up(&mut service);
+    service.run("drop extension presence_ext");
+    standby.until_caught_up(&mut service);
+    until("nobody looks", || looked.number(workers) == 0);
+    service.run("create extension presence_ext");
+    service.run("select presence.upsert('lobby')");
+    until("somebody looks again", || {
+        looked.try_rows("select member_id from presence.list('lobby')").is_ok_and(|rows| rows.len() == 1)
+    });
+    cluster.assert_sound();
+}
