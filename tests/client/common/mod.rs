@@ -10,6 +10,7 @@ mod memory;
 mod mirror;
 pub mod rule;
 mod session;
+mod small_disk;
 mod standby;
 
 pub use cases::{cases, number, seed};
@@ -19,6 +20,7 @@ pub use everything::use_everything;
 pub use memory::{kilobytes, memory, peak};
 pub use mirror::{Mirror, listed};
 pub use session::{Event, Failure, Session, lines};
+pub use small_disk::SmallDisk;
 pub use standby::Standby;
 
 use std::sync::atomic::{AtomicBool, Ordering::*};

@@ -1,9 +1,9 @@
 //! A crash of the server: whoever was here is here again.
 
 use super::{named, until_copied};
-use crate::common::{Cluster, Frozen, Over, Session, Stall, millis, signal, until};
+use crate::common::{Cluster, Frozen, Session, Stall, millis, signal, until};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::Instant;
 
 /// The server is killed, and up again.
@@ -18,7 +18,7 @@ fn start_stalled(cluster: &Cluster, stall: &Stall, point: &str) {
     cluster.start_again_with(&options.each_ref().map(String::as_str));
 }
 
-fn until_restored(cluster: &Cluster) -> Session {
+pub fn until_restored(cluster: &Cluster) -> Session {
     cluster.until_worker("app");
     let mut service = cluster.service();
     // It waits until all are back; what the node said of itself before the crash may still stand there.
@@ -32,10 +32,10 @@ const EVENTS: &str = "select event, room, member_id, coalesce(reason, '') from p
 
 #[test]
 fn members_come_back_as_they_were() {
-    let cluster = named(&["presence.restart_grace=3s"]);
+    let cluster = named(&["presence.restart_grace=8s"]);
     let (mut alice, mut bob, mut service) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
     alice.run("select presence.upsert('lobby', '{\"x\": 1}', status => 'away', metadata => '[1]', ttl => '1 h', audience => '{any}')");
-    alice.run("select presence.upsert('short', '1', ttl => '1 s')");
+    alice.run("select presence.upsert('short', '1', ttl => '6 s')");
     bob.run("select presence.upsert('lobby', session => true)");
     bob.run("select presence.upsert('lobby', connection_id => 'tab', session => true, ttl => '1 h')");
     bob.run("select presence.upsert('going', '1', ttl => '1 h'); select presence.delete('going', after => '1 h', state => '\"bye\"'); select presence.update('going', '{\"n\": 2}')");
@@ -83,14 +83,14 @@ fn members_come_back_as_they_were() {
         .into_iter()
         .map(|row| (row[0].clone(), row[1].parse().expect("seconds")))
         .collect();
-    assert!(graces["lobby"] > 3_590.0 && graces["typing"] > 3_590.0 && graces["short"] <= 3.0, "{graces:?}");
+    assert!(graces["lobby"] > 3_590.0 && graces["typing"] > 3_590.0 && graces["short"] <= 8.0, "{graces:?}");
     // Who does not come leaves once, when the grace is over; numbers go on.
     service.run("select presence.listen()");
     let heard = service.hear_until("an expiry", |event| event.kind() == "leave");
     assert_eq!(heard.last().expect("it")["room"], "short");
     assert_eq!(heard.last().expect("it")["reason"], "expired");
     assert!(
-        started.elapsed() > millis(2_900) && started.elapsed() < millis(9_000),
+        started.elapsed() > millis(7_900) && started.elapsed() < millis(25_000),
         "{:?}",
         started.elapsed()
     );
@@ -254,69 +254,6 @@ fn members_come_back_without_slots() {
     let missing = "select count(*) from presence.heartbeat_many(array_fill('lobby'::text, '{500}'), (select array_agg('m' || n) from generate_series(1, 500) n))";
     assert_eq!(service.number(missing), 0);
     cluster.assert_sound();
-}
-
-/// Under load, twenty times: what was published a moment before the crash is there, nobody is there twice, numbers go on.
-#[test]
-fn twenty_crashes_under_load() {
-    let cluster = named(&["presence.max_per_user=0", "presence.restart_grace=60s"]);
-    let mut service = cluster.service();
-    service.run("select count(presence.upsert('still', to_jsonb(n), user_id => 's' || n, ttl => '1 h')) from generate_series(1, 200) n");
-    until_copied(&mut service);
-    let (mut seq, mut version) = (0, 0);
-    for round in 0..20 {
-        let over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let _over = Over::tell(&over);
-            for writer in 0..3 {
-                let (cluster, over) = (&cluster, &over);
-                scope.spawn(move || {
-                    let Some(mut session) = cluster.try_session("postgres", "app") else { return };
-                    let mut n = 0;
-                    while !over.load(Acquire) {
-                        n += 1;
-                        let verb = match n % 7 {
-                            0 => format!("select presence.delete('busy', 'b{writer}_{}')", n % 50),
-                            _ => format!("select presence.upsert('busy', to_jsonb({round} * 100000 + {n}), user_id => 'b{writer}_{}', ttl => '1 h')", n % 50),
-                        };
-                        if session.try_run(&verb).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-            std::thread::sleep(millis(50 + 37 * round % 200));
-            if round % 2 == 0 {
-                cluster.stop("immediate");
-            } else {
-                let mut witness = cluster.service();
-                signal("KILL", service.number("select pg_backend_pid()"));
-                until("all are sent away", || witness.try_run("select 1").is_err());
-            }
-        });
-        if round % 2 == 0 {
-            cluster.start_again();
-        }
-        until("it takes connections", || cluster.try_session("postgres", "app").is_some());
-        service = until_restored(&cluster);
-        let still = "select count(*), count(distinct state) from presence.list('still', 1000)";
-        assert_eq!(service.rows(still), [["200", "200"]], "round {round}");
-        let twice = "select count(*) from (select 1 from presence.member group by room, member_id, connection_id having count(*) > 1) d";
-        assert_eq!(service.number(twice), 0);
-        service.flush();
-        let (newer_seq, newer) = (
-            service.number("select presence.seq()"),
-            service.number("select version from presence.upsert('mark', to_jsonb(random()), user_id => 'mark', ttl => '1 h')"),
-        );
-        assert!(newer_seq >= seq && newer > version, "round {round}: {newer_seq} {seq} {newer} {version}");
-        (seq, version) = (newer_seq, newer);
-        let newest = service.number("select max(version) from presence.member");
-        assert!(newest <= version, "round {round}: nobody has a version that is still to come");
-        until_copied(&mut service);
-    }
-    service.flush();
-    // No leave of anybody who did not ask for it.
-    assert_eq!(service.number("select count(*) from presence.event where event = 'leave' and reason <> 'left' and reason <> 'removed'"), 0);
 }
 
 /// With another name nobody comes back, and nothing of the old one is left behind.

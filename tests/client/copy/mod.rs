@@ -1,6 +1,7 @@
 //! The logged copy of the members, where `presence.node_name` is set.
 
 mod crash;
+mod faults;
 mod rows;
 mod standby;
 

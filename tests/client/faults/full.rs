@@ -1,9 +1,7 @@
 //! Something is full: worker processes, the NOTIFY queue, the disk. Callers go on, operators see it, and when there
 //! is room again all is as before. (Lease slots and the event buffer: limits.rs.)
 
-use crate::common::{Cluster, Mirror, Session, lines, until};
-use std::path::PathBuf;
-use std::process::Command;
+use crate::common::{Cluster, Mirror, Session, SmallDisk, lines, until};
 
 /// What an operator sees: the last error, and whether it is over.
 fn trouble(service: &mut Session) -> (String, bool) {
@@ -112,46 +110,9 @@ fn while_the_notify_queue_is_full_the_log_is_written_and_resync_follows() {
     cluster.assert_sound();
 }
 
-/// A file system that is soon full.
-struct SmallDisk {
-    dir: PathBuf,
-}
-
-impl SmallDisk {
-    /// None: only root may mount one.
-    fn mount() -> Option<SmallDisk> {
-        let dir = std::env::temp_dir().join(format!("presence.disk.{}", std::process::id()));
-        std::fs::create_dir(&dir).expect("a directory");
-        let disk = SmallDisk { dir };
-        let mounted = disk.run("mount", &["-t", "tmpfs", "-o", "size=2m,mode=777", "tmpfs"])
-            && disk.run("chown", &["postgres:"]);
-        mounted.then_some(disk)
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> bool {
-        Command::new(program).args(arguments).arg(&self.dir).status().is_ok_and(|status| status.success())
-    }
-
-    fn fill(&self) {
-        let zeroes = vec![0; 4 << 20];
-        let _ = std::fs::write(self.dir.join("filler"), zeroes); // as much of it as fits
-    }
-
-    fn free(&self) {
-        std::fs::remove_file(self.dir.join("filler")).expect("the filler");
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        self.run("umount", &["-l"]);
-        let _ = std::fs::remove_dir(&self.dir);
-    }
-}
-
 #[test]
 fn with_a_full_disk_under_the_log_presence_goes_on_and_the_rest_follows() {
-    let Some(disk) = SmallDisk::mount() else {
+    let Some(disk) = SmallDisk::mount("2m") else {
         println!("not tested: no file system can be mounted here");
         return;
     };
