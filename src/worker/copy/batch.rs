@@ -63,7 +63,7 @@ static GO: Statement = left!("delete from presence.shared s using");
 
 static CHANGE: Statement = write!(
     [pg_sys::TEXTOID, pg_sys::UUIDARRAYOID],
-    "pg_catalog.count(*) filter (where is_new) from written",
+    "pg_catalog.count(*) from written",
     "select * from presence.member where key_hash operator(pg_catalog.=) any ($2)"
 );
 

@@ -8,40 +8,47 @@ use crate::pg::spi::{Connection, Statement, statement};
 use pgrx::pg_sys;
 
 /// Write these rows of `presence.member` ($1 is the name) where the copy does not have them in this version. Each is found
-/// before it is written: a conflict locks the row, and that is WAL. `more` is what a reader does not need.
+/// once, by the index, and then changed where it lies: an ON CONFLICT DO UPDATE would look again and lock it first, which
+/// is WAL. `more` is what a reader does not need.
 /// The result is made of `members` and `written`.
 macro_rules! write {
     ($arguments:expr, $result:literal, $members:literal) => {
         statement!(
             $arguments,
-            "with members as materialized (",
-            $members,
-            "), written as (
-                 insert into presence.shared as s
-                     (node, room, member_id, connection_id, user_id, status, state, metadata, audience, version,
-                      generation, joined_at, updated_at, last_seen_at, ttl, session, reason, more)
-                 select $1, m.room, m.member_id, m.connection_id, m.user_id, m.status, m.state, m.metadata, m.audience,
+            "with members as materialized (
+                 select m.room, m.member_id, m.connection_id, m.user_id, m.status, m.state, m.metadata, m.audience,
                         m.version, m.generation, m.joined_at, m.updated_at, m.last_seen_at, m.ttl,
-                        m.session is not null, null,
+                        m.session is not null as session,
                         case when m.leaves_at is not null or m.reverts is not null then
                             pg_catalog.jsonb_build_object('leaves_at', m.leaves_at, 'expires_at', m.expires_at,
                                 'leave_reason', m.leave_reason, 'last_word', m.last_word, 'reverts', m.reverts)
-                        end
+                        end as more,
+                        known.place, known.version as known_version
+                 from (",
+            $members,
+            ") m left join lateral (
+                     select s.ctid as place, s.version from presence.shared s
+                     where s.room operator(pg_catalog.=) m.room and s.member_id operator(pg_catalog.=) m.member_id
+                       and s.connection_id operator(pg_catalog.=) m.connection_id and s.node operator(pg_catalog.=) $1
+                     offset 0) known on true),
+             changed as (
+                 update presence.shared s
+                 set user_id = m.user_id, status = m.status, state = m.state, metadata = m.metadata,
+                     audience = m.audience, version = m.version, generation = m.generation, joined_at = m.joined_at,
+                     updated_at = m.updated_at, last_seen_at = m.last_seen_at, ttl = m.ttl, session = m.session,
+                     reason = null, more = m.more
                  from members m
-                 where not exists (
-                     select from presence.shared known
-                     where known.room operator(pg_catalog.=) m.room
-                       and known.member_id operator(pg_catalog.=) m.member_id
-                       and known.connection_id operator(pg_catalog.=) m.connection_id
-                       and known.node operator(pg_catalog.=) $1
-                       and known.version operator(pg_catalog.=) m.version)
-                 on conflict (room, member_id, connection_id, node) do update
-                 set user_id = excluded.user_id, status = excluded.status, state = excluded.state,
-                     metadata = excluded.metadata, audience = excluded.audience, version = excluded.version,
-                     generation = excluded.generation, joined_at = excluded.joined_at,
-                     updated_at = excluded.updated_at, last_seen_at = excluded.last_seen_at, ttl = excluded.ttl,
-                     session = excluded.session, reason = null, more = excluded.more
-                 returning s.xmax operator(pg_catalog.=) 0 as is_new)
+                 where s.ctid operator(pg_catalog.=) m.place and coalesce(m.known_version, 0) operator(pg_catalog.<>) m.version),
+             written as (
+                 insert into presence.shared
+                     (node, room, member_id, connection_id, user_id, status, state, metadata, audience, version,
+                      generation, joined_at, updated_at, last_seen_at, ttl, session, reason, more)
+                 select $1, m.room, m.member_id, m.connection_id, m.user_id, m.status, m.state, m.metadata, m.audience,
+                        m.version, m.generation, m.joined_at, m.updated_at, m.last_seen_at, m.ttl, m.session, null,
+                        m.more
+                 from members m where m.place is null
+                 on conflict (room, member_id, connection_id, node) do nothing
+                 returning 1)
              select ",
             $result
         )
