@@ -30,7 +30,7 @@ for database in presence small large; do sql $database -f benches/presence.sql >
 sql rival -f benches/rival.sql
 for database in presence rival; do sql $database -v rooms=$rooms -f benches/common.sql; done
 
-if any_wanted {1..16} 22 25 growth; then
+if any_wanted {1..16} 22 25 29 30 growth; then
     say "100,000 members enter"
     sql presence -c "call fill(null, '', $((rooms * 100)), '6 hours')"
     sql rival -c "alter table presence disable trigger notify" -c "
