@@ -8,13 +8,16 @@ export PG_CONFIG
 # make soak MINUTES=30
 MINUTES ?= 30
 
-.PHONY: help demo live test test-all test-gateway memcheck soak lint install gateway package bench bench-gateway clean
+.PHONY: help demo demo-cluster live test test-all test-gateway memcheck soak lint install gateway package bench bench-gateway clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## build, start a private PostgreSQL, and watch three users come and go
 	@scripts/demo
+
+demo-cluster: ## a primary is killed while people watch; its standby takes over, and they stay
+	@scripts/demo-cluster
 
 live: ## build, start a private PostgreSQL and the gateway, and open a page in two windows
 	@scripts/live
