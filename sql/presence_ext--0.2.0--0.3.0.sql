@@ -146,6 +146,7 @@ create unlogged table _presence.member_twin (
 ) using heap;
 create index member_twin_user_id_room_idx on _presence.member_twin (user_id, room);
 create index member_twin_key_hash_idx on _presence.member_twin (key_hash);
+create index member_twin_audience_idx on _presence.member_twin using gin (audience) with (gin_pending_list_limit = 256);
 alter table _presence.member_twin enable row level security;
 comment on table _presence.member_twin is
     'How the extension made presence.member: verbs go past the executor only while the two are alike.';
@@ -520,6 +521,7 @@ comment on function presence.channels(text) is
 -- With the room: the worker counts what a user has in it.
 drop index if exists presence.member_user_id;
 create index member_user_id on presence.member (user_id, room);
+create index member_audience on presence.member using gin (audience) with (gin_pending_list_limit = 256);
 
 -- NULL, and not infinity, where no lease ends: most drivers cannot read that.
 alter table presence.member alter column expires_at drop not null;
@@ -751,30 +753,35 @@ comment on function _presence._start(text[], integer) is
 
 revoke all on function _presence._page(integer), _presence._start(text[], integer) from public;
 
--- Two plain index scans, of which the arguments leave one. Few: each is planned with every query that is not prepared.
 create or replace function presence.list(room text default null, max_rows integer default null, after text[] default null)
     returns setof presence.online
-    language sql stable parallel restricted rows 100
-begin atomic
-    (select o.* from presence.online o
-     where list.room is not null
-       and _presence._room(list.room) is not null and o.room operator(pg_catalog.=) list.room
-       and (o.member_id, o.connection_id) operator(pg_catalog.>)
-           ((_presence._start(list.after, 2))[1], (_presence._start(list.after, 2))[2])
-     order by o.member_id, o.connection_id limit _presence._page(list.max_rows))
-    union all
-    (select o.* from presence.online o
-     where list.room is null
-       and (o.room, o.member_id, o.connection_id) operator(pg_catalog.>)
-           ((_presence._start(list.after, 3))[1], (_presence._start(list.after, 3))[2],
-            (_presence._start(list.after, 3))[3])
-     order by o.room, o.member_id, o.connection_id
-     limit case when list.max_rows is null then 1000 else _presence._page(list.max_rows) end);
-end;
+    language c stable parallel restricted rows 100 as 'MODULE_PATHNAME', 'presence_list';
 comment on function presence.list(text, integer, text[]) is
     'Who is here: the room, or all rooms (NULL), in the order of the key. max_rows is 1 to 10000 (22023); NULL is the '
     'whole room, or of all rooms 1000. after is the key of the last row of the page before: {member_id, connection_id}, or '
     '{room, member_id, connection_id} when room is NULL.';
+
+-- The same as a SELECT says it, for where list cannot know that. Two plain index scans, of which the arguments leave one.
+create function _presence._list(room text, max_rows integer, after text[]) returns setof presence.online
+    language sql stable parallel restricted rows 100
+begin atomic
+    (select o.* from presence.online o
+     where _list.room is not null
+       and _presence._room(_list.room) is not null and o.room operator(pg_catalog.=) _list.room
+       and (o.member_id, o.connection_id) operator(pg_catalog.>)
+           ((_presence._start(_list.after, 2))[1], (_presence._start(_list.after, 2))[2])
+     order by o.member_id, o.connection_id limit _presence._page(_list.max_rows))
+    union all
+    (select o.* from presence.online o
+     where _list.room is null
+       and (o.room, o.member_id, o.connection_id) operator(pg_catalog.>)
+           ((_presence._start(_list.after, 3))[1], (_presence._start(_list.after, 3))[2],
+            (_presence._start(_list.after, 3))[3])
+     order by o.room, o.member_id, o.connection_id
+     limit case when _list.max_rows is null then 1000 else _presence._page(_list.max_rows) end);
+end;
+comment on function _presence._list(text, integer, text[]) is 'presence.list, planned with each call, under the policies.';
+revoke all on function _presence._list(text, integer, text[]) from public;
 drop function _presence._after(text[], integer);
 
 create function _presence._rank(status text) returns integer
@@ -1023,16 +1030,20 @@ do $$
 declare
     function_name name;
     signature regprocedure;
+    spoken regprocedure;
     source text;
 begin
     foreach function_name in array array['get', 'list', 'occupancy', 'rooms', 'state', 'users'] loop
         select p.oid into strict signature from pg_proc p
         where p.pronamespace = 'presence'::regnamespace and p.proname = function_name;
-        source := replace(pg_get_functiondef(signature), format('FUNCTION presence.%I(', function_name),
+        -- list is no SQL itself.
+        spoken := case function_name when 'list' then '_presence._list(text, integer, text[])'::regprocedure else signature end;
+        source := replace(pg_get_functiondef(spoken), format('FUNCTION %s(', split_part(spoken::text, '(', 1)),
                           format('FUNCTION _presence._shared_%s(', function_name));
         source := replace(source, 'presence.online o', 'presence.shared_online o');
         -- Arguments are named after their function.
-        execute regexp_replace(source, format('\m%s\.', function_name), format('_shared_%s.', function_name), 'g');
+        execute regexp_replace(source, format('\m%s\.', split_part(split_part(spoken::text, '(', 1), '.', 2)),
+                               format('_shared_%s.', function_name), 'g');
         execute format('comment on function _presence._shared_%s(%s) is %L', function_name,
                        pg_get_function_identity_arguments(signature), 'The same by the copy, for standbys.');
         execute format('alter function %s support _presence._reads', signature);
@@ -1077,6 +1088,7 @@ begin
                      ('presence.rooms', '_presence._shared_rooms(text, integer, text)'),
                      ('presence.state', '_presence._shared_state(text)'),
                      ('presence.users', '_presence._shared_users(text)'),
+                     ('presence.list', '_presence._list(text, integer, text[])'),
                      ('presence.list', '_presence._page(integer)'),
                      ('presence.list', '_presence._start(text[], integer)'),
                      ('presence.users', '_presence._rank(text)'),

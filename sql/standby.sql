@@ -10,16 +10,20 @@ do $$
 declare
     function_name name;
     signature regprocedure;
+    spoken regprocedure;
     source text;
 begin
     foreach function_name in array array['get', 'list', 'occupancy', 'rooms', 'state', 'users'] loop
         select p.oid into strict signature from pg_proc p
         where p.pronamespace = 'presence'::regnamespace and p.proname = function_name;
-        source := replace(pg_get_functiondef(signature), format('FUNCTION presence.%I(', function_name),
+        -- list is no SQL itself.
+        spoken := case function_name when 'list' then '_presence._list(text, integer, text[])'::regprocedure else signature end;
+        source := replace(pg_get_functiondef(spoken), format('FUNCTION %s(', split_part(spoken::text, '(', 1)),
                           format('FUNCTION _presence._shared_%s(', function_name));
         source := replace(source, 'presence.online o', 'presence.shared_online o');
         -- Arguments are named after their function.
-        execute regexp_replace(source, format('\m%s\.', function_name), format('_shared_%s.', function_name), 'g');
+        execute regexp_replace(source, format('\m%s\.', split_part(split_part(spoken::text, '(', 1), '.', 2)),
+                               format('_shared_%s.', function_name), 'g');
         execute format('comment on function _presence._shared_%s(%s) is %L', function_name,
                        pg_get_function_identity_arguments(signature), 'The same by the copy, for standbys.');
         execute format('alter function %s support _presence._reads', signature);

@@ -71,6 +71,9 @@ create unlogged table presence.member (
 -- With the room: the worker counts what a user has in it.
 create index member_user_id on presence.member (user_id, room);
 create index member_key_hash on presence.member (key_hash);
+-- Who sees few of many finds them by this. Whoever enters only appends to what is pending; all who look read that, so it is
+-- short (kB).
+create index member_audience on presence.member using gin (audience) with (gin_pending_list_limit = 256);
 
 -- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
 -- somebody has added to it.

@@ -59,7 +59,7 @@ pub fn is_as_made(extension: &Extension) -> Result<bool> {
 fn has_rights(extension: &Extension, asked: &Asked) -> Result<bool> {
     // SAFETY: a plain read of this process's state.
     let role = unsafe { pg_sys::GetUserId() };
-    let epoch = [EPOCH.get(), SCHEMA_EPOCH.get(), role_epoch()];
+    let epoch = rights_epoch();
     let look_up = |_: &Oid| Ok(extension.may_do_all() && extension.may_use_schema() && asked.may_be_called());
     RIGHTS.with(|rights| rights.get(role, epoch, look_up))
 }
@@ -101,6 +101,13 @@ fn likeness(extension: &Extension, lock: u32) -> Result<Likeness> {
 pub fn table_epoch() -> u64 {
     watch();
     EPOCH.get()
+}
+
+/// Moves on when anything changes on which the rights of a role on the extension's functions and tables depend, but those
+/// on the view (`Extension::epoch`).
+pub fn rights_epoch() -> [u64; 3] {
+    watch();
+    [EPOCH.get(), SCHEMA_EPOCH.get(), role_epoch()]
 }
 
 fn watch() {

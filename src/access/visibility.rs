@@ -52,21 +52,36 @@ impl<'a> Visibility<'a> {
     }
 
     pub fn shows(&mut self, row: &Row) -> bool {
-        let Some(caller) = self.caller else { return true };
+        self.of_row(row) != Sight::None
+    }
+
+    pub fn of_row(&mut self, row: &Row) -> Sight {
+        let Some(caller) = self.caller else { return Sight::Own };
         // Whoever may write a member may see it.
         if ownership::may_write(caller, row.text(Column::UserId).unwrap_or_default()) {
-            return true;
+            return Sight::Own;
         }
         let audience = row.varlena(Column::Audience).unwrap_or_default();
-        match &self.last {
+        let shared = match &self.last {
             Some((known, answer)) if known == audience => *answer,
             _ => {
                 let shared = row.get(Column::Audience).is_some_and(|audience| shares(audience, self.tokens));
                 self.last = Some((audience.to_vec(), shared));
                 shared
             }
-        }
+        };
+        if shared { Sight::Shared } else { Sight::None }
     }
+}
+
+/// Why somebody sees a member.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    None,
+    /// By its audience, where the authorizer lets them read the room.
+    Shared,
+    /// Theirs to write.
+    Own,
 }
 
 fn shares(audience: Datum, tokens: &[Vec<u8>]) -> bool {

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::event::reach::whole;
+use crate::pg::datum::Texts;
 use crate::pg::encoding::decode;
 use crate::pg::function::Call;
 use crate::pg::role::as_role;
@@ -18,8 +19,12 @@ fn limit(call: &Call) -> Result<Option<Datum>> {
 
 /// SQL `_presence._page(max_rows)`: NULL, or 1 to 10,000.
 fn page(call: &Call) -> Result<Option<Datum>> {
-    let rows = call.int(0).map(|rows| validate::max_rows(Some(rows), 10_000)).transpose()?;
-    Ok(rows.map(|rows| Datum::from(rows as i64)))
+    Ok(page_of(call.int(0))?.map(|rows| Datum::from(rows as i64)))
+}
+
+/// The size of a page that was asked for.
+pub fn page_of(max_rows: Option<i32>) -> Result<Option<usize>> {
+    max_rows.map(|rows| validate::max_rows(Some(rows), 10_000).map(|rows| rows as usize)).transpose()
 }
 
 /// SQL `_presence._room(room)`: the room, if it is a name.
@@ -29,16 +34,23 @@ fn room(call: &Call) -> Result<Option<Datum>> {
     Ok(call.datum(0))
 }
 
-/// The key after which a page starts, with as many parts as the second argument says. None: the page is the first.
-fn key(call: &Call) -> Result<Option<Datum>> {
+/// The key after which a page starts, with so many parts. None: the page is the first.
+pub fn after(call: &Call, argument: usize, parts: usize) -> Result<Option<Texts>> {
     let wrong = |why: String| Error::InvalidArgument { argument: "after", why };
-    let key = call.texts(0).map_err(|why| wrong(why.into()))?;
-    let (Some(key), Some(parts)) = (key, call.int(1)) else { return Ok(None) };
-    if key.len() != parts as usize {
-        return Err(wrong(format!("The key of a member has {parts} parts here, not {}.", key.len())));
+    let key = call.texts(argument).map_err(|why| wrong(why.into()))?;
+    match &key {
+        Some(key) if key.len() != parts => {
+            Err(wrong(format!("The key of a member has {parts} parts here, not {}.", key.len())))
+        }
+        _ => Ok(key),
     }
+}
+
+/// SQL `presence._after(after, parts)` of releases before 0.3.0.
+fn key(call: &Call) -> Result<Option<Datum>> {
+    let Some(parts) = call.int(1) else { return Ok(None) };
     // Made anew: its first element is number 1, whatever it was in the caller's array.
-    Ok(Some(datum::text_array(key.iter())))
+    Ok(after(call, 0, parts as usize)?.map(|key| datum::text_array(key.iter())))
 }
 
 /// SQL `_presence._start(after, parts)`: the same; the first page starts after empty names, which are nobody's.

@@ -1,10 +1,9 @@
 //! Leases as SQL sees them: the functions behind the view `online`.
 
 use crate::error::Result;
-use crate::lease::rule::{self, RowLease};
-use crate::lease::slot::{Lease, NEVER};
+use crate::lease::rule::RowLease;
 use crate::member::grace;
-use crate::member::liveness::{claim, effective_deadline, slot};
+use crate::member::liveness::{Shown, claim};
 use crate::pg::function::{Call, Query};
 use crate::shared::leases::leases;
 use crate::{clock, extension};
@@ -43,9 +42,7 @@ impl LeaseArguments {
 #[derive(Clone, Copy)]
 struct Found {
     asked: LeaseArguments,
-    slot: Option<Lease>,
-    deadline: u64,
-    at: u64,
+    shown: Shown,
 }
 
 /// The view `online` asks whether a row is alive, then for two columns.
@@ -63,10 +60,7 @@ thread_local! {
 /// Whether a row's member is here, by the clock.
 fn look(asked: &LeaseArguments) -> Result<Option<Found>> {
     let key = extension::current()?.key_of(asked.hash);
-    let row = asked.row();
-    let (slot, at) = (slot(&key, &row), clock::boot());
-    let deadline = effective_deadline(&key, slot.as_ref(), &row, at);
-    Ok(deadline.map(|deadline| Found { asked: *asked, slot, deadline, at }))
+    Ok(Shown::look(&key, &asked.row()).map(|shown| Found { asked: *asked, shown }))
 }
 
 /// The columns of a row show what let it pass, and need not look again: once each, so that the answer is of now.
@@ -100,22 +94,15 @@ fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
 
 /// SQL `_presence._expires_at(key_hash, version, generation, deadline, session)`: NULL is gone, or no lease that ends.
 fn sql_expires_at(call: &Call) -> Result<Option<Datum>> {
-    let Some(Found { deadline, at, .. }) = looked(call, Question::ExpiresAt)? else { return Ok(None) };
-    Ok((deadline != NEVER).then(|| Datum::from(clock::wall_of_at(deadline, at))))
+    let found = looked(call, Question::ExpiresAt)?;
+    Ok(found.and_then(|found| found.shown.expires_at()).map(Datum::from))
 }
 
 /// SQL `_presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)`.
 fn sql_last_seen_at(call: &Call) -> Result<Option<Datum>> {
-    let Some(Found { asked, slot, deadline, at }) = looked(call, Question::LastSeenAt)? else {
-        return Ok(None);
-    };
+    let Some(Found { asked, shown }) = looked(call, Question::LastSeenAt)? else { return Ok(None) };
     let row = RowLease { ttl: call.interval(5).map_or(0, |ttl| ttl as u64), ..asked.row() };
-    // The grace after a restart may be longer than the ttl: still nobody was seen in the future.
-    let last_seen = match rule::last_seen(slot.as_ref(), deadline, &row) {
-        Some(seen) => Some(clock::wall_of_at(seen.min(at), at)),
-        None => call.bigint(6).map(|seen| seen.min(clock::wall_of_at(at, at))),
-    };
-    Ok(last_seen.map(Datum::from))
+    Ok(shown.last_seen_at(&row, call.bigint(6)).map(Datum::from))
 }
 
 /// SQL `presence._claim(key_hash, version, generation, deadline, session)` of releases before 0.3.0, whose SQL names it;

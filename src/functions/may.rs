@@ -80,7 +80,7 @@ fn has_name(identity: &Identity) -> bool {
 }
 
 /// `presence.list` reads the view, and by its reader's rights the table.
-fn may_list(extension: &Extension) -> bool {
+pub fn may_list(extension: &Extension) -> bool {
     let reads_view =
         || extension::relation(c"online").is_some_and(|online| on_all_columns(online, pg_sys::ACL_SELECT));
     may_call(c"list") && may_call_all(OF_LIST) && reads_view() && reads_members(extension)

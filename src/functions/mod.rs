@@ -6,6 +6,7 @@ pub mod channels;
 pub mod copy;
 pub mod identity;
 pub mod lease;
+pub mod list;
 pub mod listen;
 pub mod may;
 pub mod monitoring;

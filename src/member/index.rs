@@ -16,7 +16,12 @@ pub struct Indexed {
 thread_local! {
     /// By column, for as long as the table's definition does not change.
     static KNOWN: Cached<(Oid, i16), u64, Serving> = const { Cached::new(4) };
+    static OF_KEY: Cached<Oid, u64, Option<OfKey>> = const { Cached::new(1) };
+    static ON_AUDIENCE: Cached<Oid, u64, bool> = const { Cached::new(1) };
 }
+
+/// The index, its columns, and who made it, where that matters.
+type OfKey = (Oid, [Indexed; 3], Option<pg_sys::TransactionId>);
 
 /// Which indexes begin with a column, as its type and collation order it, without any further condition.
 #[derive(Clone, Copy)]
@@ -47,13 +52,95 @@ pub unsafe fn of(table: pg_sys::Relation, column: Column) -> (Indexed, Option<(O
     (column, index.filter(|_| is_whole(made_by)).map(|index| (index, second)))
 }
 
-/// Whether an index that was made by this transaction, if that matters, lacks nothing that is to be seen now.
+/// An index in the order of the key, room, member_id and connection_id, if there is one that a scan may take now, with
+/// these three as it has them.
+///
+/// # Safety
+/// As for `of`.
+pub unsafe fn of_key(table: pg_sys::Relation) -> Option<(Oid, [Indexed; 3])> {
+    // SAFETY: the caller's promise. Nothing in a look fails.
+    let found = unsafe {
+        let key = (*table).rd_id;
+        OF_KEY.with(|known| known.get(key, policy::table_epoch(), |_| Ok(look_for_key(table))))
+    };
+    let (index, columns, made_by) = found.ok().flatten()?;
+    is_whole(made_by).then_some((index, columns))
+}
+
+/// Whether who sees a member can be told by index.
+///
+/// # Safety
+/// As for `of`.
+pub unsafe fn is_on_audience(table: pg_sys::Relation) -> bool {
+    // SAFETY: the caller's promise. Nothing in a look fails.
+    unsafe {
+        let look = |_: &Oid| Ok(has_index(table, |index| is_of_audience(index)));
+        ON_AUDIENCE.with(|known| known.get((*table).rd_id, policy::table_epoch(), look)).unwrap_or(false)
+    }
+}
+
 fn is_whole(made_by: Option<pg_sys::TransactionId>) -> bool {
-    // SAFETY: plain reads of this process's state.
+    // SAFETY: a plain read of this process's state.
     made_by.is_none_or(|by| unsafe { pg_sys::TransactionIdPrecedes(by, pg_sys::TransactionXmin) })
 }
 
-/// Who made an index, where that matters.
+/// # Safety
+/// As for `of`.
+unsafe fn look_for_key(table: pg_sys::Relation) -> Option<OfKey> {
+    let mut found: Option<OfKey> = None;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let columns =
+            [Column::Room, Column::MemberId, Column::ConnectionId].map(|column| Indexed::new(table, column));
+        has_index(table, |index| {
+            // Ascending, each of them.
+            let is_in_order = |at: usize, column: &Indexed| {
+                column.is_key_of(index, at) && *(*index).rd_indoption.add(at) == 0
+            };
+            let of_all = columns.iter().enumerate().all(|(at, column)| is_in_order(at, column));
+            if of_all && found.is_none_or(|(.., made_by)| made_by.is_some()) {
+                found = Some(((*index).rd_id, columns, made_by(index)));
+            }
+            false
+        });
+    }
+    found
+}
+
+/// Whether the body says so of one of the indexes that are in use and know all rows.
+///
+/// # Safety
+/// As for `of`.
+unsafe fn has_index(table: pg_sys::Relation, mut body: impl FnMut(pg_sys::Relation) -> bool) -> bool {
+    // SAFETY: the list is a copy; no index in it can go while the table is locked.
+    unsafe {
+        let list = pg_sys::RelationGetIndexList(table);
+        let found = (0..pg_sys::list_length(list)).map(|at| pg_sys::list_nth_oid(list, at)).any(|index| {
+            let index = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
+            let facts = &*(*index).rd_index;
+            let is_usable =
+                facts.indisvalid && facts.indisready && pg_sys::RelationGetIndexPredicate(index).is_null();
+            let is_it = is_usable && body(index);
+            pg_sys::index_close(index, pg_sys::NoLock as i32);
+            is_it
+        });
+        pg_sys::list_free(list);
+        found
+    }
+}
+
+/// # Safety
+/// An open index.
+unsafe fn is_of_audience(index: pg_sys::Relation) -> bool {
+    // SAFETY: the caller's promise; an index has at least one key.
+    unsafe {
+        let facts = &*(*index).rd_index;
+        let keys = facts.indkey.values.as_slice(facts.indnkeyatts as usize);
+        (*(*index).rd_rel).relam == pg_sys::GIN_AM_OID && keys == [Column::Audience as i16 + 1]
+    }
+}
+
+/// Who made it beside older versions of rows, which it may lack.
 ///
 /// # Safety
 /// An open index.
@@ -89,19 +176,19 @@ pub unsafe fn primary(table: pg_sys::Relation) -> Option<Oid> {
 /// # Safety
 /// As for `of`.
 unsafe fn look(table: pg_sys::Relation, column: Column) -> Serving {
-    // SAFETY: the list is a copy; no index in it can go while the table is locked.
+    // SAFETY: the caller's promise.
     unsafe {
         let column = Indexed::new(table, column);
         let mut found = Serving { column, index: None, second: 0, made_by: None };
-        let list = pg_sys::RelationGetIndexList(table);
-        for index in (0..pg_sys::list_length(list)).map(|at| pg_sys::list_nth_oid(list, at)) {
-            if let Some((second, made_by)) = column.is_served_by(index)
+        has_index(table, |index| {
+            if column.is_key_of(index, 0)
                 && (found.index.is_none() || found.second == 0 || found.made_by.is_some())
             {
+                let (index, second, made_by) = ((*index).rd_id, column.second_key_of(index), made_by(index));
                 found = Serving { column, index: Some(index), second, made_by };
             }
-        }
-        pg_sys::list_free(list);
+            false
+        });
         found
     }
 }
@@ -120,34 +207,38 @@ impl Indexed {
         found
     }
 
-    /// A b-tree that begins with this column: the column of its second key (0: none), and who made it, where that
-    /// matters.
+    /// Whether it is a b-tree whose key at this place is this column, as its type and collation order it.
     ///
     /// # Safety
-    /// An index of the column's table, which is locked.
-    unsafe fn is_served_by(&self, index: Oid) -> Option<(i16, Option<pg_sys::TransactionId>)> {
-        // SAFETY: the caller's promise; an index has at least one key, and a family and a collation for it.
+    /// An open index of the column's table.
+    unsafe fn is_key_of(&self, index: pg_sys::Relation, at: usize) -> bool {
+        // SAFETY: the caller's promise; for each key there are a family, a collation and a direction.
         unsafe {
-            let index = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
             let facts = &*(*index).rd_index;
-            let order = pg_sys::lookup_type_cache(self.of_type, pg_sys::TYPECACHE_BTREE_OPFAMILY as i32);
             let keys = facts.indkey.values.as_slice(facts.indnkeyatts as usize);
-            let serves = facts.indisvalid
-                && facts.indisready
-                && keys[0] == self.number
-                && (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
-                && *(*index).rd_opfamily == (*order).btree_opf
-                && *(*index).rd_indcollation == self.collation
-                && pg_sys::RelationGetIndexPredicate(index).is_null();
-            // Of a second key of another order no use is made.
+            let order = pg_sys::lookup_type_cache(self.of_type, pg_sys::TYPECACHE_BTREE_OPFAMILY as i32);
+            (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
+                && keys.get(at) == Some(&self.number)
+                && *(*index).rd_opfamily.add(at) == (*order).btree_opf
+                && *(*index).rd_indcollation.add(at) == self.collation
+        }
+    }
+
+    /// Of an index that begins with this column: the column of its second key. 0: none, or of another order, of which no
+    /// use is made.
+    ///
+    /// # Safety
+    /// An open index.
+    unsafe fn second_key_of(&self, index: pg_sys::Relation) -> i16 {
+        // SAFETY: the caller's promise; as above.
+        unsafe {
+            let facts = &*(*index).rd_index;
+            let keys = facts.indkey.values.as_slice(facts.indnkeyatts as usize);
             let same = |at: usize| {
                 *(*index).rd_opfamily.add(at) == *(*index).rd_opfamily
                     && *(*index).rd_indcollation.add(at) == self.collation
             };
-            let second = keys.get(1).copied().filter(|_| same(1)).unwrap_or(0);
-            let made_by = made_by(index);
-            pg_sys::index_close(index, pg_sys::NoLock as i32);
-            serves.then_some((second, made_by))
+            keys.get(1).copied().filter(|_| same(1)).unwrap_or(0)
         }
     }
 }

@@ -80,6 +80,37 @@ pub fn pending(key: &Key) -> Option<Lease> {
     Some(leases().read(key).map_or(lease, |slot| lease.on_top_of(&slot)))
 }
 
+/// What a reader is shown of a lease that is not over.
+#[derive(Clone, Copy)]
+pub struct Shown {
+    slot: Option<Lease>,
+    deadline: u64,
+    /// When we looked.
+    pub at: u64,
+}
+
+impl Shown {
+    /// None if the member is gone, by the clock.
+    pub fn look(key: &Key, row: &RowLease) -> Option<Shown> {
+        let (slot, at) = (slot(key, row), clock::boot());
+        let deadline = effective_deadline(key, slot.as_ref(), row, at)?;
+        Some(Shown { slot, deadline, at })
+    }
+
+    /// None: no lease ends.
+    pub fn expires_at(&self) -> Option<i64> {
+        (self.deadline != NEVER).then(|| clock::wall_of_at(self.deadline, self.at))
+    }
+
+    /// `written`: what the row says. The grace after a restart may be longer than the ttl: still nobody was seen in the future.
+    pub fn last_seen_at(&self, row: &RowLease, written: Option<i64>) -> Option<i64> {
+        match rule::last_seen(self.slot.as_ref(), self.deadline, row) {
+            Some(seen) => Some(clock::wall_of_at(seen.min(self.at), self.at)),
+            None => written.map(|seen| seen.min(clock::wall_of_at(self.at, self.at))),
+        }
+    }
+}
+
 /// The wall time of a deadline; NULL where no lease ends. (Not infinity, which most drivers cannot read.)
 pub fn expires_at(deadline: u64) -> Option<Datum> {
     (deadline != NEVER).then(|| Datum::from(clock::wall_of(deadline)))

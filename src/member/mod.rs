@@ -16,6 +16,7 @@ pub mod intent;
 pub mod layout;
 pub mod limits;
 pub mod liveness;
+pub mod ordered;
 pub mod request;
 pub mod restoring;
 pub mod revert;

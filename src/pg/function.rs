@@ -6,7 +6,9 @@
 use super::datum::{Texts, bytes_in, hash_of, interval_of, text_in, texts_of};
 use crate::error::{Error, Result};
 use pgrx::PgMemoryContexts;
-use pgrx::pg_sys::{self, Datum};
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+use pgrx::pg_sys::{self, Datum, Oid};
+use std::marker::PhantomData;
 
 /// Define a C function for SQL: `sql_function!(presence_heartbeat, presence_heartbeat_info, heartbeat);`
 #[macro_export]
@@ -181,28 +183,82 @@ impl Call {
 
     /// For set-returning functions: the rows, each with as many columns as the SQL definition declares.
     pub fn rows(&self, rows: impl IntoIterator<Item = Vec<Option<Datum>>>) -> Result<Option<Datum>> {
-        // SAFETY: InitMaterializedSRF prepares the call's ReturnSetInfo or raises; the tuplestore and descriptor
-        // it makes are valid until the call returns.
+        let set = self.set();
+        for row in rows {
+            let mut values: Vec<Datum> = row.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
+            let mut nulls: Vec<bool> = row.iter().map(Option::is_none).collect();
+            set.put(&mut values, &mut nulls)?;
+        }
+        Ok(None)
+    }
+
+    /// For set-returning functions: what takes the rows one by one.
+    pub fn set(&self) -> Set<'_> {
+        // SAFETY: it prepares the call's ReturnSetInfo or raises; the tuplestore and descriptor it makes are valid until the
+        // call returns.
         unsafe {
             materialize(self.info);
             let info = (*self.info).resultinfo as *mut pg_sys::ReturnSetInfo;
-            let columns = (*(*info).setDesc).natts as usize;
-            for row in rows {
-                if row.len() != columns {
-                    return Err(Error::TooManyColumns);
-                }
-                let mut values: Vec<Datum> =
-                    row.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
-                let mut nulls: Vec<bool> = row.iter().map(Option::is_none).collect();
-                pg_sys::tuplestore_putvalues(
-                    (*info).setResult,
-                    (*info).setDesc,
-                    values.as_mut_ptr(),
-                    nulls.as_mut_ptr(),
-                );
-            }
+            let (rows, descriptor) = ((*info).setResult, (*info).setDesc);
+            Set { rows, descriptor, columns: (*descriptor).natts as usize, call: PhantomData }
         }
-        Ok(None)
+    }
+
+    /// For set-returning functions: what another one, in SQL and with the same arguments and result, returns of this very
+    /// call.
+    ///
+    /// # Safety
+    /// There is such a function.
+    pub unsafe fn pass_on(&self, function: Oid) -> Option<Datum> {
+        // SAFETY: a call like our own, which lives as long; it fills our own ReturnSetInfo, as a whole, or raises.
+        unsafe {
+            let outer = &*self.info;
+            let memory = (*outer.flinfo).fn_mcxt;
+            let number = outer.nargs as usize;
+            let size =
+                size_of::<pg_sys::FunctionCallInfoBaseData>() + number * size_of::<pg_sys::NullableDatum>();
+            let inner = pg_sys::MemoryContextAllocZero(memory, size) as pg_sys::FunctionCallInfo;
+            let called = pg_sys::MemoryContextAllocZero(memory, size_of::<pg_sys::FmgrInfo>())
+                as *mut pg_sys::FmgrInfo;
+            pg_sys::fmgr_info_cxt(function, called, memory);
+            (*inner).flinfo = called;
+            (*inner).resultinfo = outer.resultinfo;
+            (*inner).fncollation = outer.fncollation;
+            (*inner).nargs = outer.nargs;
+            let arguments = (*inner).args.as_mut_slice(number);
+            arguments.copy_from_slice(outer.args.as_slice(number));
+            let info = outer.resultinfo as *mut pg_sys::ReturnSetInfo;
+            if !info.is_null() {
+                (*info).allowedModes |= pg_sys::SetFunctionReturnMode::SFRM_Materialize_Preferred as i32;
+            }
+            let (body, mut result) = ((*called).fn_addr, Datum::from(0));
+            if let Some(body) = body {
+                result = pg_guard_ffi_boundary(|| body(inner));
+            }
+            (!(*inner).isnull).then_some(result)
+        }
+    }
+}
+
+/// The rows that a call returns.
+pub struct Set<'c> {
+    rows: *mut pg_sys::Tuplestorestate,
+    descriptor: pg_sys::TupleDesc,
+    pub columns: usize,
+    call: PhantomData<&'c Call>,
+}
+
+impl Set<'_> {
+    /// One more; the values are of the columns' types.
+    pub fn put(&self, values: &mut [Datum], nulls: &mut [bool]) -> Result<()> {
+        if values.len() != self.columns || nulls.len() != self.columns {
+            return Err(Error::TooManyColumns);
+        }
+        // SAFETY: as many values as there are columns; the store lives as long as the call.
+        unsafe {
+            pg_sys::tuplestore_putvalues(self.rows, self.descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+        }
+        Ok(())
     }
 }
 

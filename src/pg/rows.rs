@@ -42,9 +42,14 @@ impl Rows<'_> {
 
     /// The first row as a tuple, and its descriptor.
     pub fn first(&self) -> Option<(pg_sys::HeapTuple, pg_sys::TupleDesc)> {
+        self.tuples().next()
+    }
+
+    /// All rows as tuples, which live as long as the rows, and their descriptor.
+    pub fn tuples(&self) -> impl Iterator<Item = (pg_sys::HeapTuple, pg_sys::TupleDesc)> {
+        let count = if self.table.is_null() { 0 } else { self.count };
         // SAFETY: the table lives as long as we do, and has as many rows as were counted.
-        (!self.table.is_null() && self.count > 0)
-            .then(|| unsafe { (*(*self.table).vals, (*self.table).tupdesc) })
+        (0..count).map(|row| unsafe { (*(*self.table).vals.add(row), (*self.table).tupdesc) })
     }
 
     pub fn get(&self, row: usize, column: usize) -> Option<Datum> {

@@ -25,10 +25,11 @@ const NULLABLE: [Column; 9] = [
 ];
 
 /// Columns, and whether they are unique.
-const INDEXES: [(&[Column], bool); 3] = [
+const INDEXES: [(&[Column], bool); 4] = [
     (&[Column::Room, Column::MemberId, Column::ConnectionId], true),
     (&[Column::UserId, Column::Room], false),
     (&[Column::KeyHash], false),
+    (&[Column::Audience], false),
 ];
 
 const TRIGGERS: usize = 3;

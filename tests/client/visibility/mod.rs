@@ -8,6 +8,7 @@ mod listening;
 mod live;
 mod matrix;
 mod may;
+mod pages;
 mod people;
 mod plans;
 mod restart_channels;
