@@ -18,6 +18,7 @@ mod loader;
 mod mailbox;
 mod member;
 mod members;
+mod memory;
 mod metrics;
 mod mode;
 mod page;
@@ -146,6 +147,7 @@ async fn run(config: Config) -> Result<(), String> {
     tokio::spawn(members.clone().keep_ending());
     tokio::spawn(keep_checking(listener.clone(), recheck));
     tokio::spawn(metrics.clone().keep_counting());
+    tokio::spawn(memory::keep_giving_back());
 
     let seats = Seats::new(config.max_sockets, config.max_sockets_per_user);
     let app = Arc::new(App {

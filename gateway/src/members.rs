@@ -42,6 +42,11 @@ impl Members {
         self.held().values().map(Vec::len).sum()
     }
 
+    /// Whose socket is gone, until their grace is over.
+    pub fn count_leaving(&self) -> usize {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// The member that a channel will be: one that a closed socket of the same user has left, or a new one.
     pub fn claim(
         &self,

@@ -40,6 +40,15 @@ pub struct Rooms {
     doorbell: AtomicBool,
 }
 
+/// How much is held.
+pub struct Counts {
+    pub rooms: usize,
+    pub rows: usize,
+    pub viewers: usize,
+    /// Rooms that are listed as each user.
+    pub listed: usize,
+}
+
 #[derive(Default)]
 pub struct State {
     rooms: HashMap<Arc<str>, Room>,
@@ -158,11 +167,14 @@ impl Rooms {
         }
     }
 
-    /// Rooms, their rows, and rooms that are listed as each user.
-    pub fn count(&self) -> (usize, usize, usize) {
+    pub fn count(&self) -> Counts {
         let state = self.lock();
-        let rows = state.rooms.values().map(|room| room.rows.len()).sum();
-        (state.rooms.len(), rows, state.listed.len())
+        Counts {
+            rooms: state.rooms.len(),
+            rows: state.rooms.values().map(|room| room.rows.len()).sum(),
+            viewers: state.rooms.values().map(|room| room.viewers.len()).sum(),
+            listed: state.listed.len(),
+        }
     }
 
     /// After each change: what follows from it for others.
