@@ -196,7 +196,7 @@ impl Rooms {
         let Some((name, held)) = state.rooms.get_key_value(room) else { return };
         let (name, old_news) = (name.clone(), seq.is_some_and(|seq| seq <= held.seq));
         if !old_news {
-            state.put(&name, Arc::new(row));
+            state.put(&name, row);
             self.act(state);
         }
     }

@@ -253,3 +253,30 @@ fn where_audiences_do_not_tell_only_ones_own_list_is_shown() {
     assert!(page.view.is_ready());
     assert_eq!(&*page.view.begin()[0].key.member_id, "seen");
 }
+
+#[test]
+fn a_member_has_one_key_however_often_it_changes_and_whoever_came_when() {
+    let rooms = Arc::new(Rooms::new(1000));
+    let mut pages = vec![Page::open(&rooms, "r", "me", &["any"])];
+    load(&rooms, "r", vec![row("a", 1, &["any"])]);
+    pages[0].view.begin();
+    for version in 2..10 {
+        if version == 5 {
+            rooms.want_all(); // after a gap
+            load(&rooms, "r", vec![row("a", version, &["any"])]);
+        }
+        rooms.put("r", row("a", version, &["any"]), Some(version));
+        let mut page = Page::open(&rooms, "r", "me", &["any"]);
+        page.view.begin();
+        pages.push(page);
+        for page in &mut pages {
+            page.diff();
+        }
+    }
+    let shown = pages.iter().flat_map(|page| &page.view.shown);
+    let keys: HashSet<_> =
+        shown.clone().flat_map(|(key, row)| [Arc::as_ptr(key), Arc::as_ptr(&row.key)]).collect();
+    assert_eq!((shown.count(), keys.len()), (9, 1));
+    pages.clear();
+    assert_eq!((held(&rooms), rooms.count().viewers), ((0, 0, 0), 0));
+}

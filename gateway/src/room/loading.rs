@@ -74,12 +74,13 @@ impl Rooms {
         let mut state = self.lock();
         let Some(held) = state.rooms.get_mut(room) else { return };
         let Some(Loading { rows: mut newer, left }) = held.loading.take() else { return };
-        for row in listed {
+        for mut row in listed {
             if left.get(&row.key).is_some_and(|version| *version >= row.version)
                 || newer.get(&row.key).is_some_and(|event| event.version >= row.version)
             {
                 continue;
             }
+            held.share_key(&mut row);
             newer.insert(row.key.clone(), Arc::new(row));
         }
         held.loaded = true;

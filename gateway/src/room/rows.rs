@@ -13,6 +13,14 @@ impl Room {
         if self.viewers.is_empty() { row.stripped() } else { row.clone() }
     }
 
+    /// Each row that comes from the database has a key of its own. Of a member that is known, the one that is held is used
+    /// on: whoever is shown it holds its first key for as long as it is shown.
+    pub(super) fn share_key(&self, row: &mut Row) {
+        if let Some((key, _)) = self.rows.get_key_value(&row.key) {
+            row.key = key.clone();
+        }
+    }
+
     fn tell_all(&self) {
         for (id, viewer) in &self.viewers {
             viewer.mailbox.post(*id, Change::All);
@@ -21,8 +29,10 @@ impl Room {
 }
 
 impl State {
-    pub(super) fn put(&mut self, name: &Arc<str>, row: Arc<Row>) {
+    pub(super) fn put(&mut self, name: &Arc<str>, mut row: Row) {
         let Some(room) = self.rooms.get_mut(name) else { return };
+        room.share_key(&mut row);
+        let row = Arc::new(row);
         if let Some(loading) = &mut room.loading {
             loading.put(&row);
         }
