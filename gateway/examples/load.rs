@@ -4,7 +4,7 @@
 //! ```text
 //! open SOCKETS PER_ROOM    connect, join, track; until each is shown all of its room
 //! rate A_SECOND SECONDS    tracks, evenly spread, of random clients; from track to each diff that tells it. A diff that did
-//!                          not come is conflated, or lost: see `count`
+//!                          not come was lost, or passes for conflated: see `count`
 //! cut SOCKETS              break so many connections; clients come back, as real ones do
 //! right SECONDS            until each client is shown exactly the last state of all in its room
 //! close                    end all
@@ -290,9 +290,11 @@ impl Load {
         json!({ "sent": sent, "told": told, "conflated": conflated, "lost": lost, "p50": at(0.5), "p99": at(0.99), "max": at(1.0) })
     }
 
-    /// Who was told of each track that was measured, and who was not. Gateway and database leave out, on purpose, what a client
-    /// has overtaken by its next track while it was on its way, and nothing is on its way for longer than the slowest diff
-    /// took: one that is missing was conflated when its client tracked again within that time, and else it was lost.
+    /// Who was told of each track that was measured, and who was not. Of the last track of each client that is exact: whoever
+    /// was not told has lost it. Earlier ones may be left out, on purpose, where the client has overtaken them by its next
+    /// while they were on their way, and nothing is on its way for longer than the slowest diff took. So one that is missing
+    /// passes for conflated when the next came within that time, and else it was lost. Had it been lost all the same within
+    /// that time, the next would have hidden that: from here the two look alike.
     fn count(&self, slowest: u64) -> (usize, usize, usize) {
         let (mut told, mut conflated, mut lost) = (0, 0, 0);
         for room in self.clients.chunks(self.per_room.max(1)) {
