@@ -20,6 +20,8 @@ use std::sync::atomic::Ordering::*;
 const PAUSE: u64 = 1_000_000;
 /// Tombstones whose leave was never published (events were lost) are looked for this often.
 const TOMBSTONES: u64 = 60_000_000;
+/// Where few slots are left they are looked for more often, but that takes a share of the time of one in so many.
+const LOOKING_SHARE: u64 = 50;
 /// Freed at once, at most.
 const MOST_TOMBSTONES: usize = 5_000;
 
@@ -41,6 +43,8 @@ pub struct Maintenance {
     lighting: Step,
     beacon: Beacon,
     last_tombstones: u64,
+    /// How long the last look for them took.
+    looking: u64,
     tombstones: Tombstones,
 }
 
@@ -55,6 +59,7 @@ impl Maintenance {
             lighting: Step::new(Part::Beacon, "telling listeners that the server is alive"),
             beacon: Beacon::default(),
             last_tombstones: clock::boot(),
+            looking: 0,
             tombstones: Tombstones::default(),
         }
     }
@@ -93,10 +98,12 @@ impl Maintenance {
         self.lighting.attempt(database, || self.beacon.turn(extension));
         publisher.write_last_seen(extension);
         let is_nearly_full = leases().used() * 10 > leases().capacity() as u64 * 9;
-        if self.tombstones.is_empty() && (now >= self.last_tombstones + TOMBSTONES || is_nearly_full) {
+        let pause = if is_nearly_full { TOMBSTONES.min(self.looking * LOOKING_SHARE) } else { TOMBSTONES };
+        if self.tombstones.is_empty() && now >= self.last_tombstones + pause {
             self.last_tombstones = now;
             dropped::free_leases(database);
             self.tombstones = Tombstones::find(extension);
+            self.looking = clock::boot() - now;
         }
         self.tombstones.free_if_safe(extension);
         Verdict::Stay
