@@ -62,5 +62,6 @@ test('what sockets have needed is given up when they are gone', async (t) => {
   // The first round opens connections to the database, and makes tables as large as they are needed.
   const [first, last] = [seen[1], seen.at(-1)]
   assert.ok(last.tasks <= first.tasks + 10, `${first.tasks} tasks, then ${last.tasks}`)
-  if (first.allocated_bytes) assert.ok(last.allocated_bytes < first.allocated_bytes * 1.05 + 128 * 1024, `${first.allocated_bytes} bytes, then ${last.allocated_bytes}`)
+  // What threads keep at hand counts as allocated, and fills up: some hundred kB.
+  if (first.allocated_bytes) assert.ok(last.allocated_bytes < first.allocated_bytes + 512 * 1024, `${first.allocated_bytes} bytes, then ${last.allocated_bytes}`)
 })
