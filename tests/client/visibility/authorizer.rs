@@ -318,8 +318,9 @@ fn an_answer_is_not_older_than_what_it_depends_on() {
         bob.rows("select t, app.as_tenant(t) from unnest('{acme,globex,acme}'::text[]) t"),
         [["acme", "1"], ["globex", "0"], ["acme", "1"]]
     );
+    // (A function in FROM that is given the same again is not called again: that is PostgreSQL's.)
     let correlated = "select set_config('app.tenant', t, true),
-                             (select count(*) from presence.list('acme:x') where t is not null)
+                             (select count(*) from presence.list('acme:x' || left(t, 0)))
                       from unnest('{acme,globex,acme}'::text[]) t";
     assert_eq!(bob.rows(correlated), [["acme", "1"], ["globex", "0"], ["acme", "1"]]);
     assert_eq!(
