@@ -58,7 +58,7 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
         Ok(None) => return absent(oid),
         Err(failure) => {
             pgrx::warning!("presence_ext: the worker could not start: {}", failure.message);
-            return;
+            return start_again_soon(oid);
         }
     };
     let database = extension.database;
@@ -82,6 +82,13 @@ fn compare_versions(sql: &str) {
             "presence_ext: this database has version {sql}, the library is version {library}: \
              run ALTER EXTENSION presence_ext UPDATE"
         );
+    }
+}
+
+/// Somebody had locked what we looked at, most likely: that is no reason to wait as long as for a start that is not heard of.
+fn start_again_soon(oid: pg_sys::Oid) {
+    if let Some(database) = Database::find(oid).filter(|database| database.worker.pid.load(Acquire) == 0) {
+        database.worker.set_state(WorkerState::None);
     }
 }
 
