@@ -12,7 +12,9 @@ declare
     signature regprocedure;
     spoken regprocedure;
     source text;
+    quoting text := current_setting('quote_all_identifiers');
 begin
+    perform set_config('quote_all_identifiers', 'off', true);
     foreach function_name in array array['get', 'list', 'occupancy', 'rooms', 'state', 'users'] loop
         select p.oid into strict signature from pg_proc p
         where p.pronamespace = 'presence'::regnamespace and p.proname = function_name;
@@ -28,6 +30,7 @@ begin
                        pg_get_function_identity_arguments(signature), 'The same by the copy, for standbys.');
         execute format('alter function %s support _presence._reads', signature);
     end loop;
+    perform set_config('quote_all_identifiers', quoting, true);
 end
 $$;
 alter function presence.history(text, timestamptz, timestamptz, integer, text, text, bigint) support _presence._reads;

@@ -19,10 +19,11 @@ use crate::member::ordered::{self, From};
 use crate::member::row::Row;
 use crate::member::{revert, user_rooms};
 use crate::pg::cached::Cached;
+use crate::pg::datum::varlena;
 use crate::pg::function::{Call, Set};
 use crate::pg::scratch::Scratch;
 use crate::shared::leases::leases;
-use crate::{clock, validate};
+use crate::{clock, settings, validate};
 use pgrx::pg_sys::{self, Datum, INT4OID, Oid, TEXTARRAYOID, TEXTOID};
 
 thread_local! {
@@ -68,6 +69,7 @@ fn list(call: &Call) -> Result<Option<Datum>> {
         looked_at: 0,
         next_look: FIRST_LOOK,
         shown: 0,
+        node: settings::node_name().map(|node| varlena(&node)),
         candidates: Vec::with_capacity(TOGETHER),
     };
     page.fill(From { room, after }, &identity, &tokens)?;
@@ -120,6 +122,8 @@ struct Page<'a> {
     next_look: usize,
     /// Of these, so many may be seen.
     shown: usize,
+    /// This server's name.
+    node: Option<Datum>,
     /// Whom the caller may see, if they are here.
     candidates: Vec<(Row, Key, Sight)>,
 }
@@ -235,7 +239,7 @@ impl Page<'_> {
             shown.expires_at().map(Datum::from),
             row.get(Column::Ttl),
             row.get(Column::SessionPid).filter(|_| is_own),
-            None,
+            self.node,
         ];
         let mut values = columns.map(|value| value.unwrap_or(Datum::from(0)));
         let mut nulls = columns.map(|value| value.is_none());
