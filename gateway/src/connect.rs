@@ -99,7 +99,7 @@ impl Connector {
             .await
             .map_err(|e| failed(e.into()))?;
         if installed.is_none() {
-            return Err("the extension presence_ext is not installed in this database".into());
+            return Err("this database has no extension presence_ext: CREATE EXTENSION presence_ext".into());
         }
 
         // A login that is not trusted would make everybody one person.
