@@ -46,13 +46,22 @@ pub struct Channel {
     pub told: mpsc::Sender<Told>,
 }
 
+struct Next {
+    state: Option<Arc<str>>,
+    /// Nobody has called: it is to be what it was.
+    again: bool,
+}
+
 #[derive(Default)]
 struct Wish {
     identity: Option<Arc<Identity>>,
     /// What it is, as far as is known; None: it is not there.
     state: Option<Arc<str>>,
     /// The write that waits: only the last one is sent.
-    next: Option<(Option<Arc<str>>, Calls)>,
+    next: Option<Next>,
+    /// Calls of the channel that the write that waits will answer, and those that the one on its way will.
+    waiting: Calls,
+    asked: Calls,
     /// A write is on its way; if so, whether it is one that ends the member.
     writing: Option<bool>,
     version: i64,
@@ -94,11 +103,15 @@ impl Member {
         self.wish().channel = Some(channel.clone());
     }
 
-    /// The socket is gone. The member leaves at this time unless somebody takes it over.
-    pub fn release(&self, leave_at: Instant) {
+    /// The channel is gone. The member leaves at this time unless somebody takes it over. Returns the calls that have no
+    /// answer yet: it would come to whoever takes over, whose calls may have the same numbers.
+    pub fn release(&self, leave_at: Instant) -> Calls {
         let mut wish = self.wish();
         wish.channel = None;
         wish.leave_at = Some(leave_at);
+        let mut calls = std::mem::take(&mut wish.asked);
+        calls.append(&mut wish.waiting);
+        calls
     }
 
     /// Whether it is time to leave: not if somebody has taken it over, not while a write is on its way.
@@ -126,9 +139,8 @@ impl Member {
     pub fn want(&self, identity: &Arc<Identity>, state: Option<Arc<str>>, call: (Value, Value)) -> bool {
         let mut wish = self.wish();
         wish.identity = Some(identity.clone());
-        let mut calls = wish.next.take().map(|(_, calls)| calls).unwrap_or_default();
-        calls.push(call);
-        wish.next = Some((state, calls));
+        wish.waiting.push(call);
+        wish.next = Some(Next { state, again: false });
         wish.writing.is_none()
     }
 
@@ -139,7 +151,7 @@ impl Member {
         let wanted = wish.channel.is_some() && wish.next.is_none() && wish.writing.is_none();
         match wish.state.clone() {
             Some(state) if wanted && wish.ended <= wish.version => {
-                wish.next = Some((Some(state), Vec::new()));
+                wish.next = Some(Next { state: Some(state), again: true });
                 true
             }
             _ => false,
@@ -164,14 +176,15 @@ impl Member {
     /// Send what waits, one after the other.
     pub async fn write(&self, database: &Database) {
         loop {
-            let (identity, state, calls) = {
+            let (identity, state, again) = {
                 let mut wish = self.wish();
                 if wish.writing.is_some() {
                     return;
                 }
-                let Some((state, calls)) = wish.next.take() else { return };
+                let Some(Next { state, again }) = wish.next.take() else { return };
+                wish.asked = std::mem::take(&mut wish.waiting);
                 wish.writing = Some(state.is_none());
-                (wish.identity.clone(), state, calls)
+                (wish.identity.clone(), state, again)
             };
             let result = match identity {
                 Some(identity) if !identity.is_over() => {
@@ -183,7 +196,7 @@ impl Member {
                     hint: None,
                 }),
             };
-            let (channel, result, removed) = {
+            let (channel, calls, result, removed) = {
                 let mut wish = self.wish();
                 wish.writing = None;
                 let mut removed = None;
@@ -203,14 +216,14 @@ impl Member {
                     }
                     Err(trouble) => {
                         // It was to enter again, and may not.
-                        if calls.is_empty() && matches!(trouble, Trouble::Refused { .. }) {
+                        if again && trouble.is_verdict() {
                             wish.state = None;
                             removed = Some(trouble.reason());
                         }
                         Err(trouble.reason())
                     }
                 };
-                (wish.channel.clone(), result, removed)
+                (wish.channel.clone(), std::mem::take(&mut wish.asked), result, removed)
             };
             if let Some(channel) = channel {
                 let viewer = channel.viewer;
@@ -307,7 +320,19 @@ mod tests {
         member.wish().writing = Some(false);
         assert!(!member.want(&identity, None, call(2)));
         assert!(!member.want(&identity, Some("3".into()), call(3)));
-        let (state, calls) = member.wish().next.take().unwrap();
-        assert_eq!((state.as_deref(), calls.len()), (Some("3"), 3));
+        let wish = member.wish();
+        assert_eq!(wish.next.as_ref().unwrap().state.as_deref(), Some("3"));
+        assert_eq!(wish.waiting.len(), 3);
+    }
+
+    #[test]
+    fn who_takes_over_gets_no_answers_of_another() {
+        let (member, channel) = member();
+        member.bind(&channel);
+        let identity = Arc::new(Identity { role: "r".into(), claims: "{}".into(), expires: None });
+        let call = |n: i64| (Value::Null, Value::from(n));
+        assert!(member.want(&identity, Some("1".into()), call(1)));
+        assert_eq!(member.release(Instant::now()), [call(1)]);
+        assert!(member.take_over(&channel) && member.wish().waiting.is_empty());
     }
 }

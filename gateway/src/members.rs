@@ -9,7 +9,7 @@ use rand::distr::Alphanumeric;
 use tokio::sync::Notify;
 
 use crate::database::{Database, Trouble};
-use crate::member::{Channel, Member, Told};
+use crate::member::{Calls, Channel, Member, Told};
 use crate::row::Key;
 
 /// A third of the lease: two renewals may fail.
@@ -78,11 +78,12 @@ impl Members {
         });
     }
 
-    /// Its socket is gone, or its channel: it leaves after this time.
-    pub fn release(&self, member: &Arc<Member>, grace: Duration) {
+    /// Its socket is gone, or its channel: it leaves after this time. Returns the calls that will have no answer.
+    pub fn release(&self, member: &Arc<Member>, grace: Duration) -> Calls {
         let at = Instant::now() + grace;
-        member.release(at);
+        let calls = member.release(at);
         self.schedule(at, member.clone());
+        calls
     }
 
     fn schedule(&self, at: Instant, member: Arc<Member>) {

@@ -197,9 +197,12 @@ impl Socket {
         Some(channel)
     }
 
-    fn release(&self, channel: &Channel, grace: Duration) {
-        if let Some(member) = &channel.member {
-            self.app.members.release(member, grace);
+    /// Its calls that wait are answered before its end is told.
+    fn release(&mut self, topic: &str, channel: &Channel, grace: Duration) {
+        let Some(member) = &channel.member else { return };
+        let payload = protocol::error("the channel has ended before the answer");
+        for (join_ref, reference) in self.app.members.release(member, grace) {
+            self.send(&join_ref, &reference, topic, "phx_reply", &payload);
         }
     }
 
@@ -210,14 +213,14 @@ impl Socket {
         };
         self.system(topic, "error", &message);
         if let Some(channel) = self.take(topic) {
-            self.release(&channel, grace);
+            self.release(topic, &channel, grace);
             self.send(&channel.join_ref, &channel.join_ref, topic, "phx_error", "{}");
         }
     }
 
     fn end(mut self) {
-        for (_, channel) in std::mem::take(&mut self.channels) {
-            self.release(&channel, self.app.config.leave_grace);
+        for (topic, channel) in std::mem::take(&mut self.channels) {
+            self.release(&topic, &channel, self.app.config.leave_grace);
         }
     }
 }

@@ -2,6 +2,7 @@
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
+import pg from 'pg'
 import WebSocket from 'ws'
 import { Database, Gateway, Raw, token, until, sleep } from './lib.js'
 
@@ -96,6 +97,41 @@ test('of calls that wait only the last is sent, and all are answered', async () 
   for (let n = 10; n < 50; n++) assert.equal((await raw.reply(String(n))).payload.status, 'ok')
   const [{ state }] = await db.sql(`select state from presence.get('burst', 'ann')`)
   assert.deepEqual(state, { n: 49 })
+})
+
+test('calls that wait are answered when their channel ends, and by nobody elses result', async () => {
+  const holder = new pg.Client({ host: '127.0.0.1', port: db.port, user: 'postgres', database: 'postgres' })
+  await holder.connect()
+  const track = (raw, ref, payload) => raw.send('1', ref, 'ends', 'presence', { event: 'track', payload })
+  const [first, other] = [await Raw.open(gateway), await Raw.open(gateway)]
+  await first.join('ends', token({ sub: 'ann' }))
+  track(first, '2', { n: 1 })
+  await first.reply('2')
+  await other.join('ends', token({ sub: 'bob' }))
+  await holder.query('begin; lock table presence.member in share row exclusive mode')
+  try {
+    track(other, '2', { n: 1 })
+    track(other, '3', { n: 2 })
+    other.send('1', '4', 'ends', 'phx_leave', {})
+    await other.frame('close', (f) => f.event === 'phx_close')
+    assert.deepEqual(other.frames.filter((f) => f.event !== 'presence_state').map((f) => f.ref), ['1', '2', '3', '4', '1'])
+    refused(other.frames.find((f) => f.ref === '3').payload, /has ended/)
+    // A reloaded page counts from one again.
+    track(first, '3', { n: 2 })
+    track(first, '4', { big: 'x'.repeat(70000) })
+    await until('the write waits', async () => (await db.sql(`select from pg_locks where not granted`)).length >= 2)
+    first.socket.close()
+    await first.closed
+    const reloaded = await Raw.open(gateway)
+    await reloaded.join('ends', token({ sub: 'ann' }))
+    track(reloaded, '4', { n: 3 })
+    await sleep(100)
+    await holder.query('rollback')
+    assert.deepEqual((await reloaded.reply('4')).payload, { status: 'ok', response: {} })
+    assert.equal(reloaded.frames.filter((f) => f.event === 'phx_reply').length, 2)
+  } finally {
+    await holder.end()
+  }
 })
 
 test('what is no good is answered, and nothing is lost', async () => {

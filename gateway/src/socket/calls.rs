@@ -61,8 +61,8 @@ impl Socket {
         let asked = Join::read(frame.payload.as_deref());
         // The same topic again ends the first, before the answer to the second.
         if let Some(old) = self.take(&frame.topic) {
+            self.release(&frame.topic, &old, self.app.config.leave_grace);
             self.send(&old.join_ref, &old.join_ref, &frame.topic, "phx_close", "{}");
-            self.release(&old, self.app.config.leave_grace);
         }
         if let Err(reason) = protocol::check_room(room) {
             return self.refuse(frame, reason);
@@ -108,15 +108,18 @@ impl Socket {
     }
 
     fn leave(&mut self, frame: &Frame) {
-        self.reply(frame, protocol::OK);
         // A late one of an earlier join ends nothing.
         let is_current = self
             .channels
             .get(&*frame.topic)
             .is_some_and(|channel| frame.join_ref.is_null() || channel.join_ref == frame.join_ref);
-        if is_current && let Some(channel) = self.take(&frame.topic) {
+        let left = if is_current { self.take(&frame.topic) } else { None };
+        if let Some(channel) = &left {
+            self.release(&frame.topic, channel, Duration::ZERO);
+        }
+        self.reply(frame, protocol::OK);
+        if let Some(channel) = left {
             self.send(&channel.join_ref, &channel.join_ref, &frame.topic, "phx_close", "{}");
-            self.release(&channel, Duration::ZERO);
         }
     }
 
