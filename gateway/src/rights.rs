@@ -67,17 +67,29 @@ impl Asker {
             // What is asked later is at least as new, whichever answer comes first.
             let asked = self.asked.fetch_add(1, Ordering::Relaxed);
             let rooms: Vec<&str> = viewers.iter().map(|(room, ..)| &**room).collect();
-            let answers = self.question(identity, &rooms).await;
-            if let Err(trouble) = &answers {
-                tracing::debug!(reason = %trouble, "could not ask for rights");
-            }
-            for (number, (_, viewer, mailbox)) in viewers.iter().enumerate() {
-                let rights = match &answers {
-                    Ok(answers) => Ok(answers[number].clone()),
-                    Err(trouble) => Err(trouble.clone()),
-                };
+            for ((_, viewer, mailbox), rights) in viewers.iter().zip(self.answers(identity, &rooms).await) {
+                if let Err(trouble) = &rights {
+                    tracing::debug!(reason = %trouble, "could not ask for rights");
+                }
                 mailbox.post(*viewer, Change::Rights(Answer { asked, identity: identity.clone(), rights }));
             }
+        }
+    }
+
+    /// One for each room. An authorizer that fails for one of them fails the question: then each is asked by itself, since
+    /// the others are what they were.
+    async fn answers(&self, identity: &Identity, rooms: &[&str]) -> Vec<Result<Arc<Rights>, Trouble>> {
+        match self.question(identity, rooms).await {
+            Ok(rights) => rights.into_iter().map(Ok).collect(),
+            Err(trouble) if trouble.is_verdict() && rooms.len() > 1 => {
+                let mut answers = Vec::new();
+                for room in rooms {
+                    let rights = self.question(identity, &[room]).await;
+                    answers.push(rights.and_then(|mut one| one.pop().ok_or_else(Trouble::unexpected)));
+                }
+                answers
+            }
+            Err(trouble) => vec![Err(trouble); rooms.len()],
         }
     }
 

@@ -120,8 +120,8 @@ impl Stream {
             match &answer.rights {
                 Ok(rights) => self.view.take_rights(rights.clone()),
                 Err(trouble) if !self.begun => return self.end(&trouble.reason()),
-                Err(Trouble::Away(_)) => {}
-                Err(Trouble::Refused { .. }) => {
+                Err(trouble) if !trouble.is_verdict() => {}
+                Err(_) => {
                     if let Some(rights) = self.view.rights.clone() {
                         self.view.take_rights(Arc::new(Rights::none(&rights)));
                     }

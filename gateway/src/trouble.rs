@@ -24,6 +24,15 @@ impl Trouble {
         }
     }
 
+    /// Whether it says something of rights. Else it passes, and who is asked again gets another answer: deadlocks,
+    /// conflicts, locks and statements that took too long.
+    pub fn is_verdict(&self) -> bool {
+        match self {
+            Trouble::Away(_) => false,
+            Trouble::Refused { code, .. } => !(code.starts_with("40") || code == "55P03" || code == "57014"),
+        }
+    }
+
     /// For the developer of a page.
     pub fn reason(&self) -> String {
         match self {
@@ -76,5 +85,22 @@ impl From<tokio_postgres::Error> for Trouble {
             }
             None => Trouble::unexpected(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_no_verdict() {
+        let refused = |code: &str| Trouble::Refused { code: code.into(), message: String::new(), hint: None };
+        for code in ["42501", "P0001", "P0003", "22P02", "XX000"] {
+            assert!(refused(code).is_verdict(), "{code}");
+        }
+        for code in ["40001", "40P01", "55P03", "57014"] {
+            assert!(!refused(code).is_verdict(), "{code}");
+        }
+        assert!(!Trouble::late().is_verdict());
     }
 }

@@ -91,6 +91,31 @@ test('an authorizer decides, and may change its mind', async () => {
   await sees(page, 'ann')
 })
 
+test('an authorizer that fails for one room', async () => {
+  await db.sql(`create table app.doc (id text primary key); grant select on app.doc to public; insert into app.doc values ('kept'), ('gone');
+    create function app.find(room text, action text) returns boolean language plpgsql stable as
+    $$ declare found text; begin select id into strict found from app.doc d where d.id = room; return true; end $$`)
+  await put('ann', 'kept', ['any'])
+  await put('ann', 'gone', ['any'])
+  const raw = await Raw.open(gateway)
+  const cat = token({ sub: 'cat' })
+  for (const [n, room] of ['kept', 'gone'].entries()) await raw.join(room, cat, String(n))
+  const shows = (room) => raw.frames.filter((f) => f.topic === room && f.event.startsWith('presence')).at(-1)
+  await until('both', () => Boolean(shows('kept') && shows('gone')))
+  await db.sql(`alter database postgres set presence.authorizer = 'app.find'`)
+  try {
+    await db.sql(`delete from app.doc where id = 'gone'`)
+    await db.sql('select presence.rotate_channels()')
+    await until('one is gone', () => Boolean(shows('gone').payload.leaves?.ann))
+    assert.equal(shows('kept').event, 'presence_state')
+  } finally {
+    await db.sql(`alter database postgres reset presence.authorizer`)
+    await db.sql('select presence.rotate_channels()')
+    await until('it is there again', () => Boolean(shows('gone').payload.joins?.ann))
+    raw.socket.close()
+  }
+})
+
 test('a role that may not use presence any more', async () => {
   const page = await look('grants', { role: 'anon' })
   await put('ann', 'grants', ['any'])

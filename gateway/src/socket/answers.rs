@@ -6,7 +6,6 @@ use serde_json::Value;
 
 use super::{End, Socket};
 use crate::channel;
-use crate::database::Trouble;
 use crate::mailbox::Changes;
 use crate::member::Told;
 use crate::protocol;
@@ -43,8 +42,8 @@ impl Socket {
                 return self.answer_join(topic, Some(reason));
             }
             // Who cannot be asked now is asked again; whom the database refuses sees no more than a list would show.
-            Some(Err(Trouble::Away(_))) => {}
-            Some(Err(Trouble::Refused { .. })) => {
+            Some(Err(trouble)) if !trouble.is_verdict() => {}
+            Some(Err(_)) => {
                 if let Some(rights) = channel.view.rights.clone() {
                     channel.view.take_rights(Arc::new(Rights::none(&rights)));
                 }
