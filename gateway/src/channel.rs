@@ -15,6 +15,9 @@ use crate::view::{Diff, View};
 /// Clients wait ten seconds for the answer to a join.
 pub const JOINING: Duration = Duration::from_secs(8);
 
+/// Clients copy what they are shown by recursion: at some thousand levels that of everybody else fails for good.
+const DEEPEST: usize = 100;
+
 pub struct Channel {
     pub join_ref: Value,
     pub view: View,
@@ -78,6 +81,9 @@ impl Call {
             .ok_or("a presence message is {\"event\": \"track\" or \"untrack\", \"payload\"}")?;
         match call.event.to_ascii_lowercase().as_str() {
             "track" => match call.payload.map(RawValue::get) {
+                Some(state) if protocol::depth(state) > DEEPEST => {
+                    Err("Presence track payload is nested more than 100 levels deep")
+                }
                 Some(state) if state.starts_with('{') => Ok(Call::Track(state.into())),
                 None => Ok(Call::Track("{}".into())),
                 Some(_) => Err("Presence track payload must be a map"),
@@ -96,7 +102,9 @@ pub fn member_id(channel: &Channel) -> Result<(Arc<str>, Arc<str>), String> {
             "Unauthorized: the token has no `sub`: who is nobody can see others, and not be present".into()
         );
     };
-    Ok((user_id.clone(), channel.key.clone().unwrap_or_else(|| user_id.clone())))
+    let key = channel.key.as_ref().unwrap_or(user_id);
+    check_key(Some(key))?;
+    Ok((user_id.clone(), key.clone()))
 }
 
 /// Why these rights do not do for a join.
@@ -186,6 +194,11 @@ mod tests {
             assert!(call(bad).is_err(), "{bad}");
         }
         assert!(Call::read(None).is_err());
+        let nested = |levels: usize| {
+            let (open, close) = ("[".repeat(levels - 1), "]".repeat(levels - 1));
+            format!(r#"{{"event":"track","payload":{{"[\"[":{open}{close}}}}}"#)
+        };
+        assert!(call(&nested(100)).is_ok() && call(&nested(101)).is_err());
     }
 
     #[test]

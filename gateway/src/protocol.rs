@@ -175,6 +175,27 @@ pub fn meta(phx_ref: &str, state: &RawValue) -> Box<str> {
     }
 }
 
+/// How many levels a JSON text has.
+pub fn depth(json: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut in_text, mut escaped) = (false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            b'{' | b'[' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
 /// Names that a JavaScript object has by itself: as a key they make older clients deaf.
 pub fn is_name_of_object(key: &str) -> bool {
     matches!(

@@ -134,6 +134,16 @@ test('calls that wait are answered when their channel ends, and by nobody elses 
   }
 })
 
+test('what would make other clients deaf is refused', async () => {
+  const raw = await Raw.open(gateway)
+  await raw.join('deaf', token({ sub: 'ann' }))
+  raw.socket.send(`["1","2","deaf","presence",{"event":"track","payload":{"a":${'['.repeat(6000)}${']'.repeat(6000)}}}]`)
+  refused((await raw.reply('2')).payload, /nested/)
+  await raw.join('named', token({ sub: 'constructor' }), '3')
+  raw.send('3', '4', 'named', 'presence', { event: 'track', payload: {} })
+  refused((await raw.reply('4')).payload, /"constructor" is not allowed/)
+})
+
 test('what is no good is answered, and nothing is lost', async () => {
   const raw = await Raw.open(gateway)
   await raw.join('room', token({ sub: 'ann' }), '1')
