@@ -3,14 +3,19 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, Query, State, WebSocketUpgrade};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::Listener;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -19,6 +24,9 @@ use crate::listener::Hearing;
 use crate::metrics::Metrics;
 use crate::protocol::Version;
 use crate::{page, socket, sse, visitor};
+
+/// For the head of a request, the first and each that follows on the same connection.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 type Parameters = Query<HashMap<String, String>>;
 
@@ -48,20 +56,35 @@ pub async fn serve(app: Arc<App>, listening: TcpListener, metrics: Metrics) -> R
             _ = tokio::signal::ctrl_c() => {}
         }
     };
-    let serving = axum::serve(listening, routes).into_future();
     tokio::select! {
-        ended = serving => return ended.map_err(|e| e.to_string()),
+        () = accept(listening, routes) => {}
         () = stopping => {}
     }
     // Whoever comes now is refused; the sockets are closed one after the other.
     tracing::info!(sockets = app.seats.taken(), "closing");
     app.draining.send_replace(true);
-    let until = tokio::time::Instant::now() + app.config.drain + std::time::Duration::from_secs(1);
+    let until = tokio::time::Instant::now() + app.config.drain + Duration::from_secs(1);
     while app.seats.taken() > 0 && tokio::time::Instant::now() < until {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     app.members.leave_soon().await;
     Ok(())
+}
+
+/// For ever. As `axum::serve`, but who connects and says nothing does not stay.
+async fn accept(mut listening: TcpListener, routes: Router) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    let service = TowerToHyperService::new(routes);
+    loop {
+        let (stream, _) = Listener::accept(&mut listening).await;
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone()).with_upgrades();
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::trace!(%error, "a connection ended");
+            }
+        });
+    }
 }
 
 async fn websocket(

@@ -2,6 +2,7 @@
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
+import { connect as connectTcp } from 'node:net'
 import pg from 'pg'
 import WebSocket from 'ws'
 import { Database, Gateway, Raw, token, until, sleep } from './lib.js'
@@ -263,6 +264,17 @@ test('a socket that never reads holds up nobody, and is right when it reads agai
   await fast.frame('the last', (f) => f.payload.joins?.writer?.metas[0].n === 299)
   slow.socket.resume()
   await slow.frame('the last', (f) => f.payload.joins?.writer?.metas[0].n === 299)
+})
+
+test('who connects and says nothing, or half of it, does not stay', async () => {
+  const connect = (text) => {
+    const socket = connectTcp(gateway.port, '127.0.0.1', () => socket.write(text))
+    return new Promise((done) => socket.on('error', done).on('close', done).resume())
+  }
+  const socket = await Raw.open(gateway)
+  await Promise.all(['', 'GET /healthz HTTP/1.1\r\nHost: x\r\n', 'GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n'].map(connect))
+  socket.send(null, '1', 'phoenix', 'heartbeat', {})
+  await socket.reply('1')
 })
 
 test('no token is in the log', async () => {
