@@ -5,6 +5,7 @@ mod answers;
 mod calls;
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ const STUCK: Duration = Duration::from_secs(20);
 /// Come back: all clients do, at once or after a second. Never 1000, after which some do not.
 const RESTART: u16 = 1012;
 const OFFENCE: u16 = 1008;
+const TOO_LARGE: u16 = 1009;
+const NO_TEXT: u16 = 1007;
 /// A channel that was ended for its token comes back after 1 or 3 s: so long its member stays.
 const NEW_TOKEN: Duration = Duration::from_secs(5);
 
@@ -95,7 +98,11 @@ pub async fn serve(app: Arc<App>, socket: WebSocket, version: Version, token: Op
                         Version::One => Err("binary frames are of vsn 2.0.0"),
                     }),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => break,
+                    Some(Err(error)) => match unreadable(&error) {
+                        Some(offence) => state.close = Some(offence),
+                        None => break,
+                    },
+                    Some(Ok(Message::Close(_))) | None => break,
                 }
             }
             () = state.mailbox.arrived() => state.look(),
@@ -134,12 +141,26 @@ pub async fn serve(app: Arc<App>, socket: WebSocket, version: Version, token: Op
             state.out = Vec::new();
         }
     }
-    let closing = state.close.is_some();
+    let close = state.close;
     state.end();
     // Closed with something unread, the client would hear a broken connection instead of the reason.
-    if closing {
-        let unread = async { while let Some(Ok(_)) = reader.next().await {} };
+    if let Some((code, _)) = close {
+        let unread = async {
+            while let Some(Ok(_)) = reader.next().await {}
+            if matches!(code, TOO_LARGE | NO_TEXT) {
+                std::future::pending::<()>().await; // nothing more can be read
+            }
+        };
         let _ = tokio::time::timeout(Duration::from_secs(2), unread).await;
+    }
+}
+
+/// Why a frame could not be read, for its sender; None: the connection is broken.
+fn unreadable(error: &axum::Error) -> Option<(u16, &'static str)> {
+    match error.source()?.downcast_ref()? {
+        tungstenite::Error::Capacity(_) => Some((TOO_LARGE, "the frame is too large (--max-frame)")),
+        tungstenite::Error::Utf8(_) => Some((NO_TEXT, "a text frame must be UTF-8")),
+        _ => None,
     }
 }
 

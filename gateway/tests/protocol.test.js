@@ -232,9 +232,11 @@ test('floods, too many channels, frames that are too large', async () => {
   assert.ok(flood.frames.some((f) => /too many calls/.test(f.payload?.response?.reason)))
 
   const large = await Raw.open(gateway)
-  large.socket.on('error', () => {})
   large.socket.send('x'.repeat(300000))
-  await large.closed
+  assert.deepEqual(await large.closed, { code: 1009, reason: 'the frame is too large (--max-frame)' })
+  const odd = await Raw.open(gateway)
+  odd.socket.send(Buffer.from([0xff]), { binary: false })
+  assert.equal((await odd.closed).code, 1007)
 })
 
 test('origins, versions, addresses', async () => {
