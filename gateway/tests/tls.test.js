@@ -51,6 +51,6 @@ test('what is wrong with the database is said at start', async () => {
   await failing('postgresql://authenticator@127.0.0.1:1/postgres')(/refused/i)
   await failing(`postgresql://authenticator@localhost:${db.port}/nowhere`)(/"nowhere" does not exist/)
   await failing(`postgresql://stranger@localhost:${db.port}/postgres`)(/"stranger" does not exist/)
-  await failing(`postgresql://authenticator@localhost:${db.port}/template1`)(/presence_ext is not installed/)
+  await failing(`postgresql://authenticator@localhost:${db.port}/template1`)(/has no extension presence_ext/)
   await failing(`host=`)(/--database/)
 })
