@@ -118,9 +118,9 @@ async fn run(config: Config) -> Result<(), String> {
     let database = Arc::new(Database::new(connector, config.pool.into(), config.roles[0].as_str().into()));
     let rooms = Arc::new(Rooms::new(config.max_named));
     let members = Arc::new(Members::new(database.clone(), name.clone()));
-    let asker = Arc::new(Asker::new(database.clone(), rooms.clone()));
-    let doorbell = Arc::new(Doorbell::new(database.clone(), asker.clone()));
     let recheck = Arc::new(Notify::new());
+    let asker = Arc::new(Asker::new(database.clone(), rooms.clone(), recheck.clone()));
+    let doorbell = Arc::new(Doorbell::new(database.clone(), asker.clone()));
     let listener = Arc::new(Listener {
         database: database.clone(),
         rooms: rooms.clone(),
@@ -166,9 +166,9 @@ async fn run(config: Config) -> Result<(), String> {
 
 /// Ask for rights again: when it was said that they may have changed, and every now and then.
 async fn keep_checking(listener: Arc<Listener>, recheck: Arc<Notify>) {
-    let mut round = 0;
+    let (mut round, mut asked) = (0, false);
     loop {
-        let asked = tokio::select! {
+        asked |= tokio::select! {
             () = recheck.notified() => true,
             () = tokio::time::sleep(RECHECK) => false,
         };
@@ -186,5 +186,6 @@ async fn keep_checking(listener: Arc<Listener>, recheck: Arc<Notify>) {
         if asked || authorizer || round % RARELY == 0 {
             listener.asker.ask_again(None).await;
         }
+        asked = false;
     }
 }

@@ -3,9 +3,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::database::{Database, Trouble, Verb};
 use crate::identity::Identity;
@@ -50,15 +51,21 @@ pub type Asking = (Arc<str>, ViewerId, Arc<Mailbox>);
 /// Rooms in one question.
 const MOST_ROOMS: usize = 100;
 
+/// Who could not be asked is asked again after so long, with all others.
+const SOON: Duration = Duration::from_secs(1);
+
 pub struct Asker {
     pub database: Arc<Database>,
     pub rooms: Arc<Rooms>,
     asked: AtomicU64,
+    recheck: Arc<Notify>,
+    /// A recheck comes anyway.
+    soon: Arc<AtomicBool>,
 }
 
 impl Asker {
-    pub fn new(database: Arc<Database>, rooms: Arc<Rooms>) -> Self {
-        Self { database, rooms, asked: AtomicU64::new(1) }
+    pub fn new(database: Arc<Database>, rooms: Arc<Rooms>, recheck: Arc<Notify>) -> Self {
+        Self { database, rooms, asked: AtomicU64::new(1), recheck, soon: Arc::default() }
     }
 
     /// Ask for one user, in some rooms, and post the answers.
@@ -70,10 +77,26 @@ impl Asker {
             for ((_, viewer, mailbox), rights) in viewers.iter().zip(self.answers(identity, &rooms).await) {
                 if let Err(trouble) = &rights {
                     tracing::debug!(reason = %trouble, "could not ask for rights");
+                    if !trouble.is_verdict() {
+                        self.recheck_soon();
+                    }
                 }
                 mailbox.post(*viewer, Change::Rights(Answer { asked, identity: identity.clone(), rights }));
             }
         }
+    }
+
+    /// What was asked says that something may be different, so nobody may wait for the next round.
+    fn recheck_soon(&self) {
+        if self.soon.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (soon, recheck) = (self.soon.clone(), self.recheck.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(SOON).await;
+            soon.store(false, Ordering::Relaxed);
+            recheck.notify_one();
+        });
     }
 
     /// One for each room. An authorizer that fails for one of them fails the question: then each is asked by itself, since

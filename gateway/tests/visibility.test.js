@@ -116,6 +116,31 @@ test('an authorizer that fails for one room', async () => {
   }
 })
 
+test('who could not be asked is asked again soon', async () => {
+  await db.sql(`create table app.gate (state text); grant select on app.gate to public; insert into app.gate values ('open');
+    create function app.pass(room text, action text) returns boolean language plpgsql stable as $$ begin
+      if room <> 'gated' then return true; end if;
+      if (select state from app.gate) = 'busy' then raise exception using errcode = '40001', message = 'try again'; end if;
+      return (select state from app.gate) = 'open'; end $$;
+    alter database postgres set presence.authorizer = 'app.pass'`)
+  const page = await look('gated', { sub: 'bob' })
+  try {
+    await put('ann', 'gated', ['any'])
+    await sees(page, 'ann')
+    await db.sql(`update app.gate set state = 'busy'`)
+    await db.sql('select presence.rotate_channels()')
+    await sleep(300) // it was asked meanwhile, and told to try again
+    await db.sql(`update app.gate set state = 'shut'`)
+    const began = Date.now()
+    await sees(page, '')
+    assert.ok(Date.now() - began < 5000, `after ${Date.now() - began} ms`)
+  } finally {
+    await db.sql(`alter database postgres reset presence.authorizer`)
+    await db.sql('select presence.rotate_channels()')
+    await sees(page, 'ann')
+  }
+})
+
 test('a role that may not use presence any more', async () => {
   const page = await look('grants', { role: 'anon' })
   await put('ann', 'grants', ['any'])
