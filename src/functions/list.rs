@@ -21,7 +21,7 @@ use crate::member::{revert, user_rooms};
 use crate::pg::cached::Cached;
 use crate::pg::datum::varlena;
 use crate::pg::function::{Call, Set};
-use crate::pg::scratch::Scratch;
+use crate::pg::memory::Scratch;
 use crate::shared::leases::leases;
 use crate::{clock, settings, validate};
 use pgrx::pg_sys::{self, Datum, INT4OID, Oid, TEXTARRAYOID, TEXTOID};
@@ -166,13 +166,13 @@ impl Page<'_> {
     fn take(&mut self, tuple: pg_sys::HeapTuple, layout: Layout) -> Result<bool> {
         self.looked_at += 1;
         // SAFETY: a tuple of this layout.
-        let row = self.scratch.inside(|| unsafe { Row::deform(tuple, layout) });
+        let row = self.scratch.within(|| unsafe { Row::deform(tuple, layout) });
         let sight = self.sight(&row)?;
         let key = row.key(self.extension);
         if sight != Sight::None {
             leases().prefetch(&key, false);
             // SAFETY: as above; the copy lives until the candidates are taken.
-            let row = self.scratch.inside(|| unsafe { Row::deform(pg_sys::heap_copytuple(tuple), layout) });
+            let row = self.scratch.within(|| unsafe { Row::deform(pg_sys::heap_copytuple(tuple), layout) });
             self.candidates.push((row, key, sight));
             self.shown += 1;
         }
@@ -206,14 +206,13 @@ impl Page<'_> {
         self.candidates.iter().for_each(|(_, key, _)| leases().prefetch(key, true));
         for (row, key, sight) in std::mem::take(&mut self.candidates) {
             let lease = row.lease_read(self.read_since);
-            let shown = self.scratch.inside(|| Shown::look(&key, &lease));
+            let shown = self.scratch.within(|| Shown::look(&key, &lease));
             if let Some(shown) = shown {
-                self.scratch.inside(|| self.put(&row, &shown, sight == Sight::Own))?;
+                self.scratch.within(|| self.put(&row, &shown, sight == Sight::Own))?;
                 self.listed += 1;
             }
         }
-        // SAFETY: the rows are gone.
-        unsafe { self.scratch.reset() };
+        self.scratch.clear();
         Ok(())
     }
 

@@ -10,7 +10,6 @@ pub mod memory;
 pub mod notify;
 pub mod role;
 pub mod rows;
-pub mod scratch;
 pub mod session_settings;
 pub mod snapshot;
 pub mod spi;

@@ -12,6 +12,7 @@ use crate::event::record::{Kind, Record};
 use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::{liveness, scan};
+use crate::pg::memory::Scratch;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
@@ -104,7 +105,7 @@ impl Connections {
                 *count += 1;
             }
         };
-        let scratch = memory::Scratch::new();
+        let scratch = Scratch::new();
         for (room, member_id) in member_ids {
             scratch.within(|| {
                 scan::of_member_id(extension, room, member_id, |row| {
@@ -150,7 +151,7 @@ impl Connections {
                 *most += u32::from(change > 0);
             });
         }
-        let scratch = memory::Scratch::new();
+        let scratch = Scratch::new();
         for (user, (room, user_id, _)) in several.into_iter().filter(|(_, (.., most))| *most > 1) {
             let mut over = 0;
             scratch.within(|| {

@@ -1,9 +1,7 @@
 //! The worker's memory: what it may use for what, so that all together it stays within `presence.worker_memory`,
 //! whatever anybody writes.
 
-use crate::pg::memory;
 use crate::settings;
-use pgrx::pg_sys;
 
 /// Records of one batch, read from the ring.
 pub fn for_records() -> usize {
@@ -51,34 +49,4 @@ pub fn for_last_seen() -> usize {
 /// Events that a sink is given at once: as rows, and as an array of rows.
 pub fn for_sink() -> usize {
     settings::worker_memory() / 8
-}
-
-/// Memory of the server that is used again and again: for loops.
-pub struct Scratch(pg_sys::MemoryContext);
-
-impl Scratch {
-    /// Lives as long as the current memory context.
-    pub fn new() -> Scratch {
-        // SAFETY: a context of its own below the current one, which is deleted with it.
-        Scratch(unsafe {
-            pg_sys::AllocSetContextCreateInternal(
-                pg_sys::CurrentMemoryContext,
-                c"presence_ext scratch".as_ptr(),
-                pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
-                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
-                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
-            )
-        })
-    }
-
-    /// Allocate here. A query ends in the memory of its connection, so what follows one asks again.
-    pub fn within<T>(&self, body: impl FnOnce() -> T) -> T {
-        memory::within(self.0, body)
-    }
-
-    /// Free all that was allocated here.
-    pub fn clear(&self) {
-        // SAFETY: alive, and nobody holds on to what is in it: values that point here are used up within `within`.
-        unsafe { pg_sys::MemoryContextReset(self.0) };
-    }
 }

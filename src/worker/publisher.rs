@@ -28,6 +28,7 @@ use super::{lean, memory, tenancy};
 use crate::error::{Error, Result};
 use crate::event::record::Kind;
 use crate::extension::Extension;
+use crate::pg::memory::Scratch;
 use crate::pg::role::as_role;
 use crate::pg::spi::Connection;
 use crate::pg::subtransaction::{Failure, attempt};
@@ -258,7 +259,7 @@ impl Publisher {
         let ready = if settings::notify_delay() > 0 { conflate(ready) } else { ready };
         let mut waiting: Vec<(Ready, Failure)> = Vec::new();
         let mut copied = CopyBatch::new(self.copy.is_some());
-        let (scratch, end) = (memory::Scratch::new(), clock::boot() + LONGEST);
+        let (scratch, end) = (Scratch::new(), clock::boot() + LONGEST);
         for mut event in ready {
             if writer.is_full() || (clock::boot() > end && !positions.is_empty()) {
                 more = true;

@@ -1,12 +1,12 @@
 //! Listeners to all rooms who are in too many rooms to hold a channel for each: when the worker tells what is for the members
 //! of a room it looks for them among these. So they hear of a room exactly while they are in it.
 
-use super::memory::Scratch;
 use crate::error::Result;
 use crate::event::channel::{Channel, DOORBELLS, Scope, WIDE_DOORBELL, is_group, roaming_token};
 use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::{scan, user_rooms};
+use crate::pg::memory::Scratch;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 

@@ -3,7 +3,7 @@
 use super::connections::Counted;
 use super::log::{self, COLUMNS, Log, Page, Values};
 use super::log_entry::LogEntry;
-use super::memory::{self, Scratch};
+use super::memory;
 use super::roaming::Roaming;
 use super::rotation::{self, Rotation};
 use super::routing::rings_only;
@@ -17,6 +17,7 @@ use crate::event::reach::{covered, reach, with_gained};
 use crate::event::record::{Kind, Reason, Record};
 use crate::extension::{self, Extension};
 use crate::pg::datum::{text_array, texts_of, varlena};
+use crate::pg::memory::Scratch;
 use crate::pg::spi::Connection;
 use crate::pg::subtransaction::Failure;
 use crate::settings;

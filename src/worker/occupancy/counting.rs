@@ -7,10 +7,11 @@ use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::scan;
 use crate::pg::datum::bytes_of;
+use crate::pg::memory::Scratch;
 use crate::shared::occupancy::Numbers;
 use crate::worker::commit_gap::Window;
 use crate::worker::connections::effects;
-use crate::worker::memory::{self, Scratch};
+use crate::worker::memory;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
