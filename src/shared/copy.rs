@@ -1,7 +1,7 @@
 //! The logged copy of the members (`worker::copy`): what stands of it in shared memory.
 
 use super::{control, next_version, wake};
-use crate::worker::process::wait_event;
+use crate::pg::latch::pause;
 use crate::{clock, settings};
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
@@ -92,12 +92,7 @@ impl CopyStatus {
         }
         let _ = self.at.compare_exchange(0, clock::boot(), AcqRel, Relaxed);
         while !self.is_whole() && clock::boot() < self.at.load(Acquire) + PATIENCE {
-            // SAFETY: this process's latch; a few milliseconds at most.
-            unsafe {
-                let events = pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-                pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, 2, wait_event(c"PresenceRestore"));
-            }
-            pgrx::check_for_interrupts!();
+            pause(2, c"PresenceRestore");
         }
         true
     }
