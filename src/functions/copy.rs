@@ -22,13 +22,10 @@ pub fn is_read() -> Result<bool> {
     if unsafe { pg_sys::RecoveryInProgress() } {
         return Ok(true);
     }
-    if settings::node_name().is_none() {
-        return Ok(false);
-    }
-    let database = extension::current()?.database;
+    let Some(node) = settings::node_name() else { return Ok(false) };
+    let extension = extension::current()?;
     // Before the worker has looked nobody knows whether anybody is missing, and the copy has not been heard of.
-    Ok(!database.copy.is_whole()
-        && is_heard(&extension::current()?, &settings::node_name().unwrap_or_default()))
+    Ok(!extension.database.copy.is_whole() && is_heard(&extension, &node))
 }
 
 fn is_heard(extension: &Extension, node: &[u8]) -> bool {
