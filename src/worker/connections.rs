@@ -6,6 +6,7 @@
 
 use super::commit_gap::{Ready, Window};
 use super::memory;
+use super::remembered::Remembered;
 use crate::error::Result;
 use crate::event::image::{Field, Image};
 use crate::event::record::{Kind, Record};
@@ -13,17 +14,14 @@ use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::{liveness, scan};
 use crate::pg::memory::Scratch;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
-
-/// A count, with its place in the map and the map's own.
-const COUNT_BYTES: usize = 48;
 
 /// Of members that were published, by room, member_id and audience, and by room and user: those that were asked for.
 #[derive(Default)]
 pub struct Connections {
     hasher: RandomState,
-    counts: HashMap<u64, u32>,
+    counts: Remembered,
     /// Of users in rooms, as of this batch: how many of these are over, and have no leave yet, because somebody has the row
     /// locked or it cannot be deleted. They do not make a user present.
     over: HashMap<u64, u32>,
@@ -59,10 +57,9 @@ pub struct Counted {
 impl Connections {
     /// Make sure that all is known that these records count. In the transaction of the window's snapshot.
     pub fn learn(&mut self, extension: &Extension, records: &[Ready], window: &Window) -> Result<()> {
-        if self.counts.len() * COUNT_BYTES > memory::for_counts() {
-            self.counts = HashMap::new();
-        }
-        let (mut member_ids, mut users) = (HashSet::new(), HashSet::new());
+        // A group and a user, of those who have it and of those who had it.
+        self.counts.make_room(memory::for_counts(), records.len() * 4);
+        let (mut member_ids, mut users) = (BTreeSet::new(), BTreeSet::new());
         let mut unknown: HashMap<u64, i64> = HashMap::new();
         for record in records.iter().map(|ready| &ready.record) {
             if !matches!(record.kind, Kind::Enter | Kind::Update | Kind::Leave) {
@@ -71,13 +68,13 @@ impl Connections {
             for image in [Some(&record.image), record.old.as_ref()].into_iter().flatten() {
                 let (group, user) = self.keys_of(image);
                 let field = |field| image.get(field).unwrap_or_default();
-                if !self.counts.contains_key(&group) {
+                if !self.counts.touch(group) {
                     unknown.insert(group, 0);
                     member_ids.insert((field(Field::Room), field(Field::MemberId)));
                 }
                 // An update tells nothing of the user, unless the member is another's now.
                 let tells_of_user = record.kind != Kind::Update || record.old.is_some();
-                if tells_of_user && !self.counts.contains_key(&user) {
+                if tells_of_user && !self.counts.touch(user) {
                     unknown.insert(user, 0);
                     users.insert((field(Field::Room), field(Field::UserId)));
                 }
@@ -91,15 +88,15 @@ impl Connections {
         &mut self,
         extension: &Extension,
         mut unknown: HashMap<u64, i64>,
-        member_ids: HashSet<(&[u8], &[u8])>,
-        users: HashSet<(&[u8], &[u8])>,
+        member_ids: BTreeSet<(&[u8], &[u8])>,
+        users: BTreeSet<(&[u8], &[u8])>,
         window: &Window,
     ) -> Result<()> {
         if unknown.is_empty() {
             return Ok(());
         }
         // What the table has of these, by the current snapshot. By index, and not left to a planner: what a table of
-        // this kind was like when it was analyzed says nothing.
+        // this kind was like when it was analyzed says nothing. In the order of the index: neighbours share pages.
         let mut add = |key| {
             if let Some(count) = unknown.get_mut(&key) {
                 *count += 1;
@@ -131,7 +128,9 @@ impl Connections {
                 }
             })
         });
-        self.counts.extend(unknown.into_iter().map(|(key, count)| (key, count.max(0) as u32)));
+        for (key, count) in unknown {
+            self.counts.set(key, count.max(0) as u32);
+        }
         Ok(())
     }
 
@@ -146,7 +145,7 @@ impl Connections {
                 let user = self.keys_of(image).1;
                 let [room, user_id] =
                     [Field::Room, Field::UserId].map(|field| image.get(field).unwrap_or_default());
-                let known = self.counts.get(&user).copied().unwrap_or(0);
+                let known = self.counts.get(user).unwrap_or(0);
                 let (.., most) = several.entry(user).or_insert((room, user_id, known));
                 *most += u32::from(change > 0);
             });
@@ -171,7 +170,7 @@ impl Connections {
     /// Count an event and say what to tell.
     pub fn count(&mut self, record: &Record) -> Counted {
         self.apply(record, 1);
-        let get = |key| self.counts.get(&key).copied().unwrap_or(0);
+        let get = |key| self.counts.get(key).unwrap_or(0);
         let (group, user) = self.keys_of(&record.image);
         let alive = |user| get(user).saturating_sub(self.over.get(&user).copied().unwrap_or(0));
         let (hidden, of_old_user, alive_of_old) = record.old.as_ref().map_or((0, 0, 0), |old| {
@@ -191,8 +190,8 @@ impl Connections {
         let mut changes = Vec::new();
         self.effects(record, |key, change| changes.push((key, change)));
         for (key, change) in changes {
-            let count = self.counts.entry(key).or_insert(0);
-            *count = count.saturating_add_signed(change * times);
+            let count = self.counts.get(key).unwrap_or(0);
+            self.counts.set(key, count.saturating_add_signed(change * times));
         }
     }
 

@@ -28,7 +28,7 @@ pub fn for_leaves() -> usize {
 
 /// Counts of connections that are remembered.
 pub fn for_counts() -> usize {
-    settings::worker_memory() / 16
+    settings::worker_memory() / 8
 }
 
 /// Rooms whose numbers somebody may want to hear.

@@ -22,6 +22,7 @@ pub mod place;
 pub mod process;
 pub mod publish_schedule;
 pub mod publisher;
+pub mod remembered;
 pub mod resync;
 pub mod retry;
 mod reverting;

@@ -190,7 +190,7 @@ fn who_leaves_together_is_counted_in_order() {
     );
     service.flush();
     // A worker that begins anew.
-    service.run("select pg_terminate_backend(presence.worker_pid())");
+    service.run("select pg_terminate_backend(presence.worker_pid(), 10000)");
     cluster.until_worker("app");
     let frozen = cluster.freeze_worker();
     std::thread::scope(|scope| {
