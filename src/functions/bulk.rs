@@ -11,7 +11,7 @@ use crate::event::image::Image;
 use crate::event::pace;
 use crate::event::record::Kind;
 use crate::event::transaction;
-use crate::extension::{self, Extension};
+use crate::extension::Extension;
 use crate::member::delete::{self, Removal};
 use crate::member::request::{Request, Written};
 use crate::member::store::Store;
@@ -159,21 +159,21 @@ const UPDATE: [&str; 9] =
 const DELETE: [&str; 6] = ["room", "member_id", "connection_id", "state", "reason", "after"];
 
 /// SQL `presence.upsert_many(members)`.
-fn upsert_many(call: &Call) -> Result<Option<Datum>> {
-    write_many(call, upsert_of)
+fn upsert_many(call: &Call, extension: Extension) -> Result<Option<Datum>> {
+    write_many(call, extension, upsert_of)
 }
 
 /// SQL `presence.update_many(members)`.
-fn update_many(call: &Call) -> Result<Option<Datum>> {
-    write_many(call, update_of)
+fn update_many(call: &Call, extension: Extension) -> Result<Option<Datum>> {
+    write_many(call, extension, update_of)
 }
 
 /// Returns how many members are here and as they were asked for.
 fn write_many(
     call: &Call,
+    extension: Extension,
     request_of: fn(&Extension, &Rc<Identity>, &Element) -> Result<Request>,
 ) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
     wait_for_room(call, &extension);
     let identity = identity::current(&extension)?;
     let mut requests = Vec::new();
@@ -305,8 +305,7 @@ fn request(
 }
 
 /// SQL `presence.delete_many(members)`.
-fn delete_many(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
+fn delete_many(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     wait_for_room(call, &extension);
     let identity = identity::current(&extension)?;
     let mut removals = Vec::new();
@@ -347,8 +346,7 @@ fn removal(identity: &Identity, element: &Element) -> Result<Removal> {
 }
 
 /// SQL `presence.forget(user_id)`: how many rows it has erased.
-fn forget(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
+fn forget(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let user_id = call.text(0).ok_or(Error::MissingArgument { argument: "user_id" })?;
     validate::name("user_id", user_id)?;
     if !identity::current(&extension)?.service {

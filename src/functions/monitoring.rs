@@ -2,6 +2,7 @@
 
 use crate::access::identity;
 use crate::error::{Error, Result};
+use crate::extension::{self, Extension};
 use crate::member::verb::require_no_standby;
 use crate::pg::datum::varlena;
 use crate::pg::encoding::encode_lossy;
@@ -10,7 +11,7 @@ use crate::pg::latch::pause;
 use crate::shared::database::{self, WorkerState};
 use crate::shared::leases::leases;
 use crate::worker::sweeper;
-use crate::{clock, extension, settings};
+use crate::{clock, settings};
 use pgrx::pg_sys::Datum;
 use std::sync::atomic::Ordering::*;
 
@@ -46,8 +47,7 @@ fn wait_for_flush(call: &Call) -> Result<Option<Datum>> {
 }
 
 /// SQL `presence.sweep()`.
-fn sweep(_call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
+fn sweep(_call: &Call, extension: Extension) -> Result<Option<Datum>> {
     if !identity::current(&extension)?.service {
         return Err(Error::ServiceOnly { what: "sweep" });
     }
@@ -90,7 +90,7 @@ fn health(call: &Call) -> Result<Option<Datum>> {
         number(counters.published.load(Relaxed)),
         number(counters.dropped.load(Relaxed)),
         number(counters.notifications.load(Relaxed)),
-        number(counters.heartbeats.load(Relaxed)),
+        number(counters.heartbeats.total()),
         number(counters.expired.load(Relaxed)),
         (last_sweep != 0).then(|| Datum::from(last_sweep)),
         Some(crate::pg::datum::interval(counters.sweep_lag.load(Relaxed))),
@@ -116,7 +116,7 @@ fn trouble(call: &Call) -> Result<Option<Datum>> {
 
 /// SQL `_presence._fast_writes()`.
 fn fast_writes(_call: &Call) -> Result<Option<Datum>> {
-    let written = extension::current()?.database.counters.fast_writes.load(Relaxed);
+    let written = extension::current()?.database.counters.fast_writes.total();
     Ok(Some(Datum::from(written as i64)))
 }
 

@@ -8,7 +8,7 @@ use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
 use crate::error::{Error, Result};
 use crate::event::record::Reason;
-use crate::extension::{self, Extension};
+use crate::extension::Extension;
 use crate::lease::slot::Key;
 use crate::pg::datum::{hash_of, uuid, uuids, varlena};
 use crate::pg::function::Call;
@@ -75,8 +75,7 @@ pub fn leave(connection: &Connection, members: Vec<u128>, intent: Intent) -> Res
 }
 
 /// SQL `presence.delete(room, member_id, connection_id, state, reason, after)`.
-fn delete(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
+fn delete(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let identity = identity::current(&extension)?;
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
     let member_id = match call.text(1) {
@@ -212,8 +211,7 @@ pub fn reason(identity: &Identity, given: Option<&[u8]>) -> Result<Option<Reason
 }
 
 /// SQL `presence.delete_all(user_id, connection_id)`.
-fn delete_all(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
+fn delete_all(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let identity = identity::current(&extension)?;
     let user_id = match call.text(0) {
         Some(given) if identity.service || identity.is(given) => given,

@@ -7,7 +7,7 @@ use crate::access::identity::{self, Identity};
 use crate::access::ownership;
 use crate::error::{Error, Result};
 use crate::event::transaction::{self, Pending};
-use crate::extension::{self, Extension};
+use crate::extension::Extension;
 use crate::lease::rule::RowLease;
 use crate::lease::slot::{Key, Lease, NEVER, alive};
 use crate::lease::table::{Applied, Heartbeat};
@@ -19,7 +19,6 @@ use crate::pg::spi::{Connection, Statement};
 use crate::shared::leases::leases;
 use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
-use std::sync::atomic::Ordering::*;
 
 /// How many members ahead of the one that is renewed a slot is asked for.
 const AHEAD: usize = 12;
@@ -137,8 +136,7 @@ static RENEW_ROW: Statement = Statement {
 };
 
 /// SQL `presence.heartbeat(room, member_id, connection_id)`.
-fn heartbeat(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
+fn heartbeat(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let identity = identity::current(&extension)?;
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
     let member_id = match call.text(1) {
@@ -147,15 +145,16 @@ fn heartbeat(call: &Call) -> Result<Option<Datum>> {
     };
     let connection_id = call.text(2).unwrap_or_default();
     validate::key(room, member_id, connection_id)?;
-    extension.database.counters.heartbeats.fetch_add(1, Relaxed);
     let key = extension.key(room, member_id, connection_id);
+    // The slot lies anywhere in a large memory: ask for it before it is needed.
+    leases().prefetch(&key, true);
+    extension.database.counters.heartbeats.add(1);
     let renewed = Heartbeats::new(&extension, &identity)?.beat(key, clock::boot())?;
     Ok(Some(Datum::from(renewed)))
 }
 
 /// SQL `presence.heartbeat_many(rooms, member_ids, connection_ids)`: the ones that are not there.
-fn heartbeat_many(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
+fn heartbeat_many(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let identity = identity::current(&extension)?;
     let beater = Heartbeats::new(&extension, &identity)?;
     let list = |index, argument| {
@@ -194,7 +193,7 @@ fn heartbeat_many(call: &Call) -> Result<Option<Datum>> {
             missing.push(member(at));
         }
     }
-    extension.database.counters.heartbeats.fetch_add(rooms.len() as u64, Relaxed);
+    extension.database.counters.heartbeats.add(rooms.len() as u64);
     call.rows(missing.iter().map(|key| key.iter().map(|part| Some(datum::varlena(part))).collect()))
 }
 

@@ -70,6 +70,8 @@ impl Request {
         if self.revert_after.is_some() && !self.extension.has_later_columns {
             return Err(Error::TooManyColumns);
         }
+        // Needed once the row is found; it lies anywhere in a large memory.
+        leases().prefetch(&self.key, true);
         let (mut tries, mut anew) = (Tries::new(&self.key), false);
         loop {
             let found = store.find(&self.key, anew)?.filter(|row| self.is_live(row));

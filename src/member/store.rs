@@ -47,7 +47,6 @@ use crate::pg::spi::{self, Connection, Statement};
 use crate::settings;
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 
 pub struct Store<'a> {
     extension: &'a Extension,
@@ -195,7 +194,7 @@ impl<'a> Store<'a> {
     }
 
     fn count_fast_write(&self) {
-        self.extension.database.counters.fast_writes.fetch_add(1, Relaxed);
+        self.extension.database.counters.fast_writes.add(1);
     }
 
     /// The one that fits the SQL that there is.

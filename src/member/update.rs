@@ -4,14 +4,14 @@ use super::request::Request;
 use super::{checks, revert, upsert};
 use crate::access::identity;
 use crate::error::{Error, Result};
+use crate::extension::Extension;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
-use crate::{extension, validate};
+use crate::validate;
 use pgrx::pg_sys::Datum;
 
 /// SQL `presence.update(room, patch, member_id, connection_id, status, metadata, audience, ttl, revert_after)`.
-fn update(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
+fn update(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let identity = identity::current(&extension)?;
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
     let member_id = match call.text(2) {

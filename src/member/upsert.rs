@@ -9,7 +9,7 @@ use crate::access::authorizer::{self, Action};
 use crate::access::identity::{self, Identity};
 use crate::access::ownership::check_member_id;
 use crate::error::{Error, Result};
-use crate::extension::{self, Extension};
+use crate::extension::Extension;
 use crate::lease::slot::NEVER;
 use crate::pg::datum::{is_named, varlena};
 use crate::pg::function::Call;
@@ -40,8 +40,7 @@ const EXPIRES_AT: usize = 12;
 
 /// SQL `presence.upsert(room, state, member_id, connection_id, status, metadata, ttl, audience, session, user_id,
 /// revert_after)`.
-fn upsert(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
+fn upsert(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let identity = identity::current(&extension)?;
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
     let owner = owner(&identity, call.text(9))?;

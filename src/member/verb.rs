@@ -1,7 +1,7 @@
 //! What all verbs begin with: this server takes writes, and who was here before it crashed is here again.
 
 use crate::error::{Error, Result};
-use crate::extension;
+use crate::extension::{self, Extension};
 use crate::pg::function::Call;
 use crate::pg::snapshot::with_statement_snapshot;
 use pgrx::pg_sys::{self, Datum};
@@ -17,13 +17,14 @@ macro_rules! verb {
 pub fn enter(
     call: &Call,
     what: &'static str,
-    body: fn(&Call) -> Result<Option<Datum>>,
+    body: fn(&Call, Extension) -> Result<Option<Datum>>,
 ) -> Result<Option<Datum>> {
     require_no_standby(what)?;
-    match extension::current()?.database.copy.wait() {
-        false => body(call),
+    let extension = extension::current()?;
+    match extension.database.copy.wait() {
+        false => body(call, extension),
         // The statement's snapshot is from before they came back.
-        true => with_statement_snapshot(|| body(call)),
+        true => with_statement_snapshot(|| body(call, extension)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::channel_epochs::ChannelEpochs;
 use super::copy::CopyStatus;
+use super::counter::Counter;
 use super::error_status::ErrorStatus;
 use super::heard::Heard;
 use super::leases::leases;
@@ -162,9 +163,9 @@ pub struct Counters {
     pub published: AtomicU64,
     pub dropped: AtomicU64,
     pub notifications: AtomicU64,
-    pub heartbeats: AtomicU64,
+    pub heartbeats: Counter,
     /// Members that verbs have written without the policies (`member::store`).
-    pub fast_writes: AtomicU64,
+    pub fast_writes: Counter,
     pub expired: AtomicU64,
     pub resyncs: AtomicU64,
     /// timestamptz

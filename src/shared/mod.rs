@@ -6,6 +6,7 @@
 
 pub mod channel_epochs;
 pub mod copy;
+pub mod counter;
 pub mod database;
 pub mod error_status;
 pub mod heard;
