@@ -42,11 +42,8 @@ pub async fn serve(app: Arc<App>, listening: TcpListener, metrics: Metrics) -> R
         .route("/healthz", get(health))
         .route("/anonymous", post(visitor))
         .with_state(app.clone());
-    if let Some(folder) = app.config.page.clone() {
-        let root = folder.clone();
-        routes = routes
-            .route("/", get(move || page::file(root, String::new())))
-            .route("/{file}", get(move |Path(name): Path<String>| page::file(folder, name)));
+    if let Some(folder) = &app.config.page {
+        routes = routes.fallback_service(page::files(folder));
     }
 
     let mut stop = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
