@@ -137,9 +137,10 @@ impl Copying {
     fn restore(&mut self, extension: &Extension, copy: &Copy) -> bool {
         let database = extension.database;
         let end = clock::boot() + LONGEST;
+        let obeys_cancel = self.restoring.obeys_cancel();
         while self.restoring.may_start() && clock::boot() < end {
             let step = as_owner(extension, c"putting members back", || {
-                let next = self.restore.step(extension, &copy.name)?;
+                let next = self.restore.step(extension, &copy.name, obeys_cancel)?;
                 if clock::boot() >= self.next_beat && !matches!(self.restore, Restore::Look) {
                     beat::write(extension, &copy.name, copy.members, "restoring")?;
                 }

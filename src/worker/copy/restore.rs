@@ -20,8 +20,11 @@ use crate::error::Result;
 use crate::extension::Extension;
 use crate::member::restoring;
 use crate::pg::datum::varlena;
+use crate::pg::encoding::decode;
 use crate::pg::spi::{Connection, Statement};
+use crate::pg::subtransaction::{Failure, attempt};
 use crate::shared::control;
+use crate::worker::retry::by_halves;
 use pgrx::pg_sys::{self, Datum};
 use std::sync::atomic::Ordering::*;
 
@@ -65,7 +68,7 @@ static PUT_BACK: Statement = Statement {
                             operator(pg_catalog.<>) 'null' then s.more operator(pg_catalog.->) 'reverts' end
            from presence.shared s
            where s.node operator(pg_catalog.=) $1
-             and (s.room, s.member_id, s.connection_id) operator(pg_catalog.>) ($2, $3, $4)
+             and (s.room, s.member_id, s.connection_id) operator(pg_catalog.>=) ($2, $3, $4)
              and (s.room, s.member_id, s.connection_id) operator(pg_catalog.<=) ($5, $6, $7)
            on conflict (room, member_id, connection_id) do nothing",
     arguments: &[
@@ -103,13 +106,16 @@ static FORGET: [Statement; 3] = [
     },
 ];
 
+/// Room, member_id and connection_id.
+type Key = [Vec<u8>; 3];
+
 /// How far it has come.
 #[derive(Clone, Default)]
 pub enum Restore {
     #[default]
     Look,
     Pages {
-        after: [Vec<u8>; 3],
+        after: Key,
         count: u64,
     },
 }
@@ -122,11 +128,13 @@ pub enum Next {
 
 impl Restore {
     /// One transaction of it.
-    pub fn step(&self, extension: &Extension, node: &[u8]) -> Result<Next> {
+    pub fn step(&self, extension: &Extension, node: &[u8], obeys_cancel: bool) -> Result<Next> {
         let connection = Connection::open()?;
         match self {
             Restore::Look => look(extension, &connection, node),
-            Restore::Pages { after, count } => page(extension, &connection, node, after, *count),
+            Restore::Pages { after, count } => {
+                page(extension, &connection, node, after, *count, obeys_cancel)
+            }
         }
     }
 }
@@ -151,34 +159,60 @@ fn look(extension: &Extension, connection: &Connection, node: &[u8]) -> Result<N
     Ok(Next::Page(Restore::Pages { after: Default::default(), count: 0 }))
 }
 
+/// Whom somebody's trigger, constraint or foreign key does not let in stays away, and keeps nobody else away: the comparison
+/// takes them out of the copy. What may pass is tried again, until it is no cancel either that is obeyed.
 fn page(
     extension: &Extension,
     connection: &Connection,
     node: &[u8],
-    after: &[Vec<u8>; 3],
+    after: &Key,
     count: u64,
+    obeys_cancel: bool,
 ) -> Result<Next> {
-    let key = |key: &[Vec<u8>; 3]| key.each_ref().map(|part| Some(varlena(part)));
-    let [room, member_id, connection_id] = key(after);
+    let [room, member_id, connection_id] = values(after);
     let found = connection.run(&KEYS, &[Some(varlena(node)), room, member_id, connection_id], false)?;
-    let keys: Vec<[Vec<u8>; 3]> = (0..found.count)
+    let keys: Vec<Key> = (0..found.count)
         .map(|row| [0, 1, 2].map(|column| found.text(row, column).unwrap_or_default().to_vec()))
         .collect();
     let Some(last) = keys.last() else {
         end(connection, node)?;
         return Ok(Next::Whole(count));
     };
-    let hash =
-        |[room, member_id, connection_id]: &[Vec<u8>; 3]| extension.key(room, member_id, connection_id).hash;
+    let hash = |[room, member_id, connection_id]: &Key| extension.key(room, member_id, connection_id).hash;
     let _putting_back = restoring::set(keys.iter().map(hash).collect());
+    connection.run_text(c"set constraints all immediate", true)?;
+    let (mut more, mut refused, mut passing) = (0, Vec::new(), None);
+    let put = |keys: &[Key]| attempt(|| put_back(connection, node, keys)).map(|count| more += count);
+    let alone = |key: &Key, failure: Failure| match failure.passing && obeys_cancel {
+        true => passing = Some(failure),
+        false => refused.push((decode(&key[0]), decode(&key[1]), failure.message)),
+    };
+    if let Some(failure) = by_halves(&keys, obeys_cancel, put, alone).err().or(passing) {
+        failure.raise();
+    }
+    if let [(room, member_id, message), ..] = &refused[..] {
+        let count = refused.len();
+        pgrx::warning!(
+            "presence_ext: members that cannot be put back: {count}, the first of them {member_id} in {room}: {message}"
+        );
+    }
+    crate::injection::stall("restoring");
+    Ok(Next::Page(Restore::Pages { after: last.clone(), count: count + more }))
+}
+
+/// Those with these keys, which are in order. How many were not there.
+fn put_back(connection: &Connection, node: &[u8], keys: &[Key]) -> Result<u64> {
+    let (Some(first), Some(last)) = (keys.first(), keys.last()) else { return Ok(0) };
     let ([room, member_id, connection_id], [to_room, to_member_id, to_connection_id]) =
-        (key(after), key(last));
+        (values(first), values(last));
     let over = Some(Datum::from(restoring::OVER as i64));
     let values =
         [Some(varlena(node)), room, member_id, connection_id, to_room, to_member_id, to_connection_id, over];
-    let more = connection.run(&PUT_BACK, &values, true)?.count as u64;
-    crate::injection::stall("restoring");
-    Ok(Next::Page(Restore::Pages { after: last.clone(), count: count + more }))
+    Ok(connection.run(&PUT_BACK, &values, true)?.count as u64)
+}
+
+fn values(key: &Key) -> [Option<Datum>; 3] {
+    key.each_ref().map(|part| Some(varlena(part)))
 }
 
 fn end(connection: &Connection, node: &[u8]) -> Result<()> {

@@ -287,3 +287,48 @@ fn another_name_is_another_server() {
     assert_eq!(cluster.service().number("select count(*) from presence.list('lobby')"), 0);
     cluster.assert_sound();
 }
+
+/// Whom somebody's foreign key or trigger does not let in any more.
+#[test]
+fn who_cannot_be_put_back_keeps_nobody_else_away() {
+    let cluster = named(&["presence.max_per_user=0"]);
+    let mut service = cluster.service();
+    service.run(
+        "create table public.person (id text primary key);
+         insert into public.person select 'u' || n from generate_series(1, 900) n;
+         alter table presence.member add foreign key (user_id) references public.person deferrable initially deferred",
+    );
+    service.run("select count(presence.upsert('r' || n % 10, to_jsonb(n), user_id => 'u' || n)) from generate_series(1, 900) n");
+    until_copied(&mut service);
+    let minder = |what: &str| {
+        format!(
+            "create or replace function public.mind() returns trigger language plpgsql as $$ begin
+                 if new.user_id = 'u5' then {what} end if; return new; end $$;
+             create or replace trigger mind before insert on presence.member for each row execute function public.mind()"
+        )
+    };
+    let obstacles = [
+        "set session_replication_role = replica; delete from public.person where id = 'u5'; reset session_replication_role".into(),
+        minder("raise 'not u5';"),
+        minder("raise 'no' using errcode = '40001';"),
+        minder("raise 'full' using errcode = '53100';"),
+        minder("raise 'away' using errcode = '57014';"),
+        minder("return null;"),
+    ];
+    for obstacle in obstacles {
+        service.run(&obstacle);
+        crash(&cluster);
+        service = until_restored(&cluster);
+        assert_eq!(
+            service.number("select count(*) from presence.list(max_rows => 10000)"),
+            899,
+            "{obstacle}"
+        );
+        until_copied(&mut service);
+        until("all is well", || service.value("select failing_since from presence.health").is_empty());
+        service.run("drop trigger if exists mind on presence.member; insert into public.person values ('u5') on conflict do nothing");
+        service.run("select presence.upsert('r5', '5', user_id => 'u5')");
+        until_copied(&mut service);
+    }
+    assert!(cluster.log().contains("members that cannot be put back: 1, the first of them u5 in r5: not u5"));
+}
