@@ -22,7 +22,7 @@ use crate::pg::jsonb::{self, Value};
 use crate::pg::role::as_role;
 use crate::pg::spi::Connection;
 use crate::validate;
-use crate::worker::{last_seen, log};
+use crate::worker::{copy, last_seen, log};
 use pgrx::direct_function_call;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashMap;
@@ -359,7 +359,7 @@ fn forget(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let past = as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let last_seen = connection.run(&last_seen::FORGET, &[Some(varlena(user_id))], true)?.count;
-        Ok(last_seen + log::forget(&extension, &connection, user_id)?)
+        Ok(last_seen + copy::forget(&connection, user_id)? + log::forget(&extension, &connection, user_id)?)
     })?;
     Ok(Some(Datum::from((members + past) as i32)))
 }

@@ -75,6 +75,55 @@ fn members_are_copied_as_they_are() {
     cluster.assert_sound();
 }
 
+/// Nothing of a user is left in it, whoever wrote that: with the batch that tells of the leaves, and at once what other servers,
+/// or this one under another name, have left behind.
+#[test]
+fn whoever_is_forgotten_is_gone_from_the_copy() {
+    let cluster = named(&["presence.max_per_user=0"]);
+    let (mut alice, mut bob, mut service) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
+    alice.run("select presence.upsert('lobby', '1'), presence.upsert('side', '1', connection_id => 'b')");
+    alice.run("select presence.delete('side', connection_id => 'b', after => '1 h', state => '\"bye\"')");
+    bob.run("select presence.upsert('lobby', '1')");
+    service.flush();
+    service.run("insert into presence.shared (node, room, member_id, connection_id, user_id) values ('old', 'lobby', 'a', '', 'alice'), ('old', 'lobby', 'b', '', 'bob')");
+    let left = "select node, user_id from presence.shared order by 1, 2";
+    let rows = service.number("select count(*) from presence.shared s where s.user_id = 'alice'")
+        + service.number("select count(*) from presence.event e where e.user_id = 'alice'");
+    {
+        let _frozen = cluster.freeze_worker();
+        // Perhaps also when she was last seen.
+        assert!((rows..=rows + 1).contains(&service.number("select presence.forget('alice')")));
+        assert_eq!(service.rows(left), [["a", "alice"], ["a", "alice"], ["a", "bob"], ["old", "bob"]]);
+    }
+    service.flush();
+    assert_eq!(service.rows(left), [["a", "bob"], ["old", "bob"]]);
+    // They come and go again: expired, left, taken out; and a crash brings nobody back.
+    alice.run("select presence.upsert('lobby', '1', ttl => '1 s'), presence.upsert('side'), presence.upsert('here', ttl => '1 h')");
+    service.flush();
+    alice.run("select presence.delete('side')");
+    until("what is over is not kept", || {
+        service.rows("select room from presence.shared where user_id = 'alice'") == [["here"]]
+    });
+    service.run("select presence.forget('alice')");
+    service.flush();
+    until("that is on disk", || {
+        service.is("select pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()")
+    });
+    cluster.stop("immediate");
+    cluster.start_again();
+    let mut service = super::crash::until_restored(&cluster);
+    assert_eq!(service.rows("select member_id from presence.list()"), [["bob"]]);
+    assert_eq!(service.rows(left), [["a", "bob"], ["old", "bob"]]);
+    // Without a name it is no other.
+    cluster.restart_with(&["presence.node_name="]);
+    cluster.until_worker("app");
+    let mut service = cluster.service();
+    until("its own are gone", || service.rows(left) == [["old", "bob"]]);
+    service.run("select presence.forget('bob')");
+    assert!(service.rows(left).is_empty());
+    cluster.assert_sound();
+}
+
 /// Who follows the table (a peer, change data capture) hears of a leave why, and how it was last.
 #[test]
 fn a_leave_is_said_before_the_row_goes() {
