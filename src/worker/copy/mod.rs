@@ -217,7 +217,7 @@ impl Copying {
 
     /// Between batches, and never by anybody else: it would overtake what it stands for. None while the copy cannot be
     /// written.
-    fn beat(&mut self, extension: &Extension, copy: &Copy) -> bool {
+    fn beat(&mut self, extension: &Extension, copy: &mut Copy) -> bool {
         let now = clock::boot();
         if now < self.next_beat.max(self.not_before) || copy.fails || !self.beating.may_start() {
             return true;
@@ -231,7 +231,9 @@ impl Copying {
                 control().copied.note_commit();
             }
             Some(Done::NotOurs) => return false,
-            Some(Done::Absent) | None => {}
+            // Somebody has renamed it: what is published meanwhile is missing when it comes back.
+            Some(Done::Absent) => copy.comparison = Some(Comparison::default()),
+            None => {}
         }
         true
     }

@@ -1,7 +1,7 @@
 //! What is written into the copy, and what it costs those who have none.
 
 use super::{named, until_copied};
-use crate::common::{Cluster, Session, signal, until};
+use crate::common::{Cluster, signal, until};
 
 const COUNTS: &str = "select (select count(*) from presence.shared), (select count(*) from presence.node)";
 
@@ -206,6 +206,57 @@ fn a_copy_that_cannot_be_written_holds_up_nobody() {
     cluster.assert_sound();
 }
 
+/// Whatever its owner does to the copy: events are told, and it is right again once it can be.
+#[test]
+fn what_was_done_to_the_copy_is_mended() {
+    let cluster = named(&["wal_level=logical"]);
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    service.run("create publication everything for all tables");
+    for (done, undone) in [
+        (
+            "alter table presence.shared replica identity nothing",
+            "alter table presence.shared replica identity default",
+        ),
+        ("alter table presence.shared drop column more", "alter table presence.shared add column more jsonb"),
+        (
+            "alter table presence.shared add column own int default 1",
+            "alter table presence.shared drop column own",
+        ),
+        ("alter table presence.shared rename to hidden", "alter table presence.hidden rename to shared"),
+        ("alter table presence.node rename to hidden", "alter table presence.hidden rename to node"),
+        (
+            "drop index presence.shared_user_id",
+            "create index shared_user_id on presence.shared (user_id, room)",
+        ),
+        (
+            "create rule no as on insert to presence.shared do instead nothing",
+            "drop rule no on presence.shared",
+        ),
+        ("alter table presence.shared set unlogged", "alter table presence.shared set logged"),
+        (
+            "alter table presence.shared force row level security",
+            "alter table presence.shared no force row level security",
+        ),
+        ("truncate presence.shared", "select pg_terminate_backend(presence.worker_pid())"),
+    ] {
+        service.run(done);
+        alice.run("select presence.upsert('lobby', to_jsonb(random())), presence.upsert(gen_random_uuid()::text, ttl => '2 s')");
+        service.flush();
+        let seq = service.number("select presence.seq()");
+        assert_eq!(
+            service.number(&format!("select count(*) from presence.event where seq > {seq} - 2")),
+            2,
+            "{done}"
+        );
+        // A beat later at least.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        service.run(undone);
+        until_copied(&mut service);
+        until("all is well", || service.value("select failing_since from presence.health").is_empty());
+    }
+    cluster.assert_sound();
+}
+
 #[test]
 fn nobody_else_writes_the_copy() {
     let cluster = named(&[]);
@@ -265,5 +316,47 @@ fn a_name_is_short_and_plain() {
         assert_eq!(failure.code, "22023", "{name}");
     }
     service.run(&format!("alter system set presence.node_name = '{}'", "x".repeat(63)));
-    let _: &Session = &service;
+}
+
+/// Any name will do, and a server has one, however many databases it has.
+#[test]
+fn each_database_has_its_own_copy() {
+    let name = "it's a \"name\", with = spaces; %s {and} 63 bytes -- /* .........";
+    assert_eq!(name.len(), 63);
+    let cluster = named(&[&format!("presence.node_name={name}")]);
+    cluster.sql("postgres", "create database other");
+    cluster.sql("other", "create extension presence_ext");
+    let mut sessions = ["app", "other"].map(|database| cluster.session("postgres", database));
+    for (session, members) in sessions.iter_mut().zip([3, 5]) {
+        session.run(&format!("select presence.upsert('lobby', user_id => 'u' || n, ttl => '1 h') from generate_series(1, {members}) n"));
+        session.flush();
+        until_copied(session);
+    }
+    cluster.stop("immediate");
+    cluster.start_again();
+    for (database, members) in [("app", "3"), ("other", "5")] {
+        cluster.until_worker(database);
+        let mut session = cluster.session("postgres", database);
+        session.run("select presence.heartbeat('lobby')");
+        let rows = session.rows("select node, count(*) from presence.list() group by 1");
+        assert_eq!(rows, [[name, members]]);
+        until("the beat counts them", || {
+            session.rows("select node, state, members from presence.node") == [[name, "up", members]]
+        });
+        until_copied(&mut session);
+    }
+    // What is made anew begins anew, also in one transaction.
+    let mut session = cluster.session("postgres", "other");
+    for anew in ["drop extension presence_ext; create extension presence_ext", "drop extension presence_ext"]
+    {
+        session.run(anew);
+        session.try_run("create extension presence_ext").ok();
+        session.run("select presence.upsert('again', user_id => 'u', ttl => '1 h')");
+        session.flush();
+        until_copied(&mut session);
+        until("the beat counts them", || {
+            session.rows("select node, state, members from presence.node") == [[name, "up", "1"]]
+        });
+    }
+    cluster.assert_sound();
 }
