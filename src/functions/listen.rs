@@ -78,6 +78,7 @@ fn stop(names: &[subscriptions::Name]) -> Result<()> {
 
 /// SQL `presence.rotate_channels(room)`: new names; the old ones hear `relisten` and then nothing. True.
 fn rotate_channels(call: &Call) -> Result<Option<Datum>> {
+    require_no_standby("presence.rotate_channels()")?;
     let extension = extension::current()?;
     let identity = identity::current(&extension)?;
     let room = room(call)?;

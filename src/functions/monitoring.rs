@@ -29,6 +29,7 @@ fn worker_pid(_call: &Call) -> Result<Option<Datum>> {
 
 /// SQL `presence.wait_for_flush(timeout)`: whether everything committed before the call was published in time.
 fn wait_for_flush(call: &Call) -> Result<Option<Datum>> {
+    require_no_standby("presence.wait_for_flush()")?;
     let database = extension::current()?.database;
     let timeout = call.interval(0).ok_or(Error::MissingArgument { argument: "timeout" })?;
     if !(0..=86_400_000_000).contains(&timeout) {

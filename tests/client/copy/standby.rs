@@ -117,6 +117,8 @@ fn verbs_and_listeners_are_sent_to_the_primary() {
         "delete_many('[]')",
         "listen()",
         "channels()",
+        "rotate_channels()",
+        "wait_for_flush('1 s')",
         "history('lobby')",
         "changes(0)",
         "seq()",
@@ -154,6 +156,51 @@ fn a_standby_that_hears_nothing_shows_nobody() {
     until("alice is shown again", || bob.rows(list) == [["alice"]]);
     alice.run("select presence.delete('lobby')");
     until("alice has left", || bob.rows(list).is_empty());
+    cluster.assert_sound();
+}
+
+/// A query there that is older than what the primary cleans up holds up the replay, as long as it may: that is heard of no
+/// beat. Then it is cancelled, and nothing is amiss.
+#[test]
+fn a_long_query_there_holds_up_the_replay_and_nothing_else() {
+    let cluster = named(&["presence.node_timeout=1500ms", "max_standby_streaming_delay=-1"]);
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    alice.run("select presence.upsert('lobby', '0', audience => '{any}')");
+    service.flush();
+    let standby = Standby::of(&cluster);
+    let (mut bob, mut holder) = (standby.user("bob"), standby.service());
+    let list = "select state from presence.list('lobby')";
+    let mut n = 0;
+    let mut next = |session: &mut Session| {
+        n += 1;
+        alice.run(&format!("select presence.upsert('lobby', '{n}')"));
+        service.flush();
+        service.run("vacuum presence.shared, presence.node");
+        (session.rows(list), n)
+    };
+    until("alice is shown", || bob.rows(list) == [["0"]]);
+    holder.run("begin isolation level repeatable read; select * from presence.shared, presence.node");
+    until("nobody is shown", || next(&mut bob).0.is_empty());
+    assert!(holder.is("select count(*) = 1 from presence.shared"));
+    holder.run("commit");
+    until("alice is shown as she is", || {
+        let (rows, n) = next(&mut bob);
+        !rows.is_empty() && rows[0][0].parse::<i64>().expect("a number") > n - 5
+    });
+    // What may not last holds up nobody.
+    let mut there = standby.service();
+    there.run("alter system set max_standby_streaming_delay = '500ms'");
+    there.run("select pg_reload_conf()");
+    holder.run("begin isolation level repeatable read; select * from presence.shared, presence.node");
+    until("it is cancelled", || {
+        next(&mut bob);
+        holder.try_run("select count(*) from presence.shared").is_err()
+    });
+    until("alice is shown as she is", || {
+        let (rows, n) = next(&mut bob);
+        !rows.is_empty() && rows[0][0].parse::<i64>().expect("a number") > n - 5
+    });
+    until("all is well", || there.value("select failing_since from presence.health").is_empty());
     cluster.assert_sound();
 }
 
