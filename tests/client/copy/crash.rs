@@ -256,6 +256,34 @@ fn members_come_back_without_slots() {
     cluster.assert_sound();
 }
 
+/// Who is back has their seat, and is counted.
+#[test]
+fn limits_and_numbers_hold_for_those_who_come_back() {
+    let cluster = named(&["presence.max_per_user=3"]);
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    service.run("select presence.set_room('two', max_members => 2, count_audience => '{any}')");
+    service
+        .run("select presence.upsert('two', user_id => 'u' || n, ttl => '1 h') from generate_series(1, 2) n");
+    alice.run("select presence.upsert('lobby', connection_id => 'c' || n, ttl => '1 h') from generate_series(1, 3) n");
+    service.flush();
+    let numbers = "select 'two', members, users from presence.occupancy('two')
+                   union all select room, members, null from presence.rooms() order by 1, 3";
+    until("they are counted", || service.rows(numbers).len() == 3);
+    let before = service.rows(numbers);
+    until_copied(&mut service);
+    crash(&cluster);
+    let mut alice = cluster.user("alice");
+    for refused in ["'two'", "'lobby', connection_id => 'c4'", "'side'"] {
+        assert_eq!(alice.fails(&format!("select presence.upsert({refused})")).code, "54000", "{refused}");
+    }
+    let mut service = until_restored(&cluster);
+    until("they are counted again", || service.rows(numbers) == before);
+    alice.run("select presence.delete('lobby', connection_id => 'c1'); select presence.upsert('side')");
+    service.run("select presence.delete('two', 'u1'); select presence.upsert('two', user_id => 'u3')");
+    until_copied(&mut service);
+    cluster.assert_sound();
+}
+
 /// With another name nobody comes back, and nothing of the old one is left behind.
 #[test]
 fn another_name_is_another_server() {

@@ -331,3 +331,38 @@ fn an_upgrade_goes_through_with_traffic_on() {
         cluster.assert_sound();
     }
 }
+
+/// The library has a name before the SQL has a copy: members are copied from the upgrade on.
+#[test]
+fn a_server_with_a_name_copies_after_the_upgrade() {
+    for version in releases() {
+        let cluster = Cluster::bare(&["presence.node_name=a", "presence.node_beat=200ms"]);
+        cluster.sql("postgres", "create database app");
+        cluster.sql("app", &format!("create extension presence_ext version '{version}'"));
+        let mut session = cluster.session("postgres", "app");
+        let enter =
+            "select presence.upsert('lobby', user_id => 'u' || n, ttl => '1 h') from generate_series(1, 3) n";
+        session.run(enter);
+        session.flush();
+        // So far a crash empties it, and nobody waits for anybody.
+        cluster.stop("immediate");
+        cluster.start_again();
+        cluster.until_worker("app");
+        let mut session = cluster.session("postgres", "app");
+        let online = "select count(*) from presence.online";
+        assert_eq!(session.number(online), 0, "{version}");
+        session.run(enter);
+        session.flush();
+        session.run("alter extension presence_ext update");
+        until("they are copied", || session.number("select count(*) from presence.shared") == 3);
+        until("it beats", || session.rows("select state, members from presence.node") == [["up", "3"]]);
+        cluster.stop("immediate");
+        cluster.start_again();
+        cluster.until_worker("app");
+        let mut session = cluster.session("postgres", "app");
+        assert!(session.is("select presence.heartbeat('lobby', 'u1')"), "{version}");
+        assert_eq!(session.number(online), 3, "{version}");
+        assert!(!cluster.log().contains("failed"), "{version}: the copy was asked for in vain");
+        cluster.assert_sound();
+    }
+}
