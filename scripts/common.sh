@@ -34,8 +34,13 @@ pg_feature() {
     esac
 }
 
-# cargo-pgrx links with flags of its own to keep the schema section, so that `cargo pgrx install` rebuilds all
-# that `cargo test` has just built. On x86-64 the section survives without them.
+# pgrx is told which server that is by this variable, or by cargo-pgrx, where somebody has set that up for this server. Cargo
+# builds all anew when the variable changes, so that `cargo test` without it and these scripts have to agree.
+pgrx_config=${PGRX_HOME:-${HOME:-}/.pgrx}/config.toml
+if ! grep -qsF "\"$PG_CONFIG\"" "$pgrx_config"; then export PGRX_PG_CONFIG_PATH=$PG_CONFIG; fi
+
+# The tests in the server build by cargo-pgrx, which links with flags of its own to keep the section with the schema. On x86-64
+# the section survives without them, and nothing is built twice.
 if [ "$(uname -m)" = x86_64 ]; then export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1; fi
 
 # PostgreSQL refuses to run as root: root's clusters belong to the user postgres.
