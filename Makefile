@@ -37,8 +37,8 @@ memcheck: ## the shared-memory core under valgrind and a model checker
 soak: ## MINUTES of random steps and of load with kills: nothing may grow
 	@scripts/soak $(MINUTES)
 
-lint: ## formatting and clippy
-	@scripts/deps
+lint: ## formatting, clippy, shellcheck, and whether released upgrade scripts are untouched
+	@scripts/deps --test
 	@scripts/lint
 
 install: ## a release build, into the PostgreSQL of PG_CONFIG

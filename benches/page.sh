@@ -3,7 +3,7 @@
 report=() missed=()
 row() { # NUMBER WORK MEASURED TARGET REACHED(a condition of awk, or - for none)
     local verdict=''
-    if [ "$5" != - ]; then if holds "$5"; then verdict=yes; else verdict=**no**; missed+=("$1"); fi; fi
+    if [ "$5" != - ]; then if holds "$5"; then verdict=yes; else verdict="**no**"; missed+=("$1"); fi; fi
     report+=("| $1 | $2 | $3 | $4 | $verdict |")
     printf '%s%3s  %s%s\n     %s\n     must be: %s  %s\n' "$bold" "$1" "$2" "$plain" "$3" "$4" "$verdict"
 }
