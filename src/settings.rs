@@ -38,7 +38,7 @@ static WORKER_MEMORY: Int = GucSetting::<i32>::new(64 * 1024);
 // Time.
 static DEFAULT_TTL: Int = GucSetting::<i32>::new(90);
 static SWEEP_INTERVAL: Int = GucSetting::<i32>::new(1_000);
-static NOTIFY_DELAY: Int = GucSetting::<i32>::new(10);
+static NOTIFY_DELAY: Int = GucSetting::<i32>::new(5);
 static BEACON: Int = GucSetting::<i32>::new(30);
 static RESTART_GRACE: Int = GucSetting::<i32>::new(30);
 static HISTORY_RETENTION: Int = GucSetting::<i32>::new(3_600);
