@@ -11,6 +11,7 @@ use crate::access::visibility::{self, Sight, Visibility};
 use crate::access::{policy, twin};
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
+use crate::lease::rule::RowLease;
 use crate::lease::slot::Key;
 use crate::member::column::Column;
 use crate::member::layout::Layout;
@@ -165,14 +166,13 @@ impl Page<'_> {
     /// The next row; whether there is room for more.
     fn take(&mut self, tuple: pg_sys::HeapTuple, layout: Layout) -> Result<bool> {
         self.looked_at += 1;
-        // SAFETY: a tuple of this layout.
-        let row = self.scratch.within(|| unsafe { Row::deform(tuple, layout) });
+        // SAFETY: a tuple of this layout. Copied at once, for most rows that are looked at are shown: the copy lives until the
+        // candidates are taken.
+        let row = self.scratch.within(|| unsafe { Row::deform(pg_sys::heap_copytuple(tuple), layout) });
         let sight = self.sight(&row)?;
-        let key = row.key(self.extension);
         if sight != Sight::None {
+            let key = row.key(self.extension);
             leases().prefetch(&key, false);
-            // SAFETY: as above; the copy lives until the candidates are taken.
-            let row = self.scratch.within(|| unsafe { Row::deform(pg_sys::heap_copytuple(tuple), layout) });
             self.candidates.push((row, key, sight));
             self.shown += 1;
         }
@@ -208,7 +208,7 @@ impl Page<'_> {
             let lease = row.lease_read(self.read_since);
             let shown = self.scratch.within(|| Shown::look(&key, &lease));
             if let Some(shown) = shown {
-                self.scratch.within(|| self.put(&row, &shown, sight == Sight::Own))?;
+                self.scratch.within(|| self.put(&row, &lease, &shown, sight == Sight::Own))?;
                 self.listed += 1;
             }
         }
@@ -217,11 +217,11 @@ impl Page<'_> {
     }
 
     /// As the view has it.
-    fn put(&self, row: &Row, shown: &Shown, is_own: bool) -> Result<()> {
+    fn put(&self, row: &Row, lease: &RowLease, shown: &Shown, is_own: bool) -> Result<()> {
         let undone = row.get(Column::Reverts).and_then(|_| revert::undone(row, shown.at));
         let now = undone.as_ref().unwrap_or(row);
         let written = row.get(Column::LastSeenAt).map(|_| row.time(Column::LastSeenAt));
-        let last_seen_at = shown.last_seen_at(&row.lease_read(self.read_since), written);
+        let last_seen_at = shown.last_seen_at(lease, written);
         let columns: [Option<Datum>; ONLINE] = [
             row.get(Column::Room),
             row.get(Column::MemberId),
