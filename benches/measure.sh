@@ -40,7 +40,7 @@ compare() { # NAME 'COMMAND'...
             name=${!number} command=$((number + 1))
             command=${!command}
             if [ "$round" = 0 ]; then
-                if [[ $command == bench* ]]; then seconds=1 eval "$command" >/dev/null; fi
+                if [[ $command =~ ^(in_named )?bench ]]; then seconds=1 eval "$command" >/dev/null; fi
             else
                 samples[$name]+="$(eval "$command")"$'\n'
             fi
