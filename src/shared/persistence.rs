@@ -1,8 +1,8 @@
 //! What outlives the server: a floor for versions and seqs (always), leases and unpublished events (clean stop).
 //!
 //! pg_stat_statements keeps its numbers the same way: the postmaster writes a file as it exits and reads and
-//! unlinks it as it starts. The file counts only if pg_control says that the stop was clean: after anything
-//! else the unlogged tables are empty, and a lease without a row would be a ghost.
+//! unlinks it as it starts. The file counts only if pg_control says that the stop was clean, and the server starts neither as a
+//! standby nor from a backup: after anything else the unlogged tables are empty, and a lease without a row would be a ghost.
 //!
 //! The names of channels are kept only if nothing ran between that stop and this start, not even without the library:
 //! who may hear, and who left, would be unknown. Otherwise all are new, and old ones never come back to life.
@@ -37,7 +37,7 @@ pub fn load() {
 
     let bytes = std::fs::read(SAVED).ok();
     let _ = std::fs::remove_file(SAVED);
-    let bytes = bytes.filter(|_| was_clean_stop());
+    let bytes = bytes.filter(|_| was_clean_stop() && !is_recovery_asked_for());
     let saved = bytes.as_deref().and_then(Saved::decode);
     if bytes.is_some() && saved.is_none() {
         pgrx::log!("presence_ext cannot read {SAVED}: leases begin anew, members get the grace of a restart");
@@ -103,6 +103,11 @@ fn plausible(number: u64) -> u64 {
 /// pg_control: system identifier, two version numbers, then the state; 1 is DB_SHUTDOWNED.
 fn was_clean_stop() -> bool {
     std::fs::read("global/pg_control").is_ok_and(|bytes| bytes.get(16..20) == Some(&1u32.to_le_bytes()[..]))
+}
+
+/// A standby, or a backup: however clean the stop was, unlogged tables are emptied.
+fn is_recovery_asked_for() -> bool {
+    ["standby.signal", "recovery.signal"].iter().any(|file| std::path::Path::new(file).exists())
 }
 
 /// A number for this very stop: pg_control says when it was, and every start changes it.

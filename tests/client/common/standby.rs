@@ -34,6 +34,11 @@ impl Standby {
         shell("cd \"$1\"; as_server \"$bin/pg_ctl\" -D \"$1/data\" -s -w promote", &[&self.dir]);
     }
 
+    pub fn stop(&self, mode: &str) {
+        let stop = "cd \"$1\"; as_server \"$bin/pg_ctl\" -D \"$1/data\" -s -w -m \"$2\" stop";
+        shell(stop, &[&self.dir, Path::new(mode)]);
+    }
+
     /// It has all that the primary has written by now.
     pub fn until_caught_up(&self, primary: &mut Session) {
         let end = primary.value("select pg_current_wal_insert_lsn()");

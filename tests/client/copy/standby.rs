@@ -1,9 +1,10 @@
 //! A physical standby: it shows who is here, to whom the primary would show them; and takes the primary's place.
 
 use super::named;
-use crate::common::{Cluster, Frozen, Mirror, Over, Session, Standby, until};
+use crate::common::{Cluster, Frozen, Mirror, Over, Session, Standby, millis, shell, until};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+use std::time::Instant;
 
 const ROOMS: [&str; 4] = ["lobby", "side", "quiet", "secret"];
 
@@ -336,6 +337,53 @@ fn a_standby_is_promoted_under_load() {
     super::until_copied(&mut service);
     // What was a standby has beats of its own, of a later epoch.
     assert_eq!(service.rows("select node, state from presence.node"), [["a", "up"]]);
+}
+
+/// A planned change of the primary, and back. The server that was stopped cleanly has leases on its disk, of members whom it
+/// has not any more when it comes back as a standby.
+#[test]
+fn a_switchover_and_back() {
+    let cluster = named(&["presence.restart_grace=2s", "wal_keep_size=256MB"]);
+    let mut service = cluster.service();
+    let standby = Standby::of(&cluster);
+    service.run("select presence.upsert('lobby', '1', user_id => 'stays', ttl => '5 s')");
+    service.run("select presence.upsert('lobby', '1', user_id => 'goes', ttl => '1 h')");
+    service.flush();
+    standby.until_caught_up(&mut service);
+    cluster.stop("fast");
+    standby.promote();
+    let mut second = standby.service();
+    assert!(second.is("select presence.heartbeat('lobby', 'stays')"));
+    second.run("select presence.delete('lobby', 'goes')");
+    second.flush();
+
+    shell(
+        "touch \"$1/data/standby.signal\"; if [ \"$(id -u)\" = 0 ]; then chown postgres: \"$1/data/standby.signal\"; fi
+         echo \"primary_conninfo = 'host=$2 user=postgres'\" >>\"$1/data/postgresql.conf\"",
+        &[&cluster, standby.as_ref()],
+    );
+    cluster.start_again();
+    let mut first = cluster.service();
+    let list = "select member_id from presence.list('lobby')";
+    until("the first follows the second", || first.rows(list) == [["stays"]]);
+    assert_eq!(first.value("select members from presence.health"), "");
+    assert_eq!(first.value("select slots_used from presence.health"), "0");
+    // Longer than the leases of before.
+    let end = Instant::now() + millis(6_000);
+    until("they would be over", || {
+        assert!(second.is("select presence.heartbeat('lobby', 'stays')"));
+        Instant::now() > end
+    });
+    standby.stop("fast");
+    shell("cd \"$1\"; as_server \"$bin/pg_ctl\" -D \"$1/data\" -s -w promote", &[&cluster]);
+    assert!(first.is("select presence.heartbeat('lobby', 'stays')"));
+    assert_eq!(first.rows(list), [["stays"]]);
+    std::thread::sleep(millis(3_000));
+    first.flush();
+    assert_eq!(first.rows(list), [["stays"]]);
+    assert!(first.rows("select event, reason from presence.event where event = 'leave'").is_empty());
+    super::until_copied(&mut first);
+    cluster.assert_sound();
 }
 
 /// What the primary drops is dropped there, too.
