@@ -11,6 +11,7 @@ mod full_numbers;
 mod grace;
 mod install;
 mod memory;
+mod monitoring;
 mod occupancy;
 mod pace;
 mod protocols;
