@@ -4,6 +4,7 @@ mod cancel;
 mod catalog;
 mod common;
 mod copy;
+mod drivers;
 mod events;
 mod expiry;
 mod faults;
