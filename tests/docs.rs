@@ -40,6 +40,11 @@ fn coming_from() {
 }
 
 #[test]
+fn recipes() {
+    play("docs/recipes.md");
+}
+
+#[test]
 fn operations() {
     play("docs/operations.md");
 }
