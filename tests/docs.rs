@@ -622,7 +622,7 @@ fn reference_lists_every_field_of_a_payload() {
 }
 
 fn pages() -> Vec<String> {
-    let mut pages = vec!["README.md".to_owned()];
+    let mut pages = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASE.md"].map(str::to_owned).to_vec();
     for file in std::fs::read_dir(root().join("docs")).expect("docs/") {
         let name = file.expect("a file").file_name().to_string_lossy().into_owned();
         pages.extend(name.ends_with(".md").then(|| format!("docs/{name}")));
