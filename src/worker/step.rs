@@ -5,9 +5,12 @@ use crate::clock;
 use crate::pg::subtransaction::Failure;
 use crate::shared::Database;
 use crate::shared::error_status::Part;
+use pgrx::PgSqlErrorCode;
 
 const FIRST_PAUSE: u64 = 100_000;
 const LONGEST_PAUSE: u64 = 6_400_000;
+/// Who has waited for a lock in vain so often in a row is locked out.
+const LOCKED_OUT: u32 = 4;
 
 pub struct Step {
     part: Part,
@@ -65,6 +68,10 @@ impl Step {
             Err(failure) => {
                 self.not_before = clock::boot() + (FIRST_PAUSE << self.failures.min(16)).min(LONGEST_PAUSE);
                 self.failures += 1;
+                // Somebody alters the table, as a rule for a moment.
+                if failure.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE && self.failures < LOCKED_OUT {
+                    return None;
+                }
                 database.trouble.failed(self.part, &failure.message);
                 // Not a line for each attempt.
                 if self.said != failure.message {
