@@ -8,9 +8,9 @@ use crate::error::Result;
 use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::row::Row;
-use crate::pg::datum::texts_of;
+use crate::pg::datum::elements;
 use crate::settings;
-use pgrx::pg_sys::{self, Datum};
+use pgrx::pg_sys;
 
 /// Whether SQL would show the caller what the built-in policies say, no more and no less.
 pub fn is_by_built_in_policies(extension: &Extension, caller: &Identity) -> Result<bool> {
@@ -38,39 +38,37 @@ pub struct Visibility<'a> {
     caller: Option<&'a Identity>,
     tokens: &'a [Vec<u8>],
     /// Most members of a room have the same audience: the last one, and what came of it.
-    last: Option<(Vec<u8>, bool)>,
+    last: (Vec<u8>, bool),
 }
 
 impl<'a> Visibility<'a> {
     pub fn all() -> Visibility<'a> {
-        Visibility { caller: None, tokens: &[], last: None }
+        Visibility { caller: None, tokens: &[], last: Default::default() }
     }
 
     /// `tokens`: those that count, which are none where the authorizer says no.
     pub fn of(caller: &'a Identity, tokens: &'a [Vec<u8>]) -> Visibility<'a> {
-        Visibility { caller: Some(caller), tokens, last: None }
-    }
-
-    pub fn shows(&mut self, row: &Row) -> bool {
-        self.of_row(row) != Sight::None
+        Visibility { caller: Some(caller), tokens, last: Default::default() }
     }
 
     pub fn of_row(&mut self, row: &Row) -> Sight {
+        let bytes = |column| row.text(column).unwrap_or_default();
+        self.sight(bytes(Column::UserId), bytes(Column::Audience))
+    }
+
+    /// Of a member by its owner, and the bytes of its audience behind their header.
+    pub fn sight(&mut self, owner: &[u8], audience: &[u8]) -> Sight {
         let Some(caller) = self.caller else { return Sight::Own };
         // Whoever may write a member may see it.
-        if ownership::may_write(caller, row.text(Column::UserId).unwrap_or_default()) {
+        if ownership::may_write(caller, owner) {
             return Sight::Own;
         }
-        let audience = row.varlena(Column::Audience).unwrap_or_default();
-        let shared = match &self.last {
-            Some((known, answer)) if known == audience => *answer,
-            _ => {
-                let shared = row.get(Column::Audience).is_some_and(|audience| shares(audience, self.tokens));
-                self.last = Some((audience.to_vec(), shared));
-                shared
-            }
-        };
-        if shared { Sight::Shared } else { Sight::None }
+        if self.last.0 != audience {
+            self.last.0.clear();
+            self.last.0.extend_from_slice(audience);
+            self.last.1 = shares(audience, self.tokens);
+        }
+        if self.last.1 { Sight::Shared } else { Sight::None }
     }
 }
 
@@ -84,8 +82,8 @@ pub enum Sight {
     Own,
 }
 
-fn shares(audience: Datum, tokens: &[Vec<u8>]) -> bool {
+fn shares(audience: &[u8], tokens: &[Vec<u8>]) -> bool {
     // SAFETY: the column is text[].
-    let audience = unsafe { texts_of(audience) }.unwrap_or_default();
-    audience.iter().any(|given| tokens.iter().any(|token| token == given))
+    let given = unsafe { elements(audience) };
+    given.is_ok_and(|mut given| given.any(|given| tokens.iter().any(|token| token == given)))
 }

@@ -317,6 +317,7 @@ fn commit() {
     let Some(mut prepared) = BUFFER.with_borrow_mut(|buffer| buffer.prepared.take()) else { return finish() };
     crate::injection::stall("commit_gap");
     let now = clock::boot();
+    prepared.database.note_change(now);
     for (key, change) in &prepared.leases {
         let applied = match change {
             LeaseChange::Present(lease) => leases().apply_present(key, &Lease { changed_at: now, ..*lease }),

@@ -3,16 +3,13 @@
 
 use crate::access::authorizer::{self, Action};
 use crate::access::identity;
-use crate::access::visibility::{self, Visibility};
+use crate::access::visibility::{self, Sight, Visibility};
 use crate::error::Result;
 use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::functions::copy;
-use crate::lease::rule::RowLease;
-use crate::lease::slot::Key;
-use crate::member::column::Column;
-use crate::member::{liveness, room_defaults, scan, user_rooms};
-use crate::pg::datum::{hash_of, varlena};
+use crate::member::{liveness, pages, room_defaults, user_rooms};
+use crate::pg::datum::varlena;
 use crate::pg::function::Call;
 use crate::pg::role::as_role;
 use crate::pg::spi::{Connection, Statement};
@@ -21,6 +18,7 @@ use crate::shared::occupancy::Numbers;
 use crate::worker::occupancy::change::key;
 use crate::{clock, settings, shared, validate};
 use pgrx::pg_sys::{self, Datum};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering::*;
 
 /// SQL `_presence._full_occupancy(room)`: the numbers of all members, if the room's count_audience lets the caller
@@ -92,15 +90,19 @@ fn are_kept_true(extension: &Extension) -> bool {
     let now = clock::boot();
     let behind = settings::sweep_interval() + settings::notify_delay();
     let idle = if database.ring().used() == 0 { IDLE_WORKER } else { 0 };
-    // SAFETY: a plain read of this process's state.
-    let sees_the_past = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32;
     settings::fast_path()
-        && !sees_the_past
+        && !sees_the_past()
         && database.worker.pid.load(Acquire) != 0
         && database.owed_resync().is_none()
         && now <= database.numbers().current() + behind + idle
         && now <= leases().earliest(extension.database_index).saturating_add(behind)
         && transaction::is_all_published(database)
+}
+
+/// Whether the transaction has one snapshot for all its statements.
+fn sees_the_past() -> bool {
+    // SAFETY: a plain read of this process's state.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
 }
 
 /// Whether the room's count_audience lets somebody with these tokens have the numbers.
@@ -109,53 +111,56 @@ fn may_count(room: &[u8], tokens: &[Vec<u8>]) -> Result<bool> {
     Ok(audience.iter().any(|token| tokens.contains(token)))
 }
 
-/// A row that the caller may see, whose lease is still to be looked up.
-struct Candidate {
-    key: Key,
-    lease: RowLease,
-    /// A keyed hash: among a million users two are the same once in ten million rooms.
-    user: u64,
-}
-
-/// Leases looked up together: their slots are on their way from memory while others are counted.
-const TOGETHER: usize = 32;
-
 /// Members and users.
 fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Result<[i64; 2]> {
     let read_since = clock::read_since();
-    let mut candidates = Vec::with_capacity(TOGETHER);
+    let start = liveness::start(extension.database_index);
+    let is_calm = !sees_the_past() && !extension.database.may_have_changed(read_since);
+    // Keyed: among a million users two are the same once in ten million rooms.
+    let hasher = RandomState::new();
     let mut users = Vec::new();
-    scan::of_room(extension, room, |row| {
-        if visibility.shows(row) {
-            let Some(hash) = row.get(Column::KeyHash) else { return Ok(true) };
-            // SAFETY: a uuid.
-            let key = extension.key_of(unsafe { hash_of(hash) });
-            leases().prefetch(&key, false);
-            let user = extension.owner_hash(row.text(Column::UserId).unwrap_or_default());
-            candidates.push(Candidate { key, lease: row.lease_read(read_since), user });
-            if candidates.len() == TOGETHER {
-                pgrx::check_for_interrupts!();
-                take_living(&mut candidates, &mut users);
+    pages::of_room(extension, room, |rows| {
+        let now = clock::boot();
+        rows.retain(|row| {
+            let is_seen = visibility.sight(row.user_id, row.audience) != Sight::None;
+            let is_here = is_calm && liveness::is_shown_by_row(&row.lease_read(read_since), &start, now);
+            if is_seen && is_here {
+                users.push(hasher.hash_one(row.user_id));
+            }
+            is_seen && !is_here
+        });
+        // The slots are on their way from memory while others are looked for.
+        for has_bucket in [false, true] {
+            rows.iter().for_each(|row| leases().prefetch(&extension.key_of(row.hash), has_bucket));
+        }
+        for row in rows {
+            let (key, lease) = (extension.key_of(row.hash), row.lease_read(read_since));
+            let slot = liveness::slot(&key, &lease);
+            if liveness::effective_deadline(&key, slot.as_ref(), &lease, now).is_some() {
+                users.push(hasher.hash_one(row.user_id));
             }
         }
-        Ok(true)
+        Ok(())
     })?;
-    take_living(&mut candidates, &mut users);
-    let members = users.len();
-    users.sort_unstable();
-    users.dedup();
-    Ok([members as i64, users.len() as i64])
+    Ok([users.len() as i64, distinct(&users) as i64])
 }
 
-/// Whose members are alive by the clock, of these.
-fn take_living(candidates: &mut Vec<Candidate>, users: &mut Vec<u64>) {
-    candidates.iter().for_each(|candidate| leases().prefetch(&candidate.key, true));
-    let now = clock::boot();
-    users.extend(candidates.drain(..).filter_map(|candidate| {
-        let slot = liveness::slot(&candidate.key, &candidate.lease);
-        liveness::effective_deadline(&candidate.key, slot.as_ref(), &candidate.lease, now)
-            .map(|_| candidate.user)
-    }));
+/// How many different ones there are of numbers that are hashes. (To sort them would take as long as all the rest.)
+fn distinct(hashes: &[u64]) -> usize {
+    const NONE: u64 = 0;
+    let mut places = vec![NONE; (2 * hashes.len()).next_power_of_two()];
+    let last = places.len() - 1;
+    let mut count = 0;
+    for hash in hashes {
+        let hash = *hash.max(&1);
+        let mut at = hash as usize & last;
+        while places[at] != NONE && places[at] != hash {
+            at = (at + 1) & last;
+        }
+        count += usize::from(places[at] == NONE);
+        places[at] = hash;
+    }
+    count
 }
 
 crate::sql_function!(presence_full_occupancy, pg_finfo_presence_full_occupancy, sql_full_occupancy);

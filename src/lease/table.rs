@@ -437,14 +437,15 @@ impl<L: Locks> LeaseTable<L> {
     }
 }
 
+/// Hint that this line of memory will be looked at soon.
 #[cfg(target_arch = "x86_64")]
-fn prefetch_line(address: *const u8) {
+pub fn prefetch_line(address: *const u8) {
     // SAFETY: a hint; any address will do.
     unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast()) };
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn prefetch_line(_address: *const u8) {}
+pub fn prefetch_line(_address: *const u8) {}
 
 fn retagged(head: u64, index: u32) -> u64 {
     ((head >> 32).wrapping_add(1) << 32) | index as u64

@@ -83,3 +83,29 @@ pub const TYPES: [Oid; COLUMNS] = [
     pg_sys::TEXTOID,
     pg_sys::JSONBOID,
 ];
+
+/// How values of the oldest columns lie in a tuple, by those types: their length, and what they are aligned to.
+pub const SHAPES: [(usize, usize); OLDEST] = [
+    (VARLENA, 4),
+    (VARLENA, 4),
+    (VARLENA, 4),
+    (VARLENA, 4),
+    (VARLENA, 4),
+    (VARLENA, 4),
+    (VARLENA, 4),
+    (VARLENA, 4),
+    (8, 8),
+    (8, 8),
+    (8, 8),
+    (8, 8),
+    (8, 8),
+    (8, 8),
+    (16, 8),
+    (8, 8),
+    (8, 8),
+    (4, 4),
+    (16, 1),
+];
+
+/// In place of a length.
+pub const VARLENA: usize = 0;

@@ -50,6 +50,12 @@ pub fn effective_deadline(key: &Key, slot: Option<&Lease>, row: &RowLease, now: 
     }
 }
 
+/// Whether a row alone shows that its member is here, where nobody has changed members since it is being read: no slot has
+/// another lease then but one that was renewed.
+pub fn is_shown_by_row(row: &RowLease, start: &Start, now: u64) -> bool {
+    row.session == 0 && row.version >= start.version && alive(row.deadline, now)
+}
+
 /// The lease of a row without a slot, as it is now. An old snapshot has the row of one whose lease was shortened since, or who
 /// has left, and there may be no slot left that says so. None: this stay is over.
 fn now_of(key: &Key, row: &RowLease) -> Option<RowLease> {

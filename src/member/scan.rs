@@ -69,7 +69,7 @@ fn each(
 
 /// The rows where a column equals a value, and another one a text, while the body says true; of the second condition
 /// those are left out that an index can tell.
-fn scan(
+pub(super) fn scan(
     extension: &Extension,
     (column, equality, value): (Column, u32, Datum),
     and: Option<(Column, Datum)>,

@@ -221,8 +221,15 @@ pub unsafe fn texts_of(datum: Datum) -> std::result::Result<Texts, &'static str>
     // SAFETY: the caller's promise; what is allocated for it is freed.
     unsafe {
         let given = datum.cast_mut_ptr();
-        let plain = pg_sys::pg_detoast_datum(given);
-        let texts = elements(plain as *mut pg_sys::ArrayType);
+        let plain = pg_sys::pg_detoast_datum_packed(given);
+        let texts = elements(content(plain)).map(|elements| {
+            let mut texts = Texts::default();
+            for element in elements {
+                texts.bytes.extend_from_slice(element);
+                texts.ends.push(texts.bytes.len());
+            }
+            texts
+        });
         if plain != given {
             pg_sys::pfree(plain.cast());
         }
@@ -230,36 +237,58 @@ pub unsafe fn texts_of(datum: Datum) -> std::result::Result<Texts, &'static str>
     }
 }
 
+/// The elements of a one-dimensional text array where they lie, by its bytes behind the header; Err tells what else it is.
+///
 /// # Safety
-/// `array` is a text[] in plain memory.
-unsafe fn elements(array: *mut pg_sys::ArrayType) -> std::result::Result<Texts, &'static str> {
-    // SAFETY: the caller's promise; what is allocated for the elements is freed.
-    unsafe {
-        if (*array).ndim > 1 {
-            return Err("The array has more than one dimension.");
+/// They are those of a text[].
+pub unsafe fn elements(array: &[u8]) -> std::result::Result<Elements<'_>, &'static str> {
+    // ArrayType: ndim, dataoffset (0: no element can be null), elemtype; for each dimension its length and its lower bound;
+    // then, where one can, a bit for each that is not.
+    const DATA: usize = 20;
+    let number = |at: usize| word(array, 4 * at).unwrap_or(0) as usize;
+    let (dimensions, offset, left) = (number(0), number(1), number(3));
+    let is_null = |at: usize| array.get(DATA + at / 8).is_none_or(|bits| bits & 1 << (at % 8) == 0);
+    match dimensions {
+        0 => Ok(Elements { array, at: 0, left: 0 }),
+        1 if offset == 0 => Ok(Elements { array, at: DATA, left }),
+        1 if (0..left).any(is_null) => Err("An element is null."),
+        1 => Ok(Elements { array, at: offset - size_of::<u32>(), left }),
+        _ => Err("The array has more than one dimension."),
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+pub struct Elements<'a> {
+    array: &'a [u8],
+    at: usize,
+    left: usize,
+}
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        self.left = self.left.checked_sub(1)?;
+        // What begins a short element is not 0, and not aligned.
+        if *self.array.get(self.at)? == 0 {
+            self.at = self.at.next_multiple_of(4);
         }
-        let (mut values, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
-        pg_sys::deconstruct_array(
-            array,
-            pg_sys::TEXTOID,
-            -1,
-            false,
-            b'i' as _,
-            &mut values,
-            &mut nulls,
-            &mut count,
-        );
-        let mut texts = Texts::default();
-        for at in 0..count as usize {
-            if *nulls.add(at) {
-                return Err("An element is null.");
+        let first = self.array.get(self.at)?;
+        // SAFETY: the header of an element, which is neither compressed nor elsewhere; an aligned copy of it where it is long.
+        let (header, length) = unsafe {
+            if pgrx::varatt_is_1b(std::ptr::from_ref(first).cast()) {
+                (1, pgrx::varsize_1b(std::ptr::from_ref(first).cast()))
+            } else {
+                let long = word(self.array, self.at)?;
+                (4, pgrx::varsize_4b((&raw const long).cast()))
             }
-            append(&mut texts.bytes, *values.add(at));
-            texts.ends.push(texts.bytes.len());
-        }
-        pg_sys::pfree(values.cast());
-        pg_sys::pfree(nulls.cast());
-        Ok(texts)
+        };
+        let element = self.array.get(self.at + header..self.at + length)?;
+        self.at += length;
+        Some(element)
     }
 }
 

@@ -35,6 +35,11 @@ impl Scratch {
         within(self.0, body)
     }
 
+    /// For those who allocate only where they must.
+    pub fn memory(&self) -> pg_sys::MemoryContext {
+        self.0
+    }
+
     /// Free all that was allocated here. Whoever keeps values beyond a `within` lets go of them before.
     pub fn clear(&self) {
         // SAFETY: alive, and nobody holds on to what is in it.

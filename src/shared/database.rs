@@ -41,6 +41,8 @@ pub struct Database {
     pub slotless: AtomicU64,
     /// None of these is due before, by the boot clock.
     pub slotless_due: AtomicU64,
+    /// When something about members was committed last, by the boot clock.
+    changed_at: AtomicU64,
     /// When a change was made last, or a leave, of which no slot tells any more.
     unslotted_at: AtomicU64,
     /// Sessions that ended and whose members the sweeper has not looked for yet.
@@ -331,6 +333,16 @@ impl Database {
     pub fn free_lease(&self, key: &Key, version: u64) {
         self.note_unslotted(clock::boot());
         leases().free(key, version);
+    }
+
+    /// Members have changed, and others may have seen that already.
+    pub fn note_change(&self, now: u64) {
+        self.changed_at.fetch_max(now, AcqRel);
+    }
+
+    /// Whether members may have changed since a snapshot that is no older than that was taken.
+    pub fn may_have_changed(&self, read_since: u64) -> bool {
+        read_since <= self.changed_at.load(Acquire)
     }
 
     /// What was committed until now may have no slot that tells of it.

@@ -234,3 +234,46 @@ fn a_very_large_room_is_counted_in_parts() {
     assert_eq!(ask(&mut service), ("143000 139000".into(), false));
     cluster.assert_sound();
 }
+
+/// By visibility they are exact, whatever lies on the pages of the room.
+#[test]
+fn what_is_seen_is_counted_as_sql_counts_it() {
+    let cluster = Cluster::with(&["presence.max_per_user=0", "presence.member_ids=any"]);
+    let (mut service, mut alice) = (stage(&cluster), cluster.user("alice"));
+    alice.run("select presence.upsert('stage', audience => '{user:zoe}')");
+    let sql = "select count(*) || ' ' || count(distinct user_id) from presence.online where room = 'stage'";
+    let agree = |session: &mut Session, what: &str| {
+        for isolation in ["read committed", "repeatable read", "serializable"] {
+            session.run(&format!("begin isolation level {isolation}"));
+            assert_eq!(session.value(OCCUPANCY), session.value(sql), "{what}, {isolation}");
+            session.run("commit");
+        }
+    };
+    agree(&mut alice, "she alone");
+    for (what, change) in [
+        ("others by all kinds of tokens", "update presence.member set audience = array['user:zoe', 'user:alice', 'role:' || n]
+            from generate_series(1, 300) n where room = 'stage' and connection_id = n::text"),
+        ("one that is too long for its page", "update presence.member set metadata = jsonb_build_object('x', repeat(md5(random()::text), 100)),
+            audience = (select array_agg(case n when 15 then 'user:alice' else 'role:' || repeat(n::text, 100) end) from generate_series(1, 16) n)
+            where room = 'stage' and connection_id between '400' and '420'"),
+        ("those who are present", "update presence.member set audience = '{room:stage}' where room = 'stage' and connection_id like '%5'"),
+        ("some have left", "delete from presence.member where room = 'stage' and connection_id like '%7'"),
+        ("some have a ttl", "update presence.member set ttl = '1 hour' where room = 'stage' and connection_id like '%4'"),
+        ("some leave", "select presence.delete('stage', 'u8', after => '1 hour')"),
+    ] {
+        service.run(change);
+        agree(&mut alice, what);
+        alice.flush();
+        agree(&mut alice, &format!("{what}, and all of it is published"));
+        cluster.sql("app", "vacuum presence.member");
+        agree(&mut alice, &format!("{what}, and what is old is gone"));
+    }
+    // Her own changes, of which no slot tells.
+    alice
+        .run("begin; select presence.upsert('stage', connection_id => n::text) from generate_series(1, 9) n");
+    alice.run("select presence.delete('stage', 'alice', '3')");
+    assert_eq!(alice.value(OCCUPANCY), alice.value(sql));
+    alice.run("commit");
+    agree(&mut alice, "her own");
+    cluster.assert_sound();
+}
