@@ -2,6 +2,7 @@
 
 use super::column::Column;
 use super::intent::{self, Intent};
+use super::room_defaults::Rooms;
 use super::row::Row;
 use super::trigger_call::{PUBLISHED_COLUMNS, TriggerCall, VISIBILITY_COLUMNS};
 use super::{grace, limits, liveness, revert, session};
@@ -21,10 +22,10 @@ use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 
 pub fn insert(firing: &TriggerCall) -> Result<()> {
-    entered(&firing.extension, &*firing.identity()?, &firing.first)
+    entered(&firing.extension, &*firing.identity()?, &Rooms::default(), &firing.first)
 }
 
-pub fn entered(extension: &Extension, identity: &Identity, row: &Row) -> Result<()> {
+pub fn entered(extension: &Extension, identity: &Identity, rooms: &Rooms, row: &Row) -> Result<()> {
     let mut row = row.clone();
     let key = row.key(extension);
     if is_outdated(&key, row.number(Column::Version)) {
@@ -36,7 +37,7 @@ pub fn entered(extension: &Extension, identity: &Identity, row: &Row) -> Result<
     }
     let text = |column| row.text(column).unwrap_or_default();
     limits::check_user(extension, identity, &key, text(Column::UserId))?;
-    limits::check_room(extension, &key, text(Column::Room))?;
+    limits::check_room(extension, rooms, &key, text(Column::Room))?;
     let lease = lease_of(extension, &row);
     note(
         extension,

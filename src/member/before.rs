@@ -7,6 +7,7 @@ use super::checks::{
 use super::column::Column;
 use super::holder::evict_expired_holder;
 use super::intent::{Grace, Intent};
+use super::room_defaults::Rooms;
 use super::row::{INFINITY, Row};
 use super::trigger_call::{PUBLISHED_COLUMNS, TriggerCall, VISIBILITY_COLUMNS};
 use super::{grace, liveness, revert};
@@ -22,11 +23,23 @@ use pgrx::pg_sys::Datum;
 
 pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
     let identity = firing.identity()?;
-    firing.proceed(enter(&firing.extension, &identity, &firing.intent, firing.first.clone())?)
+    firing.proceed(enter(
+        &firing.extension,
+        &identity,
+        &Rooms::default(),
+        &firing.intent,
+        firing.first.clone(),
+    )?)
 }
 
 /// The row of one who enters, as it shall be stored.
-pub fn enter(extension: &Extension, identity: &Identity, intent: &Intent, mut row: Row) -> Result<Row> {
+pub fn enter(
+    extension: &Extension,
+    identity: &Identity,
+    rooms: &Rooms,
+    intent: &Intent,
+    mut row: Row,
+) -> Result<Row> {
     let owner = match row.text(Column::UserId) {
         Some(given) if identity.service => given.to_vec(),
         _ => identity.writer()?.to_vec(),
@@ -41,7 +54,7 @@ pub fn enter(extension: &Extension, identity: &Identity, intent: &Intent, mut ro
     check_names(&row)?;
     check_member_id(identity, row.text(Column::MemberId).unwrap_or_default())?;
     check_join(identity, &row)?;
-    set_room_defaults(&mut row, is_session_bound(None, intent))?;
+    set_room_defaults(rooms, &mut row, is_session_bound(None, intent))?;
     revert::settle(None, &mut row, intent.wish.as_deref());
     normalize(&mut row, None)?;
     grace::check(identity, None, &mut row, intent)?;
@@ -67,7 +80,8 @@ pub fn enter(extension: &Extension, identity: &Identity, intent: &Intent, mut ro
 
 pub fn update(firing: &TriggerCall) -> Result<Option<Datum>> {
     let (old, row) = (&firing.first, firing.second()?);
-    match change(&firing.extension, &*firing.identity()?, &firing.intent_for(old), old, row)? {
+    let (extension, rooms) = (&firing.extension, &Rooms::default());
+    match change(extension, &*firing.identity()?, rooms, &firing.intent_for(old), old, row)? {
         Some(row) => firing.proceed(row),
         None => firing.skip(),
     }
@@ -77,6 +91,7 @@ pub fn update(firing: &TriggerCall) -> Result<Option<Datum>> {
 pub fn change(
     extension: &Extension,
     identity: &Identity,
+    rooms: &Rooms,
     intent: &Intent,
     old: &Row,
     mut row: Row,
@@ -95,7 +110,7 @@ pub fn change(
     if intent.grace != Grace::Announced {
         check_join(identity, &row)?;
     }
-    set_room_defaults(&mut row, is_session_bound(Some(old), intent))?;
+    set_room_defaults(rooms, &mut row, is_session_bound(Some(old), intent))?;
     let undone = revert::settle(Some(old), &mut row, intent.wish.as_deref());
     if intent.reverting && undone.is_none() {
         return Ok(None);

@@ -2,8 +2,9 @@
 
 use super::column::Column;
 use super::intent::Intent;
+use super::room_defaults::Rooms;
 use super::row::Row;
-use super::{liveness, revert, room_defaults, session};
+use super::{liveness, revert, session};
 use crate::access::authorizer::{self, Action};
 use crate::access::identity::Identity;
 use crate::error::{Error, Result};
@@ -28,7 +29,7 @@ pub fn check_names(row: &Row) -> Result<()> {
 }
 
 /// What the room says where the member does not. A ttl of 0 says nothing; a member bound to its session needs none.
-pub fn set_room_defaults(row: &mut Row, session_bound: bool) -> Result<()> {
+pub fn set_room_defaults(rooms: &Rooms, row: &mut Row, session_bound: bool) -> Result<()> {
     if row.ttl() == Some(0) {
         row.set(Column::Ttl, None);
     }
@@ -36,9 +37,9 @@ pub fn set_room_defaults(row: &mut Row, session_bound: bool) -> Result<()> {
     if row.get(Column::Audience).is_some() && !needs_ttl {
         return Ok(());
     }
-    let defaults = room_defaults::defaults(row.text(Column::Room).unwrap_or_default())?;
-    if let (None, Some(audience)) = (row.get(Column::Audience), defaults.audience) {
-        row.set(Column::Audience, Some(datum::text_array(&audience)));
+    let defaults = rooms.defaults(row.text(Column::Room).unwrap_or_default())?;
+    if let (None, Some(audience)) = (row.get(Column::Audience), &defaults.audience) {
+        row.set(Column::Audience, Some(datum::text_array(audience)));
     }
     if let Some(ttl) = defaults.ttl.filter(|_| needs_ttl) {
         row.set(Column::Ttl, Some(datum::interval(ttl as i64)));
@@ -47,11 +48,11 @@ pub fn set_room_defaults(row: &mut Row, session_bound: bool) -> Result<()> {
 }
 
 /// The ttl of a member that says nothing of it; None is no lease that ends.
-pub fn default_ttl(room: &[u8], session_bound: bool) -> Result<Option<u64>> {
+pub fn default_ttl(rooms: &Rooms, room: &[u8], session_bound: bool) -> Result<Option<u64>> {
     if session_bound {
         return Ok(None);
     }
-    let of_room = room_defaults::defaults(room)?.ttl;
+    let of_room = rooms.defaults(room)?.ttl;
     Ok(Some(of_room.unwrap_or_else(settings::default_ttl)))
 }
 

@@ -3,7 +3,7 @@
 //! Who enters takes a seat in shared memory (`shared::seats`) and counts. A seat is taken until the transaction ends, so
 //! nobody waits for anybody; it is free again once a leave is committed. Members whose lease has run out do not count.
 
-use super::room_defaults;
+use super::room_defaults::Rooms;
 use crate::access::identity::Identity;
 use crate::error::{Error, Result};
 use crate::event::transaction;
@@ -31,8 +31,8 @@ static OF_USER: Statement = Statement {
 
 /// After a member entered: a limited room has a seat for it, or it is refused. Who is inside is renewed and changed
 /// though the room is full.
-pub fn check_room(extension: &Extension, key: &Key, room: &[u8]) -> Result<()> {
-    let Some(limit) = room_defaults::max_members(room)? else { return Ok(()) };
+pub fn check_room(extension: &Extension, rooms: &Rooms, key: &Key, room: &[u8]) -> Result<()> {
+    let Some(limit) = rooms.defaults(room)?.max_members else { return Ok(()) };
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let place = extension.hash(Purpose::RoomSeats, &[room]);

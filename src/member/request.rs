@@ -5,6 +5,7 @@ use super::checks::{self, EMPTY_OBJECT, check_join};
 use super::column::Column;
 use super::intent::{Grace, Intent};
 use super::revert::{self, Given, Set, Wish};
+use super::room_defaults::Rooms;
 use super::row::Row;
 use super::store::Store;
 use super::tries::Tries;
@@ -74,7 +75,10 @@ impl Request {
         leases().prefetch(&self.key, true);
         let (mut tries, mut anew) = (Tries::new(&self.key), false);
         loop {
-            let found = store.find(&self.key, anew)?.filter(|row| self.is_live(row));
+            // Who enters finds out by the index whether somebody has come meanwhile.
+            let is_nobody = !anew && self.owner.is_some() && store.knows_nobody(&self.key);
+            let found = if is_nobody { None } else { store.find(&self.key, anew)? };
+            let found = found.filter(|row| self.is_live(row));
             let version = found.as_ref().map(|row| row.number(Column::Version));
             let written = match found {
                 Some(found) => self.change(store, &found)?,
@@ -272,7 +276,7 @@ impl Request {
                     Some(found),
                     &Intent { session: self.session, ..Intent::default() },
                 );
-                found.ttl() == checks::default_ttl(&room, session_bound)?.map(i128::from)
+                found.ttl() == checks::default_ttl(&Rooms::default(), &room, session_bound)?.map(i128::from)
             }
             given => found.ttl() == given,
         })

@@ -1,11 +1,14 @@
 //! What a room's row says about those who enter, and about who may know how many they are. Read past the executor and its
-//! policies, as the owner of the tables would read it: everybody who enters asks twice.
+//! policies, as the owner of the tables would read it.
 
 use super::index;
 use crate::error::{Error, Result};
 use crate::extension;
 use crate::pg::datum::{attribute, begins_with, interval_of, texts_of, varlena};
 use pgrx::pg_sys::{self, Datum, Oid};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
 
 /// What a room's row says about those who enter.
 #[derive(Default)]
@@ -13,6 +16,26 @@ pub struct Defaults {
     /// Microseconds.
     pub ttl: Option<u64>,
     pub audience: Option<Vec<Vec<u8>>>,
+    /// How many may be here at once.
+    pub max_members: Option<i32>,
+}
+
+/// Rooms as a statement has them: each is read once, when it is asked for.
+#[derive(Default)]
+pub struct Rooms {
+    known: RefCell<HashMap<Vec<u8>, Rc<Defaults>>>,
+}
+
+impl Rooms {
+    /// Nothing, where the room has no row.
+    pub fn defaults(&self, room: &[u8]) -> Result<Rc<Defaults>> {
+        if let Some(known) = self.known.borrow().get(room) {
+            return Ok(known.clone());
+        }
+        let found = Rc::new(defaults(room)?);
+        self.known.borrow_mut().insert(room.to_vec(), found.clone());
+        Ok(found)
+    }
 }
 
 /// The columns, in the order of sql/rooms.sql, up to the last one that is read here. Others stand behind them.
@@ -30,18 +53,14 @@ const TTL: usize = 4;
 const MAX_MEMBERS: usize = 5;
 
 /// The defaults of a room that has a row.
-pub fn defaults(room: &[u8]) -> Result<Defaults> {
+fn defaults(room: &[u8]) -> Result<Defaults> {
     let found = of_row(room, |value| Defaults {
         // SAFETY: an interval.
         ttl: value(TTL).map(|ttl| unsafe { interval_of(ttl) } as u64),
         audience: value(AUDIENCE).and_then(tokens),
+        max_members: value(MAX_MEMBERS).map(|most| most.value() as i32),
     })?;
     Ok(found.unwrap_or_default())
-}
-
-/// How many may be here at once.
-pub fn max_members(room: &[u8]) -> Result<Option<i32>> {
-    Ok(of_row(room, |value| value(MAX_MEMBERS).map(|most| most.value() as i32))?.flatten())
 }
 
 /// Who may have the full numbers of a room, whose members they may not see; None where nobody said so.

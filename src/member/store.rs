@@ -29,10 +29,11 @@
 use super::column::Column;
 use super::heap::{Heap, Purpose};
 use super::intent::{self, Grace, Intent};
+use super::room_defaults::Rooms;
 use super::row::Row;
 use super::statements::{ANNOUNCE, CHANGE, CHOSEN, ENTER, FIND, LOCK, NAMES, Statements, changed};
 use super::trigger::is_replica;
-use super::{after, before, delete, grace, scan};
+use super::{after, before, delete, grace, holder, scan};
 use crate::access::grants::on_columns;
 use crate::access::identity::Identity;
 use crate::access::ownership::may_write;
@@ -45,6 +46,7 @@ use crate::pg::datum::uuid;
 use crate::pg::snapshot::with_statement_snapshot;
 use crate::pg::spi::{self, Connection, Statement};
 use crate::settings;
+use crate::shared::leases::leases;
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 
@@ -54,6 +56,7 @@ pub struct Store<'a> {
     connection: &'a Connection,
     /// The table, where SQL could do nothing else than we do.
     heap: Option<Heap>,
+    rooms: Rooms,
 }
 
 impl<'a> Store<'a> {
@@ -64,7 +67,7 @@ impl<'a> Store<'a> {
     ) -> Result<Store<'a>> {
         spi::accept_invalidations();
         let heap = is_fast(extension)?.then(|| Heap::open(extension)).transpose()?;
-        Ok(Store { extension, caller, connection, heap })
+        Ok(Store { extension, caller, connection, heap, rooms: Rooms::default() })
     }
 
     /// Whether the caller has the rights that `change` needs, on the table or on its columns.
@@ -100,6 +103,15 @@ impl<'a> Store<'a> {
         if anew { with_statement_snapshot(find) } else { heap.find(key).map_or_else(find, Ok) }
     }
 
+    /// Whether nobody seems to be here, without a look at the table: no slot has the key, and no member is without one. Not for
+    /// whoever leaves it at that: a row can be seen a moment before its slot.
+    pub fn knows_nobody(&self, key: &Key) -> bool {
+        self.is_fast()
+            && !holder::may_be_slotless(self.extension)
+            && matches!(transaction::pending(key), Pending::Untouched)
+            && leases().read(key).is_none()
+    }
+
     /// Lock the row that was found, waiting for whoever is changing it, and read what it is now. None if it is gone, or
     /// if a policy keeps the caller from changing it.
     pub fn lock(&self, found: &Row) -> Result<Option<Row>> {
@@ -118,7 +130,8 @@ impl<'a> Store<'a> {
     pub fn change(&self, held: &Row, row: Row, intent: Intent) -> Result<Option<Row>> {
         let key = held.key(self.extension);
         if let Some(heap) = &self.heap {
-            let Some(mut row) = before::change(self.extension, self.caller, &intent, held, row)? else {
+            let Some(mut row) = before::change(self.extension, self.caller, &self.rooms, &intent, held, row)?
+            else {
                 return Ok(None);
             };
             heap.replace(held, &mut row);
@@ -139,11 +152,11 @@ impl<'a> Store<'a> {
     pub fn enter(&self, key: &Key, row: &Row, intent: Intent) -> Result<Option<Row>> {
         if let Some(heap) = &self.heap {
             return with_statement_snapshot(|| {
-                let mut row = before::enter(self.extension, self.caller, &intent, row.clone())?;
+                let mut row = before::enter(self.extension, self.caller, &self.rooms, &intent, row.clone())?;
                 if !heap.insert(&mut row)? {
                     return Ok(None);
                 }
-                after::entered(self.extension, self.caller, &row)?;
+                after::entered(self.extension, self.caller, &self.rooms, &row)?;
                 self.count_fast_write();
                 Ok(Some(row))
             });
