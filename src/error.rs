@@ -21,7 +21,7 @@ pub enum Error {
     MissingArgument {
         argument: &'static str,
     },
-    /// A room, member_id, connection_id, user_id, status or token that is none.
+    /// An invalid room, member_id, connection_id, user_id, status or token.
     InvalidName {
         argument: &'static str,
         why: String,
@@ -37,7 +37,7 @@ pub enum Error {
         limit: i32,
     },
     InvalidTimeout,
-    /// An argument that is out of the ordinary in some other way.
+    /// Another invalid argument.
     InvalidArgument {
         argument: &'static str,
         why: String,
@@ -164,7 +164,7 @@ impl Error {
             Error::StateTooLarge { .. } => "state and metadata are too large".into(),
             Error::KeyIsFixed => "room, member_id and connection_id of a member cannot be changed".into(),
             Error::RoomIsFixed => "the name of a room cannot be changed".into(),
-            Error::NoIdentity => "presence needs to know who is asking".into(),
+            Error::NoIdentity => "the caller has no identity".into(),
             Error::NotYourName { .. } => "member_id is not yours".into(),
             Error::ServiceOnly { what } => format!("only a service role may {what}"),
             Error::NotTrusted => "only trusted logins and superusers may act as another user".into(),
@@ -218,7 +218,7 @@ impl Error {
             }
             Error::Spi { code } => format!("SPI returned {code}."),
             Error::NotPreloaded => {
-                "It keeps leases in shared memory, which only the server's start can give.".into()
+                "It keeps leases in shared memory, which is allocated when the server starts.".into()
             }
             Error::NotInstalled => "There is no table presence.member.".into(),
             Error::MissingArgument { .. } => "It is NULL, and has no default.".into(),
@@ -246,7 +246,7 @@ impl Error {
             }
             Error::NotItsTrigger { .. } => "It reads and writes what those have.".into(),
             Error::NoTruncate => "TRUNCATE names no rows, so nobody could be told who left.".into(),
-            Error::TooManyColumns => "It has other columns than this library knows.".into(),
+            Error::TooManyColumns => "Its columns are not those that this library knows.".into(),
         }
     }
 
@@ -280,7 +280,7 @@ impl Error {
                 "Call it in a statement that the client sends. There its user counts; here it is the current role."
                     .into()
             }
-            Error::AuthorizerFailed { .. } => "Without an answer nobody gets in. presence.authorizer names a function \
+            Error::AuthorizerFailed { .. } => "Access is denied unless the authorizer returns true. presence.authorizer names a function \
                  (room text, action text) returns boolean that callers may execute."
                 .into(),
             Error::ReadOnlyWithoutSlot => {
@@ -303,7 +303,7 @@ impl Error {
             Error::InvalidAudience { .. } => "Give an array such as '{users}' or '{team:red,user:bob}'; '{}' is the \
                  owner alone."
                 .into(),
-            Error::InvalidReason => "Leave it out to leave by oneself.".into(),
+            Error::InvalidReason => "Omit it when members leave by themselves.".into(),
             Error::InvalidPatch => "A value of another kind is replaced whole: by presence.upsert, or as the metadata of presence.set_room.".into(),
             Error::InvalidTimeout => "Give an interval such as '5 s'.".into(),
             Error::InvalidArgument { .. } => "The comment of the function says what it takes.".into(),

@@ -7,6 +7,7 @@ use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::{PostgresGucEnum, pg_guard, pg_sys};
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ops::RangeInclusive;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
 pub enum MemberIds {
@@ -85,9 +86,10 @@ pub fn define(hooks: Hooks) {
     int(
         c"presence.max_members",
         c"Leases held in shared memory, over all databases.",
+        c"About 100 bytes each, taken when the server starts. Beyond it leases live in the table: slower, \
+          still correct.",
         &MAX_MEMBERS,
-        1,
-        50_000_000,
+        1..=50_000_000,
         postmaster,
         GucFlags::empty(),
     );
@@ -95,9 +97,9 @@ pub fn define(hooks: Hooks) {
     int(
         c"presence.max_databases",
         c"Databases that may use presence.",
+        c"Each takes an event buffer and about 530 kB of shared memory.",
         &MAX_DATABASES,
-        1,
-        1_000,
+        1..=1_000,
         postmaster,
         GucFlags::empty(),
     );
@@ -105,82 +107,85 @@ pub fn define(hooks: Hooks) {
     int(
         c"presence.event_buffer",
         c"Size of each database's buffer for events that are not published yet.",
+        c"One for each of max_databases. It limits what one transaction can publish; beyond it listeners \
+          are told to list again.",
         &EVENT_BUFFER,
-        64,
-        1_048_576,
+        64..=1_048_576,
         postmaster,
         GucFlags::UNIT_KB,
     );
     int(
         c"presence.worker_memory",
-        c"What each database's worker may use at most for publishing and sweeping.",
+        c"Most memory that each database's worker uses for publishing and sweeping.",
+        c"Beyond what any process of the server needs. No event is dropped for it: batches get smaller.",
         &WORKER_MEMORY,
-        16 * 1024,
-        i32::MAX,
+        16 * 1024..=i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
 
     int(
         c"presence.default_ttl",
-        c"How long a lease lasts without a heartbeat, where neither member nor room says.",
+        c"How long a lease lasts without a heartbeat, unless the member or the room says otherwise.",
+        c"Clients send a heartbeat at least every third of it. Browsers run timers of hidden tabs once a \
+          minute, so 90 s is a good value.",
         &DEFAULT_TTL,
-        1,
-        2_592_000,
+        1..=2_592_000,
         GucContext::Userset,
         GucFlags::UNIT_S,
     );
     int(
         c"presence.sweep_interval",
-        c"How late an expired member is removed at most.",
+        c"How long after its expiry a member is removed, at most.",
+        c"Readers never see an expired member, however long this is: it is about rows and leave events.",
         &SWEEP_INTERVAL,
-        10,
-        60_000,
+        10..=60_000,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
     );
     int(
         c"presence.notify_delay",
         c"Shortest time between two publications; fast updates are conflated in it.",
+        c"Of the updates of one member in that time only the newest is published. 0 publishes every update.",
         &NOTIFY_DELAY,
-        0,
-        10_000,
+        0..=10_000,
         GucContext::Suset,
         GucFlags::UNIT_MS,
     );
     int(
         c"presence.beacon",
         c"How often listeners are told that the server is alive; 0 is never.",
+        c"On the channel presence. Clients take silence for twice as long as a dead connection.",
         &BEACON,
-        0,
-        86_400,
+        0..=86_400,
         GucContext::Suset,
         GucFlags::UNIT_S,
     );
     int(
         c"presence.restart_grace",
-        c"How long members are kept at least after a restart of the server.",
+        c"Shortest time for which members are kept after a restart of the server.",
+        c"Clients have this time to reconnect and send a heartbeat before their members leave.",
         &RESTART_GRACE,
-        0,
-        86_400,
+        0..=86_400,
         GucContext::Sighup,
         GucFlags::UNIT_S,
     );
     int(
         c"presence.history_retention",
         c"How long events are kept.",
+        c"At least; up to half as long again. 0 keeps what presence.changes needs, and presence.history \
+          shows nothing.",
         &HISTORY_RETENTION,
-        0,
-        2_592_000,
+        0..=2_592_000,
         GucContext::Suset,
         GucFlags::UNIT_S,
     );
     int(
         c"presence.last_seen_retention",
         c"How long it is remembered when a user was last seen.",
+        c"For the view presence.last_seen. 0 writes nothing.",
         &LAST_SEEN_RETENTION,
-        0,
-        10_000_000,
+        0..=10_000_000,
         GucContext::Suset,
         GucFlags::UNIT_MIN,
     );
@@ -188,18 +193,19 @@ pub fn define(hooks: Hooks) {
     int(
         c"presence.max_state_size",
         c"Largest state and metadata of a member, together, as JSON text.",
+        c"Beyond it writes fail with 54000. Also the limit of a patch, a last word and the metadata of a \
+          room.",
         &MAX_STATE_SIZE,
-        1,
-        1_024,
+        1..=1_024,
         GucContext::Suset,
         GucFlags::UNIT_KB,
     );
     int(
         c"presence.max_per_user",
         c"Most members of one user in a database; 0 is no limit.",
+        c"Beyond it entering fails with 54000. Service roles are exempt.",
         &MAX_PER_USER,
-        0,
-        i32::MAX,
+        0..=i32::MAX,
         GucContext::Suset,
         GucFlags::empty(),
     );
@@ -208,8 +214,9 @@ pub fn define(hooks: Hooks) {
     unsafe {
         GucRegistry::define_string_guc_with_hooks(
             c"presence.node_name",
-            c"This server's name: members are copied to a logged table, which outlives a crash; empty is off.",
-            c"",
+        c"This server's name: members are copied to a logged table, which outlives a crash; empty is off.",
+        c"Up to 63 printable ASCII characters; the same on a primary and its standbys. Members survive a \
+          crash and a failover, for the price of WAL that nobody waits for.",
             &NODE_NAME,
             GucContext::Postmaster,
             GucFlags::empty(),
@@ -221,41 +228,55 @@ pub fn define(hooks: Hooks) {
     int(
         c"presence.node_beat",
         c"How often a server with a name says that it is alive.",
+        c"It writes a row of presence.node.",
         &NODE_BEAT,
-        100,
-        60_000,
+        100..=60_000,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
     );
 
     int(
         c"presence.node_timeout",
-        c"After how long without a beat a server's members are hidden elsewhere.",
+        c"How long after its last beat the members of a server are hidden elsewhere.",
+        c"On a standby nobody is shown after that.",
         &NODE_TIMEOUT,
-        1_000,
-        3_600_000,
+        1_000..=3_600_000,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
     );
 
     identity(
         c"presence.trusted_login_roles",
-        c"Login roles whose request.jwt.claims are believed.",
+        c"Login roles whose request.jwt.claims are trusted.",
+        c"A list. Whoever can log in as one of them can be any user: only servers of the application \
+          should. Sessions of these roles can neither listen nor have session members.",
         &TRUSTED_LOGIN_ROLES,
     );
     identity(
         c"presence.anonymous_roles",
         c"Roles that stand for people who are not signed in.",
+        c"A list. They can read what is for everybody, and cannot be present.",
         &ANONYMOUS_ROLES,
     );
-    identity(c"presence.service_roles", c"Roles that act for all users.", &SERVICE_ROLES);
-    identity(c"presence.teams_claim", c"Path in the claims to the list of the user's teams.", &TEAMS_CLAIM);
+    identity(
+        c"presence.service_roles",
+        c"Roles that act for all users.",
+        c"A list. They see everything and write for any user. Superusers, roles with BYPASSRLS and the \
+          owner of the extension are service roles anyway.",
+        &SERVICE_ROLES,
+    );
+    identity(
+        c"presence.teams_claim",
+        c"Path in the claims to the list of the user's teams.",
+        c"Keys with dots between, in request.jwt.claims.",
+        &TEAMS_CLAIM,
+    );
     // SAFETY: the hook has the signature of a string check hook and only reads.
     unsafe {
         GucRegistry::define_string_guc_with_hooks(
             c"presence.default_audience",
-            c"Who sees a member where neither it nor its room says: a list of tokens.",
-            c"",
+            c"Who sees a member unless the member or the room says otherwise: a list of tokens.",
+            c"Tokens such as room, users or team:ID. room means that those in a room see each other.",
             &DEFAULT_AUDIENCE,
             GucContext::Suset,
             GucFlags::empty(),
@@ -269,7 +290,7 @@ pub fn define(hooks: Hooks) {
         GucRegistry::define_string_guc_with_hooks(
             c"presence.status_rank",
             c"Which status of a user's members presence.users shows: a list, the highest first.",
-            c"",
+            c"Separated by commas, at most 64. Empty: the status of the member that was active last.",
             &STATUS_RANK,
             GucContext::Userset,
             GucFlags::empty(),
@@ -282,8 +303,9 @@ pub fn define(hooks: Hooks) {
     unsafe {
         GucRegistry::define_string_guc_with_hooks(
             c"presence.authorizer",
-            c"Function (room text, action text) returns boolean that decides who may read, join and manage a room.",
-            c"",
+        c"Function (room text, action text) returns boolean that decides who may read, join and manage a \
+          room.",
+        c"It runs as the caller. Only true is a yes. Empty: everybody with access may read and join.",
             &AUTHORIZER,
             GucContext::Suset,
             GucFlags::empty(),
@@ -292,11 +314,18 @@ pub fn define(hooks: Hooks) {
             None,
         );
     }
-    string(c"presence.sink", c"Function (presence.event[]) that is called with each batch of events.", &SINK);
+    string(
+        c"presence.sink",
+        c"Function (presence.event[]) that is called with each batch of events.",
+        c"It runs in a background worker as its owner, in order, and each event exactly once. After an error \
+          it is called again.",
+        &SINK,
+    );
     GucRegistry::define_enum_guc(
         c"presence.member_ids",
         c"Whether a user may choose any member_id, or only the own user id.",
-        c"",
+        c"own: member_id is the user id. any: the first one to enter with a member_id has it until they \
+          leave.",
         &MEMBER_IDS,
         GucContext::Suset,
         GucFlags::empty(),
@@ -306,7 +335,7 @@ pub fn define(hooks: Hooks) {
         GucRegistry::define_enum_guc_with_hooks(
             c"presence.notify_payload",
             c"Whether notifications carry the event, or only that there is one.",
-            c"",
+            c"full: the event as JSON. doorbell: listeners read presence.changes under their own rights.",
             &NOTIFY_PAYLOAD,
             GucContext::Suset,
             GucFlags::empty(),
@@ -317,8 +346,8 @@ pub fn define(hooks: Hooks) {
     }
     GucRegistry::define_bool_guc(
         c"presence.session_features",
-        c"Allow listen and session members: off behind a transaction pooler.",
-        c"",
+        c"Allow listen and session members; turn it off behind a transaction pooler.",
+        c"A server cannot detect a pooler, and a session there belongs to many clients.",
         &SESSION_FEATURES,
         GucContext::Suset,
         GucFlags::empty(),
@@ -326,8 +355,8 @@ pub fn define(hooks: Hooks) {
 
     GucRegistry::define_bool_guc(
         c"presence.fast_path",
-        c"Let verbs go past the executor where it could do nothing else; off is for tests, and for finding faults.",
-        c"",
+        c"Let verbs bypass the executor where the result is the same; off is for tests and diagnosis.",
+        c"The results are the same.",
         &FAST_PATH,
         GucContext::Suset,
         GucFlags::empty(),
@@ -343,26 +372,26 @@ pub fn define(hooks: Hooks) {
 fn int(
     name: &'static CStr,
     what: &'static CStr,
+    more: &'static CStr,
     setting: &'static Int,
-    min: i32,
-    max: i32,
+    range: RangeInclusive<i32>,
     context: GucContext,
     unit: GucFlags,
 ) {
-    GucRegistry::define_int_guc(name, what, c"", setting, min, max, context, unit);
+    GucRegistry::define_int_guc(name, what, more, setting, *range.start(), *range.end(), context, unit);
 }
 
-fn string(name: &'static CStr, what: &'static CStr, setting: &'static Text) {
-    GucRegistry::define_string_guc(name, what, c"", setting, GucContext::Suset, GucFlags::empty());
+fn string(name: &'static CStr, what: &'static CStr, more: &'static CStr, setting: &'static Text) {
+    GucRegistry::define_string_guc(name, what, more, setting, GucContext::Suset, GucFlags::empty());
 }
 
-fn identity(name: &'static CStr, what: &'static CStr, setting: &'static Text) {
+fn identity(name: &'static CStr, what: &'static CStr, more: &'static CStr, setting: &'static Text) {
     // SAFETY: the hook has the signature of a string assign hook and touches a thread-local number.
     unsafe {
         GucRegistry::define_string_guc_with_hooks(
             name,
             what,
-            c"",
+            more,
             setting,
             GucContext::Suset,
             GucFlags::empty(),

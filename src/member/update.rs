@@ -1,4 +1,4 @@
-//! `presence.update`: change what is there by JSON merge patch. A late update makes no ghost: absent is no row.
+//! `presence.update`: change what is there by JSON merge patch. A late update does not bring back who has left: no row, then.
 
 use super::request::Request;
 use super::{checks, revert, upsert};

@@ -90,9 +90,7 @@ mod tests {
             text("select array_to_string(presence.tokens(), ',')").as_deref(),
             Some("any,role:visitor")
         );
-        assert!(
-            error("select presence.upsert('r')").starts_with("42501 presence needs to know who is asking")
-        );
+        assert!(error("select presence.upsert('r')").starts_with("42501 the caller has no identity"));
         yes("select count(*) = 0 from presence.list()");
         run("reset role");
         run("set local presence.anonymous_roles = ''");
