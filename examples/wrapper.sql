@@ -89,7 +89,7 @@ begin atomic
     select r.* from presence.changes(after_seq => changes.after_seq, room => changes.room, max_rows => changes.max_rows) r;
 end;
 comment on function presence_api.changes(bigint, text, integer) is
-    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000) of them. The last row is always event position, with the seq up to which it looked: go on from there. When the log does not reach back to after_seq the first row is resync: forget everything and list.';
+    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000, else 22023) of them. The last row is always event position, with the seq up to which it looked: go on from there. When the log does not reach back to after_seq the first row is resync: forget everything and list.';
 
 create function presence_api.delete(
     room text,
@@ -104,7 +104,7 @@ begin atomic
     select presence.delete(room => delete.room, member_id => delete.member_id, connection_id => delete.connection_id, state => delete.state, reason => delete.reason, after => delete.after);
 end;
 comment on function presence_api.delete(text, text, text, jsonb, text, interval) is
-    'Leave; state is a last word for the event. A NULL connection_id is all connections of the member. after is a moment of grace: they leave when it is over, unless they upsert before (heartbeat and update do not hold them) or their lease ends first; of several calls the last counts. Returns how many leave; absent is 0. Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or after; 42501 another''s member.';
+    'Leave; state is a last word for the event. A NULL connection_id means all connections of the member. after is a time of grace: they leave when it is over, unless an upsert comes before (heartbeat and update do not cancel it) or their lease ends first; the last call counts. Returns how many leave; 0 if nobody is there. Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or after; 42501 another user''s member.';
 
 create function presence_api.delete_all(
     user_id text default null,
@@ -115,7 +115,7 @@ begin atomic
     select presence.delete_all(user_id => delete_all.user_id, connection_id => delete_all.connection_id);
 end;
 comment on function presence_api.delete_all(text, text) is
-    'Leave every room: sign-out, or with connection_id one connection gone. Others than oneself as a service role (42501). Returns how many members left.';
+    'Leave every room, as on sign-out; with connection_id, only that connection. Another user than the caller requires a service role (42501). Returns how many members left.';
 
 create function presence_api.delete_many(
     members jsonb
@@ -125,7 +125,7 @@ begin atomic
     select presence.delete_many(members => delete_many.members);
 end;
 comment on function presence_api.delete_many(jsonb) is
-    'presence.delete for an array of objects with the names of its arguments. All or nothing. Returns how many left. Errors: as presence.delete; 22023 for an unknown name, and DETAIL says which element.';
+    'presence.delete for an array of objects with the names of its arguments. All or nothing. Returns how many left. Errors: as presence.delete; 22023 for an unknown name; DETAIL names the element.';
 
 create function presence_api.delete_room(
     room text
@@ -147,7 +147,7 @@ begin atomic
     select r.* from presence.get(room => get.room, member_id => get.member_id, connection_id => get.connection_id) r;
 end;
 comment on function presence_api.get(text, text, text) is
-    'One member, by default oneself; all its connections, or the one with this connection_id.';
+    'One member, by default oneself; all its connections, or the one with this connection_id. Errors: 22023 an invalid name.';
 
 create function presence_api.get_room(
     room text
@@ -169,7 +169,7 @@ begin atomic
     select presence.heartbeat(room => heartbeat.room, member_id => heartbeat.member_id, connection_id => heartbeat.connection_id);
 end;
 comment on function presence_api.heartbeat(text, text, text) is
-    'Renew the lease: no table, no WAL, also in a read-only transaction, and not undone by a rollback. False when there is no such member of yours (then upsert). Errors: 22023 invalid names; 42501 no identity; 25006 the lease has no slot and the transaction is read-only.';
+    'Renew the lease: no table, no WAL, works in a read-only transaction, and is not undone by a rollback. False if you have no such member (then upsert). Errors: 22023 invalid names; 42501 no identity; 25006 the lease has no slot and the transaction is read-only.';
 
 create function presence_api.heartbeat_many(
     rooms text[],
@@ -181,7 +181,7 @@ begin atomic
     select r.* from presence.heartbeat_many(rooms => heartbeat_many.rooms, member_ids => heartbeat_many.member_ids, connection_ids => heartbeat_many.connection_ids) r;
 end;
 comment on function presence_api.heartbeat_many(text[], text[], text[]) is
-    'Renew many leases; returns those that are not there. NULL member_ids is oneself, NULL connection_ids is the empty one; else all arrays have as many elements as rooms (22023).';
+    'Renew many leases; returns those that do not exist. NULL member_ids stands for the caller, NULL connection_ids for the empty one; otherwise all arrays have as many elements as rooms (22023).';
 
 create function presence_api.history(
     room text,
@@ -238,7 +238,7 @@ begin atomic
     select r.* from presence.occupancy(room => occupancy.room) r;
 end;
 comment on function presence_api.occupancy(text) is
-    'How many members and users are in the room (NULL: anywhere), of those that the caller may see. Where the room''s count_audience includes the caller: of all.';
+    'How many members and users are in the room (NULL: anywhere), of those that the caller may see. Where the room''s count_audience includes the caller: of all. Errors: 22023 an invalid room.';
 
 create function presence_api.rooms(
     prefix text default '',
@@ -285,7 +285,7 @@ begin atomic
     select presence.state(room => state.room);
 end;
 comment on function presence_api.state(text) is
-    'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for each connection; presence_ref is the version. A state that is no object is {presence_ref, state}.';
+    'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for each connection; presence_ref is the version. A state that is no object is {presence_ref, state}. Errors: 22023 an invalid room.';
 
 create function presence_api.tokens() returns text[]
     language sql stable
@@ -311,7 +311,7 @@ begin atomic
     select r.* from presence.update(room => update.room, patch => update.patch, member_id => update.member_id, connection_id => update.connection_id, status => update.status, metadata => update.metadata, audience => update.audience, ttl => update.ttl, revert_after => update.revert_after) r;
 end;
 comment on function presence_api.update(text, jsonb, text, text, text, jsonb, text[], interval, interval) is
-    'Change a member that is here: JSON merge patch (RFC 7396) on state, and renew its lease. No row when it is not here: a late update makes no ghost. revert_after, and errors: as presence.upsert; 22023 a patch that is no object.';
+    'Change a member that is here by a JSON merge patch (RFC 7396) on state, and renew its lease. Returns no row if it is not here: a late update does not bring back who has left. revert_after and errors as in presence.upsert; 22023 also for a patch that is not an object.';
 
 create function presence_api.update_many(
     members jsonb
@@ -321,7 +321,7 @@ begin atomic
     select presence.update_many(members => update_many.members);
 end;
 comment on function presence_api.update_many(jsonb) is
-    'presence.update for an array of objects with the names of its arguments. Who is not here stays away. All or nothing; of a repeated key the last wins. Returns how many are here. Errors: as presence.update; 22023 for an unknown name, and DETAIL says which element.';
+    'presence.update for an array of objects with the names of its arguments. Only members that are here are changed. All or nothing; if a key is repeated, the last element wins. Returns how many are here. Errors: as presence.update; 22023 for an unknown name; DETAIL names the element.';
 
 create function presence_api.upsert(
     room text,
@@ -341,7 +341,7 @@ begin atomic
     select r.* from presence.upsert(room => upsert.room, state => upsert.state, member_id => upsert.member_id, connection_id => upsert.connection_id, status => upsert.status, metadata => upsert.metadata, ttl => upsert.ttl, audience => upsert.audience, session => upsert.session, user_id => upsert.user_id, revert_after => upsert.revert_after) r;
 end;
 comment on function presence_api.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval) is
-    'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the default ttl and audience); an empty status clears it; audience {} is owner only; ttl 0 is the default. The same data again only renews the lease: no event, no write. session => true: leaves when this database session ends. revert_after: what this call changes of status and state is undone then, unless a later call sets it again. Errors: 22023 invalid names, ttl, audience or revert_after; 54000 state too large; 42501 no identity, not your name, another''s member; 0A000 no session members here. JSON merge is presence.update.';
+    'Enter a room, or change what is there. NULL keeps the current value (on enter: {}, no status, {}, the default ttl and audience); an empty status clears it; audience {} is visible to the owner only; ttl 0 is the default. If nothing changes, it only renews the lease: no event, no write. session => true: leaves when this database session ends. revert_after: after this time, what this call changed of status and state is undone, unless a later call sets it again. Errors: 22023 invalid names, ttl, audience or revert_after; 54000 state too large, or too many members; 42501 no identity, not your name, another user''s member, not authorized to join; 0A000 no session members here; 25006 read-only transaction. For a JSON merge patch see presence.update.';
 
 create function presence_api.upsert_many(
     members jsonb
@@ -351,7 +351,7 @@ begin atomic
     select presence.upsert_many(members => upsert_many.members);
 end;
 comment on function presence_api.upsert_many(jsonb) is
-    'presence.upsert for an array of objects with the names of its arguments (or patch, a JSON merge patch, instead of state). All or nothing; of a repeated key the last wins. Returns how many members. Errors: as presence.upsert; 22023 for an unknown name, and DETAIL says which element.';
+    'presence.upsert for an array of objects with the names of its arguments (or patch, a JSON merge patch, instead of state). All or nothing; if a key is repeated, the last element wins. Returns the number of members. Errors: as presence.upsert; 22023 for an unknown name; DETAIL names the element.';
 
 create function presence_api.user_id() returns text
     language sql stable
@@ -369,4 +369,4 @@ begin atomic
     select r.* from presence.users(room => users.room) r;
 end;
 comment on function presence_api.users(text) is
-    'The room with one row for each user: how many members they have here, status, state and metadata of the most recently active one, when they first joined and were last seen. If presence.status_rank lists statuses of theirs, the status is the highest of these.';
+    'The room with one row for each user: how many members they have here, status, state and metadata of the most recently active one, when they first joined and were last seen. If presence.status_rank lists statuses of theirs, the status is the highest of these. Errors: 22023 an invalid room.';

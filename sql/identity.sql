@@ -29,9 +29,10 @@ comment on function presence.may(text, text) is
 create function presence.act_as(user_id text, teams text[] default null) returns boolean
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_act_as';
 comment on function presence.act_as(text, text[]) is
-    'Speak for this user until the transaction ends: sets request.jwt.claims. Returns true. For logins of '
-    'presence.trusted_login_roles and superusers (else 42501), in their own session (else 0A000). presence.grant_access '
-    'does not grant it: GRANT EXECUTE to the role that the application''s server logs in with.';
+    'Act as this user until the transaction ends: sets request.jwt.claims. Returns true. For logins in '
+    'presence.trusted_login_roles and superusers (else 42501), in their own session (else 0A000). '
+    'presence.grant_access does not grant it: GRANT EXECUTE to the role that the application''s server logs in '
+    'with.';
 
 -- Immutable: it is set when the server starts, and a plan does not outlive that.
 create function _presence._node_name() returns text

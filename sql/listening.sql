@@ -2,8 +2,8 @@ create function presence.listen(room text default null) returns setof text
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_listen';
 comment on function presence.listen(text) is
     'LISTEN, in this session and from its commit on, to the channels that the caller''s rights open for the room '
-    '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused (0A000) where sessions are shared, and '
-    'outside of a client''s own session.';
+    '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused where the caller '
+    'may not read the room (42501), and where sessions are shared and outside of a client''s own session (0A000).';
 
 create function presence.unlisten(room text default null) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_unlisten';
@@ -14,8 +14,8 @@ create function presence.channels(room text default null) returns setof text
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_channels';
 comment on function presence.channels(text) is
     'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. The first one is '
-    'presence, always. The others change now and then, and with a crash: ask after each connect. Refused (0A000) outside '
-    'of a client''s own session.';
+    'presence, always. The others change now and then, and with a crash: ask after each connect. Refused where the caller '
+    'may not read the room (42501), and outside of a client''s own session (0A000).';
 
 create function presence.rotate_channels(room text default null) returns boolean
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_rotate_channels';
@@ -76,6 +76,6 @@ begin atomic
     where changes.room is null or _presence._room(changes.room) is not null;
 end;
 comment on function presence.changes(bigint, text, integer) is
-    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000) of them. The last '
+    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000, else 22023) of them. The last '
     'row is always event position, with the seq up to which it looked: go on from there. When the log does not '
     'reach back to after_seq the first row is resync: forget everything and list.';

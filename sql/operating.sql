@@ -56,12 +56,11 @@ select h.library_version,
        _presence._fast_writes() as fast_writes, _presence._node_name() as node, _presence._beat_age() as beat_age
 from _presence._health() h cross join _presence._trouble() t;
 comment on view presence.health is
-    'One row: versions, the worker (none, starting, running, yielded, absent, standby), rows of members, lease slots used '
-    'and there are, the event buffer, counters since the server started, the last error of the worker or the sink '
-    'and its time, since when something has gone wrong at each attempt (NULL: all is well), and how many members '
-    'verbs have written past the executor or the policies (presence.fast_path); the name of the server and the age of its '
-    'last beat. '
-    'Members of pg_monitor may read it.';
+    'One row: versions, the worker (none, starting, running, yielded, absent, standby), rows of members, lease '
+    'slots used and their maximum, the event buffer in bytes, counters since the server started, the last error '
+    'of the worker or the sink and its time, since when every attempt has failed (NULL: all is well), how many '
+    'members were written by the fast path (presence.fast_path), the name of the server and the age of its last '
+    'beat. Members of pg_monitor may read it.';
 
 create function _presence._announce() returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_announce';

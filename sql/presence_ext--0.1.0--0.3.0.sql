@@ -357,12 +357,11 @@ select h.library_version,
        _presence._fast_writes() as fast_writes, _presence._node_name() as node, _presence._beat_age() as beat_age
 from _presence._health() h cross join _presence._trouble() t;
 comment on view presence.health is
-    'One row: versions, the worker (none, starting, running, yielded, absent, standby), rows of members, lease slots used '
-    'and there are, the event buffer, counters since the server started, the last error of the worker or the sink '
-    'and its time, since when something has gone wrong at each attempt (NULL: all is well), and how many members '
-    'verbs have written past the executor or the policies (presence.fast_path); the name of the server and the age of its '
-    'last beat. '
-    'Members of pg_monitor may read it.';
+    'One row: versions, the worker (none, starting, running, yielded, absent, standby), rows of members, lease '
+    'slots used and their maximum, the event buffer in bytes, counters since the server started, the last error '
+    'of the worker or the sink and its time, since when every attempt has failed (NULL: all is well), how many '
+    'members were written by the fast path (presence.fast_path), the name of the server and the age of its last '
+    'beat. Members of pg_monitor may read it.';
 revoke all on function _presence._fast_writes(), _presence._members(), _presence._beat_age(), _presence._node_name() from public;
 grant execute on function _presence._fast_writes(), _presence._members(), _presence._beat_age(), _presence._node_name() to pg_monitor;
 
@@ -640,20 +639,21 @@ comment on function presence.user_id() is
     'same if it is set; NULL for presence.anonymous_roles; else current_user. Claims count only in a client''s own '
     'session: in background processes and in what ANALYZE, REINDEX, REFRESH and the like run, it goes by the role.';
 comment on function presence.act_as(text, text[]) is
-    'Speak for this user until the transaction ends: sets request.jwt.claims. Returns true. For logins of '
-    'presence.trusted_login_roles and superusers (else 42501), in their own session (else 0A000). presence.grant_access '
-    'does not grant it: GRANT EXECUTE to the role that the application''s server logs in with.';
+    'Act as this user until the transaction ends: sets request.jwt.claims. Returns true. For logins in '
+    'presence.trusted_login_roles and superusers (else 42501), in their own session (else 0A000). '
+    'presence.grant_access does not grant it: GRANT EXECUTE to the role that the application''s server logs in '
+    'with.';
 comment on function _presence._may(text, text) is
     'Whether presence.authorizer lets the caller read, join or manage the room; without one everybody may read and '
     'join. Service roles may. What the authorizer raises fails the statement; NULL is a no.';
 comment on function presence.listen(text) is
     'LISTEN, in this session and from its commit on, to the channels that the caller''s rights open for the room '
-    '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused (0A000) where sessions are shared, and '
-    'outside of a client''s own session.';
+    '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused where the caller '
+    'may not read the room (42501), and where sessions are shared and outside of a client''s own session (0A000).';
 comment on function presence.channels(text) is
     'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. The first one is '
-    'presence, always. The others change now and then, and with a crash: ask after each connect. Refused (0A000) outside '
-    'of a client''s own session.';
+    'presence, always. The others change now and then, and with a crash: ask after each connect. Refused where the caller '
+    'may not read the room (42501), and outside of a client''s own session (0A000).';
 
 -- With the room: the worker counts what a user has in it.
 drop index if exists presence.member_user_id;
@@ -951,7 +951,45 @@ end;
 comment on function presence.users(text) is
     'The room with one row for each user: how many members they have here, status, state and metadata of the most '
     'recently active one, when they first joined and were last seen. If presence.status_rank lists statuses of theirs, the '
-    'status is the highest of these.';
+    'status is the highest of these. Errors: 22023 an invalid room.';
+
+comment on function presence.get(text, text, text) is
+    'One member, by default oneself; all its connections, or the one with this connection_id. Errors: 22023 an invalid name.';
+
+comment on function presence.occupancy(text) is
+    'How many members and users are in the room (NULL: anywhere), of those that the caller may see. Where the '
+    'room''s count_audience includes the caller: of all. Errors: 22023 an invalid room.';
+
+comment on function presence.state(text) is
+    'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for '
+    'each connection; presence_ref is the version. A state that is no object is {presence_ref, state}. Errors: 22023 an invalid room.';
+
+comment on function presence.changes(bigint, text, integer) is
+    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000, else 22023) of them. The last '
+    'row is always event position, with the seq up to which it looked: go on from there. When the log does not '
+    'reach back to after_seq the first row is resync: forget everything and list.';
+
+comment on function presence.delete_many(jsonb) is
+    'presence.delete for an array of objects with the names of its arguments. All or nothing. Returns how many '
+    'left. Errors: as presence.delete; 22023 for an unknown name; DETAIL names the element.';
+
+comment on function presence.upsert_many(jsonb) is
+    'presence.upsert for an array of objects with the names of its arguments (or patch, a JSON merge patch, '
+    'instead of state). All or nothing; if a key is repeated, the last element wins. Returns the number of '
+    'members. Errors: as presence.upsert; 22023 for an unknown name; DETAIL names the element.';
+
+comment on function presence.delete_all(text, text) is
+    'Leave every room, as on sign-out; with connection_id, only that connection. Another user than the caller '
+    'requires a service role (42501). Returns how many members left.';
+
+comment on function presence.heartbeat_many(text[], text[], text[]) is
+    'Renew many leases; returns those that do not exist. NULL member_ids stands for the caller, NULL '
+    'connection_ids for the empty one; otherwise all arrays have as many elements as rooms (22023).';
+
+comment on function presence.heartbeat(text, text, text) is
+    'Renew the lease: no table, no WAL, works in a read-only transaction, and is not undone by a rollback. False '
+    'if you have no such member (then upsert). Errors: 22023 invalid names; 42501 no identity; 25006 the lease '
+    'has no slot and the transaction is read-only.';
 
 create or replace function presence.get(room text, member_id text default null, connection_id text default null)
     returns setof presence.online
@@ -981,12 +1019,14 @@ create function presence.upsert(
 ) returns presence.online
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_upsert';
 comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval) is
-    'Enter a room, or change what is there. NULL keeps what the member has (on enter: {}, no status, {}, the '
-    'default ttl and audience); an empty status clears it; audience {} is owner only; ttl 0 is the default. The same '
-    'data again only renews the lease: no event, no write. session => true: leaves when this database session ends. '
-    'revert_after: what this call changes of status and state is undone then, unless a later call sets it again. '
-    'Errors: 22023 invalid names, ttl, audience or revert_after; 54000 state too large; 42501 no identity, not your '
-    'name, another''s member; 0A000 no session members here. JSON merge is presence.update.';
+    'Enter a room, or change what is there. NULL keeps the current value (on enter: {}, no status, {}, the '
+    'default ttl and audience); an empty status clears it; audience {} is visible to the owner only; ttl 0 is the '
+    'default. If nothing changes, it only renews the lease: no event, no write. session => true: leaves when this '
+    'database session ends. revert_after: after this time, what this call changed of status and state is undone, '
+    'unless a later call sets it again. Errors: 22023 invalid names, ttl, audience or revert_after; 54000 state '
+    'too large, or too many members; 42501 no identity, not your name, another user''s member, not authorized to '
+    'join; 0A000 no session members here; 25006 read-only transaction. For a JSON merge patch see '
+    'presence.update.';
 
 create function presence.update(
     room          text,
@@ -1001,9 +1041,9 @@ create function presence.update(
 ) returns setof presence.online
     language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_update';
 comment on function presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval) is
-    'Change a member that is here: JSON merge patch (RFC 7396) on state, and renew its lease. No row when it is '
-    'not here: a late update makes no ghost. revert_after, and errors: as presence.upsert; 22023 a patch that is no '
-    'object.';
+    'Change a member that is here by a JSON merge patch (RFC 7396) on state, and renew its lease. Returns no row '
+    'if it is not here: a late update does not bring back who has left. revert_after and errors as in '
+    'presence.upsert; 22023 also for a patch that is not an object.';
 
 create function presence.delete(
     room          text,
@@ -1015,18 +1055,18 @@ create function presence.delete(
 ) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete';
 comment on function presence.delete(text, text, text, jsonb, text, interval) is
-    'Leave; state is a last word for the event. A NULL connection_id is all connections of the member. after is a '
-    'moment of grace: they leave when it is over, unless they upsert before (heartbeat and update do not hold them) or '
-    'their lease ends first; of several calls the last counts. Returns how many leave; absent is 0. Service roles may '
-    'give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or after; 42501 another''s '
-    'member.';
+    'Leave; state is a last word for the event. A NULL connection_id means all connections of the member. after '
+    'is a time of grace: they leave when it is over, unless an upsert comes before (heartbeat and update do not '
+    'cancel it) or their lease ends first; the last call counts. Returns how many leave; 0 if nobody is there. '
+    'Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or '
+    'after; 42501 another user''s member.';
 
 create function presence.update_many(members jsonb) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_update_many';
 comment on function presence.update_many(jsonb) is
-    'presence.update for an array of objects with the names of its arguments. Who is not here stays away. All or nothing; '
-    'of a repeated key the last wins. Returns how many are here. Errors: as presence.update; 22023 for an unknown name, '
-    'and DETAIL says which element.';
+    'presence.update for an array of objects with the names of its arguments. Only members that are here are '
+    'changed. All or nothing; if a key is repeated, the last element wins. Returns how many are here. Errors: as '
+    'presence.update; 22023 for an unknown name; DETAIL names the element.';
 
 -- What the triggers fill has a default, so that tools see that it may be left out.
 alter table presence.member

@@ -55,7 +55,7 @@ begin atomic
     order by o.connection_id;
 end;
 comment on function presence.get(text, text, text) is
-    'One member, by default oneself; all its connections, or the one with this connection_id.';
+    'One member, by default oneself; all its connections, or the one with this connection_id. Errors: 22023 an invalid name.';
 
 create function _presence._full_occupancy(room text, out members bigint, out users bigint) returns setof record
     language c stable parallel restricted rows 1 as 'MODULE_PATHNAME', 'presence_full_occupancy';
@@ -87,7 +87,7 @@ begin atomic
 end;
 comment on function presence.occupancy(text) is
     'How many members and users are in the room (NULL: anywhere), of those that the caller may see. Where the '
-    'room''s count_audience includes the caller: of all.';
+    'room''s count_audience includes the caller: of all. Errors: 22023 an invalid room.';
 
 create function _presence._rank(status text) returns integer
     language c stable parallel safe as 'MODULE_PATHNAME', 'presence_rank';
@@ -117,7 +117,7 @@ end;
 comment on function presence.users(text) is
     'The room with one row for each user: how many members they have here, status, state and metadata of the most '
     'recently active one, when they first joined and were last seen. If presence.status_rank lists statuses of theirs, the '
-    'status is the highest of these.';
+    'status is the highest of these. Errors: 22023 an invalid room.';
 
 create function presence.rooms(prefix text default '', max_rows integer default 100, after text default null)
     returns table (room text, members bigint, users bigint)
@@ -151,4 +151,4 @@ begin atomic
 end;
 comment on function presence.state(text) is
     'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for '
-    'each connection; presence_ref is the version. A state that is no object is {presence_ref, state}.';
+    'each connection; presence_ref is the version. A state that is no object is {presence_ref, state}. Errors: 22023 an invalid room.';
