@@ -1,4 +1,4 @@
-//! Points at which a test can stall a backend, to show what happens in between. Compiled for tests only.
+//! Points at which a test can stall a backend, to test what happens in between. Compiled for tests only.
 
 #[cfg(feature = "injection")]
 mod points {

@@ -1,7 +1,7 @@
-//! The authorizer: a function of the application's that decides who may read, join and manage a room.
+//! The authorizer: the application's function that decides who may read, join and manage a room.
 //!
-//! It stands in the policies, so views, tables and functions obey it alike. It runs as the caller and as part of the
-//! caller's statement: what it raises (a cancel, a deadlock, a mistake) ends that statement. NULL is a no.
+//! The policies call it, so views, tables and functions all obey it. It runs as the caller and as part of the
+//! caller's statement: an error in it (a cancel, a deadlock, a bug) ends that statement. NULL means no.
 //!
 //! An answer is remembered for its room, for as long as nothing changes that a STABLE function can see: the statement,
 //! its snapshot and command, the role, the claims and any other setting, the catalog.

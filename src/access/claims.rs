@@ -1,5 +1,5 @@
-//! What the claims of a JWT say of a user. Only what is asked for is looked at, and what is no text is taken exactly
-//! as it is written: a number of many digits is those digits.
+//! What the claims of a JWT say about a user. Only the requested keys are parsed, and values other than text are kept exactly
+//! as written: a number keeps all its digits.
 
 use serde_json::value::RawValue;
 use std::collections::HashMap;

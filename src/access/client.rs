@@ -1,4 +1,4 @@
-//! Whether it is the client itself that asks.
+//! Whether the client itself is asking.
 //!
 //! ANALYZE, REINDEX, REFRESH and their like run code of a table's owner in whatever session maintains the table, and
 //! background processes run code that no client asked for. What a session was told of its user (`identity`) and what

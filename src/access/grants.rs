@@ -1,4 +1,4 @@
-//! What the current role was granted, as the executor asks for it: a right on a table, or on each column that a statement
+//! What the current role was granted, checked as the executor does: a privilege on a table, or on each column that a statement
 //! names.
 
 use crate::extension::{self, is_granted};

@@ -1,4 +1,4 @@
-//! Whose member may be written by whom. One rule: everybody their own, service roles everybody's. The policies of
+//! Who may write whose members. One rule: users write their own, service roles anybody's. The policies of
 //! `presence.member` say the same in SQL (sql/policies.sql).
 
 use super::identity::Identity;

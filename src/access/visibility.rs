@@ -1,5 +1,5 @@
-//! Who may see whose members, for those who look at rows without the policies. One rule: one's own, what is shared with
-//! one of one's tokens, service roles everything. The policies of `presence.member` say the same in SQL
+//! Who may see whose members, for code that reads rows without the policies. One rule: users see their own and what is shared
+//! with one of their tokens; service roles see everything. The policies of `presence.member` say the same in SQL
 //! (sql/policies.sql).
 
 use super::identity::Identity;

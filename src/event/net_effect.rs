@@ -1,5 +1,5 @@
-//! The net effect of one transaction on each member: enter and leave is nothing, leave and enter is both, several
-//! updates are one.
+//! The net effect of one transaction on each member: enter and leave cancel out, leave and enter stay both, several
+//! updates become one.
 
 use super::image::Image;
 use super::record::{Kind, Reason, Record};

@@ -1,5 +1,5 @@
-//! If a transaction's events are lost, these channels must get new names: nobody will publish its leaves, which would have
-//! taken the names back, nor its wishes to rotate.
+//! The channels that must get new names if a transaction's events are lost: nobody will publish its leaves, which would have
+//! revoked the names, nor its requests to rotate.
 
 use super::channel::{knower, present_cell, rotated_with};
 use super::image::Field;

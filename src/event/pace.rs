@@ -1,5 +1,5 @@
-//! A session that writes many members at once goes no faster than the worker publishes: or the ring would be full, and
-//! events lost.
+//! A session that writes many members at once is slowed down to the speed of the worker; otherwise the ring would fill up and
+//! lose events.
 //!
 //! Of what a session has put into the ring there may be as much as is free when its next bulk verb begins; where there is
 //! more, that verb waits. So one such session fills half of the ring, two fill two thirds, and there is room for others

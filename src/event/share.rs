@@ -1,4 +1,4 @@
-//! Shares of the ring: nobody's events take the room of others'.
+//! Shares of the ring: nobody's events crowd out those of others.
 //!
 //! Whoever owns the members that events tell of may have so many times as much of the ring as is free: one who floods
 //! leaves a part for others, two leave less, and so on (dynamic thresholds, as switches divide a buffer among ports).

@@ -1,4 +1,4 @@
-//! For gateways, which hold one connection for many users: many members in one call, and forgetting a user.
+//! For gateways, which use one connection for many users: many members in one call; and forgetting a user.
 //!
 //! All or nothing; members are locked in the order of their key hashes, as everywhere, so two gateways with the
 //! same members in opposite order do not deadlock.

@@ -1,4 +1,4 @@
-//! `presence.may`: what a verb would answer the caller, without doing anything.
+//! `presence.may`: whether the caller could do something, without doing it.
 
 use crate::access::authorizer::{self, Action};
 use crate::access::grants::{is_executable, is_under_policies, may_call, on_all_columns, on_columns};

@@ -1,4 +1,4 @@
-//! SQL functions that are no verbs of one member; their SQL side is in `sql/`.
+//! SQL functions other than the verbs for a single member; their SQL side is in `sql/`.
 
 pub mod arguments;
 pub mod bulk;

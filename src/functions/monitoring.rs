@@ -1,4 +1,4 @@
-//! For those who run it: health, flush, sweep, the worker's pid.
+//! For administrators: health, flush, sweep, the worker's pid.
 
 use crate::access::identity;
 use crate::error::{Error, Result};

@@ -1,5 +1,5 @@
 //! How many are in a room. The full numbers of a large room are those that the worker keeps, at most sweep_interval and
-//! notify_delay behind; else they are counted in one pass over its rows, because a room may have a hundred thousand.
+//! notify_delay behind; otherwise they are counted in one pass over its rows, as a room may have a hundred thousand.
 
 use crate::access::authorizer::{self, Action};
 use crate::access::identity;

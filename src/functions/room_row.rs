@@ -1,4 +1,4 @@
-//! The trigger that makes a row of `presence.room` right before it is written, whatever statement writes it.
+//! The BEFORE trigger of `presence.room`: validates and completes the row, whatever statement writes it.
 
 use crate::access::identity;
 use crate::error::{Error, Result};

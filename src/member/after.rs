@@ -1,4 +1,4 @@
-//! AFTER a row was written: what happened goes into the transaction's buffer.
+//! AFTER trigger: records the change in the transaction's buffer.
 
 use super::column::Column;
 use super::intent::{self, Intent};

@@ -1,4 +1,4 @@
-//! BEFORE a row is written: its names, owner, key, version and lease are made right.
+//! BEFORE trigger: validates the row, and sets its owner, key, version and lease.
 
 use super::checks::{
     audience_of, check_join, check_names, is_session_bound, keep_lease, normalize, renew, set_room_defaults,

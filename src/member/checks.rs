@@ -1,4 +1,4 @@
-//! What a row must be to be stored: names, rights, sizes, defaults.
+//! What a row must satisfy to be stored: names, rights, sizes, defaults.
 
 use super::column::Column;
 use super::intent::Intent;

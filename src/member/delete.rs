@@ -1,4 +1,4 @@
-//! `presence.delete` and `presence.delete_all`: leave, now or when a time is over.
+//! `presence.delete` and `presence.delete_all`: leave, now or after a while.
 
 use super::grace::Leave;
 use super::intent::{self, Intent};

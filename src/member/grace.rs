@@ -1,4 +1,4 @@
-//! A last moment of grace: members that have said that they leave when a time is over, unless they upsert before.
+//! Grace before leaving: members that have announced to leave after a while, unless an upsert comes first.
 //!
 //! `leaves_at`, `last_word` and `leave_reason` of the row say what was said. The lease of such a member is fixed: it ends
 //! when it would have anyway, or at `leaves_at` if that is earlier, and nothing moves it. So readers need not know of any

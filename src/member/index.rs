@@ -1,4 +1,4 @@
-//! Indexes of `presence.member`, found by what they index: whoever renames one, or makes it anew, changes nothing.
+//! Indexes of `presence.member`, found by what they index, so that they may be renamed or rebuilt.
 
 use super::column::Column;
 use crate::access::policy;

@@ -1,4 +1,4 @@
-//! What a verb wants of the triggers beyond the rows it writes. Direct DML has no such wishes.
+//! What a verb tells the triggers beyond the rows it writes. Direct DML tells them nothing.
 //!
 //! An intent belongs to the rows it is about, and to the verb's own statement: what a trigger of somebody else's writes
 //! meanwhile, to other rows or to these, is that trigger's own, and its caller is whom it runs as.

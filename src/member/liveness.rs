@@ -1,4 +1,4 @@
-//! Whether a member is here: its row, its slot, and what this transaction has made of them.
+//! Whether a member is here: by its row, its slot, and what this transaction has changed.
 
 use super::{grace, scan, session};
 use crate::error::Error;

@@ -1,5 +1,5 @@
-//! What a verb asks for, and how that is done: find the row, decide what it shall be, store it. One way for `upsert`,
-//! `update` and their kin; how a row is found and stored is `store`'s affair.
+//! What a verb requests, and how it is done: find the row, decide what it becomes, store it. The same steps for `upsert`,
+//! `update` and the like; `store` knows how to find and store a row.
 
 use super::checks::{self, EMPTY_OBJECT, check_join};
 use super::column::Column;

@@ -1,4 +1,5 @@
-//! `presence.update`: change what is there by JSON merge patch. A late update does not bring back who has left: no row, then.
+//! `presence.update`: change what is there by JSON merge patch. A late update does not bring back a member that has left: it
+//! returns no row.
 
 use super::request::Request;
 use super::{checks, revert, upsert};

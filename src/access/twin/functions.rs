@@ -1,5 +1,5 @@
-//! The functions of ours that policies and triggers of `member` call: whether they are still this library's, for their
-//! owner may replace them, and whether the current role may call what policies call.
+//! The extension's functions that policies and triggers of `member` call: whether they are still this library's, since their
+//! owner may replace them, and whether the current role may execute those that policies call.
 
 use crate::access::grants::is_executable;
 use crate::extension;

@@ -1,4 +1,4 @@
-//! Rows of the table are locked, replaced, deleted and inserted.
+//! Locks, replaces, deletes and inserts rows of the table.
 
 use super::Heap;
 use super::indexes::Which;
