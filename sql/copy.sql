@@ -109,6 +109,38 @@ create function _presence._is_heard(node text) returns boolean
 comment on function _presence._is_heard(text) is
     'Whether this server has seen a beat of that one within presence.node_timeout.';
 
+-- What other servers send. The triggers fire where it is applied, and nowhere else.
+create function _presence._shared_before() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_shared_before';
+comment on function _presence._shared_before() is
+    'Leaves out what a peer may not say, and gives the rest versions of this server.';
+create function _presence._shared_after() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_shared_after';
+comment on function _presence._shared_after() is 'Makes events of what a peer has sent.';
+create function _presence._node_before() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_node_before';
+comment on function _presence._node_before() is 'Leaves out beats of this server''s own name.';
+create function _presence._node_after() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_node_after';
+comment on function _presence._node_after() is 'Notes that a peer is alive, by the clock of this server.';
+
+create trigger presence_before before insert or update or delete on presence.shared
+    for each row execute function _presence._shared_before();
+create trigger presence_after after insert or update or delete on presence.shared
+    for each row execute function _presence._shared_after();
+create trigger presence_before before insert or update on presence.node
+    for each row execute function _presence._node_before();
+create trigger presence_after after insert or update on presence.node
+    for each row execute function _presence._node_after();
+alter table presence.shared enable replica trigger presence_before;
+alter table presence.shared enable replica trigger presence_after;
+alter table presence.node enable replica trigger presence_before;
+alter table presence.node enable replica trigger presence_after;
+
+create function _presence._is_elsewhere(node text) returns boolean
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_is_elsewhere';
+comment on function _presence._is_elsewhere(text) is
+    'Whether that is another server, of which this one has seen a beat within presence.node_timeout.';
 -- The columns of online.
 create view presence.shared_online with (security_invoker = true) as
 select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.metadata,

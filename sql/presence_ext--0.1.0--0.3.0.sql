@@ -849,6 +849,77 @@ create function _presence._is_heard(node text) returns boolean
 comment on function _presence._is_heard(text) is
     'Whether this server has seen a beat of that one within presence.node_timeout.';
 
+-- What other servers send. The triggers fire where it is applied, and nowhere else.
+create function _presence._shared_before() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_shared_before';
+comment on function _presence._shared_before() is
+    'Leaves out what a peer may not say, and gives the rest versions of this server.';
+create function _presence._shared_after() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_shared_after';
+comment on function _presence._shared_after() is 'Makes events of what a peer has sent.';
+create function _presence._node_before() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_node_before';
+comment on function _presence._node_before() is 'Leaves out beats of this server''s own name.';
+create function _presence._node_after() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_node_after';
+comment on function _presence._node_after() is 'Notes that a peer is alive, by the clock of this server.';
+
+create trigger presence_before before insert or update or delete on presence.shared
+    for each row execute function _presence._shared_before();
+create trigger presence_after after insert or update or delete on presence.shared
+    for each row execute function _presence._shared_after();
+create trigger presence_before before insert or update on presence.node
+    for each row execute function _presence._node_before();
+create trigger presence_after after insert or update on presence.node
+    for each row execute function _presence._node_after();
+alter table presence.shared enable replica trigger presence_before;
+alter table presence.shared enable replica trigger presence_after;
+alter table presence.node enable replica trigger presence_before;
+alter table presence.node enable replica trigger presence_after;
+
+create function _presence._is_elsewhere(node text) returns boolean
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_is_elsewhere';
+comment on function _presence._is_elsewhere(text) is
+    'Whether that is another server, of which this one has seen a beat within presence.node_timeout.';
+-- What the worker makes of online when the first beat of another server comes: its members besides. Until then nobody plans for
+-- them. Nothing is said in the two halves, so that each is asked by its indexes.
+create view _presence._everywhere with (security_invoker = true) as
+select m.room,
+       m.member_id,
+       m.connection_id,
+       m.user_id,
+       case when m.reverts is null then m.status
+            else _presence._current_status(m.status, m.reverts, m.key_hash, m.version) end as status,
+       case when m.reverts is null then m.state
+            else _presence._current_state(m.state, m.reverts, m.key_hash, m.version) end as state,
+       m.metadata,
+       case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+            then m.audience end as audience,
+       m.version,
+       m.joined_at,
+       m.updated_at,
+       case when m.node is null
+            then _presence._last_seen_at(m.key_hash, m.version, m.generation, m.deadline, m.session, m.ttl, m.last_seen_at)
+            else m.last_seen_at end as last_seen_at,
+       case when m.node is null
+            then _presence._expires_at(m.key_hash, m.version, m.generation, m.deadline, m.session) end as expires_at,
+       m.ttl,
+       case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+            then m.session_pid end as session_pid,
+       coalesce(m.node, _presence._node_name()) as node
+from (select h.room, h.member_id, h.connection_id, h.user_id, h.status, h.state, h.metadata, h.audience, h.version,
+             h.joined_at, h.updated_at, h.last_seen_at, h.ttl, h.generation, h.deadline, h.session, h.session_pid, h.key_hash,
+             h.reverts, null::text as node
+      from presence.member h
+      union all
+      select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.metadata, s.audience, s.version,
+             s.joined_at, s.updated_at, s.last_seen_at, s.ttl, null::bigint, null::bigint, null::bigint, null::integer,
+             null::uuid, null::jsonb, s.node
+      from presence.shared s) m
+where case when m.node is null then _presence._is_alive(m.key_hash, m.version, m.generation, m.deadline, m.session)
+           else _presence._is_elsewhere(m.node) end;
+comment on view _presence._everywhere is 'What presence.online is where there are other servers.';
+
 -- The columns of online.
 create view presence.shared_online with (security_invoker = true) as
 select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.metadata,
@@ -907,7 +978,8 @@ begin atomic
        and _presence._room(_list.room) is not null and o.room operator(pg_catalog.=) _list.room
        and (o.member_id, o.connection_id) operator(pg_catalog.>)
            ((_presence._start(_list.after, 2))[1], (_presence._start(_list.after, 2))[2])
-     order by o.member_id, o.connection_id limit _presence._page(_list.max_rows))
+     order by o.member_id, o.connection_id
+     fetch first coalesce(_presence._page(_list.max_rows), 4611686018427387904) rows with ties)
     union all
     (select o.* from presence.online o
      where _list.room is null
@@ -915,7 +987,7 @@ begin atomic
            ((_presence._start(_list.after, 3))[1], (_presence._start(_list.after, 3))[2],
             (_presence._start(_list.after, 3))[3])
      order by o.room, o.member_id, o.connection_id
-     limit case when _list.max_rows is null then 1000 else _presence._page(_list.max_rows) end);
+     fetch first case when _list.max_rows is null then 1000 else _presence._page(_list.max_rows) end rows with ties);
 end;
 comment on function _presence._list(text, integer, text[]) is 'presence.list, planned with each call, under the policies.';
 revoke all on function _presence._list(text, integer, text[]) from public;
@@ -1240,7 +1312,8 @@ revoke all on function
     presence.delete(text, text, text, jsonb, text, interval),
     presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval),
     presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval),
-    presence.update_many(jsonb), _presence._is_heard(text), _presence._reads(internal),
+    presence.update_many(jsonb), _presence._is_heard(text), _presence._is_elsewhere(text), _presence._reads(internal),
+    _presence._shared_before(), _presence._shared_after(), _presence._node_before(), _presence._node_after(),
     _presence._shared_get(text, text, text), _presence._shared_list(text, integer, text[]), _presence._shared_occupancy(text),
     _presence._shared_rooms(text, integer, text), _presence._shared_state(text), _presence._shared_users(text)
     from public;
@@ -1262,6 +1335,7 @@ begin
                      ('_presence._is_alive', '_presence._current_state(jsonb, jsonb, uuid, bigint)'),
                      ('_presence._is_alive', '_presence._node_name()'),
                      ('_presence._is_alive', '_presence._is_heard(text)'),
+                     ('_presence._is_alive', '_presence._is_elsewhere(text)'),
                      ('presence.get', '_presence._shared_get(text, text, text)'),
                      ('presence.list', '_presence._shared_list(text, integer, text[])'),
                      ('presence.occupancy', '_presence._shared_occupancy(text)'),

@@ -22,6 +22,7 @@ comment on function presence.list(text, integer, text[]) is
     '{room, member_id, connection_id} when room is NULL.';
 
 -- The same as a SELECT says it, for where list cannot know that. Two plain index scans, of which the arguments leave one.
+-- Whoever has the same key on several servers is not torn apart: a page ends behind all of them.
 create function _presence._list(room text, max_rows integer, after text[]) returns setof presence.online
     language sql stable parallel restricted rows 100
 begin atomic
@@ -30,7 +31,8 @@ begin atomic
        and _presence._room(_list.room) is not null and o.room operator(pg_catalog.=) _list.room
        and (o.member_id, o.connection_id) operator(pg_catalog.>)
            ((_presence._start(_list.after, 2))[1], (_presence._start(_list.after, 2))[2])
-     order by o.member_id, o.connection_id limit _presence._page(_list.max_rows))
+     order by o.member_id, o.connection_id
+     fetch first coalesce(_presence._page(_list.max_rows), 4611686018427387904) rows with ties)
     union all
     (select o.* from presence.online o
      where _list.room is null
@@ -38,7 +40,7 @@ begin atomic
            ((_presence._start(_list.after, 3))[1], (_presence._start(_list.after, 3))[2],
             (_presence._start(_list.after, 3))[3])
      order by o.room, o.member_id, o.connection_id
-     limit case when _list.max_rows is null then 1000 else _presence._page(_list.max_rows) end);
+     fetch first case when _list.max_rows is null then 1000 else _presence._page(_list.max_rows) end rows with ties);
 end;
 comment on function _presence._list(text, integer, text[]) is 'presence.list, planned with each call, under the policies.';
 

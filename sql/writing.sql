@@ -28,6 +28,45 @@ comment on view presence.online is
     'microsecond. audience and session_pid are NULL except for the owner and service roles; node where the server has no '
     'name (presence.node_name).';
 
+-- What the worker makes of online when the first beat of another server comes: its members besides. Until then nobody plans for
+-- them. Nothing is said in the two halves, so that each is asked by its indexes.
+create view _presence._everywhere with (security_invoker = true) as
+select m.room,
+       m.member_id,
+       m.connection_id,
+       m.user_id,
+       case when m.reverts is null then m.status
+            else _presence._current_status(m.status, m.reverts, m.key_hash, m.version) end as status,
+       case when m.reverts is null then m.state
+            else _presence._current_state(m.state, m.reverts, m.key_hash, m.version) end as state,
+       m.metadata,
+       case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+            then m.audience end as audience,
+       m.version,
+       m.joined_at,
+       m.updated_at,
+       case when m.node is null
+            then _presence._last_seen_at(m.key_hash, m.version, m.generation, m.deadline, m.session, m.ttl, m.last_seen_at)
+            else m.last_seen_at end as last_seen_at,
+       case when m.node is null
+            then _presence._expires_at(m.key_hash, m.version, m.generation, m.deadline, m.session) end as expires_at,
+       m.ttl,
+       case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
+            then m.session_pid end as session_pid,
+       coalesce(m.node, _presence._node_name()) as node
+from (select h.room, h.member_id, h.connection_id, h.user_id, h.status, h.state, h.metadata, h.audience, h.version,
+             h.joined_at, h.updated_at, h.last_seen_at, h.ttl, h.generation, h.deadline, h.session, h.session_pid, h.key_hash,
+             h.reverts, null::text as node
+      from presence.member h
+      union all
+      select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.metadata, s.audience, s.version,
+             s.joined_at, s.updated_at, s.last_seen_at, s.ttl, null::bigint, null::bigint, null::bigint, null::integer,
+             null::uuid, null::jsonb, s.node
+      from presence.shared s) m
+where case when m.node is null then _presence._is_alive(m.key_hash, m.version, m.generation, m.deadline, m.session)
+           else _presence._is_elsewhere(m.node) end;
+comment on view _presence._everywhere is 'What presence.online is where there are other servers.';
+
 create function presence.upsert(
     room          text,
     state         jsonb    default null,

@@ -336,6 +336,11 @@ impl Error {
             .set_hint(self.hint())
     }
 
+    /// For the log.
+    pub fn text(&self) -> String {
+        format!("{}. {}", self.message(), self.detail())
+    }
+
     /// Raise it as a PostgreSQL ERROR. Rust destructors run on the way.
     pub fn raise(self) -> ! {
         self.report().report(PgLogLevel::ERROR);

@@ -245,9 +245,18 @@ pub fn is_granted(class: Oid, object: Oid, right: u32) -> bool {
 impl Extension {
     /// The key of a member: a keyed hash, so that nobody can make two members collide.
     pub fn key(&self, room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Key {
+        self.key_of_parts(&[room, member_id, connection_id])
+    }
+
+    /// That of a member of another server: no member here has it.
+    pub fn key_elsewhere(&self, node: &[u8], room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Key {
+        self.key_of_parts(&[node, room, member_id, connection_id])
+    }
+
+    fn key_of_parts(&self, parts: &[&[u8]]) -> Key {
         let (low, high) = self.secret_numbers();
         let mut hasher = SipHasher13Wide::new_with_keys(low, high);
-        for part in [room, member_id, connection_id] {
+        for part in parts {
             hasher.write_u32(part.len() as u32);
             hasher.write(part);
         }

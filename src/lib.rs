@@ -13,6 +13,7 @@ mod functions;
 mod injection;
 mod lease;
 mod member;
+mod nodes;
 mod pg;
 mod settings;
 mod shared;

@@ -5,6 +5,7 @@ use super::image::Image;
 use super::record::{Kind, Reason, Record};
 use crate::lease::slot::{Key, Lease, Stay};
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// One thing that a statement did to a member.
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub struct Change {
     /// timestamptz
     pub seen_at: i64,
     pub image: Image,
+    /// Where the member is, if on another server: then it has no lease here.
+    pub node: Option<Rc<[u8]>>,
     /// Index of this transaction's previous change of the member.
     pub previous: Option<usize>,
 }
@@ -86,6 +89,7 @@ struct Net<'a> {
     old: Option<(&'a Image, u64)>,
     last: Option<&'a Change>,
     renewed: Option<Stay>,
+    is_elsewhere: bool,
 }
 
 struct Leave<'a> {
@@ -96,6 +100,7 @@ struct Leave<'a> {
 
 impl<'a> Net<'a> {
     fn add(&mut self, change: &'a Change) {
+        self.is_elsewhere = change.node.is_some();
         match &change.what {
             What::Enter { .. } => {
                 self.entered = true;
@@ -133,6 +138,9 @@ impl<'a> Net<'a> {
     }
 
     fn lease_change(&self) -> Option<LeaseChange> {
+        if self.is_elsewhere {
+            return None;
+        }
         match (self.last.and_then(|change| change.what.lease()), self.gone_version) {
             (Some(lease), _) => Some(LeaseChange::Present(*lease)),
             (_, Some(version)) if self.left.is_some() => Some(LeaseChange::Gone(version)),
@@ -188,6 +196,7 @@ fn record(
         revived: false,
         image: image.clone(),
         old: old.map(|(image, _)| image.clone()),
+        node: change.node.clone(),
     }
 }
 
@@ -250,6 +259,7 @@ mod tests {
             joined_at: 0,
             seen_at: 0,
             image: image(&version.to_string()),
+            node: None,
             previous: None,
         }
     }
@@ -314,6 +324,18 @@ mod tests {
             fold(std::slice::from_ref(&renew), 1, in_time),
             (vec![(renew.key, LeaseChange::Renew(stay))], vec![])
         );
+    }
+
+    #[test]
+    fn members_elsewhere_have_no_lease() {
+        let elsewhere = |change| Change { node: Some(b"b"[..].into()), ..change };
+        for changes in
+            [[elsewhere(enter(1)), elsewhere(update(2, None))], [elsewhere(leave(1)), elsewhere(enter(2))]]
+        {
+            let (leases, records) = fold(&changes, 1, in_time);
+            assert_eq!(leases, []);
+            assert!(!records.is_empty() && records.iter().all(|record| record.node.as_deref() == Some(b"b")));
+        }
     }
 
     #[test]

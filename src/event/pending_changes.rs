@@ -167,6 +167,7 @@ mod tests {
             joined_at: 0,
             seen_at: 0,
             image: Image::new([Some(&bytes), None, None, None, None, Some(&state), None, None]),
+            node: None,
             previous: None,
         }
     }

@@ -4,6 +4,7 @@
 
 use super::image::{FIELDS, Image, make_lean, read_u32};
 use super::ring::{RECORD_HEADER, mark_of, share_of};
+use std::rc::Rc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -90,6 +91,8 @@ pub struct Record {
     pub image: Image,
     /// Of a changed audience: the member as the old audience saw it last.
     pub old: Option<Image>,
+    /// Where the member is, if on another server.
+    pub node: Option<Rc<[u8]>>,
 }
 
 const FIXED: usize = RECORD_HEADER + 88;
@@ -97,6 +100,13 @@ const IMAGE_LENGTH: usize = RECORD_HEADER + 72;
 const OLD_LENGTH: usize = RECORD_HEADER + 76;
 const KIND: usize = RECORD_HEADER + 80;
 const REVIVED: usize = RECORD_HEADER + 82;
+/// The length of the node's name, which lies in front of the image.
+const NODE_LENGTH: usize = RECORD_HEADER + 83;
+
+/// Where the image begins.
+fn image_start(record: &[u8]) -> Option<usize> {
+    Some(FIXED + (*record.get(NODE_LENGTH)? as usize).next_multiple_of(8))
+}
 
 /// Records as bytes, one after the other: of which share, and how long.
 pub fn lengths(records: &[u8]) -> impl Iterator<Item = (u16, usize)> + '_ {
@@ -116,18 +126,19 @@ pub fn make_all_lean(records: &mut Vec<u8>) {
     {
         let next = from + length;
         let record = &mut records[from..next];
+        let start = image_start(record).unwrap_or(FIXED);
         let is_member =
             [Kind::Enter, Kind::Update, Kind::Leave].map(|kind| kind as u8).contains(&record[KIND]);
         let [image, old] = [IMAGE_LENGTH, OLD_LENGTH].map(|at| read_u32(record, at).unwrap_or(0) as usize);
         let mut lean = length;
-        if is_member && FIXED + image + old <= length {
-            let image_left = make_lean(&mut record[FIXED..FIXED + image]);
-            record.copy_within(FIXED + image..FIXED + image + old, FIXED + image_left);
+        if is_member && start + image + old <= length {
+            let image_left = make_lean(&mut record[start..start + image]);
+            record.copy_within(start + image..start + image + old, start + image_left);
             let old_left = match old {
                 0 => 0,
-                old => make_lean(&mut record[FIXED + image_left..][..old]),
+                old => make_lean(&mut record[start + image_left..][..old]),
             };
-            lean = (FIXED + image_left + old_left).next_multiple_of(8).min(length);
+            lean = (start + image_left + old_left).next_multiple_of(8).min(length);
             for (at, length) in [(0, lean), (IMAGE_LENGTH, image_left), (OLD_LENGTH, old_left)] {
                 record[at..at + 4].copy_from_slice(&(length as u32).to_le_bytes());
             }
@@ -191,9 +202,12 @@ impl Record {
             into.extend(time.to_le_bytes());
         }
         let old = self.old.as_ref().map_or(&[][..], |old| &old.0);
+        let node = self.node.as_deref().unwrap_or_default();
         into.extend((self.image.0.len() as u32).to_le_bytes());
         into.extend((old.len() as u32).to_le_bytes());
-        into.extend([self.kind as u8, self.reason as u8, self.revived as u8, 0, 0, 0, 0, 0]);
+        into.extend([self.kind as u8, self.reason as u8, self.revived as u8, node.len() as u8, 0, 0, 0, 0]);
+        into.extend(node);
+        into.resize(start + FIXED + node.len().next_multiple_of(8), 0);
         into.extend(&self.image.0);
         into.extend(old);
         into.resize(start + (into.len() - start).next_multiple_of(8), 0);
@@ -214,8 +228,10 @@ impl Record {
         let at = RECORD_HEADER;
         let image_length = read_u32(bytes, at + 72)? as usize;
         let old_length = read_u32(bytes, at + 76)? as usize;
-        let image = bytes.get(FIXED..FIXED.checked_add(image_length)?)?;
-        let old_start = FIXED + image_length;
+        let start = image_start(bytes)?;
+        let node = bytes.get(FIXED..FIXED + *bytes.get(NODE_LENGTH)? as usize)?;
+        let image = bytes.get(start..start.checked_add(image_length)?)?;
+        let old_start = start + image_length;
         let old = bytes.get(old_start..old_start.checked_add(old_length)?)?;
         let Head { xid, relation, hash, version, .. } = Head::decode(bytes)?;
         Some(Record {
@@ -241,6 +257,7 @@ impl Record {
             seen_at: read_u64(bytes, at + 64)? as i64,
             image: Image(image.to_vec()),
             old: (old_length > 0).then(|| Image(old.to_vec())),
+            node: (!node.is_empty()).then(|| node.into()),
         })
     }
 }
@@ -266,11 +283,11 @@ pub mod strategies {
             kind in prop::sample::select(vec![Kind::Enter, Kind::Update, Kind::Leave, Kind::Room, Kind::Rotate, Kind::Forget]),
             reason in 0..=5u8, xid in any::<u32>(), relation in any::<u32>(), hash in any::<u128>(),
             versions in any::<[u64; 3]>(), times in any::<[i64; 3]>(), revived in any::<bool>(),
-            image in image(), old in option::of(image()),
+            image in image(), old in option::of(image()), node in option::of(vec(any::<u8>(), 1..64)),
         ) -> Record {
             let ([version, hidden_leave_version, generation], [at, joined_at, seen_at]) = (versions, times);
             let reason = Reason::from_byte(reason);
-            Record { kind, reason, xid, relation, hash, version, hidden_leave_version, generation, at, joined_at, seen_at, revived, image, old }
+            Record { kind, reason, xid, relation, hash, version, hidden_leave_version, generation, at, joined_at, seen_at, revived, image, old, node: node.map(Rc::from) }
         }
     }
 }
@@ -350,7 +367,7 @@ mod tests {
         ) {
             let image = Image::new(std::array::from_fn(|index| fields[index].as_deref()));
             let mut bytes = Vec::new();
-            Record { image, old: None, ..record }.encode(&mut bytes);
+            Record { image, old: None, node: None, ..record }.encode(&mut bytes);
             prop_assert_eq!(bytes.len(), size_of_record(std::array::from_fn(|index| fields[index].as_ref().map(Vec::len))));
         }
 

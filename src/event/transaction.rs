@@ -126,6 +126,7 @@ pub fn signal(extension: &Extension, kind: Kind, image: Image, old: Option<Image
             joined_at: 0,
             seen_at: 0,
             image,
+            node: None,
             previous: None,
         },
     );

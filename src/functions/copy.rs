@@ -34,30 +34,35 @@ fn is_heard(extension: &Extension, node: &[u8]) -> bool {
 
 /// SQL `_presence._reads(internal)`: the support function. NULL leaves the call as it is.
 fn sql_reads(call: &Call) -> Result<Option<Datum>> {
-    Ok(Some(twin(call)?.unwrap_or(Datum::from(0))))
+    Ok(Some(twin_for(call)?.unwrap_or(Datum::from(0))))
 }
 
-fn twin(call: &Call) -> Result<Option<Datum>> {
-    let Some(request) = call.datum(0) else { return Ok(None) };
-    let request = request.cast_mut_ptr::<pg_sys::SupportRequestSimplify>();
-    // SAFETY: the planner passes a node, whose tag says what it is.
-    let function = unsafe {
-        if (*request).type_ != pg_sys::NodeTag::T_SupportRequestSimplify {
-            return Ok(None);
-        }
-        (*request).fcall
-    };
+fn twin_for(call: &Call) -> Result<Option<Datum>> {
+    let Some(function) = call_to_plan(call) else { return Ok(None) };
     // Who may not call the function may not call its twin.
     // SAFETY: the request has a call.
     if !is_read()? || !grants::is_executable(unsafe { (*function).funcid }) {
         return Ok(None);
     }
-    // SAFETY: the request has the call, as a node that is not ours to change: a copy is.
+    // SAFETY: as above.
+    let twin = twin_of(unsafe { (*function).funcid })?;
+    Ok(twin.map(|twin| call_instead(function, twin)))
+}
+
+/// The call that the planner asks a support function about.
+fn call_to_plan(call: &Call) -> Option<*mut pg_sys::FuncExpr> {
+    let request = call.datum(0)?.cast_mut_ptr::<pg_sys::SupportRequestSimplify>();
+    // SAFETY: the planner passes a node, whose tag says what it is.
+    unsafe { ((*request).type_ == pg_sys::NodeTag::T_SupportRequestSimplify).then(|| (*request).fcall) }
+}
+
+/// The same call of another function, with the same arguments and result.
+fn call_instead(function: *mut pg_sys::FuncExpr, other: Oid) -> Datum {
+    // SAFETY: a node of a request, which is not ours to change: a copy is.
     unsafe {
-        let Some(twin) = twin_of((*function).funcid)? else { return Ok(None) };
         let copy = pg_sys::copyObjectImpl(function.cast()).cast::<pg_sys::FuncExpr>();
-        (*copy).funcid = twin;
-        Ok(Some(Datum::from(copy)))
+        (*copy).funcid = other;
+        Datum::from(copy)
     }
 }
 
@@ -98,6 +103,17 @@ fn sql_is_heard(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(call.text(0).is_some_and(|node| is_heard(&extension, node)))))
 }
 
+/// SQL `_presence._is_elsewhere(node)`: whether that is another server than this one, and heard.
+fn sql_is_elsewhere(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let is_elsewhere = |node: &[u8]| {
+        extension.database.heard.has_peers()
+            && settings::node_name().as_deref() != Some(node)
+            && is_heard(&extension, node)
+    };
+    Ok(Some(Datum::from(call.text(0).is_some_and(is_elsewhere))))
+}
+
 static MEMBERS: Statement =
     Statement { sql: c"select pg_catalog.count(*) from presence.member", arguments: &[] };
 
@@ -123,5 +139,6 @@ fn sql_beat_age(_call: &Call) -> Result<Option<Datum>> {
 
 crate::sql_function!(presence_reads, pg_finfo_presence_reads, sql_reads);
 crate::sql_function!(presence_is_heard, pg_finfo_presence_is_heard, sql_is_heard);
+crate::sql_function!(presence_is_elsewhere, pg_finfo_presence_is_elsewhere, sql_is_elsewhere);
 crate::sql_function!(presence_members, pg_finfo_presence_members, sql_members);
 crate::sql_function!(presence_beat_age, pg_finfo_presence_beat_age, sql_beat_age);

@@ -19,6 +19,7 @@ use crate::member::liveness::Shown;
 use crate::member::ordered::{self, From};
 use crate::member::row::Row;
 use crate::member::{revert, user_rooms};
+use crate::nodes;
 use crate::pg::cached::Cached;
 use crate::pg::datum::varlena;
 use crate::pg::function::{Call, Set};
@@ -80,7 +81,10 @@ fn list(call: &Call) -> Result<Option<Datum>> {
 /// Whether what we show is what a SELECT would.
 fn is_fast(extension: &Extension, identity: &Identity) -> Result<bool> {
     // SAFETY: a look-up in shared memory. On a standby SQL says best that unlogged tables cannot be read.
-    if unsafe { pg_sys::RecoveryInProgress() } || !visibility::is_by_built_in_policies(extension, identity)? {
+    if unsafe { pg_sys::RecoveryInProgress() }
+        || nodes::scan::are_there(extension.database)
+        || !visibility::is_by_built_in_policies(extension, identity)?
+    {
         return Ok(false);
     }
     // SAFETY: a plain read of this process's state.

@@ -9,6 +9,7 @@ use crate::event::transaction;
 use crate::extension::{self, Extension};
 use crate::functions::copy;
 use crate::member::{liveness, pages, room_defaults, user_rooms};
+use crate::nodes;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
 use crate::pg::role::as_role;
@@ -32,10 +33,15 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     let may_read = identity.service || authorizer::allows(room, Action::Read)?;
     let all = may_read && may_count(room, &tokens)?;
     if copy::is_read()? {
-        return if all { call.rows([copied(&extension, room)?]) } else { call.rows([]) };
+        return if all { call.rows([counted(&COPIED, &extension, room)?]) } else { call.rows([]) };
     }
     if !(all || visibility::is_by_built_in_policies(&extension, &identity)?) {
         return call.rows([]);
+    }
+    // Of several servers all, or what the policies show, is counted by SQL.
+    if nodes::scan::are_there(extension.database) {
+        let is_all = all || identity.service;
+        return if is_all { call.rows([counted(&ANYWHERE, &extension, room)?]) } else { call.rows([]) };
     }
     let answer =
         |[members, users]: [i64; 2]| call.rows([vec![Some(Datum::from(members)), Some(Datum::from(users))]]);
@@ -62,11 +68,23 @@ static COPIED: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-/// All members and users that the copy has.
-fn copied(extension: &Extension, room: &[u8]) -> Result<Vec<Option<Datum>>> {
+/// Of all servers.
+static ANYWHERE: Statement = Statement {
+    sql: c"select pg_catalog.count(*), pg_catalog.count(distinct here.user_id)
+           from (select user_id from presence.member
+                 where room operator(pg_catalog.=) $1
+                   and _presence._is_alive(key_hash, version, generation, deadline, session)
+                 union all
+                 select user_id from presence.shared
+                 where room operator(pg_catalog.=) $1 and _presence._is_elsewhere(node)) here",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+/// All members and users, by one of these.
+fn counted(statement: &'static Statement, extension: &Extension, room: &[u8]) -> Result<Vec<Option<Datum>>> {
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
-        let rows = connection.run(&COPIED, &[Some(varlena(room))], false)?;
+        let rows = connection.run(statement, &[Some(varlena(room))], false)?;
         Ok([0, 1].map(|column| rows.get(0, column)).to_vec())
     })
 }

@@ -157,7 +157,7 @@ fn note(extension: &Extension, key: &Key, what: What, version: u64, at: i64, row
     };
     transaction::push(
         extension,
-        Change { key: *key, what, version, at, joined_at, seen_at, image, previous: None },
+        Change { key: *key, what, version, at, joined_at, seen_at, image, node: None, previous: None },
     );
 }
 

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::event::transaction;
 use crate::extension::{Extension, Purpose};
 use crate::lease::slot::Key;
+use crate::nodes;
 use crate::pg::datum::varlena;
 use crate::pg::role::as_role;
 use crate::pg::snapshot::with_new_snapshot;
@@ -29,14 +30,30 @@ static OF_USER: Statement = Statement {
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID, pg_sys::BOOLOID],
 };
 
+/// The same with members of other servers, of whom no lease is known.
+static IN_ROOM_ANYWHERE: Statement = Statement {
+    sql: c"select pg_catalog.count(*) from ((select 1 from presence.member where room operator(pg_catalog.=) $1 \
+               and ($3 or _presence._is_alive(key_hash, version, generation, deadline, session)) limit $2) union all \
+               (select 1 from presence.shared where room operator(pg_catalog.=) $1 and _presence._is_elsewhere(node) limit $2)) here",
+    arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID, pg_sys::BOOLOID],
+};
+
+static OF_USER_ANYWHERE: Statement = Statement {
+    sql: c"select pg_catalog.count(*) from ((select 1 from presence.member where user_id operator(pg_catalog.=) $1 \
+               and ($3 or _presence._is_alive(key_hash, version, generation, deadline, session)) limit $2) union all \
+               (select 1 from presence.shared where user_id operator(pg_catalog.=) $1 and _presence._is_elsewhere(node) limit $2)) own",
+    arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID, pg_sys::BOOLOID],
+};
+
 /// After a member entered: a limited room has a seat for it, or it is refused. Who is inside is renewed and changed
 /// though the room is full.
 pub fn check_room(extension: &Extension, rooms: &Rooms, key: &Key, room: &[u8]) -> Result<()> {
     let Some(limit) = rooms.defaults(room)?.max_members else { return Ok(()) };
+    let members = if nodes::scan::are_there(extension.database) { &IN_ROOM_ANYWHERE } else { &IN_ROOM };
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let place = extension.hash(Purpose::RoomSeats, &[room]);
-        take_seat(&connection, key, place, Limit { what: "room", limit, members: &IN_ROOM, of: room })
+        take_seat(&connection, key, place, Limit { what: "room", limit, members, of: room })
     })
 }
 
@@ -46,10 +63,11 @@ pub fn check_user(extension: &Extension, identity: &Identity, key: &Key, user_id
     if limit == 0 || identity.service {
         return Ok(());
     }
+    let members = if nodes::scan::are_there(extension.database) { &OF_USER_ANYWHERE } else { &OF_USER };
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let place = extension.hash(Purpose::UserSeats, &[user_id]);
-        take_seat(&connection, key, place, Limit { what: "user", limit, members: &OF_USER, of: user_id })
+        take_seat(&connection, key, place, Limit { what: "user", limit, members, of: user_id })
     })
 }
 

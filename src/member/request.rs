@@ -322,6 +322,7 @@ impl Request {
                     joined_at: 0,
                     seen_at: 0,
                     image: Default::default(),
+                    node: None,
                     previous: None,
                 },
             );

@@ -55,6 +55,7 @@ pub fn after(firing: &TriggerCall) -> Result<()> {
         joined_at: row.time(Column::JoinedAt),
         seen_at: row.time(Column::LastSeenAt),
         image: Default::default(),
+        node: None,
         previous: None,
     };
     transaction::push(&firing.extension, change);

@@ -7,6 +7,7 @@ use crate::access::identity::Identity;
 use crate::error::Result;
 use crate::extension::Extension;
 use crate::functions::copy;
+use crate::nodes::{self, row::Shared, scan::Of};
 use crate::pg::datum::{hash_of, varlena};
 use crate::pg::role::as_role;
 use crate::pg::spi::{Connection, Statement};
@@ -24,6 +25,12 @@ pub fn is_in(extension: &Extension, user_id: &[u8], room: &[u8]) -> Result<bool>
         found = is_alive(extension, row);
         Ok(!found)
     })?;
+    if !found {
+        nodes::scan::of_user(extension, Of::Heard, user_id, Some(room), |_| {
+            found = true;
+            Ok(false)
+        })?;
+    }
     Ok(found)
 }
 
@@ -36,6 +43,13 @@ pub fn is_elsewhere(extension: &Extension, user_id: &[u8], room: &[u8]) -> Resul
             looked_at >= MOST_LOOKED_AT || (row.text(Column::Room) != Some(room) && is_alive(extension, row));
         Ok(!found)
     })?;
+    if !found {
+        nodes::scan::of_user(extension, Of::Heard, user_id, None, |row| {
+            looked_at += 1;
+            found = looked_at >= MOST_LOOKED_AT || row.text(Shared::Room) != Some(room);
+            Ok(!found)
+        })?;
+    }
     Ok(found)
 }
 
@@ -47,6 +61,11 @@ pub fn few_rooms(extension: &Extension, user_id: &[u8], most: usize) -> Result<O
         if is_alive(extension, row) {
             rooms.extend(row.text(Column::Room).map(<[u8]>::to_vec));
         }
+        Ok(rooms.len() <= most && looked_at < MOST_LOOKED_AT)
+    })?;
+    nodes::scan::of_user(extension, Of::Heard, user_id, None, |row| {
+        looked_at += 1;
+        rooms.extend(row.text(Shared::Room).map(<[u8]>::to_vec));
         Ok(rooms.len() <= most && looked_at < MOST_LOOKED_AT)
     })?;
     let is_all = rooms.len() <= most && looked_at < MOST_LOOKED_AT;
@@ -82,6 +101,12 @@ pub fn all_rooms(identity: &Identity, extension: &Extension) -> Result<Vec<Vec<u
                 rooms.push(room.to_vec());
             }
         }
+        let mut elsewhere = BTreeSet::new();
+        nodes::scan::of_user(extension, Of::Heard, user_id, None, |row| {
+            elsewhere.extend(row.text(Shared::Room).filter(|room| !known.contains(room)).map(<[u8]>::to_vec));
+            Ok(true)
+        })?;
+        rooms.extend(elsewhere);
         Ok(rooms)
     })
 }

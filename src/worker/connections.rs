@@ -13,6 +13,7 @@ use crate::event::record::{Kind, Record};
 use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::{liveness, scan};
+use crate::nodes::{self, row::Shared, scan::Of};
 use crate::pg::memory::Scratch;
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -108,6 +109,10 @@ impl Connections {
                 scan::of_member_id(extension, room, member_id, |row| {
                     add(self.group(Some(room), Some(member_id), row.varlena(Column::Audience)));
                     Ok(true)
+                })?;
+                nodes::scan::of_member_id(extension, Of::Told, room, member_id, |row| {
+                    add(self.group(Some(room), Some(member_id), row.varlena(Shared::Audience)));
+                    Ok(true)
                 })
             })?;
             scratch.clear();
@@ -115,6 +120,10 @@ impl Connections {
         for (room, user_id) in users {
             scratch.within(|| {
                 scan::of_user(extension, user_id, Some(room), |_| {
+                    add(self.user(Some(room), Some(user_id)));
+                    Ok(true)
+                })?;
+                nodes::scan::of_user(extension, Of::Told, user_id, Some(room), |_| {
                     add(self.user(Some(room), Some(user_id)));
                     Ok(true)
                 })

@@ -13,6 +13,7 @@ use super::copy::{self, Copying};
 use super::maintenance::{Maintenance, Verdict};
 use super::occupancy::push::Pushing;
 use super::occupancy::requests::Requests;
+use super::peers::Peers;
 use super::place::Place;
 use super::process::{self, transaction};
 use super::publish_schedule::Publishing;
@@ -128,6 +129,7 @@ struct Worker {
     requests: Requests,
     sweeping: Sweeping,
     copying: Copying,
+    peers: Peers,
     maintenance: Maintenance,
 }
 
@@ -140,6 +142,7 @@ impl Worker {
             requests: Requests::new(),
             sweeping: Sweeping::new(),
             copying: Copying::new(),
+            peers: Peers::new(),
             maintenance: Maintenance::new(),
         }
     }
@@ -151,7 +154,8 @@ impl Worker {
                 Verdict::Stay => {}
                 verdict => return DEPARTING.set(verdict == Verdict::Depart),
             }
-            let is_ours = self.copying.turn(&self.extension, &mut self.publishing.publisher)
+            let is_ours = self.peers.turn(&self.extension)
+                && self.copying.turn(&self.extension, &mut self.publishing.publisher)
                 && self.publishing.turn(&self.extension)
                 && self.pushing.turn(&self.extension, &mut self.publishing.publisher)
                 && self.requests.turn(&self.extension, &mut self.publishing.publisher)
@@ -169,6 +173,7 @@ impl Worker {
             .min(self.requests.next(&self.extension))
             .min(self.sweeping.next(&self.extension))
             .min(self.copying.next(self.extension.database, &self.publishing.publisher))
+            .min(self.peers.next(self.extension.database))
             .min(self.maintenance.next());
         let sleep = next.saturating_sub(clock::boot());
         // Between two publications commits need not wake us: the clock will.

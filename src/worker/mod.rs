@@ -18,6 +18,7 @@ pub mod maintenance;
 pub mod memory;
 pub mod occupancy;
 pub mod overdue;
+mod peers;
 pub mod place;
 pub mod process;
 pub mod publish_schedule;

@@ -394,7 +394,7 @@ fn is_cancel<T>(result: &std::result::Result<T, Failure>) -> bool {
 impl Done {
     fn published(&mut self, event: Ready, last_seen: &mut LastSeen, positions: &mut Vec<u64>) {
         let record = &event.record;
-        if record.kind == Kind::Leave {
+        if record.kind == Kind::Leave && record.node.is_none() {
             self.gone.push((record.hash, record.hidden_leave_version));
         }
         self.written.push(record.hash);

@@ -6,6 +6,7 @@ use crate::event::channel::{Channel, DOORBELLS, Scope, WIDE_DOORBELL, is_group, 
 use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::{scan, user_rooms};
+use crate::nodes::{self, row::Shared, scan::Of};
 use crate::pg::memory::Scratch;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -73,6 +74,17 @@ impl<'a> Roaming<'a> {
                     if Channel::new(self.extension, Scope::AllRooms, &token).is_held(self.extension)
                         && user_rooms::is_alive(self.extension, row)
                     {
+                        tokens.insert(token);
+                    }
+                }
+                Ok(members <= MOST_MEMBERS && self.looked_at <= MOST_IN_BATCH)
+            })?;
+            nodes::scan::of_room(self.extension, Of::Heard, room, |row| {
+                members += 1;
+                self.looked_at += 1;
+                if let Some(user_id) = row.text(Shared::UserId) {
+                    let token = roaming_token(user_id);
+                    if Channel::new(self.extension, Scope::AllRooms, &token).is_held(self.extension) {
                         tokens.insert(token);
                     }
                 }

@@ -85,7 +85,7 @@ impl Writer<'_> {
     /// The payload for the audience, and the one for service roles.
     fn payloads(&self, record: &Record, line: &LogEntry, for_service: bool) -> (String, String) {
         let seq = self.written.seq;
-        let rendered = Rendered::new(record, line, self.node.as_deref());
+        let rendered = Rendered::new(record, line, self.node_of(record));
         let payload = rendered.payload(record.kind, seq, line, None);
         if !for_service {
             return (payload, String::new());

@@ -350,6 +350,11 @@ impl<'a> Writer<'a> {
         rendered
     }
 
+    /// Where it happened.
+    pub(super) fn node_of<'r>(&'r self, record: &'r Record) -> Option<&'r [u8]> {
+        record.node.as_deref().or(self.node.as_deref())
+    }
+
     /// A row of the log.
     fn row(&self, record: &Record, line: &LogEntry) -> Values {
         let text = |field| line.image.get(field).map(varlena);
@@ -369,7 +374,7 @@ impl<'a> Writer<'a> {
             Some(Datum::from(record.at)),
             (record.kind != Kind::Room).then(|| Datum::from(record.joined_at)),
             Some(text_array(&line.audience)),
-            self.node.as_deref().map(varlena),
+            self.node_of(record).map(varlena),
         ]
     }
 

@@ -13,6 +13,7 @@ mod grace;
 mod install;
 mod memory;
 mod monitoring;
+mod nodes;
 mod occupancy;
 mod pace;
 mod protocols;

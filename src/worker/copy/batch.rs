@@ -73,7 +73,8 @@ impl Batch {
     }
 
     pub fn note(&mut self, record: &Record) {
-        if !self.is_wanted {
+        // What is elsewhere its own server copies.
+        if !self.is_wanted || record.node.is_some() {
             return;
         }
         match record.kind {

@@ -6,6 +6,7 @@ use crate::event::image::Field;
 use crate::extension::Extension;
 use crate::member::column::Column;
 use crate::member::scan;
+use crate::nodes::{self, row::Shared, scan::Of};
 use crate::pg::datum::bytes_of;
 use crate::pg::memory::Scratch;
 use crate::shared::occupancy::Numbers;
@@ -125,6 +126,11 @@ impl Counting<'_> {
                 }
                 // SAFETY: a text. (A copy, for what is unpacked in its place would stay until the end.)
                 body(&row.get(Column::UserId).map(|user| unsafe { bytes_of(user) }).unwrap_or_default());
+                Ok(true)
+            })?;
+            nodes::scan::of_room(self.extension, Of::Told, room, |row| {
+                pgrx::check_for_interrupts!();
+                body(row.text(Shared::UserId).unwrap_or_default());
                 Ok(true)
             })
         });

@@ -1,0 +1,112 @@
+//! The triggers of `presence.node`, which fire only where rows are replicated: a beat of a peer counts from the moment at which
+//! it is applied here, by the clock of this server. Whoever has seen it has seen all that was sent before.
+
+use super::subscription;
+use super::trigger_call::{Firing, Operation};
+use crate::error::{Error, Result, printable};
+use crate::extension::{self, Extension};
+use crate::pg::datum::{begins_with, bytes_of, varlena};
+use crate::pg::function::Call;
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
+use crate::shared::heard::Arrival;
+use crate::{settings, shared};
+use pgrx::pg_sys::{self, Datum, Oid};
+
+const TABLE: &str = "presence.node";
+const TYPES: [Oid; 5] =
+    [pg_sys::TEXTOID, pg_sys::INT8OID, pg_sys::INT8OID, pg_sys::TIMESTAMPTZOID, pg_sys::TEXTOID];
+
+struct Beat {
+    node: Vec<u8>,
+    epoch: u64,
+    beat: u64,
+    state: Vec<u8>,
+}
+
+impl Beat {
+    fn of(firing: &Firing) -> Result<Beat> {
+        let descriptor = firing.descriptor();
+        // SAFETY: a tuple of the descriptor, whose columns are looked at first.
+        unsafe {
+            if !begins_with(descriptor, &TYPES) {
+                return Err(Error::TooManyColumns);
+            }
+            let get = |column: i32| {
+                let mut null = false;
+                let value = pg_sys::SPI_getbinval(firing.newest(), descriptor, column, &mut null);
+                (!null).then_some(value)
+            };
+            let text = |column| get(column).map(|value| bytes_of(value)).unwrap_or_default();
+            let number = |column| get(column).map_or(0, |value| value.value() as u64);
+            Ok(Beat { node: text(1), epoch: number(2), beat: number(3), state: text(5) })
+        }
+    }
+
+    fn is_own(&self) -> bool {
+        settings::node_name().as_ref() == Some(&self.node)
+    }
+}
+
+static MAKE_WAY: Statement = Statement {
+    sql: c"delete from presence.node where node operator(pg_catalog.=) $1",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+fn before(call: &Call) -> Result<Option<Datum>> {
+    let firing = Firing::of(call, c"node", TABLE, pg_sys::TRIGGER_EVENT_BEFORE)?;
+    let beat = Beat::of(&firing)?;
+    if beat.is_own() {
+        note_echo(&extension::current()?, &beat);
+        return firing.skip();
+    }
+    // A table that is copied again must not stop the stream.
+    if firing.operation == Operation::Insert {
+        let extension = extension::current()?;
+        as_role(extension.owner_role, || {
+            Connection::open()?.run(&MAKE_WAY, &[Some(varlena(&beat.node))], true).map(|_| ())
+        })?;
+    }
+    firing.proceed()
+}
+
+/// A beat under this server's own name. Of another epoch it is another server's.
+fn note_echo(extension: &Extension, beat: &Beat) {
+    let is_ours = beat.epoch == extension.database.copy.epoch();
+    if !is_ours && !subscription::is_copying(c"node") {
+        note_conflict(extension, beat);
+    }
+}
+
+fn note_conflict(extension: &Extension, beat: &Beat) {
+    if extension.database.heard.note_conflict(extension.node_hash(&beat.node)) {
+        pgrx::warning!("presence_ext: two servers have the name \"{}\"", printable(&beat.node));
+    }
+}
+
+fn after(call: &Call) -> Result<Option<Datum>> {
+    let firing = Firing::of(call, c"node", TABLE, pg_sys::TRIGGER_EVENT_AFTER)?;
+    let beat = Beat::of(&firing)?;
+    if firing.operation != Operation::Delete && !beat.is_own() && subscription::is_ready() {
+        arrived(&extension::current()?, &beat);
+    }
+    Ok(Some(Datum::from(0)))
+}
+
+fn arrived(extension: &Extension, beat: &Beat) {
+    let (database, name) = (extension.database, extension.node_hash(&beat.node));
+    if beat.state == b"down" {
+        database.heard.hide(name);
+    } else {
+        match database.heard.note_arrival(name, beat.epoch, beat.beat) {
+            Arrival::Known => {}
+            // All that it sent until now is here and was told to nobody.
+            Arrival::New => database.ask_resync(),
+            Arrival::Conflict => note_conflict(extension, beat),
+        }
+    }
+    shared::wake(&database.worker.process);
+}
+
+crate::sql_function!(presence_node_before, pg_finfo_presence_node_before, before);
+crate::sql_function!(presence_node_after, pg_finfo_presence_node_after, after);

@@ -1,0 +1,244 @@
+//! The triggers of `presence.shared`, which fire only where rows are replicated: the worker writes past them.
+//!
+//! BEFORE leaves out what is not a peer's or not sound, gives rows versions of this server (clocks and counters of two servers
+//! say nothing of each other), and makes an INSERT of what is there an UPDATE: a table that is copied again must not stop the
+//! stream. AFTER makes events, as that of `presence.member` does.
+
+use super::check::is_sound;
+use super::row::{Shared, SharedRow};
+use super::trigger_call::{Firing, Operation};
+use super::{scan, subscription};
+use crate::error::Result;
+use crate::event::net_effect::{Change, What};
+use crate::event::record::Reason;
+use crate::event::transaction::{self, issue_version};
+use crate::extension::{self, Extension};
+use crate::lease::slot::{Key, Lease};
+use crate::pg::datum::varlena;
+use crate::pg::function::Call;
+use crate::pg::role::as_role;
+use crate::pg::spi::{Connection, Statement};
+use crate::{clock, settings};
+use pgrx::pg_sys::{self, Datum};
+use std::cell::{Cell, RefCell};
+
+const TABLE: &str = "presence.shared";
+
+/// What listeners hear of.
+const PUBLISHED: [Shared; 6] =
+    [Shared::UserId, Shared::Status, Shared::State, Shared::Metadata, Shared::Audience, Shared::Reason];
+/// What decides who sees a member.
+const VISIBILITY: [Shared; 2] = [Shared::Audience, Shared::UserId];
+
+thread_local! {
+    /// Which transaction copies a table, and of which servers it has made way.
+    static REPLACED: RefCell<(u32, Vec<Vec<u8>>)> = const { RefCell::new((0, Vec::new())) };
+    static IS_REPLACING: Cell<bool> = const { Cell::new(false) };
+}
+
+static REPLACE: Statement = Statement {
+    sql: c"delete from presence.shared where node operator(pg_catalog.=) $1",
+    arguments: &[pg_sys::TEXTOID],
+};
+
+static CHANGE: Statement = Statement {
+    sql: c"update presence.shared
+           set user_id = $2, status = $3, state = $4, metadata = $5, audience = $6, version = $7, generation = $8,
+               joined_at = $9, updated_at = $10, last_seen_at = $11, ttl = $12, session = $13, reason = $14, more = $15
+           where ctid operator(pg_catalog.=) $1",
+    arguments: &[
+        pg_sys::TIDOID,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::JSONBOID,
+        pg_sys::JSONBOID,
+        pg_sys::TEXTARRAYOID,
+        pg_sys::INT8OID,
+        pg_sys::INT8OID,
+        pg_sys::TIMESTAMPTZOID,
+        pg_sys::TIMESTAMPTZOID,
+        pg_sys::TIMESTAMPTZOID,
+        pg_sys::INTERVALOID,
+        pg_sys::BOOLOID,
+        pg_sys::TEXTOID,
+        pg_sys::JSONBOID,
+    ],
+};
+
+fn is_own(row: &SharedRow) -> bool {
+    settings::node_name().as_deref() == row.text(Shared::Node)
+}
+
+fn key_of(extension: &Extension, row: &SharedRow) -> Key {
+    let text = |column| row.text(column).unwrap_or_default();
+    let [node, room] = [Shared::Node, Shared::Room].map(text);
+    extension.key_elsewhere(node, room, text(Shared::MemberId), text(Shared::ConnectionId))
+}
+
+fn before(call: &Call) -> Result<Option<Datum>> {
+    let firing = Firing::of(call, c"shared", TABLE, pg_sys::TRIGGER_EVENT_BEFORE)?;
+    // SAFETY: a tuple of the trigger's relation.
+    let row = unsafe { SharedRow::deform(firing.newest(), firing.descriptor()) }?;
+    // Who follows all tables of a peer is sent this server's own rows, too.
+    if is_own(&row) {
+        return firing.skip();
+    }
+    if firing.operation == Operation::Delete {
+        return firing.proceed();
+    }
+    if !is_sound(&row) {
+        return firing.skip();
+    }
+    let extension = extension::current()?;
+    let key = key_of(&extension, &row);
+    let version = match firing.operation {
+        Operation::Update => {
+            // SAFETY: as above.
+            let old = unsafe { SharedRow::deform(firing.first(), firing.descriptor()) }?;
+            if is_seen_alike(&old, &row) {
+                old.number(Shared::Version)
+            } else {
+                issue_version(&key, !row.same(&old, &VISIBILITY)) as i64
+            }
+        }
+        _ => {
+            if subscription::is_copying(c"shared") {
+                replace(&extension, row.text(Shared::Node).unwrap_or_default())?;
+            }
+            if change(&extension, &row)? {
+                return firing.skip();
+            }
+            issue_version(&key, false) as i64
+        }
+    };
+    firing.proceed_with(Shared::Version as usize, version)
+}
+
+fn is_seen_alike(old: &SharedRow, row: &SharedRow) -> bool {
+    row.same(old, &PUBLISHED) && row.number(Shared::Generation) == old.number(Shared::Generation)
+}
+
+/// What is copied of a server takes the place of all that is here of it: who left meanwhile would stay for ever.
+fn replace(extension: &Extension, node: &[u8]) -> Result<()> {
+    // SAFETY: in a transaction that writes.
+    let transaction = u32::from(unsafe { pg_sys::GetTopTransactionId() });
+    let is_new = REPLACED.with_borrow_mut(|(copying, nodes)| {
+        if *copying != transaction {
+            (*copying, *nodes) = (transaction, Vec::new());
+        }
+        let is_new = !nodes.iter().any(|known| known == node);
+        if is_new {
+            nodes.push(node.to_vec());
+        }
+        is_new
+    });
+    if !is_new {
+        return Ok(());
+    }
+    // Until both tables are there its beats say nothing of what is here.
+    extension.database.heard.hide(extension.node_hash(node));
+    IS_REPLACING.set(true);
+    let replaced = as_role(extension.owner_role, || {
+        Connection::open()?.run(&REPLACE, &[Some(varlena(node))], true).map(|_| ())
+    });
+    IS_REPLACING.set(false);
+    replaced
+}
+
+/// Change the row that is there; false: there is none.
+fn change(extension: &Extension, row: &SharedRow) -> Result<bool> {
+    let key = [Shared::Room, Shared::MemberId, Shared::ConnectionId, Shared::Node];
+    let key = key.map(|column| (column, row.text(column).unwrap_or_default()));
+    let Some(mut place) = scan::place_of(&key)? else { return Ok(false) };
+    let mut values = vec![Some(Datum::from(&raw mut place))];
+    values.extend(row.values_from(Shared::UserId));
+    as_role(extension.owner_role, || {
+        let changed = Connection::open()?.run(&CHANGE, &values, true)?.count;
+        Ok(changed > 0)
+    })
+}
+
+fn after(call: &Call) -> Result<Option<Datum>> {
+    let firing = Firing::of(call, c"shared", TABLE, pg_sys::TRIGGER_EVENT_AFTER)?;
+    // SAFETY: tuples of the trigger's relation.
+    let (old, row) = unsafe {
+        (
+            SharedRow::deform(firing.first(), firing.descriptor())?,
+            SharedRow::deform(firing.newest(), firing.descriptor())?,
+        )
+    };
+    let extension = extension::current()?;
+    let node = row.text(Shared::Node).unwrap_or_default();
+    let is_news = !is_own(&row)
+        && !IS_REPLACING.get()
+        && extension.database.heard.is_told(extension.node_hash(node))
+        && !subscription::is_copying(c"shared");
+    if is_news {
+        match firing.operation {
+            Operation::Insert => entered(&extension, &row),
+            Operation::Update => changed(&extension, &old, &row),
+            // Who has said why they leave has left with that.
+            Operation::Delete if old.get(Shared::Reason).is_none() => left(&extension, &row, Reason::Left),
+            Operation::Delete => {}
+        }
+    }
+    Ok(Some(Datum::from(0)))
+}
+
+fn entered(extension: &Extension, row: &SharedRow) {
+    push(extension, row, What::Enter { lease: lease_of(row) }, row.number(Shared::Version) as u64);
+}
+
+fn changed(extension: &Extension, old: &SharedRow, row: &SharedRow) {
+    let version = row.number(Shared::Version) as u64;
+    let reason = |row: &SharedRow| {
+        row.text(Shared::Reason).map(|reason| Reason::from_name(reason).unwrap_or(Reason::Left))
+    };
+    match (reason(old), reason(row)) {
+        (None, Some(reason)) => push(extension, row, What::Leave { reason }, version),
+        (Some(_), None) => entered(extension, row),
+        (None, None) if version != old.number(Shared::Version) as u64 => {
+            let hidden = !row.same(old, &VISIBILITY);
+            let what = What::Update { lease: lease_of(row), old: hidden.then(|| old.image()) };
+            push(extension, row, what, version);
+        }
+        _ => {}
+    }
+}
+
+fn left(extension: &Extension, row: &SharedRow, reason: Reason) {
+    let version = issue_version(&key_of(extension, row), false);
+    push(extension, row, What::Leave { reason }, version);
+}
+
+fn push(extension: &Extension, row: &SharedRow, what: What, version: u64) {
+    let at = match (&what, row.get(Shared::Reason)) {
+        // One of which nothing was said.
+        (What::Leave { .. }, None) => clock::wall(),
+        _ => row.number(Shared::UpdatedAt),
+    };
+    let change = Change {
+        key: key_of(extension, row),
+        what,
+        version,
+        at,
+        joined_at: row.number(Shared::JoinedAt),
+        seen_at: row.number(Shared::LastSeenAt),
+        image: row.image(),
+        node: row.text(Shared::Node).map(|node| node.into()),
+        previous: None,
+    };
+    transaction::push(extension, change);
+}
+
+/// Of a member elsewhere only this is known of its lease, and nobody keeps it.
+fn lease_of(row: &SharedRow) -> Lease {
+    Lease {
+        version: row.number(Shared::Version) as u64,
+        generation: row.number(Shared::Generation) as u64,
+        ..Lease::default()
+    }
+}
+
+crate::sql_function!(presence_shared_before, pg_finfo_presence_shared_before, before);
+crate::sql_function!(presence_shared_after, pg_finfo_presence_shared_after, after);
