@@ -25,7 +25,7 @@ impl Copied {
         }
     }
 
-    /// In the launcher: flush what was written. Whether there was something.
+    /// In the launcher, or where that is gone: flush what was written. Whether there was something.
     pub fn flush(&self) -> bool {
         let written = self.written.load(Acquire);
         if written <= self.flushed.load(Acquire) {

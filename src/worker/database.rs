@@ -162,11 +162,17 @@ impl Worker {
                 && self.sweeping.turn(&self.extension, &mut self.publishing);
             // The extension was dropped, or is being dropped: look what there is now.
             is_stale = !is_ours;
-            self.wait();
+            if self.wait() {
+                if process::is_server_stopping() {
+                    self.copying.stop(&self.extension, &self.publishing.publisher);
+                }
+                process::stop();
+            }
         }
     }
 
-    fn wait(&self) {
+    /// Whether this process is to stop.
+    fn wait(&self) -> bool {
         let publication = self.publishing.next(&self.extension);
         let next = publication
             .min(self.pushing.next(&self.extension, &self.publishing.publisher))
@@ -178,6 +184,6 @@ impl Worker {
         let sleep = next.saturating_sub(clock::boot());
         // Between two publications commits need not wake us: the clock will.
         let deaf = sleep > 0 && self.publishing.publisher.has_events(&self.extension);
-        process::wait(Duration::from_micros(sleep.min(if deaf { 20_000 } else { 1_000_000 })), deaf);
+        process::rest(Duration::from_micros(sleep.min(if deaf { 20_000 } else { 1_000_000 })), deaf)
     }
 }

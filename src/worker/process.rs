@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::pg::subtransaction::{Failure, catch};
 use pgrx::pg_sys;
 use std::ffi::CStr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Take signals as the rest of the server does: SIGTERM ends the process wherever it is (`die`, not a flag that
@@ -29,9 +30,39 @@ unsafe fn set_signal(signal: i32, handler: unsafe extern "C-unwind" fn(i32)) {
     unsafe { pg_sys::pqsignal_be(signal, Some(handler)) };
 }
 
+/// This process is in `rest`: SIGTERM lets it say something first.
+static RESTS: AtomicBool = AtomicBool::new(false);
+static IS_TO_STOP: AtomicBool = AtomicBool::new(false);
+
 unsafe extern "C-unwind" fn on_term(signal: i32) {
+    if RESTS.load(Relaxed) {
+        IS_TO_STOP.store(true, Relaxed);
+        // SAFETY: this process's own latch; a signal handler may set it.
+        return unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
+    }
     // SAFETY: what every backend does on SIGTERM.
     unsafe { pg_sys::die(signal) }
+}
+
+/// The same as `wait`, of a process that has something to say in the end. Whether it is to stop now: then `stop`.
+pub fn rest(timeout: Duration, deaf: bool) -> bool {
+    RESTS.store(!deaf, Relaxed);
+    wait(timeout, deaf);
+    RESTS.store(false, Relaxed);
+    IS_TO_STOP.load(Relaxed)
+}
+
+/// Stop as SIGTERM does.
+pub fn stop() {
+    // SAFETY: what every backend does on SIGTERM.
+    unsafe { pg_sys::die(libc::SIGTERM) };
+    interrupts();
+}
+
+/// Whether the whole server stops, as the postmaster says in its file before it tells anybody; else somebody has ended this process.
+pub fn is_server_stopping() -> bool {
+    let file = std::fs::read("postmaster.pid").unwrap_or_default();
+    file.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"stopping"))
 }
 
 unsafe extern "C-unwind" fn on_hup(signal: i32) {

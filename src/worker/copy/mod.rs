@@ -215,6 +215,22 @@ impl Copying {
         true
     }
 
+    /// The server stops: others need not wait until they hear nothing.
+    pub fn stop(&self, extension: &Extension, publisher: &Publisher) {
+        let Some(copy) = publisher.copy.as_ref().filter(|copy| !copy.fails) else { return };
+        if !extension.database.copy.is_whole() {
+            return;
+        }
+        let said = as_owner(extension, c"saying that this server stops", || {
+            beat::write(extension, &copy.name, copy.members, "down")
+        });
+        if let Ok(Done::Is(())) = said {
+            // The launcher stops, too.
+            control().copied.note_commit();
+            control().copied.flush();
+        }
+    }
+
     /// Between batches, and never by anybody else: it would overtake what it stands for. None while the copy cannot be
     /// written.
     fn beat(&mut self, extension: &Extension, copy: &mut Copy) -> bool {
