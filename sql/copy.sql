@@ -61,7 +61,8 @@ comment on column presence.shared.status is 'a short text; NULL is none';
 comment on column presence.shared.state is 'the live state; of one that leaves, the last word';
 comment on column presence.shared.metadata is 'slow-changing facts';
 comment on column presence.shared.audience is 'who may see the member, besides its owner: a list of tokens';
-comment on column presence.shared.version is 'the version of the row that was copied';
+comment on column presence.shared.version is
+    'the version of the row that was copied; of a member elsewhere, one that this server has given';
 comment on column presence.shared.generation is 'the version with which this stay began';
 comment on column presence.shared.joined_at is 'when this stay began';
 comment on column presence.shared.updated_at is 'when status, state, metadata, audience or owner changed last';
@@ -80,7 +81,8 @@ comment on column presence.node.node is 'the name';
 comment on column presence.node.epoch is 'grows with each start of the server';
 comment on column presence.node.beat is 'grows every presence.node_beat';
 comment on column presence.node.beat_at is 'when that was, by the clock of that server';
-comment on column presence.node.state is 'restoring (members of before a crash are being put back) or up';
+comment on column presence.node.state is
+    'restoring (members of before a crash are being put back), up, or down: it has stopped';
 comment on column presence.node.members is 'how many members the copy has of it';
 comment on column presence.node.floor is 'no version or seq at or above this one was given out';
 comment on column presence.node.library is 'the version of its library';

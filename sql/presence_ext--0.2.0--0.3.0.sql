@@ -274,7 +274,8 @@ begin
         select p.oid::regprocedure from pg_proc p
         where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prorettype <> 'trigger'::regtype
           and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_health',
-                                '_trouble', '_fast_writes', '_granted', '_has_slot', '_tell_room', '_members', '_beat_age', '_reads')
+                                '_trouble', '_fast_writes', '_granted', '_has_slot', '_tell_room', '_members', '_beat_age', '_reads',
+                                'cluster', '_cluster_problems', '_peer')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;
@@ -664,7 +665,8 @@ comment on column presence.shared.status is 'a short text; NULL is none';
 comment on column presence.shared.state is 'the live state; of one that leaves, the last word';
 comment on column presence.shared.metadata is 'slow-changing facts';
 comment on column presence.shared.audience is 'who may see the member, besides its owner: a list of tokens';
-comment on column presence.shared.version is 'the version of the row that was copied';
+comment on column presence.shared.version is
+    'the version of the row that was copied; of a member elsewhere, one that this server has given';
 comment on column presence.shared.generation is 'the version with which this stay began';
 comment on column presence.shared.joined_at is 'when this stay began';
 comment on column presence.shared.updated_at is 'when status, state, metadata, audience or owner changed last';
@@ -683,7 +685,8 @@ comment on column presence.node.node is 'the name';
 comment on column presence.node.epoch is 'grows with each start of the server';
 comment on column presence.node.beat is 'grows every presence.node_beat';
 comment on column presence.node.beat_at is 'when that was, by the clock of that server';
-comment on column presence.node.state is 'restoring (members of before a crash are being put back) or up';
+comment on column presence.node.state is
+    'restoring (members of before a crash are being put back), up, or down: it has stopped';
 comment on column presence.node.members is 'how many members the copy has of it';
 comment on column presence.node.floor is 'no version or seq at or above this one was given out';
 comment on column presence.node.library is 'the version of its library';
@@ -1168,7 +1171,149 @@ $$;
 alter function presence.history(text, timestamptz, timestamptz, integer, text, text, bigint) support _presence._reads;
 alter function presence.changes(bigint, text, integer) support _presence._reads;
 
+-- Several servers: whether they hear each other, and what is missing.
+
+create function _presence._peer(node text, out heard interval, out has_conflict boolean, out members bigint) returns setof record
+    language c stable parallel restricted rows 1 as 'MODULE_PATHNAME', 'presence_peer';
+comment on function _presence._peer(text) is
+    'How long ago this server has seen a beat of that one, NULL if not since it started; whether two servers have its name; and '
+    'how many members this server has of it.';
+
+create function _presence._cluster_problems() returns setof text
+    language sql stable parallel restricted rows 10
+    set search_path = pg_catalog, pg_temp
+begin atomic
+    with ours as (
+        select c.oid, format('presence.%s', c.relname) as name from pg_class c
+        where c.oid in ('presence.shared'::regclass, 'presence.node'::regclass)
+    ), publications as (
+        select p.oid, p.pubname, p.pubtruncate, p.pubinsert and p.pubupdate and p.pubdelete as sends_all, p.puballtables,
+               ours.name, r.prqual, pg_get_expr(r.prqual, r.prrelid) as condition
+        from pg_publication p cross join ours
+        left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = ours.oid
+        where p.puballtables or r.oid is not null
+    ), subscriptions as (
+        select s.oid, s.subname, s.subenabled, s.substream, s.subowner, ours.name, r.srsubstate
+        from pg_subscription s join pg_subscription_rel r on r.srsubid = s.oid join ours on ours.oid = r.srrelid
+        where s.subdbid = (select d.oid from pg_database d where d.datname = current_database())
+    ), slots as (
+        select s.slot_name, s.active, s.wal_status, s.restart_lsn from pg_replication_slots s
+        where s.slot_type = 'logical' and s.database = current_database()
+          and exists (select from publications)
+    )
+    select 'this server has no name: set presence.node_name and restart it'
+    where _presence._node_name() is null
+    union all
+    select format('wal_level is %s, so nothing is sent to other servers: set it to logical and restart', current_setting('wal_level'))
+    where current_setting('wal_level') <> 'logical'
+    union all
+    select format('%s is in no publication: nobody can follow this server', o.name) from ours o
+    where not exists (select from publications p where p.name = o.name)
+    union all
+    select distinct format('publication %I sends TRUNCATE, which empties the table everywhere: alter publication %I set (publish = ''insert, update, delete'')',
+                  p.pubname, p.pubname)
+    from publications p where p.pubtruncate
+    union all
+    select distinct format('publication %I does not send all changes: alter publication %I set (publish = ''insert, update, delete'')',
+                  p.pubname, p.pubname)
+    from publications p where not p.sends_all
+    union all
+    select format('publication %I sends %s of all servers: it should have the condition node = %L', p.pubname, p.name,
+                  _presence._node_name())
+    from publications p where p.condition is null
+    union all
+    select format('publication %I sends %s where %s, and this server is called %s', p.pubname, p.name, p.condition,
+                  coalesce(quote_literal(_presence._node_name()), 'nothing'))
+    from publications p
+    where p.condition is distinct from format('(node = %L::text)', _presence._node_name()) and p.condition is not null
+    union all
+    select 'no subscription brings presence.shared: this server follows nobody' where not exists (select from subscriptions)
+    union all
+    select format('subscription %I does not bring %s: both tables belong into the publication', s.subname, o.name)
+    from (select distinct subname from subscriptions) s cross join ours o
+    where not exists (select from subscriptions other where other.subname = s.subname and other.name = o.name)
+    union all
+    select distinct format('subscription %I is disabled: alter subscription %I enable', s.subname, s.subname)
+    from subscriptions s where not s.subenabled
+    union all
+    select distinct format('subscription %I has no process: the server''s log says why it cannot connect or apply', s.subname)
+    from subscriptions s
+    where s.subenabled
+      and not exists (select from pg_stat_get_subscription(s.oid) a where a.relid is null and a.pid is not null)
+    union all
+    select format('subscription %I is copying %s', s.subname, s.name) from subscriptions s where s.srsubstate <> 'r'
+    union all
+    select distinct format('subscription %I waits for large transactions of others: alter subscription %I set (streaming = on)',
+                  s.subname, s.subname)
+    from subscriptions s where s.substream::text in ('f', 'false')
+    union all
+    select distinct format('subscription %I belongs to %s, who may not write under row-level security: it needs BYPASSRLS, or to own '
+                  'the extension', s.subname, r.rolname)
+    from subscriptions s join pg_roles r on r.oid = s.subowner
+    join pg_class c on c.oid = 'presence.shared'::regclass
+    where not r.rolsuper and not r.rolbypassrls and not pg_has_role(r.oid, c.relowner, 'usage')
+    union all
+    select format('slot %I is lost: its server has to subscribe anew', s.slot_name) from slots s where s.wal_status = 'lost'
+    union all
+    select format('nobody reads slot %I, for which %s of WAL are kept: bring its server back, or drop the slot', s.slot_name,
+                  pg_size_pretty(pg_wal_lsn_diff(case when not pg_is_in_recovery() then pg_current_wal_lsn() end, s.restart_lsn)))
+    from slots s where not s.active and s.wal_status <> 'lost'
+    union all
+    select 'max_slot_wal_keep_size is unlimited: a server that is away for long fills the disk of this one'
+    where exists (select from slots) and current_setting('max_slot_wal_keep_size') = '-1'
+    union all
+    select format('wal_retrieve_retry_interval is %s: for so long a server that was restarted is not followed',
+                  current_setting('wal_retrieve_retry_interval'))
+    where exists (select from subscriptions) and current_setting('wal_retrieve_retry_interval')::interval > '2 s'
+    union all
+    select format('another server has the name %s, too', quote_literal(_presence._node_name()))
+    from _presence._peer(_presence._node_name()) p where p.has_conflict;
+end;
+comment on function _presence._cluster_problems() is 'What presence.cluster() says of this server.';
+
+create function presence.cluster()
+    returns table (node text, state text, beat_age interval, members bigint, library text, problems text[])
+    language sql stable parallel restricted rows 10
+    set search_path = pg_catalog, pg_temp
+begin atomic
+    select n.node,
+           case when n.node = _presence._node_name() then n.state
+                when p.has_conflict then 'conflict'
+                when n.state = 'down' then 'down'
+                when _presence._is_elsewhere(n.node) then n.state
+                else 'silent' end,
+           p.heard,
+           p.members,
+           n.library,
+           case when n.node = _presence._node_name()
+                then array(select _presence._cluster_problems())
+                else array(select format('two servers have the name %L', n.node) where p.has_conflict
+                           union all
+                           select case when p.heard is null then 'nothing was heard of it since this server started'
+                                       else format('nothing was heard of it for %s s', round(extract(epoch from p.heard))) end
+                           where n.state <> 'down' and not _presence._is_elsewhere(n.node))
+           end
+    from presence.node n cross join lateral _presence._peer(n.node) p
+    union all
+    select _presence._node_name(), 'off', null, 0, null, array(select _presence._cluster_problems())
+    where not exists (select from presence.node n where n.node = _presence._node_name())
+    order by 1 nulls first;
+end;
+comment on function presence.cluster() is
+    'Each server that is known here: up, restoring, down (it has stopped), silent (nothing was heard for presence.node_timeout, '
+    'so its members are hidden) or conflict; how long ago it was heard, how many members this server has of it, the version of '
+    'its library, and in words what is wrong. The row of this server says what is missing in its own set-up. For members of '
+    'pg_monitor and the owner.';
+
+create function presence.forget_node(node text) returns bigint
+    language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_forget_node';
+comment on function presence.forget_node(text) is
+    'Delete what is here of a server that is gone for good, after its subscription was dropped. Returns how many members that '
+    'were. Refused (22023) for this server and one that is heard. For service roles (42501).';
+
 grant select on presence.node to pg_monitor;
+grant execute on function _presence._peer(text), _presence._is_elsewhere(text), _presence._cluster_problems(), presence.cluster()
+    to pg_monitor;
 
 -- New functions are executable by PUBLIC unless somebody says otherwise.
 revoke all on function
@@ -1176,6 +1321,7 @@ revoke all on function
     presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval),
     presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval),
     presence.update_many(jsonb), _presence._is_heard(text), _presence._is_elsewhere(text), _presence._reads(internal),
+    _presence._peer(text), _presence._cluster_problems(), presence.cluster(), presence.forget_node(text),
     _presence._shared_before(), _presence._shared_after(), _presence._node_before(), _presence._node_after(),
     _presence._shared_get(text, text, text), _presence._shared_list(text, integer, text[]), _presence._shared_occupancy(text),
     _presence._shared_rooms(text, integer, text), _presence._shared_state(text), _presence._shared_users(text)

@@ -43,7 +43,8 @@ extension_sql_file!("../sql/history.sql", name = "history", requires = ["listeni
 extension_sql_file!("../sql/sink.sql", name = "sink", requires = ["history"]);
 extension_sql_file!("../sql/standby.sql", name = "standby", requires = ["sink"]);
 extension_sql_file!("../sql/operating.sql", name = "operating", requires = ["standby"]);
-extension_sql_file!("../sql/columns.sql", name = "columns", requires = ["operating"]);
+extension_sql_file!("../sql/nodes.sql", name = "nodes", requires = ["operating"]);
+extension_sql_file!("../sql/columns.sql", name = "columns", requires = ["nodes"]);
 extension_sql_file!("../sql/kept.sql", name = "kept", requires = ["columns"]);
 extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
 

@@ -18,6 +18,14 @@ pub enum MemberIds {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum SinkScope {
+    #[name = c"own"]
+    Own,
+    #[name = c"all"]
+    All,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
 pub enum NotifyPayload {
     #[name = c"full"]
     Full,
@@ -64,6 +72,7 @@ static AUTHORIZER: Text = GucSetting::<Option<CString>>::new(Some(c""));
 static STATUS_RANK: Text = GucSetting::<Option<CString>>::new(Some(c""));
 static SINK: Text = GucSetting::<Option<CString>>::new(Some(c""));
 static MEMBER_IDS: GucSetting<MemberIds> = GucSetting::<MemberIds>::new(MemberIds::Own);
+static SINK_SCOPE: GucSetting<SinkScope> = GucSetting::<SinkScope>::new(SinkScope::Own);
 static NOTIFY_PAYLOAD: GucSetting<NotifyPayload> = GucSetting::<NotifyPayload>::new(NotifyPayload::Full);
 static SESSION_FEATURES: GucSetting<bool> = GucSetting::<bool>::new(true);
 static FAST_PATH: GucSetting<bool> = GucSetting::<bool>::new(true);
@@ -322,6 +331,14 @@ pub fn define(hooks: Hooks) {
         &SINK,
     );
     GucRegistry::define_enum_guc(
+        c"presence.sink_scope",
+        c"Whether the sink is given this server's own events, or also those of others.",
+        c"",
+        &SINK_SCOPE,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_enum_guc(
         c"presence.member_ids",
         c"Whether a user may choose any member_id, or only the own user id.",
         c"own: member_id is the user id. any: the first one to enter with a member_id has it until they \
@@ -552,6 +569,10 @@ pub fn max_per_user() -> i32 {
 
 pub fn member_ids() -> MemberIds {
     MEMBER_IDS.get()
+}
+
+pub fn sink_scope() -> SinkScope {
+    SINK_SCOPE.get()
 }
 
 pub fn notify_payload() -> NotifyPayload {

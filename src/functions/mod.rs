@@ -3,6 +3,7 @@
 pub mod arguments;
 pub mod bulk;
 pub mod channels;
+pub mod cluster;
 pub mod copy;
 pub mod identity;
 pub mod lease;

@@ -75,11 +75,15 @@ impl Heard {
 
     /// Two servers have this name. Whether that is news: nothing of it was seen for a while.
     pub fn note_conflict(&self, name: u64) -> bool {
-        let is_news = self.conflict_age(name).is_none_or(|age| age > CONFLICT);
+        let is_news = !self.has_conflict(name);
         if let Some((node, _)) = self.claim(name) {
             node.conflict_at.store(clock::boot(), Release);
         }
         is_news
+    }
+
+    pub fn has_conflict(&self, name: u64) -> bool {
+        self.conflict_age(name).is_some_and(|age| age <= CONFLICT)
     }
 
     /// How long ago that was seen last.

@@ -11,11 +11,12 @@ use crate::error::{Error, Result, printable};
 use crate::extension::{self, Extension};
 use crate::pg::datum::varlena;
 use crate::pg::role::as_role;
-use crate::pg::spi::{Connection, Statement};
+use crate::pg::spi::{Connection, Statement, statement};
 use crate::pg::subtransaction::Failure;
+use crate::settings::SinkScope;
 use crate::shared::Database;
 use crate::shared::error_status::Part;
-use crate::{clock, settings};
+use crate::{clock, nodes, settings};
 use pgrx::pg_sys::Datum;
 use pgrx::{pg_guard, pg_sys};
 use std::cell::RefCell;
@@ -166,8 +167,13 @@ static NEXT: Statement = Statement {
 
 /// The next events up to a seq; where the log does not reach back, a `resync` comes first. The audience says whom a line is
 /// for: who gained sight has one of their own.
-static BATCH: Statement = Statement {
-    sql: c"select pg_catalog.array_agg(b.e order by b.seq), pg_catalog.max(b.seq)
+macro_rules! batch {
+    ($arguments:expr, $of:literal) => {
+        statement!(
+            $arguments,
+            "select pg_catalog.array_agg(b.e order by b.seq)",
+            $of,
+            ", pg_catalog.max(b.seq)
            from ((select case when pg_catalog.starts_with(e.audience[pg_catalog.cardinality(e.audience)], '+')
                               then pg_catalog.jsonb_populate_record(e, pg_catalog.jsonb_build_object('audience',
                                        array(select token from pg_catalog.unnest(e.audience) token
@@ -180,9 +186,16 @@ static BATCH: Statement = Statement {
                  select pg_catalog.jsonb_populate_record(null::presence.event,
                             pg_catalog.jsonb_build_object('seq', _presence._log_floor(), 'event', 'resync')),
                         _presence._log_floor()
-                 where $1 operator(pg_catalog.<) _presence._log_floor()) b",
-    arguments: &[pg_sys::INT8OID, pg_sys::INT8OID],
-};
+                 where $1 operator(pg_catalog.<) _presence._log_floor()) b"
+        )
+    };
+}
+static BATCH: Statement = batch!([pg_sys::INT8OID, pg_sys::INT8OID], "");
+/// Of the server with this name: else what the function does would be done by each of several servers.
+static OWN_BATCH: Statement = batch!(
+    [pg_sys::INT8OID, pg_sys::INT8OID, pg_sys::TEXTOID],
+    " filter (where coalesce((b.e).node, $3) operator(pg_catalog.=) $3)"
+);
 
 /// Give the function its next batch. Returns whether there was one.
 fn feed(extension: &Extension) -> std::result::Result<bool, Failure> {
@@ -201,11 +214,19 @@ fn feed(extension: &Extension) -> std::result::Result<bool, Failure> {
                 .map_or(0, |position| position.value() as i64),
         };
         let last = Datum::from(last_that_fits(&connection, position)?);
-        let batch = connection.run(&BATCH, &[Some(Datum::from(position)), Some(last)], false)?;
-        let (Some(events), Some(last)) = (batch.get(0, 0), batch.get(0, 1)) else {
-            return Ok((position, false));
+        let position_and_last = [Some(Datum::from(position)), Some(last)];
+        let own = settings::node_name().filter(|_| nodes::scan::are_there(extension.database));
+        let batch = match own.filter(|_| settings::sink_scope() == SinkScope::Own) {
+            Some(own) => {
+                let [position, last] = position_and_last;
+                connection.run(&OWN_BATCH, &[position, last, Some(varlena(&own))], false)?
+            }
+            None => connection.run(&BATCH, &position_and_last, false)?,
         };
-        call(&connection, owner, &function, events)?;
+        let Some(last) = batch.get(0, 1) else { return Ok((position, false)) };
+        if let Some(events) = batch.get(0, 0) {
+            call(&connection, owner, &function, events)?;
+        }
         connection.run(&ADVANCE, &[key(), Some(last)], true)?;
         Ok((last.value() as i64, true))
     });

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// What needs a connection or a transaction of one's own, or is for whoever runs the server.
 const FUNCTIONS_LEFT_OUT: &str = "{act_as,listen,unlisten,channels,rotate_channels,grant_access,revoke_access,forget,\
-                                   sweep,wait_for_flush,worker_pid}";
+                                   sweep,wait_for_flush,worker_pid,cluster,forget_node}";
 /// Which is written by functions; monitoring; and the copy.
 const RELATIONS_LEFT_OUT: &str = "{member,health,shared,shared_online,node}";
 

@@ -2,6 +2,7 @@
 
 mod faults;
 mod live;
+mod operating;
 mod seen;
 
 use crate::common::{Cluster, Session, until};
@@ -34,9 +35,13 @@ impl Node {
             "wal_sender_timeout=2s",
         ]);
         let node = Node { name, cluster };
+        // With the least rights that do.
         node.service().run(&format!(
             "create publication presence_{name} for table presence.shared where (node = '{name}'),
-                 presence.node where (node = '{name}') with (publish = 'insert, update, delete')"
+                 presence.node where (node = '{name}') with (publish = 'insert, update, delete');
+             create role presence_peer login replication bypassrls;
+             grant usage on schema presence to presence_peer;
+             grant select on presence.shared, presence.node to presence_peer"
         ));
         node
     }
@@ -45,7 +50,7 @@ impl Node {
     pub fn follow(&self, peer: &Node) {
         let (name, host) = (peer.name, peer.cluster.display());
         self.service().run(&format!(
-            "create subscription presence_from_{name} connection 'host={host} dbname=app user=postgres'
+            "create subscription presence_from_{name} connection 'host={host} dbname=app user=presence_peer'
                  publication presence_{name} with (streaming = on, slot_name = 'presence_from_{name}_{}')",
             self.name
         ));
