@@ -62,7 +62,8 @@ fn answers(monitor: &mut Session) -> BTreeMap<String, Vec<Vec<String>>> {
 
 #[test]
 fn queries_answer_on_a_primary_and_on_a_standby() {
-    let cluster = Cluster::with(&["presence.node_name=a"]);
+    // One beat, so that the standby hears no other.
+    let cluster = Cluster::with(&["presence.node_name=a", "presence.node_beat=60s"]);
     cluster.sql("app", "create role monitor login in role pg_monitor");
     cluster.user("alice").run("select presence.upsert('lobby'); select presence.heartbeat('lobby')");
     cluster.service().flush();
@@ -90,6 +91,8 @@ fn queries_answer_on_a_primary_and_on_a_standby() {
     let standby = Standby::of(&cluster);
     let there = answers(&mut standby.user("monitor"));
     assert_eq!((value(&there, "worker_up").as_str(), value(&there, "members").as_str()), ("1", ""));
+    // Nothing heard is no number in `health`, and an alert would not see it.
+    assert!(value(&there, "beat_age_seconds").parse::<f64>().is_ok_and(|age| age > 0.0));
 }
 
 #[test]
