@@ -5,7 +5,7 @@ revoke all on all functions in schema presence, _presence from public;
 grant usage on schema presence to pg_monitor;
 grant select on presence.health to pg_monitor;
 grant execute on function _presence._health(), _presence._trouble(), _presence._fast_writes(), _presence._members(),
-    _presence._node_name(), _presence._beat_age(), _presence._peer(text), _presence._is_elsewhere(text),
+    _presence._node_name(), _presence._beat_age(), _presence._peer(text), _presence._is_heard(text),
     _presence._cluster_problems(), presence.cluster() to pg_monitor;
 grant select on presence.node to pg_monitor;
 

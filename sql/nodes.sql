@@ -65,7 +65,7 @@ begin atomic
     union all
     select distinct format('subscription %I has no process: the server''s log says why it cannot connect or apply', s.subname)
     from subscriptions s
-    where s.subenabled
+    where s.subenabled and not pg_is_in_recovery()
       and not exists (select from pg_stat_get_subscription(s.oid) a where a.relid is null and a.pid is not null)
     union all
     select format('subscription %I is copying %s', s.subname, s.name) from subscriptions s where s.srsubstate <> 'r'
@@ -107,7 +107,7 @@ begin atomic
            case when n.node = _presence._node_name() then n.state
                 when p.has_conflict then 'conflict'
                 when n.state = 'down' then 'down'
-                when _presence._is_elsewhere(n.node) then n.state
+                when _presence._is_heard(n.node) then n.state
                 else 'silent' end,
            p.heard,
            p.members,
@@ -118,7 +118,7 @@ begin atomic
                            union all
                            select case when p.heard is null then 'nothing was heard of it since this server started'
                                        else format('nothing was heard of it for %s s', round(extract(epoch from p.heard))) end
-                           where n.state <> 'down' and not _presence._is_elsewhere(n.node))
+                           where n.state <> 'down' and not _presence._is_heard(n.node))
            end
     from presence.node n cross join lateral _presence._peer(n.node) p
     union all

@@ -1,7 +1,7 @@
 //! What is said of a set-up, and what is done about servers that are gone.
 
 use super::{Node, two, until_heard, until_together};
-use crate::common::{PATIENCE, Session, until};
+use crate::common::{PATIENCE, Session, Standby, until};
 use std::time::{Duration, Instant};
 
 fn problems(session: &mut Session, node: &str) -> String {
@@ -30,6 +30,13 @@ fn a_set_up_that_works_is_said_to() {
     service.run("create role watcher login; grant pg_monitor to watcher");
     assert_eq!(a.user("watcher").number("select count(*) from presence.cluster()"), 2);
     assert_eq!(a.user("alice").fails("select presence.cluster()").code, "42501");
+    // Its standby hears what it hears, and has no subscription of its own to look after.
+    let standby = Standby::of(&a);
+    let mut there = standby.user("watcher");
+    until("the standby says the same", || {
+        there.rows("select node, state, problems from presence.cluster()")
+            == [["a", "up", "{}"], ["b", "up", "{}"]]
+    });
 }
 
 #[test]
