@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::event::image::Image;
 use crate::event::record::{Kind, Reason};
 use crate::event::transaction;
+use crate::extension::Extension;
 use crate::member::intent::Intent;
 use crate::member::{checks, delete};
 use crate::pg::datum::{text_array, varlena};
@@ -93,8 +94,7 @@ fn sql_same_json(call: &Call) -> Result<Option<Datum>> {
 }
 
 /// SQL `presence.delete_room(room)`.
-fn delete_room(call: &Call) -> Result<Option<Datum>> {
-    let extension = extension::current()?;
+fn delete_room(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
     validate::name("room", room)?;
     require_manage(room)?;
@@ -131,5 +131,5 @@ crate::sql_function!(presence_check_ttl, pg_finfo_presence_check_ttl, sql_check_
 crate::sql_function!(presence_next_version, pg_finfo_presence_next_version, sql_next_version);
 crate::sql_function!(presence_tell_room, pg_finfo_presence_tell_room, sql_tell_room);
 crate::sql_function!(presence_same_json, pg_finfo_presence_same_json, sql_same_json);
-crate::sql_function!(presence_delete_room, pg_finfo_presence_delete_room, delete_room);
+crate::verb!(presence_delete_room, pg_finfo_presence_delete_room, "presence.delete_room()", delete_room);
 crate::sql_function!(presence_keeps_history, pg_finfo_presence_keeps_history, sql_keeps_history);

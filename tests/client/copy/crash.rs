@@ -134,7 +134,7 @@ fn verbs_wait_for_those_who_come_back() {
     service.run("select count(presence.upsert('lobby', to_jsonb(n), user_id => 'u' || n)) from generate_series(1, 900) n");
     cluster
         .user("alice")
-        .run("select presence.upsert('zoo', '1'), presence.upsert('zoo', '1', connection_id => 'b')");
+        .run("select presence.upsert('zoo', '1'), presence.upsert('zoo', '1', connection_id => 'b'), presence.upsert('zone')");
     until_copied(&mut service);
     let stall = cluster.stall();
     cluster.stop("immediate");
@@ -155,10 +155,13 @@ fn verbs_wait_for_those_who_come_back() {
                 "1",
             ),
         ];
-        for (verb, answer) in verbs {
+        let removing = ("postgres", "select presence.delete_room('zone')", "1");
+        for (user, verb, answer) in
+            verbs.map(|(verb, answer)| ("alice", verb, answer)).into_iter().chain([removing])
+        {
             let (cluster, done) = (&cluster, &done);
             scope.spawn(move || {
-                assert_eq!(cluster.user("alice").value(verb), answer, "{verb}");
+                assert_eq!(cluster.user(user).value(verb), answer, "{verb}");
                 done.fetch_add(1, AcqRel);
             });
         }
@@ -169,6 +172,7 @@ fn verbs_wait_for_those_who_come_back() {
     let mut service = until_restored(&cluster);
     service.flush();
     assert_eq!(service.rows("select member_id, connection_id from presence.list('zoo')"), [["alice", "b"]]);
+    assert_eq!(service.number("select count(*) from presence.list('zone')"), 0);
     until_copied(&mut service);
     cluster.assert_sound();
 }

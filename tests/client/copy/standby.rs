@@ -116,6 +116,7 @@ fn verbs_and_listeners_are_sent_to_the_primary() {
         "delete_all()",
         "upsert_many('[]')",
         "delete_many('[]')",
+        "delete_room('lobby')",
         "listen()",
         "channels()",
         "rotate_channels()",
