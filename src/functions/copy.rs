@@ -25,7 +25,7 @@ pub fn is_read() -> Result<bool> {
     let Some(node) = settings::node_name() else { return Ok(false) };
     let extension = extension::current()?;
     // Before the worker has looked nobody knows whether anybody is missing, and the copy has not been heard of.
-    Ok(!extension.database.copy.is_whole() && is_heard(&extension, &node))
+    Ok(!extension.database.copy.reads_members() && is_heard(&extension, &node))
 }
 
 fn is_heard(extension: &Extension, node: &[u8]) -> bool {

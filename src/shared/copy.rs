@@ -48,6 +48,8 @@ pub struct CopyStatus {
     epoch: AtomicU64,
     /// Nobody is to be put back (any more).
     whole: AtomicBool,
+    /// The last page is in: from here on plans read the members.
+    read: AtomicBool,
     /// All rows were stored in this run of the server: their deadlines are of its clock.
     trusted: AtomicBool,
     /// When a page of them was put back, by the boot clock, or somebody began to wait; 0 is not yet.
@@ -68,7 +70,18 @@ impl CopyStatus {
     }
 
     pub fn is_whole_now(&self) {
+        self.members_are_read();
         self.whole.store(true, Release);
+    }
+
+    /// Whether readers are to read the members, and no more the copy.
+    pub fn reads_members(&self) -> bool {
+        self.read.load(Acquire)
+    }
+
+    /// Before the plans that read the copy are made anew: one that is made meanwhile would stay.
+    pub fn members_are_read(&self) {
+        self.read.store(true, Release);
     }
 
     pub fn trusts_rows(&self) -> bool {
@@ -101,6 +114,7 @@ impl CopyStatus {
     pub fn forget(&self) {
         self.epoch.store(0, Release);
         self.whole.store(false, Release);
+        self.read.store(false, Release);
         self.trusted.store(false, Release);
         self.at.store(0, Release);
     }

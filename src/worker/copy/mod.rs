@@ -257,6 +257,7 @@ impl Copying {
 
 /// Who was here is here.
 fn whole(database: &'static Database, count: u64) -> bool {
+    crate::injection::stall("whole");
     if count > 0 {
         pgrx::log!("presence_ext: put back {count} members");
         // Those of sessions are to leave; and whoever has listed meanwhile shall list again.

@@ -175,7 +175,7 @@ fn page(
         .map(|row| [0, 1, 2].map(|column| found.text(row, column).unwrap_or_default().to_vec()))
         .collect();
     let Some(last) = keys.last() else {
-        end(connection, node)?;
+        end(extension, connection, node)?;
         return Ok(Next::Whole(count));
     };
     let hash = |[room, member_id, connection_id]: &Key| extension.key(room, member_id, connection_id).hash;
@@ -215,9 +215,10 @@ fn values(key: &Key) -> [Option<Datum>; 3] {
     key.each_ref().map(|part| Some(varlena(part)))
 }
 
-fn end(connection: &Connection, node: &[u8]) -> Result<()> {
+fn end(extension: &Extension, connection: &Connection, node: &[u8]) -> Result<()> {
     forget_other_names(connection, node)?;
     connection.run(&NOTE_WHOLE, &[Some(varlena(node))], true)?;
+    extension.database.copy.members_are_read();
     plan_anew();
     crate::injection::stall("restored");
     Ok(())

@@ -102,6 +102,29 @@ fn members_come_back_as_they_were() {
     cluster.assert_sound();
 }
 
+/// A plan that is made at the very end of it, too, reads the members.
+#[test]
+fn no_plan_goes_on_reading_the_copy() {
+    let cluster = named(&[]);
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    alice.run("select presence.upsert('lobby', '1', ttl => '1 h')");
+    until_copied(&mut service);
+    let stall = cluster.stall();
+    cluster.stop("immediate");
+    start_stalled(&cluster, &stall, "whole");
+    let mut service = cluster.service();
+    until("everybody is back", || service.number("select count(*) from _presence._whole") == 1);
+    // A lease is in the members only.
+    let lease = "execute lease";
+    service.run("set plan_cache_mode = force_generic_plan;
+                 prepare lease as select count(*) from presence.list('lobby') l where l.expires_at is not null");
+    service.number(lease);
+    drop(stall);
+    assert!(cluster.user("alice").is("select presence.heartbeat('lobby')"));
+    assert_eq!(service.number(lease), 1);
+    cluster.assert_sound();
+}
+
 /// Whoever listed before all were back is told to list again.
 #[test]
 fn who_comes_too_early_lists_again() {
