@@ -35,9 +35,10 @@ pub enum What {
         lease: Lease,
         old: Option<Image>,
     },
-    /// Something that no event tells (unless the member comes back with it): ttl, session.
+    /// Something that no event tells (unless the member comes back with it): ttl, session. `copied`: the copy shall have it.
     Quiet {
         lease: Lease,
+        copied: bool,
     },
     /// The same data again: a renewal of this stay at commit.
     Renew {
@@ -57,14 +58,14 @@ impl What {
     /// The lease of a member that is here after this.
     pub fn lease(&self) -> Option<&Lease> {
         match self {
-            What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => Some(lease),
+            What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease, .. } => Some(lease),
             What::Renew { .. } | What::Leave { .. } | What::Signal { .. } => None,
         }
     }
 
     pub fn lease_mut(&mut self) -> Option<&mut Lease> {
         match self {
-            What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => Some(lease),
+            What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease, .. } => Some(lease),
             What::Renew { .. } | What::Leave { .. } | What::Signal { .. } => None,
         }
     }
@@ -86,6 +87,8 @@ struct Net<'a> {
     entered: bool,
     /// An update that others shall hear of.
     told: bool,
+    /// Something that the copy shall have.
+    copied: bool,
     old: Option<(&'a Image, u64)>,
     last: Option<&'a Change>,
     renewed: Option<Stay>,
@@ -115,7 +118,10 @@ impl<'a> Net<'a> {
                     self.old = Some((old, change.version - 1));
                 }
             }
-            What::Quiet { .. } => self.last = Some(change),
+            What::Quiet { copied, .. } => {
+                self.copied |= copied;
+                self.last = Some(change);
+            }
             What::Signal { old, .. } => {
                 self.last = Some(change);
                 self.old = self.old.or(old.as_ref().map(|old| (old, 0)));
@@ -130,6 +136,7 @@ impl<'a> Net<'a> {
                 self.gone_version = Some(change.version);
                 self.entered = false;
                 self.told = false;
+                self.copied = false;
                 self.old = None;
                 self.last = None;
                 self.renewed = None;
@@ -156,7 +163,7 @@ impl<'a> Net<'a> {
         }
         let Some(last) = self.last else { return };
         let lease = match &last.what {
-            What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease } => lease,
+            What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease, .. } => lease,
             What::Signal { kind, .. } => {
                 return out.push(record(last, *kind, Reason::None, &last.image, self.old, xid, 0));
             }
@@ -168,6 +175,10 @@ impl<'a> Net<'a> {
         } else if self.told || revived {
             let update = record(last, Kind::Update, Reason::None, &last.image, self.old, xid, generation);
             out.push(Record { revived, ..update });
+        } else if self.copied {
+            let mut quiet = record(last, Kind::Quiet, Reason::None, &last.image, None, xid, generation);
+            quiet.image.make_lean();
+            out.push(quiet);
         }
     }
 }
@@ -312,8 +323,16 @@ mod tests {
     }
 
     #[test]
+    fn a_quiet_change_is_for_the_copy_unless_an_event_tells_it() {
+        let quiet = |version| change(version, What::Quiet { lease: lease(version), copied: true });
+        assert_eq!(kinds(&[quiet(2), quiet(3)]), [(Kind::Quiet, 3)]);
+        assert_eq!(kinds(&[update(2, None), quiet(3)]), [(Kind::Update, 3)]);
+        assert_eq!(kinds(&[quiet(2), leave(3), enter(4)]), [(Kind::Leave, 3), (Kind::Enter, 4)]);
+    }
+
+    #[test]
     fn quiet_changes_and_renewals_tell_nobody() {
-        let quiet = change(2, What::Quiet { lease: lease(2) });
+        let quiet = change(2, What::Quiet { lease: lease(2), copied: false });
         assert_eq!(
             fold(std::slice::from_ref(&quiet), 1, in_time),
             (vec![(quiet.key, LeaseChange::Present(lease(2)))], vec![])
@@ -340,7 +359,9 @@ mod tests {
 
     #[test]
     fn any_change_tells_of_a_member_that_comes_back() {
-        for what in [What::Quiet { lease: lease(2) }, What::Update { lease: lease(2), old: None }] {
+        for what in
+            [What::Quiet { lease: lease(2), copied: false }, What::Update { lease: lease(2), old: None }]
+        {
             let (_, records) = fold(&[change(2, what)], 1, |_, _| true);
             assert_eq!((records.len(), records[0].kind, records[0].revived), (1, Kind::Update, true));
         }

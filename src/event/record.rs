@@ -18,6 +18,8 @@ pub enum Kind {
     Rotate = 5,
     /// The worker shall forget a user: after the events before.
     Forget = 6,
+    /// A member changed in what nobody is told (ttl, session, what becomes of it by itself): for its copy.
+    Quiet = 7,
 }
 
 /// Why a member left.
@@ -246,6 +248,7 @@ impl Record {
                 4 => Kind::Room,
                 5 => Kind::Rotate,
                 6 => Kind::Forget,
+                7 => Kind::Quiet,
                 _ => return None,
             },
             reason: Reason::from_byte(*bytes.get(at + 81)?),
@@ -280,7 +283,7 @@ pub mod strategies {
 
     prop_compose! {
         pub fn record()(
-            kind in prop::sample::select(vec![Kind::Enter, Kind::Update, Kind::Leave, Kind::Room, Kind::Rotate, Kind::Forget]),
+            kind in prop::sample::select(vec![Kind::Enter, Kind::Update, Kind::Leave, Kind::Room, Kind::Rotate, Kind::Forget, Kind::Quiet]),
             reason in 0..=5u8, xid in any::<u32>(), relation in any::<u32>(), hash in any::<u128>(),
             versions in any::<[u64; 3]>(), times in any::<[i64; 3]>(), revived in any::<bool>(),
             image in image(), old in option::of(image()), node in option::of(vec(any::<u8>(), 1..64)),

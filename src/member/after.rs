@@ -18,6 +18,7 @@ use crate::lease::slot::{Key, Lease, NEVER};
 use crate::pg::datum::uuid;
 use crate::pg::role::as_role;
 use crate::pg::spi::{Connection, Statement};
+use crate::settings;
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 
@@ -82,7 +83,7 @@ pub fn changed(extension: &Extension, old: &Row, row: &Row) {
         What::Renew { stay: lease.stay() }
     } else if row.same(old, &PUBLISHED_COLUMNS) && row.time(Column::UpdatedAt) == old.time(Column::UpdatedAt)
     {
-        What::Quiet { lease }
+        What::Quiet { lease, copied: settings::node_name().is_some() }
     } else {
         let hidden = !row.same(old, &VISIBILITY_COLUMNS);
         What::Update { lease, old: hidden.then(|| image_at(old, row.time(Column::UpdatedAt), None)) }

@@ -49,7 +49,7 @@ pub fn after(firing: &TriggerCall) -> Result<()> {
     }
     let change = Change {
         key: row.key(&firing.extension),
-        what: What::Quiet { lease },
+        what: What::Quiet { lease, copied: false },
         version: lease.version,
         at: row.time(Column::UpdatedAt),
         joined_at: row.time(Column::JoinedAt),

@@ -1,4 +1,5 @@
-//! Several updates of a member in one batch go out as one.
+//! Several updates of a member in one batch go out as one. What is only for its copy needs nothing of its own beside another
+//! event, for a member is copied as it is.
 
 use super::commit_gap::Ready;
 use crate::event::record::Kind;
@@ -10,6 +11,12 @@ pub fn conflate(records: Vec<Ready>) -> Vec<Ready> {
     let mut last: HashMap<u128, usize> = HashMap::new();
     for mut ready in records {
         let record = &mut ready.record;
+        if record.kind == Kind::Quiet
+            && let Some(earlier) = last.get(&record.hash).and_then(|place| kept[*place].as_mut())
+        {
+            earlier.positions.extend(ready.positions);
+            continue;
+        }
         let previous = last.insert(record.hash, kept.len()).filter(|_| record.kind != Kind::Room);
         if record.kind == Kind::Update
             && let Some(place) = previous

@@ -163,7 +163,7 @@ impl<'a> Writer<'a> {
         owner: &[u8],
     ) -> Result<()> {
         match record.kind {
-            Kind::Rotate => {}
+            Kind::Rotate | Kind::Quiet => {}
             Kind::Forget => self.forget(owner)?,
             Kind::Update => {
                 self.update(record, counted, audience, owner)?;

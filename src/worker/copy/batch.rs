@@ -78,7 +78,7 @@ impl Batch {
             return;
         }
         match record.kind {
-            Kind::Enter | Kind::Update => self.changed.push(record.hash),
+            Kind::Enter | Kind::Update | Kind::Quiet => self.changed.push(record.hash),
             Kind::Leave => {
                 let text = |field| record.image.get(field).unwrap_or_default().to_vec();
                 self.left.push(Left {

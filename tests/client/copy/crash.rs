@@ -102,6 +102,54 @@ fn members_come_back_as_they_were() {
     cluster.assert_sound();
 }
 
+/// What nobody is told of a member is copied, too.
+#[test]
+fn what_no_event_told_comes_back() {
+    let cluster = named(&["presence.restart_grace=1s"]);
+    let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
+    let mut bound = cluster.user("alice");
+    alice.run(
+        "select presence.upsert('longer', '1', ttl => '3 s');
+         select presence.upsert('staying', '1', ttl => '1 h');
+         select presence.upsert('keeping', '1', ttl => '1 h');
+         select presence.upsert('going', '1', ttl => '1 h')",
+    );
+    bound.run("select presence.upsert('freed', '1', session => true)");
+    bound.run("select presence.upsert('bound', '1', ttl => '1 h')");
+    alice.run(
+        "select presence.delete('staying', after => '2 s'); select presence.update('staying', '{\"n\": 2}')",
+    );
+    alice.run(
+        "select presence.upsert('keeping', '{\"call\": 1}', status => 'calling', revert_after => '2 s')",
+    );
+    until_copied(&mut service);
+    let told = service.number("select count(*) from presence.event");
+    // No event for any of these.
+    alice.run(
+        "select presence.update('longer', ttl => '1 h');
+         select presence.upsert('staying');
+         select presence.upsert('keeping', '{\"call\": 1}', status => 'calling');
+         select presence.delete('going', after => '1 h')",
+    );
+    bound.run("select presence.upsert('freed', session => false, ttl => '1 h')");
+    bound.run("select presence.upsert('bound', session => true)");
+    service.flush();
+    assert_eq!(service.number("select count(*) from presence.event"), told);
+    let held =
+        "select room, status, state, ttl, leaves_at is not null, reverts is not null from presence.member
+                where room <> 'bound' order by 1";
+    let before = service.rows(held);
+    until_copied(&mut service);
+    crash(&cluster);
+    let mut service = until_restored(&cluster);
+    until("the session's member has left", || service.number("select count(*) from presence.member") == 5);
+    std::thread::sleep(millis(4_000));
+    service.flush();
+    assert_eq!(service.rows(held), before);
+    assert_eq!(service.rows(EVENTS), [["leave", "bound", "alice", "disconnected"]]);
+    cluster.assert_sound();
+}
+
 /// A plan that is made at the very end of it, too, reads the members.
 #[test]
 fn no_plan_goes_on_reading_the_copy() {
