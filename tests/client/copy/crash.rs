@@ -284,15 +284,19 @@ fn a_crash_while_members_are_put_back() {
 /// As when the power goes: what nobody has flushed is lost. The member is not, and numbers go on.
 #[test]
 fn the_last_moment_may_be_missing_and_nothing_else() {
-    let cluster = named(&["wal_writer_delay=10s", "presence.node_beat=60s"]);
+    // Sessions write hint bits, and would flush at their commit what was written before.
+    let cluster = named(&["presence.node_beat=60s", "synchronous_commit=off"]);
     let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
     alice.run("select presence.upsert('lobby', '1', ttl => '1 h'), presence.upsert('side', ttl => '1 h')");
     service.flush();
     until("that is on disk", || {
         service.is("select pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()")
     });
-    let launcher = "select pid from pg_stat_activity where backend_type = 'presence_ext launcher'";
-    let frozen = Frozen::new(service.number(launcher));
+    // All who would flush.
+    let frozen = ["presence_ext launcher", "walwriter"].map(|kind| {
+        let pid = format!("select pid from pg_stat_activity where backend_type = '{kind}'");
+        Frozen::new(service.number(&pid))
+    });
     let lost = alice.number("select version from presence.upsert('lobby', '2')");
     alice.run("select presence.upsert('new', ttl => '1 h'), presence.delete('side')");
     service.flush();
