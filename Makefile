@@ -8,7 +8,7 @@ export PG_CONFIG
 # make soak MINUTES=30
 MINUTES ?= 30
 
-.PHONY: help demo demo-cluster live test test-all test-gateway memcheck soak lint install gateway package bench bench-gateway clean
+.PHONY: help demo demo-cluster live test test-all test-gateway memcheck soak lint all install gateway package bench bench-gateway clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ lint: ## formatting, clippy, shellcheck, and whether released upgrade scripts ar
 	@scripts/deps --test
 	@scripts/lint
 
+all: ## only build
+	@scripts/deps
+	@scripts/build
+
 install: ## a release build, into the PostgreSQL of PG_CONFIG
 	@scripts/deps
 	@scripts/install release
@@ -48,7 +52,7 @@ install: ## a release build, into the PostgreSQL of PG_CONFIG
 gateway: ## presence-gateway, for browsers: gateway/target/release/presence-gateway
 	@scripts/test-gateway build
 
-package: ## a directory tree and two .deb, under target/, looked at by lintian
+package: ## a directory tree, two .deb, and a zip for PGXN, under target/, looked at by lintian
 	@scripts/deps $$(command -v dpkg >/dev/null && echo lintian)
 	@scripts/package
 
