@@ -25,7 +25,7 @@ live: ## build, start a private PostgreSQL and the gateway, and open a page in t
 test: ## everything: lint, unit, in-server, SQL, isolation and client tests, and the gateway with real clients
 	@scripts/test
 
-test-all: ## the same on PostgreSQL 15, 17 (with assertions) and 18, and pg_upgrade; builds 17 and 18 once
+test-all: ## the same on PostgreSQL 15, 16, 17 (with assertions) and 18, and pg_upgrade; builds 17 and 18 once
 	@scripts/test-all
 
 test-gateway: ## the gateway's tests, with real clients from npm and Chromium; the extension that is installed
