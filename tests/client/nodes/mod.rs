@@ -32,7 +32,6 @@ impl Node {
             "presence.node_timeout=2s",
             "wal_level=logical",
             "wal_retrieve_retry_interval=200ms",
-            "wal_sender_timeout=2s",
         ]);
         let node = Node { name, cluster };
         // With the least rights that do.
