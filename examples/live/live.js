@@ -14,8 +14,10 @@ const $ = (id) => document.getElementById(id), board = $('board'), note = $('not
 let visitor, asking
 async function accessToken() {
   visitor = JSON.parse(localStorage.visitor ?? 'null')
-  if (!visitor || visitor.expires_at < Date.now() / 1000 + 60) {
-    asking ??= fetch('/anonymous', { method: 'POST' }).then((answer) => answer.json()).finally(() => { asking = null })
+  if (!visitor || visitor.expires_at < Date.now() / 1000 + 15 * 86400) { // half of its time is over
+    const headers = visitor ? { Authorization: `Bearer ${visitor.access_token}` } : {}
+    asking ??= fetch('/anonymous', { method: 'POST', headers }).then((answer) => (answer.ok ? answer.json() : Promise.reject(answer.status)))
+      .finally(() => { asking = null })
     localStorage.visitor = JSON.stringify(visitor = await asking)
   }
   return visitor.access_token
@@ -26,8 +28,17 @@ const me = { name: null, colour: 0, since: Date.now(), status: 'online', away: f
   note: [0, ''], ...JSON.parse(sessionStorage.me ?? '{}'), ...JSON.parse(localStorage.me ?? '{}') }
 addEventListener('pagehide', () => { sessionStorage.me = JSON.stringify({ ...me, typing: false, away: false }) })
 
+/// Name, colour and status are those of all tabs of this browser.
+const remember = () => { localStorage.me = JSON.stringify({ name: me.name, colour: me.colour, status: me.status }) }
+const fill = () => { [$('name').value, $('status').value] = [me.name, me.status] }
+addEventListener('storage', ({ key, newValue }) => {
+  if (key !== 'me' || !newValue) return
+  track(JSON.parse(newValue))
+  fill()
+})
+
 const client = supabase.createClient(location.origin, 'visitor', { accessToken })
-const channel = client.channel(new URLSearchParams(location.search).get('room') ?? 'live', { config: { presence: { enabled: true } } })
+const channel = client.channel(new URLSearchParams(location.search).get('room') || 'live', { config: { presence: { enabled: true } } })
 
 /// Change what others know, at most every OFTEN ms. What the server did not get is said again.
 let entered = false, waiting = null, last = 0
@@ -51,7 +62,7 @@ channel.subscribe(async (status, error) => {
   entered = false // and track again, once it is known who else is here
   connected(status === 'SUBSCRIBED')
   if (/jwt/i.test(error?.message)) { // from before the server had a new secret
-    delete localStorage.visitor
+    if (localStorage.visitor === JSON.stringify(visitor)) delete localStorage.visitor // another tab may have a new one
     await client.realtime.setAuth()
   }
 })
@@ -62,19 +73,25 @@ function enter() {
   const free = (all, key) => all.find((value) => !others.some((other) => other[key] === value)) ?? all[0]
   if (!me.name) {
     Object.assign(me, { name: free(NAMES.sort(() => Math.random() - 0.5), 'name'), colour: free([...COLOURS.keys()], 'colour') })
-    localStorage.me = JSON.stringify({ name: me.name, colour: me.colour })
+    remember()
   }
-  [$('name').value, $('status').value, note.value, entered] = [me.name, me.status, me.note[1], true]
+  fill();
+  [note.value, entered] = [me.note[1], true]
   track()
 }
 
-/// The members of the room, each once: tabs of one person are entries below one key. Others' states may be anything.
+/// Others' states may be anything: what is no number counts as `or`.
+const number = (value, or = 0) => (Number.isFinite(value) ? value : or)
+const share = (value) => Math.min(Math.max(number(value), 0), 1)
+
+/// The members of the room, each once: tabs of one person are entries below one key.
 function people() {
   return Object.entries(channel.presenceState()).map(([id, tabs]) => {
-    const { name, colour, status, cursor } = tabs.reduce((a, b) => (b.at > a.at ? b : a))
+    const { name, colour, status, cursor } = tabs.reduce((a, b) => (number(b.at) > number(a.at) ? b : a))
     const away = tabs.every((tab) => tab.away)
-    return { id, name: String(name ?? 'Somebody').slice(0, 24), colour, cursor, tabs, typing: tabs.some((tab) => tab.typing),
-      status: away ? 'away' : status === 'busy' ? 'busy' : 'online', since: Math.min(...tabs.map((tab) => Number(tab.since) || 0)) }
+    return { id, tabs, name: (typeof name === 'string' && name.trim().slice(0, 24)) || 'Somebody', colour: number(colour, -1),
+      cursor: Array.isArray(cursor) ? [share(cursor[0]), share(cursor[1])] : null, typing: tabs.some((tab) => tab.typing),
+      status: away ? 'away' : status === 'busy' ? 'busy' : 'online', since: Math.min(...tabs.map((tab) => number(tab.since))) }
   }).sort((a, b) => a.since - b.since || (a.id < b.id ? -1 : 1))
 }
 
@@ -115,8 +132,8 @@ function show() {
     set(item.querySelector('small'), 'textContent', words.filter(Boolean).join(' · '))
   })
   const others = all.filter(({ id }) => id !== visitor?.user_id)
-  each($('cursors'), 'cursor', all.filter((one) => Array.isArray(one.cursor) && (byKeys || others.includes(one))), (arrow, { name, cursor }) => {
-    const [x, y] = cursor.map((part) => `${Math.min(Math.max(Number(part) || 0, 0), 1) * 100}%`)
+  each($('cursors'), 'cursor', all.filter((one) => one.cursor && (byKeys || others.includes(one))), (arrow, { name, cursor }) => {
+    const [x, y] = cursor.map((part) => `${part * 100}%`)
     set(arrow.querySelector('span'), 'textContent', name)
     set(arrow, 'className', cursor[0] > 0.75 ? 'flip' : '')
     set(arrow.dataset, 'at', `${x} ${y}`) && (arrow.style.translate = arrow.dataset.at)
@@ -138,7 +155,9 @@ function show() {
 let carrying
 function takeNote(notes) {
   const newer = (a, b) => b[0] > a[0] || (b[0] === a[0] && b[1] > a[1])
-  const found = notes.filter((one) => Number.isSafeInteger(one?.[0]) && typeof one[1] === 'string').reduce((a, b) => (newer(a, b) ? b : a), me.note)
+  const fits = (one) => Array.isArray(one) && Number.isSafeInteger(one[0]) && one[0] < me.note[0] + 1e6 // more than is ever typed
+    && typeof one[1] === 'string' && one[1].length <= note.maxLength
+  const found = notes.filter(fits).reduce((a, b) => (newer(a, b) ? b : a), me.note)
   if (found === me.note) return
   const [before, after, { selectionStart, selectionEnd }] = [note.value, found[1], note]
   me.note = found
@@ -158,7 +177,7 @@ function connected(is) {
 }
 
 // What one does.
-const point = (x, y) => track({ cursor: [x, y].map((part) => Math.round(Math.min(Math.max(part, 0), 1) * 1e4) / 1e4), at: Date.now() })
+const point = (x, y) => track({ cursor: [x, y].map((part) => Math.round(share(part) * 1e4) / 1e4), at: Date.now() })
 board.addEventListener('pointermove', ({ clientX, clientY }) => {
   const box = board.getBoundingClientRect()
   byKeys = false
@@ -182,9 +201,12 @@ note.addEventListener('input', () => {
 })
 $('name').addEventListener('input', ({ target }) => {
   track({ name: target.value.trim() || NAMES[0], at: Date.now() })
-  localStorage.me = JSON.stringify({ name: me.name, colour: me.colour })
+  remember()
 })
-$('status').addEventListener('change', ({ target }) => track({ status: target.value, at: Date.now() }))
+$('status').addEventListener('change', ({ target }) => {
+  track({ status: target.value, at: Date.now() })
+  remember()
+})
 
 document.addEventListener('visibilitychange', () => {
   clearTimeout(hidden)

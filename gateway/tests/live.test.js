@@ -110,6 +110,40 @@ test('a second tab is the same person', async () => {
   await ann.page.bringToFront()
 })
 
+test('name and status are those of all tabs', async () => {
+  const second = await bob.tab()
+  await second.select('#status', 'busy')
+  await second.$eval('#name', (input) => input.select())
+  await second.type('#name', 'Robert')
+  await until('the first tab has them', async () => (await name(bob)) === 'Robert' && (await bob.page.$eval('#status', (select) => select.value)) === 'busy')
+  await bob.page.bringToFront()
+  await bob.page.mouse.move(310, 310, { steps: 2 }) // now the first tab is the newer one
+  await until('its cursor', async () => Boolean(await cursor(ann, 'Robert')))
+  await shows(ann, 'the new name', (all) => all.includes('Robert') && all.includes('Busy'))
+  await second.close()
+  await bob.page.select('#status', 'online')
+  await ann.page.bringToFront()
+  await shows(ann, 'one tab', (all) => !all.includes('tabs') && !all.includes('Busy'))
+})
+
+test('states of others may be anything', async () => {
+  const odd = { toString: null }
+  const note = await ann.page.$eval('#note', (note) => note.value)
+  for (const state of [{ name: odd }, { name: ' ' }, { since: odd }, { colour: odd }, { colour: 'length' }, { cursor: [odd] }, { cursor: 'ab' }, {},
+    { note: [Number.MAX_SAFE_INTEGER, 'for ever'] }, { note: [1e5, 'x'.repeat(501)] }, { note: [odd, odd] }]) {
+    const raw = await Raw.open(gateway)
+    assert.equal((await raw.join('live', token({ sub: 'odd' }))).status, 'ok')
+    raw.send('1', '2', 'live', 'presence', { event: 'track', payload: state })
+    assert.equal((await raw.reply('2')).payload.status, 'ok')
+    await shows(ann, `somebody: ${JSON.stringify(state)}`, (all) => all.includes('Somebody'))
+    raw.send('1', '3', 'live', 'phx_leave', {})
+    await shows(ann, 'who is gone', (all) => !all.includes('Somebody'))
+    raw.socket.close()
+  }
+  assert.equal(await ann.page.$eval('#note', (note) => note.value), note)
+  nothingWrong()
+})
+
 test('a reload changes nothing for others', async () => {
   await until('nobody types', async () => !(await list(bob)).join().includes('Typing'))
   await sleep(3500) // who has read the note carries it on
