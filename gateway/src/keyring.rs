@@ -42,8 +42,9 @@ impl KeyRing {
 
     /// For ever: read the file, if the keys are of one.
     pub async fn keep_reading(self: Arc<Self>, config: Config) {
-        let Some(file) = config.jwks.clone() else { return };
+        // Whoever has no file reloads nothing, and does not end of it.
         let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+        let Some(file) = config.jwks.clone() else { return };
         let mut known = None;
         loop {
             let path = file.clone();

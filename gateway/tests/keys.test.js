@@ -67,3 +67,12 @@ test('SIGHUP reads it, and ends nothing', async () => {
   await until('the newest key holds', async () => (await status('newest')) === 200)
   assert.equal(gateway.process.signalCode ?? gateway.process.exitCode, null)
 })
+
+test('SIGHUP ends nothing where there is no file, either', async () => {
+  const other = await Gateway.start(db)
+  other.process.kill('SIGHUP')
+  const ended = await Promise.race([other.exited.then(() => true), new Promise((done) => setTimeout(done, 500, false))])
+  assert.equal(ended, false)
+  assert.equal((await fetch(`${other.http}/healthz`)).status, 200)
+  await other.kill()
+})
