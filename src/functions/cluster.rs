@@ -3,6 +3,7 @@
 use crate::access::identity;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
+use crate::nodes::remains;
 use crate::pg::datum::{interval, varlena};
 use crate::pg::function::Call;
 use crate::pg::role::as_role;
@@ -29,17 +30,6 @@ static MEMBERS: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-static FORGET: [Statement; 2] = [
-    Statement {
-        sql: c"delete from presence.node where node operator(pg_catalog.=) $1",
-        arguments: &[pg_sys::TEXTOID],
-    },
-    Statement {
-        sql: c"delete from presence.shared where node operator(pg_catalog.=) $1",
-        arguments: &[pg_sys::TEXTOID],
-    },
-];
-
 /// SQL `presence.forget_node(node)`.
 fn forget_node(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let node = call.text(0).ok_or(Error::MissingArgument { argument: "node" })?;
@@ -56,11 +46,8 @@ fn forget_node(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     }
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
-        let mut forgotten = 0;
-        for statement in &FORGET {
-            forgotten = connection.run(statement, &[Some(varlena(node))], true)?.count;
-        }
-        Ok(Some(Datum::from(forgotten as i64)))
+        remains::delete_beat(&connection, node)?;
+        Ok(Some(Datum::from(remains::delete_members(&connection, node)? as i64)))
     })
 }
 

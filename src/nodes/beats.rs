@@ -1,14 +1,14 @@
 //! The triggers of `presence.node`, which fire only where rows are replicated: a beat of a peer counts from the moment at which
 //! it is applied here, by the clock of this server. Whoever has seen it has seen all that was sent before.
 
-use super::subscription;
 use super::trigger_call::{Firing, Operation};
+use super::{remains, subscription};
 use crate::error::{Error, Result, printable};
 use crate::extension::{self, Extension};
-use crate::pg::datum::{begins_with, bytes_of, varlena};
+use crate::pg::datum::{begins_with, bytes_of};
 use crate::pg::function::Call;
 use crate::pg::role::as_role;
-use crate::pg::spi::{Connection, Statement};
+use crate::pg::spi::Connection;
 use crate::shared::heard::Arrival;
 use crate::{settings, shared};
 use pgrx::pg_sys::{self, Datum, Oid};
@@ -48,11 +48,6 @@ impl Beat {
     }
 }
 
-static MAKE_WAY: Statement = Statement {
-    sql: c"delete from presence.node where node operator(pg_catalog.=) $1",
-    arguments: &[pg_sys::TEXTOID],
-};
-
 fn before(call: &Call) -> Result<Option<Datum>> {
     let firing = Firing::of(call, c"node", TABLE, pg_sys::TRIGGER_EVENT_BEFORE)?;
     let beat = Beat::of(&firing)?;
@@ -63,9 +58,7 @@ fn before(call: &Call) -> Result<Option<Datum>> {
     // A table that is copied again must not stop the stream.
     if firing.operation == Operation::Insert {
         let extension = extension::current()?;
-        as_role(extension.owner_role, || {
-            Connection::open()?.run(&MAKE_WAY, &[Some(varlena(&beat.node))], true).map(|_| ())
-        })?;
+        as_role(extension.owner_role, || remains::delete_beat(&Connection::open()?, &beat.node))?;
     }
     firing.proceed()
 }

@@ -5,6 +5,7 @@
 
 mod beats;
 mod check;
+pub mod remains;
 pub mod row;
 pub mod scan;
 mod subscription;

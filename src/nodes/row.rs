@@ -27,7 +27,7 @@ pub enum Shared {
 
 const COLUMNS: usize = 18;
 
-const TYPES: [Oid; COLUMNS] = [
+pub const TYPES: [Oid; COLUMNS] = [
     pg_sys::TEXTOID,
     pg_sys::TEXTOID,
     pg_sys::TEXTOID,

@@ -5,21 +5,20 @@
 //! stream. AFTER makes events, as that of `presence.member` does.
 
 use super::check::is_sound;
-use super::row::{Shared, SharedRow};
+use super::row::{Shared, SharedRow, TYPES};
 use super::trigger_call::{Firing, Operation};
-use super::{scan, subscription};
+use super::{remains, scan, subscription};
 use crate::error::Result;
 use crate::event::net_effect::{Change, What};
 use crate::event::record::Reason;
 use crate::event::transaction::{self, issue_version};
 use crate::extension::{self, Extension};
 use crate::lease::slot::{Key, Lease};
-use crate::pg::datum::varlena;
 use crate::pg::function::Call;
 use crate::pg::role::as_role;
 use crate::pg::spi::{Connection, Statement};
 use crate::{clock, settings};
-use pgrx::pg_sys::{self, Datum};
+use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::{Cell, RefCell};
 
 const TABLE: &str = "presence.shared";
@@ -36,33 +35,24 @@ thread_local! {
     static IS_REPLACING: Cell<bool> = const { Cell::new(false) };
 }
 
-static REPLACE: Statement = Statement {
-    sql: c"delete from presence.shared where node operator(pg_catalog.=) $1",
-    arguments: &[pg_sys::TEXTOID],
-};
-
 static CHANGE: Statement = Statement {
     sql: c"update presence.shared
            set user_id = $2, status = $3, state = $4, metadata = $5, audience = $6, version = $7, generation = $8,
                joined_at = $9, updated_at = $10, last_seen_at = $11, ttl = $12, session = $13, reason = $14, more = $15
            where ctid operator(pg_catalog.=) $1",
-    arguments: &[
-        pg_sys::TIDOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::JSONBOID,
-        pg_sys::JSONBOID,
-        pg_sys::TEXTARRAYOID,
-        pg_sys::INT8OID,
-        pg_sys::INT8OID,
-        pg_sys::TIMESTAMPTZOID,
-        pg_sys::TIMESTAMPTZOID,
-        pg_sys::TIMESTAMPTZOID,
-        pg_sys::INTERVALOID,
-        pg_sys::BOOLOID,
-        pg_sys::TEXTOID,
-        pg_sys::JSONBOID,
-    ],
+    arguments: &PLACE_AND_VALUES,
+};
+
+/// Where the row is, and its columns behind the key.
+const PLACE_AND_VALUES: [Oid; 1 + TYPES.len() - Shared::UserId as usize] = {
+    let first = Shared::UserId as usize;
+    let mut types = [pg_sys::TIDOID; 1 + TYPES.len() - Shared::UserId as usize];
+    let mut at = first;
+    while at < TYPES.len() {
+        types[1 + at - first] = TYPES[at];
+        at += 1;
+    }
+    types
 };
 
 fn is_own(row: &SharedRow) -> bool {
@@ -138,11 +128,9 @@ fn replace(extension: &Extension, node: &[u8]) -> Result<()> {
     // Until both tables are there its beats say nothing of what is here.
     extension.database.heard.hide(extension.node_hash(node));
     IS_REPLACING.set(true);
-    let replaced = as_role(extension.owner_role, || {
-        Connection::open()?.run(&REPLACE, &[Some(varlena(node))], true).map(|_| ())
-    });
+    let replaced = as_role(extension.owner_role, || remains::delete_members(&Connection::open()?, node));
     IS_REPLACING.set(false);
-    replaced
+    replaced.map(|_| ())
 }
 
 /// Change the row that is there; false: there is none.
