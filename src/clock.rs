@@ -1,5 +1,6 @@
 //! Two clocks: leases run on the boot clock, which nobody steps; the wall clock is for people to read.
 
+use crate::pg::snapshot::is_one_for_all;
 use crate::shared::control;
 use pgrx::pg_sys;
 use std::cell::Cell;
@@ -37,7 +38,7 @@ thread_local! {
 pub fn read_since() -> u64 {
     // SAFETY: plain reads of this process's state.
     let began = unsafe {
-        if pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 {
+        if is_one_for_all() {
             pg_sys::GetCurrentTransactionStartTimestamp()
         } else {
             pg_sys::GetCurrentStatementStartTimestamp()

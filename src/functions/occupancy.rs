@@ -13,6 +13,7 @@ use crate::nodes;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
 use crate::pg::role::as_role;
+use crate::pg::snapshot::is_one_for_all;
 use crate::pg::spi::{Connection, Statement};
 use crate::shared::leases::leases;
 use crate::shared::occupancy::Numbers;
@@ -109,18 +110,12 @@ fn are_kept_true(extension: &Extension) -> bool {
     let behind = settings::sweep_interval() + settings::notify_delay();
     let idle = if database.ring().used() == 0 { IDLE_WORKER } else { 0 };
     settings::fast_path()
-        && !sees_the_past()
+        && !is_one_for_all()
         && database.worker.pid.load(Acquire) != 0
         && database.owed_resync().is_none()
         && now <= database.numbers().current() + behind + idle
         && now <= leases().earliest(extension.database_index).saturating_add(behind)
         && transaction::is_all_published(database)
-}
-
-/// Whether the transaction has one snapshot for all its statements.
-fn sees_the_past() -> bool {
-    // SAFETY: a plain read of this process's state.
-    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
 }
 
 /// Whether the room's count_audience lets somebody with these tokens have the numbers.
@@ -133,7 +128,7 @@ fn may_count(room: &[u8], tokens: &[Vec<u8>]) -> Result<bool> {
 fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Result<[i64; 2]> {
     let read_since = clock::read_since();
     let start = liveness::start(extension.database_index);
-    let is_calm = !sees_the_past() && !extension.database.may_have_changed(read_since);
+    let is_calm = !is_one_for_all() && !extension.database.may_have_changed(read_since);
     // Keyed: among a million users two are the same once in ten million rooms.
     let hasher = RandomState::new();
     let mut users = Vec::new();

@@ -3,6 +3,12 @@
 use crate::error::Result;
 use pgrx::pg_sys;
 
+/// Whether the transaction has one snapshot for all its statements.
+pub fn is_one_for_all() -> bool {
+    // SAFETY: a plain read of this process's state.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
+}
+
 /// See what a statement that begins now would see: in a READ COMMITTED transaction, all that is committed.
 pub fn with_statement_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: inside a transaction.

@@ -4,6 +4,7 @@ use super::Heap;
 use super::indexes::Which;
 use crate::error::{Error, Result};
 use crate::member::row::Row;
+use crate::pg::snapshot::is_one_for_all;
 use pgrx::pg_sys;
 
 /// What a row is locked for.
@@ -23,7 +24,7 @@ impl Heap {
         };
         let mut place = found.place();
         let mut failure = pg_sys::TM_FailureData::default();
-        let flags = if is_one_snapshot() { 0 } else { pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION };
+        let flags = if is_one_for_all() { 0 } else { pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION };
         // SAFETY: the table is open and locked; the slot is of its kind, and cleared after the tuple was copied.
         unsafe {
             let slot = self.slot();
@@ -107,7 +108,7 @@ impl Heap {
             };
             pg_sys::ExecDropSingleTupleTableSlot(slot);
             pg_sys::CommandCounterIncrement();
-            if !is_stored && is_one_snapshot() && !self.sees(&mut other) {
+            if !is_stored && is_one_for_all() && !self.sees(&mut other) {
                 return Err(Error::ConcurrentUpdate);
             }
             Ok(is_stored)
@@ -172,10 +173,4 @@ unsafe fn update(
             }
         }
     }
-}
-
-/// Whether the transaction keeps to one snapshot: then it may not go by what others have committed since.
-fn is_one_snapshot() -> bool {
-    // SAFETY: a plain read of this process's state.
-    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
 }
