@@ -21,6 +21,7 @@ use crate::pg::function::Call;
 use crate::pg::jsonb::{self, Value};
 use crate::pg::role::as_role;
 use crate::pg::spi::Connection;
+use crate::shared::leases::awaited_key;
 use crate::validate;
 use crate::worker::{copy, last_seen, log};
 use pgrx::direct_function_call;
@@ -285,7 +286,7 @@ fn request(
     checks::state_size(patch.map(|patch| unsafe { bytes_of(patch) }).as_deref().as_slice())?;
     Ok(Request {
         verb,
-        key: extension.key(&room, &member_id, &connection_id),
+        key: awaited_key(extension, &room, &member_id, &connection_id),
         extension: *extension,
         room: varlena(&room),
         member_id: varlena(&member_id),

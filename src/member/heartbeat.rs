@@ -16,7 +16,7 @@ use crate::pg::function::Call;
 use crate::pg::role::as_role;
 use crate::pg::rows::Rows;
 use crate::pg::spi::{Connection, Statement};
-use crate::shared::leases::leases;
+use crate::shared::leases::{awaited_key, leases};
 use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
 
@@ -145,9 +145,7 @@ fn heartbeat(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     };
     let connection_id = call.text(2).unwrap_or_default();
     validate::key(room, member_id, connection_id)?;
-    let key = extension.key(room, member_id, connection_id);
-    // The slot lies anywhere in a large memory: ask for it before it is needed.
-    leases().prefetch(&key, true);
+    let key = awaited_key(&extension, room, member_id, connection_id);
     extension.database.counters.heartbeats.add(1);
     let renewed = Heartbeats::new(&extension, &identity)?.beat(key, clock::boot())?;
     Ok(Some(Datum::from(renewed)))

@@ -71,8 +71,6 @@ impl Request {
         if self.revert_after.is_some() && !self.extension.has_later_columns {
             return Err(Error::TooManyColumns);
         }
-        // Needed once the row is found; it lies anywhere in a large memory.
-        leases().prefetch(&self.key, true);
         let (mut tries, mut anew) = (Tries::new(&self.key), false);
         loop {
             // Who enters finds out by the index whether somebody has come meanwhile.

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::extension::Extension;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
+use crate::shared::leases::awaited_key;
 use crate::validate;
 use pgrx::pg_sys::Datum;
 
@@ -32,7 +33,7 @@ fn update(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     }
     let request = Request {
         verb: c"presence.update()",
-        key: extension.key(room, member_id, connection_id),
+        key: awaited_key(&extension, room, member_id, connection_id),
         extension,
         room: varlena(room),
         member_id: varlena(member_id),

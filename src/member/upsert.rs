@@ -14,6 +14,7 @@ use crate::lease::slot::NEVER;
 use crate::pg::datum::{is_named, varlena};
 use crate::pg::function::Call;
 use crate::pg::spi::Connection;
+use crate::shared::leases::awaited_key;
 use crate::{clock, settings, validate};
 use pgrx::pg_sys::{self, Datum};
 
@@ -58,7 +59,7 @@ fn upsert(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     }
     let request = Request {
         verb: c"presence.upsert()",
-        key: extension.key(room, member_id, connection_id),
+        key: awaited_key(&extension, room, member_id, connection_id),
         extension,
         room: varlena(room),
         member_id: varlena(member_id),

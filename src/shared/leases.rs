@@ -1,6 +1,8 @@
 //! The lease table in PostgreSQL's shared memory.
 
 use super::{locks, startup};
+use crate::extension::Extension;
+use crate::lease::slot::Key;
 use crate::lease::table::{LeaseTable, Locks};
 
 /// LWLocks as the table's locks.
@@ -21,4 +23,11 @@ pub fn leases() -> &'static LeaseTable<PartitionLocks> {
         Some(table) => table,
         None => crate::error::Error::NotPreloaded.raise(),
     }
+}
+
+/// The key of a member whose slot will be needed: it lies anywhere in a large memory, and is on its way from now on.
+pub fn awaited_key(extension: &Extension, room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Key {
+    let key = extension.key(room, member_id, connection_id);
+    leases().prefetch(&key, true);
+    key
 }
