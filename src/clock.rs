@@ -27,6 +27,12 @@ pub fn wall() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+/// Now, as members' times and events are told: on one clock, so that of two changes the later one never looks older.
+/// (The wall clock itself may be up to TOLERANCE ahead of or behind what `wall_of` says.)
+pub fn now() -> i64 {
+    wall_of(boot())
+}
+
 thread_local! {
     /// A beginning by the wall clock, and the same by the boot clock as it was worked out first: later the wall
     /// clock may have been set.

@@ -122,7 +122,7 @@ pub fn signal(extension: &Extension, kind: Kind, image: Image, old: Option<Image
             key,
             what: What::Signal { kind, old },
             version,
-            at: clock::wall(),
+            at: clock::now(),
             joined_at: 0,
             seen_at: 0,
             image,

@@ -110,12 +110,12 @@ pub fn left(
     } else if intent.expiring {
         let session = old.number(Column::Session);
         let over = session != 0 && !session::is_live(extension.database_index, session);
-        let at = if over { clock::wall() } else { expired_at(&key, old) };
+        let at = if over { clock::now() } else { expired_at(&key, old) };
         (if over { Reason::Disconnected } else { Reason::Expired }, at)
     } else {
         (
             intent.reason.map_or_else(|| caller().map(|caller| default_reason(&caller, old)), Ok)?,
-            clock::wall(),
+            clock::now(),
         )
     };
     let last_word = if leaving { old.varlena(Column::LastWord) } else { intent.last_word.as_deref() };
@@ -140,10 +140,10 @@ fn default_reason(caller: &Identity, old: &Row) -> Reason {
 fn expired_at(key: &Key, old: &Row) -> i64 {
     match liveness::slot(key, &old.lease()) {
         Some(slot) if slot.version == old.number(Column::Version) && slot.ttl > 0 => {
-            clock::wall_of(slot.last_seen.saturating_add(slot.ttl)).min(clock::wall())
+            clock::wall_of(slot.last_seen.saturating_add(slot.ttl)).min(clock::now())
         }
-        _ if old.get(Column::ExpiresAt).is_none() => clock::wall(),
-        _ => old.time(Column::ExpiresAt).min(clock::wall()),
+        _ if old.get(Column::ExpiresAt).is_none() => clock::now(),
+        _ => old.time(Column::ExpiresAt).min(clock::now()),
     }
 }
 

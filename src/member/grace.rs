@@ -113,7 +113,7 @@ fn last_seen_at(key: &Key, row: &Row, deadline: u64) -> i64 {
 
 /// Why one leaves that has said so, now that its lease is over, and when that was.
 pub fn end(extension: &Extension, key: &Key, row: &Row) -> (Reason, i64) {
-    let (now, ends) = (clock::wall(), row.time(Column::ExpiresAt));
+    let (now, ends) = (clock::now(), row.time(Column::ExpiresAt));
     let session = row.number(Column::Session);
     let is_session_over = session != 0 && !session::is_live(extension.database_index, session);
     let slot = liveness::slot(key, &row.lease()).filter(|slot| slot.version == row.number(Column::Version));

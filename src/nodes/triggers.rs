@@ -202,7 +202,7 @@ fn left(extension: &Extension, row: &SharedRow, reason: Reason) {
 fn push(extension: &Extension, row: &SharedRow, what: What, version: u64) {
     let at = match (&what, row.get(Shared::Reason)) {
         // One of which nothing was said.
-        (What::Leave { .. }, None) => clock::wall(),
+        (What::Leave { .. }, None) => clock::now(),
         _ => row.number(Shared::UpdatedAt),
     };
     let change = Change {
