@@ -5,6 +5,7 @@
 mod cases;
 mod clock;
 mod cluster;
+mod dice;
 mod everything;
 mod memory;
 mod mirror;
@@ -16,6 +17,7 @@ mod standby;
 pub use cases::{cases, number, seed};
 pub use clock::Clock;
 pub use cluster::{Cluster, Frozen, Stall, node, shell, signal, try_shell};
+pub use dice::Dice;
 pub use everything::use_everything;
 pub use memory::{kilobytes, memory, peak};
 pub use mirror::{Mirror, listed};

@@ -1,7 +1,7 @@
 //! Whatever callers write, they get an answer or a clear error, and nobody else notices.
 
-use super::hostile::{Dice, Surface, value};
-use crate::common::{Cluster, Session, memory, peak, until};
+use super::hostile::{Surface, value};
+use crate::common::{Cluster, Dice, Session, memory, peak, until};
 use std::collections::{BTreeMap, BTreeSet};
 
 const TRY: &str = "

@@ -3,6 +3,7 @@
 mod faults;
 mod live;
 mod operating;
+mod random;
 mod seen;
 
 use crate::common::{Cluster, Session, until};
