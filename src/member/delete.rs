@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::event::record::Reason;
 use crate::extension::Extension;
 use crate::lease::slot::Key;
+use crate::nodes;
 use crate::pg::datum::{hash_of, uuid, uuids, varlena};
 use crate::pg::function::Call;
 use crate::pg::role::as_role;
@@ -92,7 +93,11 @@ fn delete(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     )?;
     let connection = Connection::open()?;
     let store = Store::open(&extension, &identity, &connection)?;
-    Ok(Some(Datum::from(removal.run(&store)? as i32)))
+    let left = removal.run(&store)?;
+    if left == 0 {
+        nodes::notice::nobody_here(&extension, &identity, room, member_id, call.text(2))?;
+    }
+    Ok(Some(Datum::from(left as i32)))
 }
 
 /// One member, or all connections of one, that shall leave.

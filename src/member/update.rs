@@ -6,6 +6,7 @@ use super::{checks, revert, upsert};
 use crate::access::identity;
 use crate::error::{Error, Result};
 use crate::extension::Extension;
+use crate::nodes;
 use crate::pg::datum::varlena;
 use crate::pg::function::Call;
 use crate::shared::leases::awaited_key;
@@ -50,7 +51,11 @@ fn update(call: &Call, extension: Extension) -> Result<Option<Datum>> {
         owner: None,
         caller: identity.clone(),
     };
-    call.at_most_one_row(upsert::run(&request)?)
+    let updated = upsert::run(&request)?;
+    if updated.is_none() {
+        nodes::notice::nobody_here(&request.extension, &identity, room, member_id, Some(connection_id))?;
+    }
+    call.at_most_one_row(updated)
 }
 
 /// SQL `_presence._merge_patch(target jsonb, patch jsonb)`.

@@ -5,6 +5,7 @@
 
 mod beats;
 mod check;
+pub mod notice;
 pub mod remains;
 pub mod row;
 pub mod scan;

@@ -137,6 +137,28 @@ fn a_server_that_is_gone_is_forgotten() {
 }
 
 #[test]
+fn moderators_are_told_where_a_member_is() {
+    let (a, b) = two();
+    b.user("bob").run("select presence.upsert('lobby')");
+    let mut service = a.service();
+    until("bob is there", || service.number("select count(*) from presence.get('lobby', 'bob')") == 1);
+    service.run("set client_min_messages = 'error'; set log_min_messages = 'notice'");
+    for verb in ["delete('lobby', 'bob')", "update('lobby', '{}', 'bob')", "delete('lobby', 'bob', null)"] {
+        let said = || a.log().matches("this member is on server \"b\"").count();
+        let before = said();
+        service.rows(&format!("select presence.{verb}"));
+        until(verb, || said() == before + 1);
+    }
+    // Nobody is asked where nobody is, and users learn nothing.
+    let before = a.log().len();
+    service.run("select presence.delete('lobby', 'nobody')");
+    let mut bob = a.user("bob");
+    bob.run("select presence.delete('lobby')");
+    assert!(!a.log()[before..].contains("this member is on server"));
+    assert_eq!(service.number("select count(*) from presence.get('lobby', 'bob')"), 1);
+}
+
+#[test]
 fn a_sink_has_its_own_servers_events() {
     let (a, b) = two();
     let mut service = a.service();
