@@ -137,3 +137,17 @@ create function presence.forget_node(node text) returns bigint
 comment on function presence.forget_node(text) is
     'Delete what is here of a server that is gone for good, after its subscription was dropped. Returns how many members that '
     'were. Refused (22023) for this server and one that is heard. For service roles (42501).';
+
+-- Whoever follows all tables of another server is sent these, too, which are each server's own.
+create function _presence._stays_here() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_stays_here';
+comment on function _presence._stays_here() is 'Leaves out what a subscription brings.';
+create trigger presence_stays before insert or update or delete on _presence.secret
+    for each row execute function _presence._stays_here();
+create trigger presence_stays before insert or update or delete on _presence._last_seen
+    for each row execute function _presence._stays_here();
+create trigger presence_stays before insert or update or delete on _presence._sink
+    for each row execute function _presence._stays_here();
+alter table _presence.secret enable replica trigger presence_stays;
+alter table _presence._last_seen enable replica trigger presence_stays;
+alter table _presence._sink enable replica trigger presence_stays;

@@ -1448,6 +1448,20 @@ comment on function presence.forget_node(text) is
     'Delete what is here of a server that is gone for good, after its subscription was dropped. Returns how many members that '
     'were. Refused (22023) for this server and one that is heard. For service roles (42501).';
 
+-- Whoever follows all tables of another server is sent these, too, which are each server's own.
+create function _presence._stays_here() returns trigger
+    language c volatile as 'MODULE_PATHNAME', 'presence_stays_here';
+comment on function _presence._stays_here() is 'Leaves out what a subscription brings.';
+create trigger presence_stays before insert or update or delete on _presence.secret
+    for each row execute function _presence._stays_here();
+create trigger presence_stays before insert or update or delete on _presence._last_seen
+    for each row execute function _presence._stays_here();
+create trigger presence_stays before insert or update or delete on _presence._sink
+    for each row execute function _presence._stays_here();
+alter table _presence.secret enable replica trigger presence_stays;
+alter table _presence._last_seen enable replica trigger presence_stays;
+alter table _presence._sink enable replica trigger presence_stays;
+
 grant select on presence.node to pg_monitor;
 grant execute on function _presence._peer(text), _presence._is_heard(text), _presence._cluster_problems(), presence.cluster()
     to pg_monitor;
@@ -1459,7 +1473,7 @@ revoke all on function
     presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval),
     presence.update_many(jsonb), _presence._is_heard(text), _presence._is_elsewhere(text), _presence._reads(internal),
     _presence._peer(text), _presence._cluster_problems(), presence.cluster(), presence.forget_node(text),
-    _presence._shared_before(), _presence._shared_after(), _presence._node_before(), _presence._node_after(),
+    _presence._stays_here(), _presence._shared_before(), _presence._shared_after(), _presence._node_before(), _presence._node_after(),
     _presence._shared_get(text, text, text), _presence._shared_list(text, integer, text[]), _presence._shared_occupancy(text),
     _presence._shared_rooms(text, integer, text), _presence._shared_state(text), _presence._shared_users(text)
     from public;

@@ -8,7 +8,7 @@ use super::check::is_sound;
 use super::row::{Shared, SharedRow, TYPES};
 use super::trigger_call::{Firing, Operation};
 use super::{remains, scan, subscription};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::net_effect::{Change, What};
 use crate::event::record::Reason;
 use crate::event::transaction::{self, issue_version};
@@ -127,10 +127,24 @@ fn replace(extension: &Extension, node: &[u8]) -> Result<()> {
     }
     // Until both tables are there its beats say nothing of what is here.
     extension.database.heard.hide(extension.node_hash(node));
-    IS_REPLACING.set(true);
-    let replaced = as_role(extension.owner_role, || remains::delete_members(&Connection::open()?, node));
-    IS_REPLACING.set(false);
-    replaced.map(|_| ())
+    let _replacing = Replacing::begin();
+    as_role(extension.owner_role, || remains::delete_members(&Connection::open()?, node)).map(|_| ())
+}
+
+/// What is deleted meanwhile has not left. Ends also when an ERROR unwinds.
+struct Replacing;
+
+impl Replacing {
+    fn begin() -> Replacing {
+        IS_REPLACING.set(true);
+        Replacing
+    }
+}
+
+impl Drop for Replacing {
+    fn drop(&mut self) {
+        IS_REPLACING.set(false);
+    }
 }
 
 /// Change the row that is there; false: there is none.
@@ -228,5 +242,21 @@ fn lease_of(row: &SharedRow) -> Lease {
     }
 }
 
+/// Of tables that are each server's own: somebody's subscription to all tables of another brings them.
+fn stays_here(call: &Call) -> Result<Option<Datum>> {
+    let Some(data) = call.trigger() else {
+        return Err(Error::NotItsTrigger { table: "_presence.secret, _last_seen and _sink" });
+    };
+    // SAFETY: a plain look at this process's state.
+    let row = match unsafe { pg_sys::IsLogicalWorker() } {
+        // A null pointer that is not SQL NULL: the row is left alone.
+        true => std::ptr::null_mut(),
+        false if data.tg_newtuple.is_null() => data.tg_trigtuple,
+        false => data.tg_newtuple,
+    };
+    Ok(Some(Datum::from(row)))
+}
+
+crate::sql_function!(presence_stays_here, pg_finfo_presence_stays_here, stays_here);
 crate::sql_function!(presence_shared_before, pg_finfo_presence_shared_before, before);
 crate::sql_function!(presence_shared_after, pg_finfo_presence_shared_after, after);
