@@ -16,7 +16,7 @@ help: ## this list
 demo: ## build, start a private PostgreSQL, and watch three users come and go
 	@scripts/demo
 
-demo-cluster: ## a primary is killed while people watch; its standby takes over, and they stay
+demo-cluster: ## a primary is killed while people watch; its standby takes over, and they stay; then a second server
 	@scripts/demo-cluster
 
 live: ## build, start a private PostgreSQL and the gateway, and open a page in two windows

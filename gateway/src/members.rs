@@ -119,13 +119,13 @@ impl Members {
         }
     }
 
-    /// Members from before a restart under the same name.
+    /// Members from before a restart under the same name. Those of a gateway of that name at another server have no lease here.
     pub async fn adopt(self: &Arc<Self>) -> Result<usize, Trouble> {
         let rows = self
             .database
             .as_service(
                 "select room, member_id, connection_id, user_id, version from presence.online \
-                 where pg_catalog.starts_with(connection_id, $1)",
+                 where pg_catalog.starts_with(connection_id, $1) and expires_at is not null",
                 &[&format!("{}/", self.name)],
             )
             .await?;
