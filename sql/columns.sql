@@ -47,7 +47,8 @@ comment on column presence.event.connections is
     'how many members with the same room, member_id and audience there are after the event: 1 on enter is "came", 0 on leave '
     'is "went"; NULL where the event is no member''s';
 comment on column presence.event.reason is
-    'of a leave: left, expired, disconnected, removed or hidden (from those who may not see it any more); else NULL';
+    'of a leave: left, expired, disconnected, removed, unreachable (its server is not heard) or hidden (from those who may not '
+    'see it any more); else NULL';
 comment on column presence.event.at is 'when it happened; for an expiry, when the lease ended; NULL for position';
 comment on column presence.event.joined_at is 'when the stay began; NULL where the event is no member''s';
 comment on column presence.event.audience is
@@ -114,3 +115,5 @@ comment on column presence.health.fast_writes is
 comment on column presence.health.node is 'presence.node_name; NULL where that is empty';
 comment on column presence.health.beat_age is
     'how long ago the last beat was written; on a standby, seen: older than presence.node_timeout, and nobody is shown there. NULL: none was';
+comment on column presence.health.kept_wal is
+    'bytes of WAL that are kept for logical slots of this database which nobody reads just now: servers that are away; 0 without any';

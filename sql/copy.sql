@@ -106,6 +106,18 @@ comment on table _presence._whole is
     'The name under which presence.member has whom presence.shared has; no row: it has been emptied by a crash.';
 alter table _presence._whole enable row level security;
 
+-- After a crash nobody has been told anything, so it may be empty.
+create unlogged table _presence._unreachable (
+    node           text,
+    room           text,
+    member_id      text,
+    connection_id  text,
+    primary key (node, room, member_id, connection_id)
+);
+comment on table _presence._unreachable is
+    'Members of other servers that listeners were told have left, because their server is not heard.';
+alter table _presence._unreachable enable row level security;
+
 create function _presence._is_heard(node text) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_is_heard';
 comment on function _presence._is_heard(text) is
@@ -143,6 +155,10 @@ create function _presence._is_elsewhere(node text) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_is_elsewhere';
 comment on function _presence._is_elsewhere(text) is
     'Whether that is another server, of which this one has seen a beat within presence.node_timeout.';
+create function _presence._version_here(node text, version bigint) returns bigint
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_version_here';
+comment on function _presence._version_here(text, bigint) is
+    'The version with which a member of that server is shown here: newer than what was told of it before its server came back.';
 -- The columns of online.
 create view presence.shared_online with (security_invoker = true) as
 select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.metadata,

@@ -6,7 +6,7 @@ grant usage on schema presence to pg_monitor;
 grant select on presence.health to pg_monitor;
 grant execute on function _presence._health(), _presence._trouble(), _presence._fast_writes(), _presence._members(),
     _presence._node_name(), _presence._beat_age(), _presence._peer(text), _presence._is_heard(text),
-    _presence._cluster_problems(), presence.cluster() to pg_monitor;
+    _presence._is_copying(), _presence._cluster_problems(), presence.cluster() to pg_monitor;
 grant select on presence.node to pg_monitor;
 
 create function _presence._granted(role regrole) returns text[]
@@ -55,7 +55,7 @@ begin
         where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prorettype <> 'trigger'::regtype
           and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_health',
                                 '_trouble', '_fast_writes', '_granted', '_has_slot', '_tell_room', '_members', '_beat_age', '_reads',
-                                'cluster', '_cluster_problems', '_peer')
+                                'cluster', '_cluster_problems', '_is_copying', '_peer')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;

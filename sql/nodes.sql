@@ -98,6 +98,13 @@ begin atomic
 end;
 comment on function _presence._cluster_problems() is 'What presence.cluster() says of this server.';
 
+create function _presence._is_copying() returns boolean
+    language sql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+return exists (select from pg_subscription s join pg_subscription_rel r on r.srsubid = s.oid
+               where s.subenabled and r.srsubstate <> 'r' and r.srrelid in ('presence.shared'::regclass, 'presence.node'::regclass));
+comment on function _presence._is_copying() is 'Whether a subscription still copies what another server has.';
+
 create function presence.cluster()
     returns table (node text, state text, beat_age interval, members bigint, library text, problems text[])
     language sql stable parallel restricted rows 10
@@ -108,6 +115,7 @@ begin atomic
                 when p.has_conflict then 'conflict'
                 when n.state = 'down' then 'down'
                 when _presence._is_heard(n.node) then n.state
+                when p.heard is null and _presence._is_copying() then 'copying'
                 else 'silent' end,
            p.heard,
            p.members,
@@ -127,9 +135,9 @@ begin atomic
     order by 1 nulls first;
 end;
 comment on function presence.cluster() is
-    'Each server that is known here: up, restoring, down (it has stopped), silent (nothing was heard for presence.node_timeout, '
-    'so its members are hidden) or conflict; how long ago it was heard, how many members this server has of it, the version of '
-    'its library, and in words what is wrong. The row of this server says what is missing in its own set-up. For members of '
+    'Each server that is known here: up, restoring, down (it has stopped), copying (what it has is being copied for the first '
+    'time, or anew), silent (nothing was heard for presence.node_timeout; in both its members are hidden) or conflict; how long '
+    'ago it was heard, how many members this server has of it, the version of its library, and in words what is wrong. The row of this server says what is missing in its own set-up. For members of '
     'pg_monitor and the owner.';
 
 create function presence.forget_node(node text) returns bigint

@@ -53,14 +53,20 @@ select h.library_version,
        h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
        h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
        h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since,
-       _presence._fast_writes() as fast_writes, _presence._node_name() as node, _presence._beat_age() as beat_age
+       _presence._fast_writes() as fast_writes, _presence._node_name() as node, _presence._beat_age() as beat_age,
+       (select coalesce(pg_catalog.max(pg_catalog.pg_wal_lsn_diff(
+                   case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
+                        else pg_catalog.pg_current_wal_lsn() end, s.restart_lsn)), 0)::bigint
+        from pg_catalog.pg_replication_slots s
+        where s.slot_type operator(pg_catalog.=) 'logical' and not s.active
+          and s.database operator(pg_catalog.=) pg_catalog.current_database()) as kept_wal
 from _presence._health() h cross join _presence._trouble() t;
 comment on view presence.health is
     'One row: versions, the worker (none, starting, running, yielded, absent, standby), rows of members, lease '
     'slots used and their maximum, the event buffer in bytes, counters since the server started, the last error '
     'of the worker or the sink and its time, since when every attempt has failed (NULL: all is well), how many '
-    'members were written by the fast path (presence.fast_path), the name of the server and the age of its last '
-    'beat. Members of pg_monitor may read it.';
+    'members were written by the fast path (presence.fast_path), the name of the server, the age of its last '
+    'beat, and the WAL kept for slots that nobody reads. Members of pg_monitor may read it.';
 
 create function _presence._announce() returns void
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_announce';

@@ -354,14 +354,20 @@ select h.library_version,
        h.slots_used, h.slots_max, h.events_buffered_bytes, h.event_buffer_bytes, h.events_published,
        h.events_dropped, h.notifications_sent, h.heartbeats, h.expired, h.last_sweep_at, h.sweep_lag, h.resyncs,
        h.sink_position, h.sink_lag, h.last_error, t.last_error_at, t.failing_since,
-       _presence._fast_writes() as fast_writes, _presence._node_name() as node, _presence._beat_age() as beat_age
+       _presence._fast_writes() as fast_writes, _presence._node_name() as node, _presence._beat_age() as beat_age,
+       (select coalesce(pg_catalog.max(pg_catalog.pg_wal_lsn_diff(
+                   case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
+                        else pg_catalog.pg_current_wal_lsn() end, s.restart_lsn)), 0)::bigint
+        from pg_catalog.pg_replication_slots s
+        where s.slot_type operator(pg_catalog.=) 'logical' and not s.active
+          and s.database operator(pg_catalog.=) pg_catalog.current_database()) as kept_wal
 from _presence._health() h cross join _presence._trouble() t;
 comment on view presence.health is
     'One row: versions, the worker (none, starting, running, yielded, absent, standby), rows of members, lease '
     'slots used and their maximum, the event buffer in bytes, counters since the server started, the last error '
     'of the worker or the sink and its time, since when every attempt has failed (NULL: all is well), how many '
-    'members were written by the fast path (presence.fast_path), the name of the server and the age of its last '
-    'beat. Members of pg_monitor may read it.';
+    'members were written by the fast path (presence.fast_path), the name of the server, the age of its last '
+    'beat, and the WAL kept for slots that nobody reads. Members of pg_monitor may read it.';
 revoke all on function _presence._fast_writes(), _presence._members(), _presence._beat_age(), _presence._node_name() from public;
 grant execute on function _presence._fast_writes(), _presence._members(), _presence._beat_age(), _presence._node_name() to pg_monitor;
 
@@ -412,7 +418,7 @@ begin
         where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.prorettype <> 'trigger'::regtype
           and p.proname not in ('grant_access', 'revoke_access', 'act_as', '_announce', '_health',
                                 '_trouble', '_fast_writes', '_granted', '_has_slot', '_tell_room', '_members', '_beat_age', '_reads',
-                                'cluster', '_cluster_problems', '_peer')
+                                'cluster', '_cluster_problems', '_is_copying', '_peer')
     loop
         execute format('grant execute on function %s to %s', function_name, role);
     end loop;
@@ -847,6 +853,18 @@ comment on table _presence._whole is
     'The name under which presence.member has whom presence.shared has; no row: it has been emptied by a crash.';
 alter table _presence._whole enable row level security;
 
+-- After a crash nobody has been told anything, so it may be empty.
+create unlogged table _presence._unreachable (
+    node           text,
+    room           text,
+    member_id      text,
+    connection_id  text,
+    primary key (node, room, member_id, connection_id)
+);
+comment on table _presence._unreachable is
+    'Members of other servers that listeners were told have left, because their server is not heard.';
+alter table _presence._unreachable enable row level security;
+
 create function _presence._is_heard(node text) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_is_heard';
 comment on function _presence._is_heard(text) is
@@ -884,6 +902,10 @@ create function _presence._is_elsewhere(node text) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_is_elsewhere';
 comment on function _presence._is_elsewhere(text) is
     'Whether that is another server, of which this one has seen a beat within presence.node_timeout.';
+create function _presence._version_here(node text, version bigint) returns bigint
+    language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_version_here';
+comment on function _presence._version_here(text, bigint) is
+    'The version with which a member of that server is shown here: newer than what was told of it before its server came back.';
 -- What the worker makes of online when the first beat of another server comes: its members besides. Until then nobody plans for
 -- them. Nothing is said in the two halves, so that each is asked by its indexes.
 create view _presence._everywhere with (security_invoker = true) as
@@ -898,7 +920,7 @@ select m.room,
        m.metadata,
        case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
             then m.audience end as audience,
-       m.version,
+       case when m.node is null then m.version else _presence._version_here(m.node, m.version) end as version,
        m.joined_at,
        m.updated_at,
        case when m.node is null
@@ -1202,7 +1224,8 @@ comment on column presence.event.connections is
     'how many members with the same room, member_id and audience there are after the event: 1 on enter is "came", 0 on leave '
     'is "went"; NULL where the event is no member''s';
 comment on column presence.event.reason is
-    'of a leave: left, expired, disconnected, removed or hidden (from those who may not see it any more); else NULL';
+    'of a leave: left, expired, disconnected, removed, unreachable (its server is not heard) or hidden (from those who may not '
+    'see it any more); else NULL';
 comment on column presence.event.at is 'when it happened; for an expiry, when the lease ended; NULL for position';
 comment on column presence.event.joined_at is 'when the stay began; NULL where the event is no member''s';
 comment on column presence.event.audience is
@@ -1269,6 +1292,8 @@ comment on column presence.health.fast_writes is
 comment on column presence.health.node is 'presence.node_name; NULL where that is empty';
 comment on column presence.health.beat_age is
     'how long ago the last beat was written; on a standby, seen: older than presence.node_timeout, and nobody is shown there. NULL: none was';
+comment on column presence.health.kept_wal is
+    'bytes of WAL that are kept for logical slots of this database which nobody reads just now: servers that are away; 0 without any';
 
 -- Reading functions on a standby, which cannot read presence.member, nor plan to: each has a twin that reads the copy, made of its
 -- own text. A support function tells the planner which of the two it shall plan.
@@ -1408,6 +1433,13 @@ begin atomic
 end;
 comment on function _presence._cluster_problems() is 'What presence.cluster() says of this server.';
 
+create function _presence._is_copying() returns boolean
+    language sql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+return exists (select from pg_subscription s join pg_subscription_rel r on r.srsubid = s.oid
+               where s.subenabled and r.srsubstate <> 'r' and r.srrelid in ('presence.shared'::regclass, 'presence.node'::regclass));
+comment on function _presence._is_copying() is 'Whether a subscription still copies what another server has.';
+
 create function presence.cluster()
     returns table (node text, state text, beat_age interval, members bigint, library text, problems text[])
     language sql stable parallel restricted rows 10
@@ -1418,6 +1450,7 @@ begin atomic
                 when p.has_conflict then 'conflict'
                 when n.state = 'down' then 'down'
                 when _presence._is_heard(n.node) then n.state
+                when p.heard is null and _presence._is_copying() then 'copying'
                 else 'silent' end,
            p.heard,
            p.members,
@@ -1437,9 +1470,9 @@ begin atomic
     order by 1 nulls first;
 end;
 comment on function presence.cluster() is
-    'Each server that is known here: up, restoring, down (it has stopped), silent (nothing was heard for presence.node_timeout, '
-    'so its members are hidden) or conflict; how long ago it was heard, how many members this server has of it, the version of '
-    'its library, and in words what is wrong. The row of this server says what is missing in its own set-up. For members of '
+    'Each server that is known here: up, restoring, down (it has stopped), copying (what it has is being copied for the first '
+    'time, or anew), silent (nothing was heard for presence.node_timeout; in both its members are hidden) or conflict; how long '
+    'ago it was heard, how many members this server has of it, the version of its library, and in words what is wrong. The row of this server says what is missing in its own set-up. For members of '
     'pg_monitor and the owner.';
 
 create function presence.forget_node(node text) returns bigint

@@ -42,7 +42,7 @@ select m.room,
        m.metadata,
        case when m.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
             then m.audience end as audience,
-       m.version,
+       case when m.node is null then m.version else _presence._version_here(m.node, m.version) end as version,
        m.joined_at,
        m.updated_at,
        case when m.node is null

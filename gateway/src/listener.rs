@@ -170,8 +170,7 @@ impl Listener {
                     "leave" => {
                         let text =
                             |n: usize| row.try_get::<_, Option<&str>>(n).map(Option::unwrap_or_default);
-                        let key =
-                            crate::row::Key { member_id: text(4)?.into(), connection_id: text(5)?.into() };
+                        let key = crate::row::Key::here(text(4)?.into(), text(5)?.into());
                         let reason = text(7)?;
                         // Those that expired meanwhile are entered again with the others.
                         if matches!(reason, "removed" | "left") {

@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     fn member() -> (Member, Channel) {
-        let key = Key { member_id: "ann".into(), connection_id: "g/1".into() };
+        let key = Key::here("ann".into(), "g/1".into());
         let (told, _) = mpsc::channel(1);
         let channel = Channel { viewer: 1, told };
         (Member::new("r".into(), key, "ann".into()), channel)

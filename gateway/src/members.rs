@@ -63,7 +63,7 @@ impl Members {
         }
         let random: String = rand::rng().sample_iter(Alphanumeric).take(16).map(char::from).collect();
         let connection_id = format!("{}/{random}", self.name).into();
-        let key = Key { member_id: member_id.clone(), connection_id };
+        let key = Key::here(member_id.clone(), connection_id);
         let member = Arc::new(Member::new(room.clone(), key, user_id.clone()));
         member.bind(channel);
         members.push(member.clone());
@@ -99,8 +99,8 @@ impl Members {
             return;
         }
         let owner = (Arc::from(room), Arc::from(user_id), key.member_id.clone());
-        let member =
-            self.held().get(&owner).and_then(|all| all.iter().find(|member| member.key == *key).cloned());
+        let is_it = |member: &&Arc<Member>| member.key.is_alike(key);
+        let member = self.held().get(&owner).and_then(|all| all.iter().find(is_it).cloned());
         let Some(member) = member else { return };
         match reason {
             "removed" | "left" => {
@@ -132,7 +132,7 @@ impl Members {
         let at = Instant::now() + ADOPTED;
         for row in &rows {
             let text = |n: usize| row.try_get::<_, &str>(n).map(Arc::<str>::from);
-            let key = Key { member_id: text(1)?, connection_id: text(2)? };
+            let key = Key::here(text(1)?, text(2)?);
             let member = Arc::new(Member::new(text(0)?, key, text(3)?));
             member.adopt(row.try_get(4)?, at);
             let owner = (member.room.clone(), member.user_id.clone(), member.key.member_id.clone());

@@ -11,6 +11,20 @@ use crate::protocol;
 pub struct Key {
     pub member_id: Arc<str>,
     pub connection_id: Arc<str>,
+    /// Of several servers: the one where the member is. None of members of this gateway, who are where it writes them.
+    pub node: Option<Arc<str>>,
+}
+
+impl Key {
+    /// One that this gateway writes.
+    pub fn here(member_id: Arc<str>, connection_id: Arc<str>) -> Self {
+        Self { member_id, connection_id, node: None }
+    }
+
+    /// The same, but perhaps on different servers.
+    pub fn is_alike(&self, other: &Self) -> bool {
+        self.member_id == other.member_id && self.connection_id == other.connection_id
+    }
 }
 
 pub struct Row {
@@ -18,7 +32,6 @@ pub struct Row {
     pub user_id: Arc<str>,
     pub audience: Box<[Arc<str>]>,
     pub version: i64,
-    pub node: Option<Arc<str>>,
     /// For Phoenix: its state with `phx_ref`.
     pub meta: Box<str>,
     /// For server-sent events: all there is, but for the key.
@@ -42,7 +55,8 @@ pub struct Member {
 
 impl Member {
     pub fn key(&self) -> Key {
-        Key { member_id: self.member_id.clone(), connection_id: self.connection_id.clone() }
+        let node = self.node.clone();
+        Key { member_id: self.member_id.clone(), connection_id: self.connection_id.clone(), node }
     }
 
     /// None where the event was too long to have all of it.
@@ -69,7 +83,6 @@ impl Member {
             user_id: self.user_id,
             audience: self.audience.unwrap_or_default(),
             version: self.version,
-            node: self.node,
         })
     }
 }
@@ -82,15 +95,14 @@ impl Row {
             user_id: self.user_id.clone(),
             audience: Box::default(),
             version: self.version,
-            node: self.node.clone(),
             meta: Box::default(),
             details: Box::default(),
         })
     }
 
-    /// Whether it is the same state of the member: versions are of one server.
+    /// Whether it is the same state of the member.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.version == other.version && self.node == other.node
+        self.version == other.version && self.key == other.key
     }
 
     /// Rooms other than its own that its audience names.
@@ -102,10 +114,13 @@ impl Row {
 
     /// One JSON object.
     pub fn json(&self) -> String {
-        let key = serde_json::json!({
+        let mut key = serde_json::json!({
             "member_id": self.key.member_id, "connection_id": self.key.connection_id,
-        })
-        .to_string();
+        });
+        if let Some(node) = &self.key.node {
+            key["node"] = (&**node).into();
+        }
+        let key = key.to_string();
         format!("{},{}}}", key.trim_end_matches('}'), self.details)
     }
 }

@@ -55,7 +55,7 @@ fn row(member: &str, version: i64, audience: &[&str]) -> Row {
 }
 
 fn key(member: &str) -> Key {
-    Key { member_id: member.into(), connection_id: "".into() }
+    Key::here(member.into(), "".into())
 }
 
 fn load(rooms: &Rooms, room: &str, rows: Vec<Row>) {

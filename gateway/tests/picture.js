@@ -3,6 +3,9 @@ import { Raw, token, until } from './lib.js'
 
 let calls = 100
 
+/// Which version of which server, as `phx_ref` has it.
+export const reference = ({ node, version }) => (node ? `${node}.${version}` : `${version}`)
+
 class Shown {
   shown = new Map()
   errors = []
@@ -123,7 +126,7 @@ export class Events extends Shown {
   take(event, data) {
     this.events.push({ event, data })
     this.changed()
-    const id = (member) => `${member.member_id}\u0000${member.connection_id}`
+    const id = (member) => `${member.member_id}\u0000${member.connection_id}\u0000${member.node ?? ''}`
     if (event === 'state') this.shown = new Map(data.map((member) => [id(member), member]))
     else if (event === 'leave') {
       if (!this.shown.delete(id(data))) this.errors.push('a leave of what was not shown')
@@ -138,7 +141,7 @@ export class Events extends Shown {
   }
 
   versions() {
-    return [...this.shown.values()].map((m) => `${m.member_id} ${m.version} ${JSON.stringify(m.state)}`).sort().join('\n')
+    return [...this.shown.values()].map((m) => `${m.member_id} ${reference(m)} ${JSON.stringify(m.state)}`).sort().join('\n')
   }
 
   close() {

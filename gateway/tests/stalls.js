@@ -38,8 +38,8 @@ const threads = (pid) => {
 }
 
 export class Stalls {
-  constructor(db, gateways) {
-    Object.assign(this, { db, gateways })
+  constructor(dbs, gateways) {
+    Object.assign(this, { dbs, gateways })
     this.lost = new Int32Array(new SharedArrayBuffer(4))
     this.over = new Int32Array(new SharedArrayBuffer(4))
     new Worker(sleeper, { eval: true, workerData: { lost: this.lost, end: this.over, tick: TICK } }).unref()
@@ -54,8 +54,8 @@ export class Stalls {
 
   /// How long each thread has waited for a processor, in ms.
   waits() {
-    const [postmaster] = read(`${this.db.data}/postmaster.pid`).split('\n')
-    const servers = threads(postmaster).flatMap((thread) => read(`${thread}/children`).split(' ').filter(Boolean))
+    const postmasters = this.dbs.map((db) => read(`${db.data}/postmaster.pid`).split('\n')[0])
+    const servers = postmasters.flatMap(threads).flatMap((thread) => read(`${thread}/children`).split(' ').filter(Boolean))
     const pids = [process.pid, ...this.gateways.map((gateway) => gateway.process.pid), ...servers]
     return new Map(pids.flatMap(threads).map((thread) => [thread, Number(read(`${thread}/schedstat`).split(' ')[1] ?? 0) / 1e6]))
   }

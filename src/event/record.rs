@@ -32,6 +32,8 @@ pub enum Reason {
     Disconnected = 3,
     Removed = 4,
     Hidden = 5,
+    /// Its server is not heard.
+    Unreachable = 6,
 }
 
 impl Reason {
@@ -43,6 +45,7 @@ impl Reason {
             Reason::Disconnected => "disconnected",
             Reason::Removed => "removed",
             Reason::Hidden => "hidden",
+            Reason::Unreachable => "unreachable",
         })
     }
 
@@ -59,6 +62,7 @@ impl Reason {
             3 => Reason::Disconnected,
             4 => Reason::Removed,
             5 => Reason::Hidden,
+            6 => Reason::Unreachable,
             _ => Reason::None,
         }
     }
@@ -67,6 +71,11 @@ impl Reason {
 /// The bytes that a record without an old image takes in the ring, by the lengths of its fields.
 pub fn size_of_record(fields: [Option<usize>; FIELDS]) -> usize {
     (FIXED + Image::length(fields)).next_multiple_of(8)
+}
+
+/// The same of an image.
+pub fn size_of_record_of(image: &Image) -> usize {
+    (FIXED + image.len()).next_multiple_of(8)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -44,6 +44,9 @@ fn forget_node(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     if extension.database.heard.is_heard(extension.node_hash(node)) {
         return refused("It is heard. Drop its subscription first.");
     }
+    if extension.database.heard.replace(extension.node_hash(node)) {
+        extension.database.ask_resync();
+    }
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         remains::delete_beat(&connection, node)?;

@@ -114,6 +114,13 @@ fn sql_is_elsewhere(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(call.text(0).is_some_and(is_elsewhere))))
 }
 
+/// SQL `_presence._version_here(node, version)`: the version with which a member of another server is shown.
+fn sql_version_here(call: &Call) -> Result<Option<Datum>> {
+    let extension = extension::current()?;
+    let floor = call.text(0).map_or(0, |node| extension.database.heard.floor(extension.node_hash(node)));
+    Ok(call.datum(1).map(|version| Datum::from((version.value() as i64).max(floor as i64))))
+}
+
 static MEMBERS: Statement =
     Statement { sql: c"select pg_catalog.count(*) from presence.member", arguments: &[] };
 
@@ -138,6 +145,7 @@ fn sql_beat_age(_call: &Call) -> Result<Option<Datum>> {
 }
 
 crate::sql_function!(presence_reads, pg_finfo_presence_reads, sql_reads);
+crate::sql_function!(presence_version_here, pg_finfo_presence_version_here, sql_version_here);
 crate::sql_function!(presence_is_heard, pg_finfo_presence_is_heard, sql_is_heard);
 crate::sql_function!(presence_is_elsewhere, pg_finfo_presence_is_elsewhere, sql_is_elsewhere);
 crate::sql_function!(presence_members, pg_finfo_presence_members, sql_members);

@@ -113,10 +113,7 @@ pub fn left(
         let at = if over { clock::now() } else { expired_at(&key, old) };
         (if over { Reason::Disconnected } else { Reason::Expired }, at)
     } else {
-        (
-            intent.reason.map_or_else(|| caller().map(|caller| default_reason(&caller, old)), Ok)?,
-            clock::now(),
-        )
+        (intent.reason.map_or_else(|| caller().map(|caller| default_reason(&caller, old)), Ok)?, clock::now())
     };
     let last_word = if leaving { old.varlena(Column::LastWord) } else { intent.last_word.as_deref() };
     let image = image_at(old, at, last_word);

@@ -2,7 +2,7 @@
 //! it is applied here, by the clock of this server. Whoever has seen it has seen all that was sent before.
 
 use super::trigger_call::{Firing, Operation};
-use super::{remains, subscription};
+use super::{remains, subscription, unreachable};
 use crate::error::{Error, Result, printable};
 use crate::extension::{self, Extension};
 use crate::pg::datum::{begins_with, bytes_of};
@@ -81,12 +81,13 @@ fn after(call: &Call) -> Result<Option<Datum>> {
     let firing = Firing::of(call, c"node", TABLE, pg_sys::TRIGGER_EVENT_AFTER)?;
     let beat = Beat::of(&firing)?;
     if firing.operation != Operation::Delete && !beat.is_own() && subscription::is_ready() {
-        arrived(&extension::current()?, &beat);
+        arrived(&extension::current()?, &beat)?;
     }
     Ok(Some(Datum::from(0)))
 }
 
-fn arrived(extension: &Extension, beat: &Beat) {
+fn arrived(extension: &Extension, beat: &Beat) -> Result<()> {
+    unreachable::exclude_the_worker();
     let (database, name) = (extension.database, extension.node_hash(&beat.node));
     if beat.state == b"down" {
         database.heard.hide(name);
@@ -94,11 +95,17 @@ fn arrived(extension: &Extension, beat: &Beat) {
         match database.heard.note_arrival(name, beat.epoch, beat.beat) {
             Arrival::Known => {}
             // All that it sent until now is here and was told to nobody.
-            Arrival::New => database.ask_resync(),
+            Arrival::New => {
+                unreachable::forget(extension, &beat.node)?;
+                database.ask_resync();
+            }
+            // The worker tells who is back.
+            Arrival::Back => {}
             Arrival::Conflict => note_conflict(extension, beat),
         }
     }
     shared::wake(&database.worker.process);
+    Ok(())
 }
 
 crate::sql_function!(presence_node_before, pg_finfo_presence_node_before, before);

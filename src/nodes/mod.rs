@@ -5,6 +5,7 @@
 
 mod beats;
 mod check;
+pub mod events;
 pub mod notice;
 pub mod remains;
 pub mod row;
@@ -12,3 +13,4 @@ pub mod scan;
 mod subscription;
 mod trigger_call;
 mod triggers;
+pub mod unreachable;

@@ -1,5 +1,6 @@
 //! What a server has left here: its beat, and the rows of its members.
 
+use super::unreachable;
 use crate::error::Result;
 use crate::pg::datum::varlena;
 use crate::pg::spi::{Connection, Statement};
@@ -21,5 +22,6 @@ pub fn delete_beat(connection: &Connection, node: &[u8]) -> Result<()> {
 
 /// How many there were.
 pub fn delete_members(connection: &Connection, node: &[u8]) -> Result<usize> {
+    unreachable::remove_up_to(connection, node, None)?;
     Ok(connection.run(&MEMBERS, &[Some(varlena(node))], true)?.count)
 }

@@ -2,6 +2,7 @@
 //! server's own. Where no other server was heard since the start there are none, and nothing is looked at.
 
 use super::row::{Shared, SharedRow};
+use super::unreachable;
 use crate::error::Result;
 use crate::extension::{self, Extension};
 use crate::member::index;
@@ -71,17 +72,12 @@ fn each(
         return Ok(());
     }
     let own = settings::node_name();
-    let heard = &extension.database.heard;
-    let mut last: Option<(Vec<u8>, bool)> = None;
+    let mut last: Option<(Vec<u8>, Counts)> = None;
     let mut counts = |node: &[u8]| match &last {
         Some((known, answer)) if known == node => *answer,
         _ => {
-            let name = extension.node_hash(node);
-            let is_meant = match of {
-                Of::Heard => heard.is_heard(name),
-                Of::Told => heard.is_told(name),
-            };
-            let answer = is_meant && own.as_deref() != Some(node);
+            let is_own = own.as_deref() == Some(node);
+            let answer = if is_own { Counts::No } else { which(extension, of, node) };
             last = Some((node.to_vec(), answer));
             answer
         }
@@ -91,9 +87,33 @@ fn each(
     scan(conditions, snapshot, |tuple, descriptor| {
         // SAFETY: a tuple of the table, which the scan keeps until the next one.
         let row = unsafe { SharedRow::deform(tuple, descriptor) }?;
-        let is_elsewhere = counts(row.text(Shared::Node).unwrap_or_default());
-        if is_elsewhere && row.get(Shared::Reason).is_none() { body(&row) } else { Ok(true) }
+        let counts = match counts(row.text(Shared::Node).unwrap_or_default()) {
+            Counts::No => false,
+            _ if row.get(Shared::Reason).is_some() => false,
+            Counts::UnlessUnreachable => !unreachable::contains(extension, &row)?,
+            Counts::Yes => true,
+        };
+        if counts { body(&row) } else { Ok(true) }
     })
+}
+
+/// Whether members of a server count.
+#[derive(Clone, Copy)]
+enum Counts {
+    No,
+    Yes,
+    /// Those of which listeners were not told that they are gone.
+    UnlessUnreachable,
+}
+
+fn which(extension: &Extension, of: Of, node: &[u8]) -> Counts {
+    let (heard, name) = (&extension.database.heard, extension.node_hash(node));
+    match of {
+        Of::Heard if heard.is_heard(name) => Counts::Yes,
+        Of::Told if heard.may_have_left(name) => Counts::UnlessUnreachable,
+        Of::Told if heard.is_told(name) => Counts::Yes,
+        _ => Counts::No,
+    }
 }
 
 /// Where the row of a key lies, as the current command sees it.

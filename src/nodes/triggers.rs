@@ -5,19 +5,18 @@
 //! stream. AFTER makes events, as that of `presence.member` does.
 
 use super::check::is_sound;
+use super::events::{self, VISIBILITY, key_of};
 use super::row::{Shared, SharedRow, TYPES};
 use super::trigger_call::{Firing, Operation};
-use super::{remains, scan, subscription};
+use super::{remains, scan, subscription, unreachable};
 use crate::error::{Error, Result};
-use crate::event::net_effect::{Change, What};
 use crate::event::record::Reason;
-use crate::event::transaction::{self, issue_version};
+use crate::event::transaction::issue_version;
 use crate::extension::{self, Extension};
-use crate::lease::slot::{Key, Lease};
 use crate::pg::function::Call;
 use crate::pg::role::as_role;
 use crate::pg::spi::{Connection, Statement};
-use crate::{clock, settings};
+use crate::settings;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::{Cell, RefCell};
 
@@ -26,9 +25,6 @@ const TABLE: &str = "presence.shared";
 /// What listeners hear of.
 const PUBLISHED: [Shared; 6] =
     [Shared::UserId, Shared::Status, Shared::State, Shared::Metadata, Shared::Audience, Shared::Reason];
-/// What decides who sees a member.
-const VISIBILITY: [Shared; 2] = [Shared::Audience, Shared::UserId];
-
 thread_local! {
     /// Which transaction copies a table, and of which servers it has made way.
     static REPLACED: RefCell<(u32, Vec<Vec<u8>>)> = const { RefCell::new((0, Vec::new())) };
@@ -57,12 +53,6 @@ const PLACE_AND_VALUES: [Oid; 1 + TYPES.len() - Shared::UserId as usize] = {
 
 fn is_own(row: &SharedRow) -> bool {
     settings::node_name().as_deref() == row.text(Shared::Node)
-}
-
-fn key_of(extension: &Extension, row: &SharedRow) -> Key {
-    let text = |column| row.text(column).unwrap_or_default();
-    let [node, room] = [Shared::Node, Shared::Room].map(text);
-    extension.key_elsewhere(node, room, text(Shared::MemberId), text(Shared::ConnectionId))
 }
 
 fn before(call: &Call) -> Result<Option<Datum>> {
@@ -126,7 +116,9 @@ fn replace(extension: &Extension, node: &[u8]) -> Result<()> {
         return Ok(());
     }
     // Until both tables are there its beats say nothing of what is here.
-    extension.database.heard.hide(extension.node_hash(node));
+    if extension.database.heard.replace(extension.node_hash(node)) {
+        extension.database.ask_resync();
+    }
     let _replacing = Replacing::begin();
     as_role(extension.owner_role, || remains::delete_members(&Connection::open()?, node)).map(|_| ())
 }
@@ -170,76 +162,47 @@ fn after(call: &Call) -> Result<Option<Datum>> {
         )
     };
     let extension = extension::current()?;
-    let node = row.text(Shared::Node).unwrap_or_default();
-    let is_news = !is_own(&row)
-        && !IS_REPLACING.get()
-        && extension.database.heard.is_told(extension.node_hash(node))
-        && !subscription::is_copying(c"shared");
-    if is_news {
-        match firing.operation {
-            Operation::Insert => entered(&extension, &row),
-            Operation::Update => changed(&extension, &old, &row),
-            // Who has said why they leave has left with that.
-            Operation::Delete if old.get(Shared::Reason).is_none() => left(&extension, &row, Reason::Left),
-            Operation::Delete => {}
-        }
+    if is_own(&row) || IS_REPLACING.get() || subscription::is_copying(c"shared") {
+        return Ok(Some(Datum::from(0)));
+    }
+    unreachable::exclude_the_worker();
+    let name = extension.node_hash(row.text(Shared::Node).unwrap_or_default());
+    let heard = &extension.database.heard;
+    if heard.is_told(name) {
+        let has_left = heard.may_have_left(name) && unreachable::contains_now(&extension, &row)?;
+        tell(&extension, firing.operation, &old, &row, has_left, heard.is_silent(name))?;
     }
     Ok(Some(Datum::from(0)))
 }
 
-fn entered(extension: &Extension, row: &SharedRow) {
-    push(extension, row, What::Enter { lease: lease_of(row) }, row.number(Shared::Version) as u64);
-}
-
-fn changed(extension: &Extension, old: &SharedRow, row: &SharedRow) {
-    let version = row.number(Shared::Version) as u64;
-    let reason = |row: &SharedRow| {
-        row.text(Shared::Reason).map(|reason| Reason::from_name(reason).unwrap_or(Reason::Left))
-    };
-    match (reason(old), reason(row)) {
-        (None, Some(reason)) => push(extension, row, What::Leave { reason }, version),
-        (Some(_), None) => entered(extension, row),
-        (None, None) if version != old.number(Shared::Version) as u64 => {
-            let hidden = !row.same(old, &VISIBILITY);
-            let what = What::Update { lease: lease_of(row), old: hidden.then(|| old.image()) };
-            push(extension, row, what, version);
+/// With `has_left` listeners know that the member is gone, because its server was silent; with `is_silent` it still is.
+fn tell(
+    extension: &Extension,
+    operation: Operation,
+    old: &SharedRow,
+    row: &SharedRow,
+    has_left: bool,
+    is_silent: bool,
+) -> Result<()> {
+    let is_here = row.get(Shared::Reason).is_none();
+    match operation {
+        Operation::Insert if is_silent => unreachable::add(extension, row)?,
+        Operation::Insert if is_here => events::entered(extension, row),
+        Operation::Insert => {}
+        Operation::Update if has_left && is_silent => {}
+        Operation::Update if has_left => {
+            unreachable::remove(extension, row)?;
+            if is_here {
+                events::returned(extension, row);
+            }
         }
-        _ => {}
+        Operation::Update => events::changed(extension, old, row),
+        Operation::Delete if has_left => unreachable::remove(extension, row)?,
+        // Who has said why they leave has left with that.
+        Operation::Delete if old.get(Shared::Reason).is_none() => events::left(extension, row, Reason::Left),
+        Operation::Delete => {}
     }
-}
-
-fn left(extension: &Extension, row: &SharedRow, reason: Reason) {
-    let version = issue_version(&key_of(extension, row), false);
-    push(extension, row, What::Leave { reason }, version);
-}
-
-fn push(extension: &Extension, row: &SharedRow, what: What, version: u64) {
-    let at = match (&what, row.get(Shared::Reason)) {
-        // One of which nothing was said.
-        (What::Leave { .. }, None) => clock::now(),
-        _ => row.number(Shared::UpdatedAt),
-    };
-    let change = Change {
-        key: key_of(extension, row),
-        what,
-        version,
-        at,
-        joined_at: row.number(Shared::JoinedAt),
-        seen_at: row.number(Shared::LastSeenAt),
-        image: row.image(),
-        node: row.text(Shared::Node).map(|node| node.into()),
-        previous: None,
-    };
-    transaction::push(extension, change);
-}
-
-/// Of a member elsewhere only this is known of its lease, and nobody keeps it.
-fn lease_of(row: &SharedRow) -> Lease {
-    Lease {
-        version: row.number(Shared::Version) as u64,
-        generation: row.number(Shared::Generation) as u64,
-        ..Lease::default()
-    }
+    Ok(())
 }
 
 /// Of tables that are each server's own: somebody's subscription to all tables of another brings them.

@@ -4,7 +4,7 @@ use crate::clock;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::*};
 
 const BYTES: usize = 256;
-const PARTS: usize = Part::Peers as usize + 1;
+const PARTS: usize = Part::Silence as usize + 1;
 
 /// Whose attempts these are: each goes well again by itself.
 #[derive(Clone, Copy)]
@@ -38,6 +38,8 @@ pub enum Part {
     Restoring = 22,
     /// Members of other servers.
     Peers = 23,
+    /// That they are gone, or back.
+    Silence = 24,
 }
 
 #[repr(C)]

@@ -1,5 +1,15 @@
 //! When each server that has a name was heard last, by the clock of this one: a beat counts when it is seen here, so no two
 //! clocks are compared.
+//!
+//! Readers go by the clock. Listeners are told, each time with a delay, by the worker (`worker/silence.rs`):
+//!
+//! ```text
+//!            first beat since the start: resync                     no beat for node_timeout, or "down"
+//!  unknown ------------------------------------> told, present ----------------------------------------> told, silent
+//!     ^                                               ^                                                  (leaves)   |
+//!     |                                               +--------- a beat (enters, with the floor as version) --------+
+//!     +----- what is here of it is replaced by a new copy: resync ------- from either
+//! ```
 
 use crate::{clock, settings};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
@@ -28,6 +38,12 @@ struct Node {
     at: AtomicU64,
     /// Of a peer: listeners were told of its members, and hear what becomes of them.
     is_told: AtomicBool,
+    /// Listeners hear, or have heard, that its members are gone.
+    is_silent: AtomicBool,
+    /// The worker is not done with telling so, or with telling that they are back.
+    is_unsettled: AtomicBool,
+    /// Its members are shown with this version at least: it is newer than the leaves of before.
+    floor: AtomicU64,
     /// When a beat came of another epoch than the newest, by the boot clock; 0 is never. Two servers have the name.
     conflict_at: AtomicU64,
 }
@@ -37,6 +53,8 @@ pub enum Arrival {
     Known,
     /// Listeners do not know yet that its members are here.
     New,
+    /// They have been told that its members are gone.
+    Back,
     /// It is of an older epoch than the newest, and does not count.
     Conflict,
 }
@@ -68,9 +86,24 @@ impl Heard {
             return Arrival::Conflict;
         }
         node.beat.store(beat, Relaxed);
+        let is_new = !node.is_told.load(Acquire);
+        let is_back = node.is_silent.load(Acquire);
+        if is_new || is_back {
+            // Before they are shown.
+            node.floor.store(super::next_version(), Release);
+        }
         node.at.store(clock::boot(), Release);
         self.has_peers.store(true, Release);
-        if node.is_told.swap(true, AcqRel) { Arrival::Known } else { Arrival::New }
+        if is_back {
+            node.is_unsettled.store(true, Release);
+        }
+        node.is_silent.store(false, Release);
+        node.is_told.store(true, Release);
+        match () {
+            _ if is_new => Arrival::New,
+            _ if is_back => Arrival::Back,
+            _ => Arrival::Known,
+        }
     }
 
     /// Two servers have this name. Whether that is news: nothing of it was seen for a while.
@@ -92,11 +125,20 @@ impl Heard {
         (at != 0).then(|| clock::boot().saturating_sub(at))
     }
 
-    /// It has said that it stops, or what is here of it is being replaced: until the next beat nobody of it is here.
+    /// It has said that it stops: until the next beat nobody of it is here.
     pub fn hide(&self, name: u64) {
         if let Some(node) = self.find(name) {
             node.at.store(0, Release);
         }
+    }
+
+    /// What is here of it is being replaced. Whether listeners were told of it: they have to list anew.
+    pub fn replace(&self, name: u64) -> bool {
+        let Some(node) = self.find(name) else { return false };
+        node.at.store(0, Release);
+        node.is_silent.store(false, Release);
+        node.is_unsettled.store(false, Release);
+        node.is_told.swap(false, AcqRel)
     }
 
     /// Whether there may be members of other servers: since this one started.
@@ -109,19 +151,51 @@ impl Heard {
         self.find(name).is_some_and(|node| node.is_told.load(Acquire))
     }
 
-    /// Whether there are peers that are not heard any more, and listeners do not know. From now on they do.
-    pub fn take_silent(&self) -> bool {
-        let mut is_any = false;
-        for node in self.told().filter(|node| !node.is_heard()) {
-            is_any |= node.is_told.swap(false, AcqRel);
+    /// Whether listeners hear that its members are gone.
+    pub fn is_silent(&self, name: u64) -> bool {
+        self.find(name).is_some_and(|node| node.is_silent.load(Acquire))
+    }
+
+    /// Whether some of its members may be told as gone: since this server has started it was silent.
+    pub fn may_have_left(&self, name: u64) -> bool {
+        self.find(name).is_some_and(|node| node.is_silent.load(Acquire) || node.is_unsettled.load(Acquire))
+    }
+
+    /// The version that its members are shown with, if it is newer than their own.
+    pub fn floor(&self, name: u64) -> u64 {
+        self.find(name).map_or(0, |node| node.floor.load(Acquire))
+    }
+
+    /// Peers that are not heard any more are silent from now on.
+    pub fn take_silent(&self) {
+        for node in self.told().filter(|node| !node.is_heard() && !node.is_silent.load(Acquire)) {
+            node.is_unsettled.store(true, Release);
+            node.is_silent.store(true, Release);
         }
-        is_any
+    }
+
+    /// Whether listeners wait to be told of a server's silence or return.
+    pub fn is_unsettled(&self) -> bool {
+        self.told().any(|node| node.is_unsettled.load(Acquire))
+    }
+
+    /// The same of one of them.
+    pub fn is_unsettled_of(&self, name: u64) -> bool {
+        self.find(name).is_some_and(|node| node.is_unsettled.load(Acquire))
+    }
+
+    /// They have been told.
+    pub fn settle(&self, name: u64) {
+        if let Some(node) = self.find(name) {
+            node.is_unsettled.store(false, Release);
+        }
     }
 
     /// When the next of the peers would have been silent for too long; the largest number if there is none.
     pub fn next_silence(&self) -> u64 {
         let timeout = settings::node_timeout();
-        self.told().map(|node| node.at.load(Acquire).saturating_add(timeout)).min().unwrap_or(u64::MAX)
+        let heard = self.told().filter(|node| !node.is_silent.load(Acquire));
+        heard.map(|node| node.at.load(Acquire).saturating_add(timeout)).min().unwrap_or(u64::MAX)
     }
 
     fn told(&self) -> impl Iterator<Item = &Node> {
@@ -160,10 +234,12 @@ impl Heard {
     pub fn forget(&self) {
         self.has_peers.store(false, Release);
         for node in &self.nodes {
-            for number in [&node.epoch, &node.beat, &node.at, &node.conflict_at] {
+            for number in [&node.epoch, &node.beat, &node.at, &node.conflict_at, &node.floor] {
                 number.store(0, Relaxed);
             }
-            node.is_told.store(false, Relaxed);
+            for flag in [&node.is_told, &node.is_silent, &node.is_unsettled] {
+                flag.store(false, Relaxed);
+            }
             node.name.store(0, Release);
         }
     }

@@ -281,7 +281,7 @@ impl LastSeen {
                     let (user_id, room, audience) = (user_id.to_vec(), room.to_vec(), audience.to_vec());
                     last = user_id.clone();
                     if let Some(at) = time(3)
-                        && time(4).is_none_or(|written| written + TEN_MINUTES < at)
+                        && time(4).is_none_or(|written| written.saturating_add(TEN_MINUTES) < at)
                     {
                         found.push((user_id, Seen { at, room, audience }));
                     }

@@ -1,7 +1,7 @@
-//! Other servers, as this one's worker sees them: the first that is heard makes `presence.online` show its members, and one that
-//! is not heard any more is told of. Readers do not show its members by then, by the clock; listeners are told to list anew,
-//! and channels of who was present there only get new names.
+//! Other servers, as this one's worker sees them: the first that is heard makes `presence.online` show its members. Of one that
+//! is not heard any more listeners are told (`silence`).
 
+use super::silence::{self, Telling, Told};
 use super::step::Step;
 use super::tenancy::guarded;
 use crate::clock;
@@ -15,12 +15,17 @@ use pgrx::pg_sys;
 
 /// Somebody reads the view in a transaction that goes on: when to try again.
 const PAUSE: u64 = 200_000;
+/// Somebody applies what a server has sent, or the event buffer is full.
+const SHORT_PAUSE: u64 = 10_000;
 
 pub struct Peers {
     /// As of which state of the catalog `presence.online` shows members of other servers: somebody may make it anew.
     shown_as_of: Option<u64>,
     showing: Step,
     not_before: u64,
+    telling: Step,
+    told: Option<Telling>,
+    tell_not_before: u64,
 }
 
 static ARE_SHOWN: Statement = Statement {
@@ -37,7 +42,8 @@ end $$";
 impl Peers {
     pub fn new() -> Peers {
         let showing = Step::new(Part::Peers, "showing members of other servers");
-        Peers { shown_as_of: None, showing, not_before: 0 }
+        let telling = Step::new(Part::Silence, "telling that members of other servers are gone or back");
+        Peers { shown_as_of: None, showing, not_before: 0, telling, told: None, tell_not_before: 0 }
     }
 
     pub fn next(&self, database: &Database) -> u64 {
@@ -46,7 +52,12 @@ impl Peers {
         } else {
             u64::MAX
         };
-        show.min(database.heard.next_silence())
+        let tell = if database.heard.is_unsettled() {
+            self.tell_not_before.max(self.telling.not_before())
+        } else {
+            u64::MAX
+        };
+        show.min(tell).min(database.heard.next_silence())
     }
 
     fn wants_to_show(&self, database: &Database) -> bool {
@@ -59,14 +70,38 @@ impl Peers {
         if clock::boot() < self.next(database) {
             return true;
         }
-        if clock::boot() >= database.heard.next_silence() && database.heard.take_silent() {
-            database.ask_resync();
-            database.names.want_all();
+        if clock::boot() >= database.heard.next_silence() {
+            database.heard.take_silent();
         }
-        !self.wants_to_show(database)
-            || clock::boot() < self.not_before
-            || !self.showing.may_start()
-            || self.show(extension)
+        self.tell(extension)
+            && (!self.wants_to_show(database)
+                || clock::boot() < self.not_before
+                || !self.showing.may_start()
+                || self.show(extension))
+    }
+
+    fn tell(&mut self, extension: &Extension) -> bool {
+        let database = extension.database;
+        let now = clock::boot();
+        if !database.heard.is_unsettled() || now < self.tell_not_before || !self.telling.may_start() {
+            return true;
+        }
+        let activity = c"telling that members of other servers are gone or back";
+        let mut telling = self.told.take();
+        let told = guarded(extension, activity, || silence::tell(extension, &mut telling));
+        match self.telling.note(database, told) {
+            Some(Some(Told::Some)) => self.told = telling,
+            Some(Some(Told::Busy)) => {
+                self.told = telling;
+                self.tell_not_before = now + SHORT_PAUSE;
+            }
+            // Its row is not there yet.
+            Some(Some(Told::All)) => self.tell_not_before = now + PAUSE,
+            Some(None) => return false,
+            // Once more from the beginning.
+            None => {}
+        }
+        true
     }
 
     fn show(&mut self, extension: &Extension) -> bool {

@@ -66,9 +66,7 @@ pub struct Swept {
 impl Swept {
     /// Whether there is room for one more event.
     pub fn fits(&mut self, extension: &Extension, room: Budget, hash: u128, size: u64) -> bool {
-        // One that would never have room is not waited for.
-        let alone = self.bytes == 0 && (size <= room.alone || size > extension.database.ring().size());
-        let fits = self.bytes + size <= room.together || alone;
+        let fits = room.has_room(extension, self.bytes, size);
         if fits {
             self.bytes += size;
         } else {
@@ -96,6 +94,13 @@ impl Budget {
         let ring = extension.database.ring();
         let together = (ring.free() / 2).min(ring.size() / 8).min(memory::for_leaves() as u64);
         Budget { together, alone: ring.free() }
+    }
+
+    /// Whether there is room for one more event behind others of so many bytes.
+    pub fn has_room(&self, extension: &Extension, taken: u64, size: u64) -> bool {
+        // One that would never have room is not waited for.
+        let alone = taken == 0 && (size <= self.alone || size > extension.database.ring().size());
+        taken + size <= self.together || alone
     }
 }
 

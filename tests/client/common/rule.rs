@@ -4,8 +4,8 @@
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 
-/// (room, member_id, connection_id)
-pub type Key = (String, String, String);
+/// (room, member_id, connection_id, node)
+pub type Key = (String, String, String, String);
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
@@ -118,7 +118,7 @@ impl Rule {
                 Stage::Listing { room, after, .. } => {
                     let (room, page) = (&self.rooms[*room], self.rows_of_page(*room));
                     let rows = page.map_or("null".into(), |page| page.to_string());
-                    let key = after.iter().flat_map(|(of, member, connection)| {
+                    let key = after.iter().flat_map(|(of, member, connection, _)| {
                         [room.is_none().then_some(of), Some(member), Some(connection)].into_iter().flatten()
                     });
                     let key: Vec<String> = key.map(|part| literal(part)).collect();
@@ -129,7 +129,7 @@ impl Rule {
                         "select to_jsonb(o) from presence.list({room}, max_rows => {rows}, after => {after}) o"
                     )
                 }
-                Stage::Getting { key: (room, member, connection), .. } => {
+                Stage::Getting { key: (room, member, connection, _), .. } => {
                     let [room, member, connection] = [room, member, connection].map(|part| literal(part));
                     format!("select to_jsonb(o) from presence.get({room}, {member}, {connection}) o")
                 }
@@ -184,10 +184,12 @@ impl Rule {
                     self.members = listed;
                 }
             }
-            Stage::Getting { key, version } => match rows.first().map(member_of) {
-                Some(member) => self.hold(key, member.version, Some(member)),
-                None => self.hold(key, version, None),
-            },
+            Stage::Getting { key, version } => {
+                match rows.iter().find(|row| key_of(row) == key).map(member_of) {
+                    Some(member) => self.hold(key, member.version, Some(member)),
+                    None => self.hold(key, version, None),
+                }
+            }
             Stage::Reading { until } => self.read(rows, until),
             stage => panic!("nothing was asked: {stage:?}"),
         }
@@ -317,7 +319,7 @@ fn number(fields: &Value, field: &str) -> i64 {
 
 fn key_of(fields: &Value) -> Key {
     let text = |field: &str| fields[field].as_str().unwrap_or_default().to_owned();
-    (text("room"), text("member_id"), text("connection_id"))
+    (text("room"), text("member_id"), text("connection_id"), text("node"))
 }
 
 fn member_of(fields: &Value) -> Member {

@@ -1,7 +1,7 @@
 //! What listeners hear of members of other servers.
 
 use super::{two, until_heard, until_together};
-use crate::common::{Mirror, lines, until};
+use crate::common::{Event, Mirror, Session, lines, until};
 
 #[test]
 fn listeners_hear_what_happens_elsewhere() {
@@ -85,6 +85,131 @@ fn a_silent_server_is_hidden_and_comes_back() {
         alice.rows("select member_id, state from presence.list('lobby')"),
         [["alice", "{}"], ["carol", "2"]]
     );
+    a.assert_sound();
+}
+
+/// The next events of members, so many.
+fn next_of_members(session: &mut Session, count: usize) -> Vec<Event> {
+    let mut events: Vec<Event> = Vec::new();
+    while events.len() < count {
+        let heard = session.hear_until("an event of a member", Event::is_of_member);
+        assert!(heard.iter().all(|event| event.kind() != "resync"), "{:?}", lines(&heard));
+        events.extend(heard.into_iter().filter(Event::is_of_member));
+    }
+    events
+}
+
+#[test]
+fn members_of_a_silent_server_leave_and_enter_again() {
+    let (a, b) = two();
+    b.user("bob").run("select presence.upsert('lobby')");
+    b.user("carol").run("select presence.upsert('lobby')");
+    b.service().run("select presence.upsert('lobby', member_id => 'dora', user_id => 'dora')");
+    a.user("carol").run("select presence.upsert('lobby', connection_id => 'here')");
+    until_together(&[&a, &b]);
+    let mut ear = a.service();
+    ear.run("select presence.listen()");
+    until("all are there", || ear.number("select count(*) from presence.list()") == 4);
+    ear.flush();
+    ear.hear();
+    a.hear(&b, false);
+    let left = next_of_members(&mut ear, 3);
+    let said = |event: &Event| (event.text("member_id").to_owned(), event.number("connections"));
+    assert_eq!(lines(&left), ["leave bob unreachable", "leave carol unreachable", "leave dora unreachable"]);
+    assert!(left.iter().all(|event| event["node"] == "b"));
+    // She is here with another connection still.
+    assert_eq!(left.iter().map(said).map(|(_, count)| count).collect::<Vec<_>>(), [0, 1, 0]);
+    assert_eq!(ear.rows("select * from presence.occupancy('lobby')"), [["1", "1"]]);
+    // One who leaves while nobody hears of it has left already; one who changes is not back before the server is.
+    b.user("bob").run("select presence.delete('lobby')");
+    b.user("carol").run("select presence.upsert('lobby', '2')");
+    b.service().run("select presence.upsert('lobby', member_id => 'eve', user_id => 'eve')");
+    b.service().flush();
+    a.hear(&b, true);
+    let mut back = next_of_members(&mut ear, 3);
+    back.sort_by_key(|event| event.text("member_id").to_owned());
+    assert_eq!(lines(&back), ["enter carol", "enter dora", "enter eve"]);
+    assert_eq!(back.iter().map(|event| event.number("connections")).collect::<Vec<_>>(), [2, 1, 1]);
+    assert_eq!(back[0]["state"], 2);
+    // Newer than the leave, and what a list shows.
+    for (event, leave) in [(&back[0], &left[1]), (&back[1], &left[2])] {
+        assert!(event.number("version") > leave.number("version"));
+        let listed = format!(
+            "select version from presence.get('lobby', '{}') where node = 'b'",
+            event.text("member_id")
+        );
+        assert_eq!(ear.number(&listed), event.number("version"));
+    }
+    b.service().run("select presence.upsert('lobby', '3', member_id => 'dora')");
+    let update = next_of_members(&mut ear, 1);
+    assert_eq!(lines(&update), ["update dora"]);
+    assert!(update[0].number("version") > back[1].number("version"));
+    until("the marks are gone", || ear.number("select count(*) from _presence._unreachable") == 0);
+    a.assert_sound();
+}
+
+#[test]
+fn members_of_a_server_that_stops_leave_at_once() {
+    let (a, b) = two();
+    b.user("bob").run("select presence.upsert('lobby')");
+    let mut ear = a.service();
+    ear.run("select presence.listen()");
+    until("he is there", || ear.number("select count(*) from presence.list()") == 1);
+    ear.flush();
+    ear.hear();
+    b.stop("fast");
+    assert_eq!(lines(&next_of_members(&mut ear, 1)), ["leave bob unreachable"]);
+    b.start_again();
+    assert_eq!(lines(&next_of_members(&mut ear, 1)), ["enter bob"]);
+    a.assert_sound();
+}
+
+#[test]
+fn many_leave_and_enter_once_while_they_change() {
+    const MEMBERS: i64 = 4_000;
+    let (a, b) = two();
+    let mut there = b.service();
+    there.run(&format!(
+        "select count(*) from presence.upsert_many((select jsonb_agg(jsonb_build_object('room', 'r' || i % 50, 'member_id', 'm' || i,
+            'user_id', 'u' || i % 700, 'state', repeat('x', 500))) from generate_series(1, {MEMBERS}) i))"
+    ));
+    until_together(&[&a, &b]);
+    let mut alice = a.service();
+    let count = "select count(*) from presence.list(max_rows => 10000)";
+    until("all are there", || alice.number(count) == MEMBERS);
+    alice.run("select presence.listen()");
+    let mut mirror = Mirror::of(&mut alice);
+    let resyncs = mirror.resyncs();
+    for round in 0..3 {
+        a.hear(&b, false);
+        until("they are told", || {
+            mirror.follow(&mut alice);
+            mirror.members().is_empty()
+        });
+        // Some change and some leave before they are back, and others while it is told.
+        there.run(&format!("delete from presence.member where member_id like 'm{round}7%'"));
+        there.run("update presence.member set status = status || 'a' where member_id like 'm%3'");
+        a.hear(&b, true);
+        there.run(&format!("delete from presence.member where member_id like 'm{round}1%'"));
+        there.run("update presence.member set status = status || 'b' where member_id like 'm%5'");
+        there.flush();
+        let left = there.number("select count(*) from presence.member");
+        until("those who are left are back", || {
+            mirror.follow(&mut alice);
+            mirror.members().len() as i64 == left
+        });
+        alice.flush();
+        mirror.follow(&mut alice);
+        mirror.assert_true(&mut alice);
+    }
+    assert_eq!(mirror.resyncs(), resyncs);
+    // Each member's events in the log begin with an enter, and enters and leaves take turns.
+    let out_of_turn = "select count(*) from (
+        select event, lag(event) over (partition by room, member_id order by seq) as before
+        from presence.event where node = 'b' and event in ('enter', 'leave')) e
+        where event = before or (before is null and event = 'leave')";
+    assert_eq!(alice.number(out_of_turn), 0);
+    assert!(alice.number("select count(*) from presence.event where reason = 'unreachable'") > 2 * MEMBERS);
     a.assert_sound();
 }
 

@@ -70,8 +70,10 @@ fn subscriptions_that_do_nothing_are_named() {
     assert!(problems(&mut service, "b").starts_with("nothing was heard of it for"));
     let mut there = b.service();
     until("nobody reads", || problems(&mut there, "b").contains("nobody reads slot presence_from_b_a"));
+    assert!(there.is("select kept_wal > 0 from presence.health"));
     a.hear(&b, true);
     until("all is well", || state(&mut service, "b") == "up");
+    until("it is read", || there.number("select kept_wal from presence.health") == 0);
     service.run("alter subscription presence_from_b set (streaming = off)");
     until("it waits", || problems(&mut service, "a").contains("waits for large transactions"));
 }

@@ -1,0 +1,3 @@
+import { start } from './property.js'
+
+start(['a', 'b'], 80)
