@@ -128,7 +128,7 @@ impl Model {
     }
 
     /// A key as the database writes it, if it is of one of our rooms.
-    pub fn key(&self, (room, member, connection): &rule::Key) -> Option<Key> {
+    pub fn key(&self, (room, member, connection, _): &rule::Key) -> Option<Key> {
         let room = self.rooms.iter().position(|known| known == room)?;
         Some((room, member.clone(), connection.clone()))
     }

@@ -104,7 +104,14 @@ impl Follower {
         let (name, listed) = (self.name, without_mallory(self.listed()));
         let visible: BTreeSet<_> = visible
             .iter()
-            .map(|key| (rooms[key.0].clone(), USERS[key.1].to_owned(), CONNECTION_IDS[key.2].to_owned()))
+            .map(|key| {
+                (
+                    rooms[key.0].clone(),
+                    USERS[key.1].to_owned(),
+                    CONNECTION_IDS[key.2].to_owned(),
+                    String::new(),
+                )
+            })
             .collect();
         let keys: BTreeSet<_> = listed.keys().cloned().collect();
         if keys != visible {
