@@ -55,9 +55,7 @@ static PRESENT: Statement = Statement {
 
 static ADD_ALL: Statement = Statement {
     sql: c"insert into _presence._unreachable (node, room, member_id, connection_id)
-           select $1, m.room, m.member_id, m.connection_id
-           from rows from (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4))
-                as m (room, member_id, connection_id)
+           select $1, pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)
            on conflict do nothing",
     arguments: &[pg_sys::TEXTOID, pg_sys::TEXTARRAYOID, pg_sys::TEXTARRAYOID, pg_sys::TEXTARRAYOID],
 };
