@@ -229,8 +229,12 @@ impl ChannelEpochs {
 impl Cells {
     fn wanted(&self) -> impl Iterator<Item = u32> + '_ {
         self.stale.iter().enumerate().flat_map(|(at, word)| {
-            let word = word.load(Acquire);
-            (0..64).filter(move |bit| word & 1 << bit != 0).map(move |bit| at as u32 * 64 + bit)
+            let mut left = word.load(Acquire);
+            std::iter::from_fn(move || {
+                let bit = left.trailing_zeros();
+                left &= left.wrapping_sub(1);
+                (bit < 64).then(|| at as u32 * 64 + bit)
+            })
         })
     }
 }

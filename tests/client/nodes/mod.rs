@@ -70,7 +70,7 @@ impl Node {
         for (at, line) in lines.iter().enumerate() {
             // What stops the apply worker has its context behind it.
             let follows = |word: &str| lines[at..].iter().take(4).any(|line| line.contains(word));
-            let stops = line.contains("ERROR:  ") && follows("processing remote data");
+            let stops = line.contains("] ERROR:  ") && follows("processing remote data");
             assert!(!stops && !line.contains("duplicate key"), "the log of {} says: {line}", self.name);
         }
     }
