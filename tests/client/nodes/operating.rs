@@ -121,6 +121,24 @@ fn two_servers_of_one_name_are_noticed() {
 }
 
 #[test]
+fn a_server_that_is_being_copied_is_said_to_be() {
+    let (a, b) = (Node::start("a"), Node::start("b"));
+    b.user("bob").run("select presence.upsert('lobby')");
+    b.service().flush();
+    let mut holds = b.service();
+    holds.run("begin; lock table presence.shared in access exclusive mode");
+    a.follow(&b);
+    let mut service = a.service();
+    until("its beats are here", || service.number("select count(*) from presence.node where node = 'b'") == 1);
+    assert_eq!(state(&mut service, "b"), "copying");
+    assert!(problems(&mut service, "a").contains("is copying presence.shared"));
+    holds.run("commit");
+    until("it is there", || state(&mut service, "b") == "up");
+    until("bob is there", || service.number("select count(*) from presence.list('lobby')") == 1);
+    a.assert_sound();
+}
+
+#[test]
 fn a_server_that_is_gone_is_forgotten() {
     let (a, b) = two();
     b.user("bob").run("select presence.upsert('lobby')");

@@ -1,5 +1,5 @@
-//! Random calls on two servers, with partitions (`PRESENCE_PARTITIONS` says how many rounds, `PRESENCE_SEED` which), against a
-//! model: who entered where, and did not leave.
+//! Random calls on two and three servers, which do not hear each other for a while, stop and crash (`PRESENCE_PARTITIONS` says how
+//! many rounds, `PRESENCE_SEED` which), against a model: who entered where, and did not leave.
 
 use super::{Node, two, until_heard, until_together};
 use crate::common::{Dice, Mirror, Session, number, seed, until};
@@ -72,64 +72,171 @@ fn listed(session: &mut Session) -> Model {
         .collect()
 }
 
-#[test]
-fn both_end_with_what_was_done_on_either() {
-    let (a, b) = two();
+/// What goes wrong in a round, besides servers that do not hear each other.
+#[derive(Debug)]
+enum Accident {
+    Nothing,
+    /// The worker is ended.
+    Worker,
+    /// Nobody sends any more, for a moment.
+    Senders,
+    Stop,
+    Crash,
+}
+
+/// Servers, people on each, and listeners: those who see all, and those who see a part.
+struct World {
+    nodes: Vec<Node>,
+    people: Vec<[Session; 3]>,
+    listeners: Vec<[(Session, Mirror); 2]>,
+}
+
+impl World {
+    fn of(nodes: Vec<Node>) -> World {
+        let people = nodes.iter().map(people).collect();
+        let listeners = nodes.iter().map(listeners).collect();
+        World { nodes, people, listeners }
+    }
+
+    fn steps(&mut self, dice: &mut Dice, model: &mut Model) {
+        for _ in 0..30 {
+            let at = dice.below(self.nodes.len());
+            step(dice, &self.nodes[at], &mut self.people[at], model);
+        }
+    }
+
+    fn happen(&mut self, accident: &Accident, at: usize) {
+        let node = &self.nodes[at];
+        match accident {
+            Accident::Nothing => {}
+            Accident::Worker => {
+                let mut service = node.service();
+                service.run("select pg_terminate_backend(presence.worker_pid())");
+                node.until_worker("app");
+            }
+            Accident::Senders => node.service().run(
+                "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'walsender'",
+            ),
+            Accident::Stop => {
+                node.stop("fast");
+                node.start_again();
+                node.until_worker("app");
+                self.come_back(at);
+            }
+            Accident::Crash => {
+                // What is not on the disk may be missing.
+                let mut service = node.service();
+                service.flush();
+                let end = service.value("select pg_current_wal_insert_lsn()");
+                until("it is on the disk", || {
+                    service.is(&format!("select pg_current_wal_flush_lsn() >= '{end}'"))
+                });
+                node.stop("immediate");
+                node.start_again();
+                node.until_worker("app");
+                let mut service = node.service();
+                until("everybody is back", || service.number("select count(*) from _presence._whole") == 1);
+                self.come_back(at);
+            }
+        }
+    }
+
+    /// Their connections are gone.
+    fn come_back(&mut self, at: usize) {
+        self.people[at] = people(&self.nodes[at]);
+        self.listeners[at] = listeners(&self.nodes[at]);
+    }
+
+    /// All show and hear what was done.
+    fn agree(&mut self, what: &str, model: &Model) {
+        let nodes: Vec<&Node> = self.nodes.iter().collect();
+        for node in &nodes {
+            until_heard(node, nodes.len() as i64 - 1);
+        }
+        until_together(&nodes);
+        for (node, listeners) in nodes.iter().zip(&mut self.listeners) {
+            let mut service = node.service();
+            until(&format!("{what}: {} ends with what was done", node.name), || listed(&mut service) == *model);
+            for (session, mirror) in listeners {
+                until(&format!("{what}: a listener of {}", node.name), || {
+                    mirror.follow(session);
+                    let held = mirror.members().len() as i64;
+                    session.number("select count(*) from presence.list(max_rows => 10000)") == held
+                });
+                mirror.assert_true(session);
+            }
+        }
+    }
+}
+
+fn people(node: &Node) -> [Session; 3] {
+    USERS.map(|user| node.user(user))
+}
+
+fn listeners(node: &Node) -> [(Session, Mirror); 2] {
+    ["postgres", "carol"].map(|user| {
+        let mut session = node.user(user);
+        session.run("select presence.listen()");
+        let mirror = Mirror::of(&mut session);
+        (session, mirror)
+    })
+}
+
+fn play(nodes: Vec<Node>, rounds: u64) {
     let seed = seed();
     let mut dice = Dice::new(seed);
     let mut model = Model::new();
-    let mut sessions = [&a, &b].map(|node| USERS.map(|user| node.user(user)));
-    // Who sees all, and who sees a part.
-    let mut watching: Vec<(&Node, Session, Mirror)> = Vec::new();
-    for node in [&a, &b] {
-        for user in ["postgres", "carol"] {
-            let mut session = node.user(user);
-            session.run("select presence.listen()");
-            let mirror = Mirror::of(&mut session);
-            watching.push((node, session, mirror));
+    let mut world = World::of(nodes);
+    let count = world.nodes.len();
+    for round in 0..number("PRESENCE_PARTITIONS").unwrap_or(rounds) {
+        // Who does not hear whom; for long enough to be hidden, or not.
+        let pairs = (0..count).flat_map(|here| (0..count).map(move |there| (here, there)));
+        let cuts: Vec<(usize, usize)> =
+            pairs.filter(|(here, there)| here != there && dice.percent(40)).collect();
+        for (here, there) in &cuts {
+            world.nodes[*here].hear(&world.nodes[*there], false);
         }
-    }
-    for round in 0..number("PRESENCE_PARTITIONS").unwrap_or(4) {
-        // Nobody hears, or only one; for long enough to be hidden, or not.
-        let cut = dice.below(4);
-        let cuts = [(&a, &b, cut & 1 != 0), (&b, &a, cut & 2 != 0)];
-        for (here, there, _) in cuts.iter().filter(|(.., is_cut)| *is_cut) {
-            here.hear(there, false);
-        }
-        for _ in 0..30 {
-            let at = dice.below(2);
-            step(&mut dice, [&a, &b][at], &mut sessions[at], &mut model);
-        }
+        world.steps(&mut dice, &mut model);
         if dice.percent(50) {
-            for (here, ..) in cuts.iter().filter(|(.., is_cut)| *is_cut) {
-                let mut service = here.service();
-                let hidden = "select count(*) from presence.node where _presence._is_elsewhere(node)";
-                until("the other is hidden", || service.number(hidden) == 0);
+            for (here, there) in &cuts {
+                let mut service = world.nodes[*here].service();
+                let name = world.nodes[*there].name;
+                let hidden = format!("select not _presence._is_elsewhere('{name}')");
+                until("the other is hidden", || service.is(&hidden));
             }
         }
-        for _ in 0..30 {
-            let at = dice.below(2);
-            step(&mut dice, [&a, &b][at], &mut sessions[at], &mut model);
+        let accident = match dice.below(6) {
+            0 => Accident::Worker,
+            1 => Accident::Senders,
+            2 => Accident::Stop,
+            3 => Accident::Crash,
+            _ => Accident::Nothing,
+        };
+        let at = dice.below(count);
+        world.happen(&accident, at);
+        world.steps(&mut dice, &mut model);
+        for (here, there) in &cuts {
+            world.nodes[*here].hear(&world.nodes[*there], true);
         }
-        for (here, there, _) in cuts.iter().filter(|(.., is_cut)| *is_cut) {
-            here.hear(there, true);
-        }
-        for node in [&a, &b] {
-            until_heard(node, 1);
-        }
-        until_together(&[&a, &b]);
-        for (node, session, mirror) in &mut watching {
-            let what = format!("seed {seed}, round {round}: {} ends with what was done", node.name);
-            let mut service = node.service();
-            until(&what, || listed(&mut service) == model);
-            until(&format!("{what}, and its listener"), || {
-                mirror.follow(session);
-                let held = mirror.members().len();
-                session.number("select count(*) from presence.list(max_rows => 10000)") == held as i64
-            });
-            mirror.assert_true(session);
-        }
+        world.agree(&format!("seed {seed}, round {round}, {accident:?} of {at}, {cuts:?}"), &model);
     }
-    a.assert_sound();
-    b.assert_sound();
+    world.nodes.iter().for_each(Node::assert_sound);
+}
+
+#[test]
+fn both_end_with_what_was_done_on_either() {
+    let (a, b) = two();
+    play(vec![a, b], 4);
+}
+
+#[test]
+fn three_end_with_what_was_done_on_any() {
+    let nodes = ["a", "b", "c"].map(Node::start);
+    for here in &nodes {
+        nodes.iter().filter(|there| there.name != here.name).for_each(|there| here.follow(there));
+    }
+    for node in &nodes {
+        until_heard(node, 2);
+    }
+    play(Vec::from(nodes), 3);
 }
