@@ -1,6 +1,6 @@
 //! The documentation is true: what it shows is run here, and what it lists is compared with the catalog.
 //!
-//! In README.md and docs/*.md every ```sql block is run, page by page on a server of its own, from top to bottom.
+//! Every ```sql block of the pages that are played is run, page by page on a server of its own, from top to bottom.
 //!
 //! - A block that begins with `-- as NAME` runs in the session NAME, whose user is the first word (`-- as bob, on her
 //!   phone` is another session of bob); a block without it runs as the superuser.
@@ -27,6 +27,11 @@ use std::time::{Duration, Instant};
 #[test]
 fn readme() {
     play("README.md");
+}
+
+#[test]
+fn tour() {
+    play("docs/tour.md");
 }
 
 #[test]
