@@ -42,7 +42,7 @@ pub fn is_set() -> bool {
     !settings::authorizer().is_empty()
 }
 
-/// Whether the caller may, for readers. Without an authorizer everybody may read and join, and only service roles
+/// For readers: whether the caller may. Without an authorizer everybody may read and join, and only service roles may
 /// manage.
 pub fn allows(room: &[u8], action: Action) -> Result<bool> {
     let name = settings::authorizer();
@@ -52,7 +52,7 @@ pub fn allows(room: &[u8], action: Action) -> Result<bool> {
     Ok(answer(&name, room, action)? == Some(true))
 }
 
-/// The same for writers, who are told what is wrong.
+/// The same for writers, who get an error that says why not.
 pub fn require(room: &[u8], action: Action) -> Result<()> {
     let name = settings::authorizer();
     let allowed = if name.is_empty() { Some(action != Action::Manage) } else { answer(&name, room, action)? };
@@ -63,14 +63,14 @@ pub fn require(room: &[u8], action: Action) -> Result<()> {
     }
 }
 
-/// By room and action; NULL is None.
+/// Answers by room and action; None is NULL.
 type Answers = HashMap<(Vec<u8>, Action), Option<bool>>;
 
-/// So many rooms of one statement are remembered at a time.
+/// How many answers of one statement are cached.
 const MOST_ROOMS: usize = 10_000;
 
 thread_local! {
-    /// And the moment for which they hold.
+    /// With the fingerprint of everything that they depend on.
     static REMEMBERED: RefCell<(u128, Answers)> = RefCell::new((0, HashMap::new()));
 }
 
@@ -84,7 +84,7 @@ fn answer(name: &[u8], room: &[u8], action: Action) -> Result<Option<bool>> {
         return Ok(known);
     }
     let answer = ask(name, room, action)?;
-    // Asking can change what the answer depends on: then it holds for nobody else.
+    // The call itself can change what the answer depends on. Then the answer is not cached.
     if moment(name) == now {
         REMEMBERED.with_borrow_mut(|(then, answers)| {
             if *then != now || answers.len() >= MOST_ROOMS {
@@ -98,18 +98,18 @@ fn answer(name: &[u8], room: &[u8], action: Action) -> Result<Option<bool>> {
 }
 
 thread_local! {
-    /// Nobody shall choose settings that look like others'.
+    /// A random key, so that nobody can choose settings that collide with others'.
     static KEYS: (u64, u64) = {
         let random = std::collections::hash_map::RandomState::new();
         let key = |number: u8| std::hash::BuildHasher::hash_one(&random, number);
         (key(0), key(1))
     };
-    /// Grows when functions, schemas, roles or tables change, or a savepoint is rolled back.
+    /// Incremented when functions, schemas, roles or tables change, and when a savepoint is rolled back.
     static EPOCH: Cell<u64> = const { Cell::new(0) };
     static WATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// All that an answer may depend on.
+/// A hash of everything that an answer may depend on.
 fn moment(name: &[u8]) -> u128 {
     let (low, high) = KEYS.with(|keys| *keys);
     let mut hasher = SipHasher13::new_with_keys(low, high);
@@ -173,7 +173,7 @@ unsafe extern "C-unwind" fn relation_changed(_argument: Datum, _relation: Oid) {
     EPOCH.set(EPOCH.get() + 1);
 }
 
-/// What was rolled back may have been seen under the same snapshot.
+/// Rows that were rolled back may have been seen under the same snapshot.
 #[pg_guard]
 unsafe extern "C-unwind" fn savepoint_ended(
     event: pg_sys::SubXactEvent::Type,
@@ -186,7 +186,8 @@ unsafe extern "C-unwind" fn savepoint_ended(
     }
 }
 
-/// Call the function as the current role, without a subtransaction (in a parallel plan none may start) and read-only.
+/// Call the function as the current role, read-only, and without a subtransaction, which a parallel plan does not
+/// allow.
 fn ask(name: &[u8], room: &[u8], action: Action) -> Result<Option<bool>> {
     let statement = statement(name)?;
     let connection = Connection::open()?;
@@ -199,8 +200,8 @@ thread_local! {
     static STATEMENTS: RefCell<HashMap<Vec<u8>, &'static Statement>> = RefCell::default();
 }
 
-/// The call, to be planned for each role: what is inlined into a plan was checked for its role. It is never given back,
-/// but there are as many as superusers name authorizers.
+/// The statement is planned for each role, because rights were checked for the role when a function was inlined into
+/// the plan. It is never freed; there are only as many as superusers name authorizers.
 fn statement(name: &[u8]) -> Result<&'static Statement> {
     let function = Function::named(name)?;
     if let Some(known) = STATEMENTS.with_borrow(|known| known.get(name).copied()) {
@@ -213,14 +214,14 @@ fn statement(name: &[u8]) -> Result<&'static Statement> {
     Ok(statement)
 }
 
-/// Schema and function: without a schema the caller's search_path would choose one.
+/// Schema and function. Without a schema the caller's search_path would choose the function.
 struct Function {
     schema: CString,
     function: CString,
 }
 
 impl Function {
-    /// Read as PostgreSQL reads a name. It must be there.
+    /// Parsed as PostgreSQL parses a name. The schema is required.
     fn named(name: &[u8]) -> Result<Function> {
         let wrong = || Error::AuthorizerFailed {
             why: "presence.authorizer does not name a schema and a function in it.".into(),
@@ -244,7 +245,7 @@ impl Function {
         Err(Error::AuthorizerFailed { why })
     }
 
-    /// Whether any function of that name takes two arguments: which one it is, the parser finds.
+    /// Whether any function of that name takes two arguments; the parser chooses among them.
     fn exists(&self) -> bool {
         // SAFETY: a list of two new String nodes; look-ups in the catalog.
         unsafe {
@@ -270,7 +271,7 @@ impl Function {
     }
 }
 
-/// SQL `_presence._may(room, action)`, for the policies. A NULL room is the database's own affair.
+/// SQL `_presence._may(room, action)`, for the policies. Without a room only `read` is allowed.
 fn may(call: &Call) -> Result<Option<Datum>> {
     let action = match call.text(1) {
         Some(b"read") => Action::Read,

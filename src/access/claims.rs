@@ -5,15 +5,15 @@ use serde_json::value::RawValue;
 use std::collections::HashMap;
 
 pub struct Claims {
-    /// None: bytes that are no text.
+    /// None if the bytes are not valid text.
     pub json: Option<String>,
 }
 
-/// Whom a claim names.
+/// What a claim says about the user.
 pub enum Name {
     /// The claim is missing or null.
     Missing,
-    /// It is an empty text or one that PostgreSQL cannot hold, or the claims are no JSON.
+    /// It is an empty text, or one that PostgreSQL cannot hold, or the claims are not JSON.
     Nobody,
     Named(String),
 }
@@ -27,7 +27,7 @@ impl Claims {
         }
     }
 
-    /// The names in the list at a path, its steps separated by dots.
+    /// The names in the list at this path, whose steps are separated by dots.
     pub fn names(&self, path: &str) -> Vec<String> {
         let steps = path.split('.').filter(|step| !step.is_empty());
         let list = steps.fold(self.whole(), |at, step| at.and_then(|at| member(at, step)));
@@ -46,7 +46,7 @@ impl Claims {
     }
 }
 
-/// Of a repeated key the last counts, as in jsonb.
+/// The last one of a repeated key, as in jsonb.
 fn member<'a>(object: &'a RawValue, key: &str) -> Option<&'a RawValue> {
     let members: HashMap<String, &RawValue> = serde_json::from_str(object.get()).ok()?;
     members.get(key).copied()

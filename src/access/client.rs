@@ -8,12 +8,12 @@ use crate::error::{Error, Result};
 use crate::pg::role::in_restricted_operation;
 use pgrx::pg_sys;
 
-/// Whether this is a client's own session, running what the client asked for, be it with rights that we lent.
+/// Whether this is a client's own session, running what the client asked for, even while it has rights that we lent.
 pub fn is_own_session() -> bool {
     serves_a_client() && !in_restricted_operation()
 }
 
-/// Refuse what only a client's own session can have. Code of others that runs with rights that we lent has it not.
+/// Refuse what only a client's own session may do. Other people's code may not, even where we lent it rights.
 pub fn require_own_session(what: &'static str) -> Result<()> {
     let why = if !serves_a_client() {
         "This is a background process of the server."
@@ -26,8 +26,8 @@ pub fn require_own_session(what: &'static str) -> Result<()> {
     Err(Error::NotOwnSession { what, why })
 }
 
-/// No background worker, apply worker, autovacuum or walsender. A parallel worker is what its leader is: it has been
-/// given the leader's roles and settings.
+/// Not a background worker, apply worker, autovacuum or walsender. A parallel worker counts as its leader, whose roles
+/// and settings it has.
 fn serves_a_client() -> bool {
     // SAFETY: plain reads of this process's state.
     unsafe {

@@ -5,7 +5,7 @@ use crate::extension::{self, is_granted};
 use pgrx::pg_sys::{self, AclMode, AclResult, Oid};
 use std::ffi::CStr;
 
-/// Whether the right is there on these columns, which are counted from 1.
+/// Whether the current role has the right on these columns, numbered from 1.
 pub fn on_columns(relation: Oid, right: u32, columns: impl IntoIterator<Item = i16>) -> bool {
     // SAFETY: a look-up in the catalog, as is the next one.
     let may = |column| unsafe {
@@ -15,7 +15,7 @@ pub fn on_columns(relation: Oid, right: u32, columns: impl IntoIterator<Item = i
     on_table(relation, right) || columns.into_iter().all(may)
 }
 
-/// The same on all columns that there are.
+/// The same for all existing columns.
 pub fn on_all_columns(relation: Oid, right: u32) -> bool {
     let all = pg_sys::AclMaskHow::ACLMASK_ALL;
     // SAFETY: a look-up in the catalog.
@@ -33,14 +33,14 @@ fn on_table(relation: Oid, right: u32) -> bool {
     }
 }
 
-/// Whether the current role is one for whom the policies of the table hold.
+/// Whether the policies of the table apply to the current role.
 pub fn is_under_policies(relation: Oid) -> bool {
     // SAFETY: a look-up in the catalog, which raises nothing.
     let state = unsafe { pg_sys::check_enable_rls(relation, pg_sys::InvalidOid, true) };
     state == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
 }
 
-/// Whether the function of this name in the schema `presence`, of which there is one, may be called.
+/// Whether the current role may call the function of this name in the schema `presence`, where it is not overloaded.
 pub fn may_call(name: &CStr) -> bool {
     let schema = c"presence";
     if !is_granted(pg_sys::NamespaceRelationId, extension::schema(schema), pg_sys::ACL_USAGE) {
@@ -56,7 +56,7 @@ pub fn may_call(name: &CStr) -> bool {
     }
 }
 
-/// Whether the current role may do what calls this function, by whatever name.
+/// Whether the current role may execute this function.
 pub fn is_executable(function: Oid) -> bool {
     is_granted(pg_sys::ProcedureRelationId, function, pg_sys::ACL_EXECUTE)
 }

@@ -16,7 +16,7 @@ use std::ffi::CStr;
 use std::rc::Rc;
 
 pub struct Identity {
-    /// In the encoding of the database, as the tables have it.
+    /// In the encoding of the database, as in the tables.
     pub user_id: Option<Vec<u8>>,
     pub service: bool,
     /// session_user is one of `presence.trusted_login_roles`: its sessions are shared by many users.
@@ -25,7 +25,7 @@ pub struct Identity {
     teams: Vec<Vec<u8>>,
 }
 
-/// What a pair of roles is, whatever the claims.
+/// What follows from a pair of roles, whatever the claims.
 struct Roles {
     session: Oid,
     current: Oid,
@@ -37,10 +37,11 @@ struct Roles {
     name: Vec<u8>,
 }
 
-/// How many roles a session remembers: a pooled one takes turns between few.
+/// How many roles a session caches: a pooled session alternates between a few.
 const REMEMBERED: usize = 8;
 
-/// Roles and settings by which one is somebody, and the extension, whose owner is a service.
+/// Versions of everything that determines an identity: roles, settings, and the extension, whose owner is a service
+/// role.
 type Epoch = [u64; 3];
 
 thread_local! {
@@ -51,18 +52,18 @@ thread_local! {
     static WATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Grows whenever a role or a membership changed.
+/// Incremented whenever a role or a membership changes.
 pub fn role_epoch() -> u64 {
     watch();
     ROLE_EPOCH.get()
 }
 
-/// What an identity was made from: equal claims of equal roles are the same identity.
+/// What an identity was derived from: equal claims and equal roles give the same identity.
 #[derive(PartialEq)]
 struct Claims {
     session: Oid,
     current: Oid,
-    /// Whether the login may say who its user is, here.
+    /// Whether the claims are trusted here.
     believed: bool,
     claims: Vec<u8>,
     sub: Vec<u8>,
@@ -81,7 +82,7 @@ pub fn current(extension: &Extension) -> Result<Rc<Identity>> {
 }
 
 fn identify(roles: &Roles, from: &Claims) -> Identity {
-    // Of bytes that are no text two users could look the same.
+    // Decoding invalid bytes could make two users look the same.
     let readable =
         encoding::database_encoding() != pg_enc::PG_SQL_ASCII || str::from_utf8(&from.claims).is_ok();
     let claims = claims::Claims { json: readable.then(|| encoding::decode(&from.claims)) };
@@ -107,7 +108,7 @@ fn identify(roles: &Roles, from: &Claims) -> Identity {
     }
 }
 
-/// Whether the login may say for whom it speaks.
+/// Whether the login may call `act_as`.
 pub fn may_act_as(extension: &Extension) -> Result<bool> {
     let roles = roles(extension)?;
     Ok(roles.trusted_login || roles.superuser_login)
@@ -156,7 +157,7 @@ fn setting(name: &CStr) -> Vec<u8> {
     }
 }
 
-/// Roles and memberships may change under us; that in pg_database_owner with the database.
+/// Invalidate when roles or memberships change; membership in pg_database_owner changes with the database.
 fn watch() {
     use pg_sys::SysCacheIdentifier::{AUTHMEMROLEMEM, AUTHOID, DATABASEOID};
     if WATCHING.replace(true) {
@@ -174,7 +175,7 @@ unsafe extern "C-unwind" fn forget_roles(_argument: Datum, _cache: i32, _hash: u
 }
 
 impl Identity {
-    /// Whose name a writer writes under.
+    /// The user_id under which the caller writes.
     pub fn writer(&self) -> Result<&[u8]> {
         self.user_id.as_deref().ok_or(Error::NoIdentity)
     }
@@ -183,7 +184,7 @@ impl Identity {
         self.user_id.as_deref() == Some(user_id)
     }
 
-    /// The tokens by which others may share with this caller; `rooms` are the rooms the caller is in.
+    /// The tokens by which others can share with this caller, who is in these rooms.
     pub fn tokens(&self, rooms: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
         let mut tokens = self.own_tokens();
         tokens.extend(self.group_tokens()?);
@@ -191,7 +192,7 @@ impl Identity {
         Ok(tokens)
     }
 
-    /// Those of everybody, of everybody who is signed in, and the caller's own.
+    /// The tokens for everybody, for everybody who is signed in, and for this user.
     pub fn own_tokens(&self) -> Vec<Vec<u8>> {
         let mut tokens = vec![b"any".to_vec()];
         if let Some(user_id) = &self.user_id {
@@ -201,7 +202,7 @@ impl Identity {
         tokens
     }
 
-    /// Those of teams and roles.
+    /// The tokens of teams and roles.
     pub fn group_tokens(&self) -> Result<Vec<Vec<u8>>> {
         let teams = self.teams.iter().map(|team| [b"team:", team.as_slice()].concat());
         Ok(teams.chain(role_tokens(self.role)?.iter().cloned()).collect())
@@ -214,7 +215,7 @@ static ROLE_NAMES: Statement = Statement {
     arguments: &[pg_sys::OIDOID],
 };
 
-/// `role:` tokens: the role itself and what it inherits. A superuser sees everything anyway, so only its own.
+/// `role:` tokens: the role and the roles that it inherits. A superuser sees everything anyway, so only its own.
 fn role_tokens(role: Oid) -> Result<Rc<Vec<Vec<u8>>>> {
     ROLE_TOKENS.with(|known| known.get(role, role_epoch(), |role| look_up_role_tokens(*role).map(Rc::new)))
 }

@@ -13,29 +13,30 @@ use std::hash::Hasher;
 
 thread_local! {
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
-    /// The worker has looked since so many differences. At its start it has not, since it connected.
+    /// How many differences there were when the worker last read its settings. It has just connected at its start, so
+    /// none.
     static LOOKED: Cell<u64> = const { Cell::new(0) };
 }
 
-/// This is the worker of the database: what it goes by counts.
+/// This process is the worker of the database: its settings are the ones in use.
 pub fn is_worker(authorizer: &[u8], notify_payload: i32) {
     IS_WORKER.set(true);
     compare(authorizer, notify_payload);
 }
 
-/// Once for each process, besides: what it has had from its start on was not assigned here.
+/// Called once in each process as well: the assign hooks did not see the settings that it started with.
 pub fn compare(authorizer: &[u8], notify_payload: i32) {
     authorizer_is(authorizer);
     notify_payload_is(notify_payload);
 }
 
-/// Somebody may have narrower settings than the worker, whose question this is: how many were found to differ.
+/// For the worker: how many differences were found, if somebody may have narrower settings than the worker.
 pub fn news(database: &Database) -> Option<u64> {
     let differences = database.narrowing.differences();
     (differences != LOOKED.get()).then_some(differences)
 }
 
-/// The worker has read its settings since.
+/// The worker has read its settings again.
 pub fn looked(differences: u64) {
     LOOKED.set(differences);
 }
@@ -75,7 +76,7 @@ fn is(setting: Narrows, value: u64) {
     }
     let Some(database) = Database::find(database) else { return };
     if IS_WORKER.get() {
-        // Names were handed out as another one said, or to all.
+        // Names were handed out by the old setting.
         if database.narrowing.applies(setting, value) {
             database.names.want_all();
         }

@@ -11,7 +11,7 @@ pub fn may_write(caller: &Identity, owner: &[u8]) -> bool {
     caller.service || caller.is(owner)
 }
 
-/// The same by the keyed hash that slots have of their owner. None: any.
+/// The same by the keyed hash of the owner in a slot. None: any owner.
 pub fn slots_of(extension: &Extension, caller: &Identity) -> Result<Option<u64>> {
     if caller.service {
         return Ok(None);
@@ -23,7 +23,7 @@ pub fn require(caller: &Identity, owner: &[u8]) -> Result<()> {
     if may_write(caller, owner) { Ok(()) } else { Err(Error::OwnedByAnother) }
 }
 
-/// Nobody squats "bob".
+/// Others may not take the member_id "bob".
 pub fn check_member_id(identity: &Identity, member_id: &[u8]) -> Result<()> {
     if identity.service || settings::member_ids() == MemberIds::Any || identity.is(member_id) {
         return Ok(());

@@ -17,34 +17,34 @@ use pgrx::pg_sys::{self, Datum, Oid};
 use std::cell::Cell;
 
 thread_local! {
-    /// For as long as neither table's definition changed, and no function.
+    /// Valid until the definition of either table, or any function, changes.
     static KNOWN: Cached<Oid, u64, Likeness> = const { Cached::new(1) };
     static EPOCH: Cell<u64> = const { Cell::new(0) };
-    /// The tables of the latest answer: a change of theirs makes a new epoch.
+    /// The tables of the latest answer: a change of either starts a new epoch.
     static WATCHED: Cell<Option<[Oid; 2]>> = const { Cell::new(None) };
     static WATCHING: Cell<bool> = const { Cell::new(false) };
-    /// Whether a role has all rights that writing takes, for as long as no right can have changed.
+    /// Whether a role has all rights that writing needs, until any right may have changed.
     static RIGHTS: Cached<Oid, [u64; 3], bool> = const { Cached::new(REMEMBERED) };
     static SCHEMA_EPOCH: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How many roles a session remembers: a pooled one takes turns between few.
+/// How many roles a session caches: a pooled session alternates between a few.
 const REMEMBERED: usize = 8;
 
-/// Whether the SELECT policies are those that the extension made.
+/// Whether the SELECT policies are the extension's own.
 pub fn is_builtin(extension: &Extension) -> Result<bool> {
     Ok(!has_hooks() && likeness(extension, pg_sys::AccessShareLock)?.of_reading)
 }
 
-/// The same, and that they ask what they asked, and a SELECT reads no other tables beside this one.
+/// The same, and also the functions that they call, and no table inherits from `member`.
 pub fn is_read_as_made(extension: &Extension) -> Result<bool> {
     let likeness = likeness(extension, pg_sys::AccessShareLock)?;
     Ok(!has_hooks() && likeness.of_reading && likeness.is_alone && likeness.asked.is_some())
 }
 
-/// Whether a write, and the SELECT before it, would meet nothing but what the extension made, and the current role has
-/// all rights that they take. From here on the table is locked as by an UPDATE, so it stays so until the transaction
-/// ends.
+/// Whether a write, and the SELECT before it, would meet only the extension's own objects, and the current role has all
+/// rights that they need. The table is locked as by an UPDATE from here to the end of the transaction, so the answer
+/// stays true.
 pub fn is_as_made(extension: &Extension) -> Result<bool> {
     if has_hooks() {
         return Ok(false);
@@ -55,7 +55,7 @@ pub fn is_as_made(extension: &Extension) -> Result<bool> {
     }
 }
 
-/// Whether the current role has the rights on the schema, on the table, and to call what the policies ask.
+/// Whether the current role has the rights on the schema and the table, and may execute the functions of the policies.
 fn has_rights(extension: &Extension, asked: &Asked) -> Result<bool> {
     // SAFETY: a plain read of this process's state.
     let role = unsafe { pg_sys::GetUserId() };
@@ -64,7 +64,7 @@ fn has_rights(extension: &Extension, asked: &Asked) -> Result<bool> {
     RIGHTS.with(|rights| rights.get(role, epoch, look_up))
 }
 
-/// Other libraries may check rights, or add policies, in the executor and the planner.
+/// Whether other libraries may check rights, or add policies, in the executor and the planner.
 fn has_hooks() -> bool {
     // SAFETY: plain reads of pointers that libraries set when they are loaded.
     unsafe {
@@ -77,7 +77,7 @@ fn has_hooks() -> bool {
     }
 }
 
-/// The lock comes first: with it come the invalidations of everything that was committed before.
+/// Lock first: this processes the invalidations of everything that was committed before.
 fn likeness(extension: &Extension, lock: u32) -> Result<Likeness> {
     watch();
     // SAFETY: a table that exists, or existed when its oid was looked up; the lock stays until the transaction ends.
@@ -97,13 +97,13 @@ fn likeness(extension: &Extension, lock: u32) -> Result<Likeness> {
     })
 }
 
-/// Moves on when the definition of `member` changes. For those who have it locked.
+/// Changes when the definition of `member` does. For callers that have locked it.
 pub fn table_epoch() -> u64 {
     watch();
     EPOCH.get()
 }
 
-/// Moves on when anything changes on which the rights of a role on the extension's functions and tables depend, but those
+/// Changes when anything changes on which a role's rights on the extension's functions and tables depend, except rights
 /// on the view (`Extension::epoch`).
 pub fn rights_epoch() -> [u64; 3] {
     watch();
@@ -141,11 +141,11 @@ unsafe extern "C-unwind" fn forget(_argument: Datum, relation: Oid) {
     }
 }
 
-/// Before 0.3.0 there is no twin, but the text of the policies, in the second column of `secret`.
+/// Before 0.3.0 there is no twin; the second column of `secret` has the text of the policies.
 static TEXT: Statement =
     Statement { sql: c"select presence._policies('presence.member'::pg_catalog.regclass)", arguments: &[] };
 
-/// None if it was updated while we waited.
+/// None if the extension was updated while we waited.
 fn has_policies_of_old(extension: &Extension) -> Result<Option<bool>> {
     let Some(secret) = extension::internal_relation(c"secret") else { return Err(Error::NotInstalled) };
     // SAFETY: ALTER EXTENSION UPDATE changes this table, so what we look at stays for as long as we hold the lock; and

@@ -13,7 +13,7 @@ use pgrx::{PgList, pg_guard};
 use std::collections::HashSet;
 use std::ffi::CStr;
 
-/// What a statement must be allowed to, on a relation.
+/// The right that a statement needs on a relation.
 #[derive(Clone, Copy)]
 enum Right {
     Own,
@@ -21,7 +21,7 @@ enum Right {
     Reference,
 }
 
-/// Refuse the statement if it wants a strong lock on a relation of ours and the current role has no right to that.
+/// Refuse the statement if it takes a strong lock on a relation of ours and the current role has no right to that.
 ///
 /// # Safety
 /// A utility statement's node, or null, in a transaction.
@@ -33,7 +33,7 @@ pub unsafe extern "C-unwind" fn check(statement: *mut Node) {
     }
 }
 
-/// After the statement: what it has locked does not change any more.
+/// After the statement, when what it has locked cannot change any more.
 ///
 /// # Safety
 /// As `check`.
@@ -82,7 +82,7 @@ unsafe fn check_statement(statement: *mut Node) -> Result<()> {
     Ok(())
 }
 
-/// What is added to a table. (Foreign keys in CREATE TABLE come here too: they are added to the new table.)
+/// A part of ALTER TABLE. Foreign keys in CREATE TABLE come here too: they are added to the new table.
 ///
 /// # Safety
 /// The definition of a command of ALTER TABLE, or null.
@@ -109,7 +109,7 @@ unsafe fn check_part(part: *mut Node) -> Result<()> {
     Ok(())
 }
 
-/// LOCK TABLE takes along what a view reads.
+/// LOCK TABLE on a view also locks the tables that it reads.
 fn check_lock(relation: Oid, seen: &mut HashSet<Oid>) -> Result<()> {
     if relation == pg_sys::InvalidOid || !seen.insert(relation) {
         return Ok(());
@@ -143,7 +143,7 @@ unsafe fn require(right: Right, name: *mut RangeVar) -> Result<()> {
     require_on(right, unsafe { find(name) })
 }
 
-/// What is not ours is no affair of ours.
+/// Relations that are not ours are not checked.
 fn require_on(right: Right, relation: Oid) -> Result<()> {
     // SAFETY: look-ups in the catalog.
     let may = unsafe {
@@ -162,7 +162,7 @@ fn require_on(right: Right, relation: Oid) -> Result<()> {
     if may { Ok(()) } else { Err(Error::NotYours { relation: name_of(relation) }) }
 }
 
-/// On the table, or on some column: which ones PostgreSQL looks at itself.
+/// Whether the role has the right on the table or on any column; PostgreSQL itself checks which columns.
 ///
 /// # Safety
 /// In a transaction.
@@ -188,7 +188,7 @@ unsafe fn owns(relation: Oid, user: Oid) -> bool {
     }
 }
 
-/// The relation that is named so, if there is one.
+/// Find the relation of this name, if it exists.
 ///
 /// # Safety
 /// A name in a statement, or null.

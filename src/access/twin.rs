@@ -14,20 +14,20 @@ pub use functions::{Asked, by_name};
 use pgrx::pg_sys::{self, Oid};
 use std::ffi::{CStr, c_char};
 
-/// How `member` compares with its twin.
+/// In which respects `member` is equal to its twin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Likeness {
     /// The policies that decide what a SELECT shows.
     pub of_reading: bool,
     /// No other table inherits from it.
     pub is_alone: bool,
-    /// All that takes part in a write: columns, constraints, indexes, triggers, rules, children, all policies.
+    /// Everything that takes part in a write: columns, constraints, indexes, triggers, rules, children, all policies.
     pub of_writing: bool,
-    /// What the policies ask; None if that is not ours any more, or not known.
+    /// The functions that the policies call; None if they are not ours any more, or not known.
     pub asked: Option<Asked>,
 }
 
-/// Compare them. The caller has locked `member`.
+/// The caller has locked `member`.
 pub fn compare(member: Oid, twin: Oid) -> Likeness {
     let (member, twin) = (Table::open(member), Table::open(twin));
     let asked = Asked::find();
@@ -45,7 +45,7 @@ pub fn compare(member: Oid, twin: Oid) -> Likeness {
     Likeness { of_reading, is_alone: !member.class().relhassubclass, of_writing, asked }
 }
 
-/// A relation that is open; closed when dropped, or by the abort while an ERROR unwinds. The lock stays.
+/// An open relation, closed on drop, or by the abort while an ERROR unwinds. The lock stays.
 struct Table(pg_sys::Relation);
 
 impl Table {
@@ -115,7 +115,7 @@ impl Table {
     }
 }
 
-/// Of an index.
+/// The properties of an index that count.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct IndexFacts {
     columns: Vec<i16>,
@@ -123,7 +123,7 @@ struct IndexFacts {
     method: u32,
     is_unique: bool,
     is_primary: bool,
-    /// Used by whoever writes, for nothing but what it indexes: all columns of their rows, at once.
+    /// A plain index: of columns only, on all rows, checked at once, valid and in use.
     is_plain: bool,
 }
 
@@ -187,8 +187,8 @@ fn same_class(member: &Table, twin: &Table) -> bool {
     facts(member) == facts(twin)
 }
 
-/// Ours, and besides them none but such as were dropped again. Verbs leave out what the triggers fill: a default of that
-/// would run, with the rights of whoever writes. A constant is nothing that runs, and the triggers replace it.
+/// Whether the columns are ours, followed only by dropped ones. Verbs leave out columns that the triggers fill, so a
+/// default would be evaluated with the rights of the caller. A constant is harmless, and the triggers replace it.
 fn same_columns(member: &Table, twin: &Table) -> bool {
     let facts = |column: &pg_sys::FormData_pg_attribute| {
         (
@@ -210,7 +210,7 @@ fn same_columns(member: &Table, twin: &Table) -> bool {
         && checks(member) == checks(twin)
 }
 
-/// How many check constraints, and whether anything is generated.
+/// The number of check constraints, and whether there are generated columns.
 fn checks(table: &Table) -> (u16, bool) {
     // SAFETY: null, or the constraints of the open relation.
     unsafe {
@@ -234,7 +234,7 @@ fn same_triggers(member: &Table, twin: &Table) -> bool {
     all.len() == ours.len() && all.iter().zip(ours).all(|(trigger, twin)| facts(trigger) == facts(twin))
 }
 
-/// By what they index, whatever they are called.
+/// Compared by their definitions; their names do not matter.
 fn same_indexes(member: &Table, twin: &Table) -> bool {
     let sorted = |table: &Table| {
         let mut found: Vec<_> = table.indexes().iter().map(Table::index_facts).collect();

@@ -12,7 +12,7 @@ use crate::pg::datum::elements;
 use crate::settings;
 use pgrx::pg_sys;
 
-/// Whether SQL would show the caller what the built-in policies say, no more and no less.
+/// Whether SQL would show the caller exactly what the built-in policies say.
 pub fn is_by_built_in_policies(extension: &Extension, caller: &Identity) -> Result<bool> {
     Ok(settings::fast_path()
         && shows_as_we_do(extension, caller)
@@ -20,8 +20,8 @@ pub fn is_by_built_in_policies(extension: &Extension, caller: &Identity) -> Resu
         && policy::is_read_as_made(extension)?)
 }
 
-/// Whom policies bind, SQL refuses where row_security is off. Others, members of the owner's role among them, it shows
-/// everything.
+/// With row_security off SQL raises an error for callers to whom policies apply. To others, such as members of the
+/// owner's role, it shows everything.
 fn shows_as_we_do(extension: &Extension, caller: &Identity) -> bool {
     use pg_sys::CheckEnableRlsResult::RLS_ENABLED;
     // SAFETY: a plain setting, and a look-up in the catalog for the current role.
@@ -32,12 +32,12 @@ fn shows_as_we_do(extension: &Extension, caller: &Identity) -> bool {
     }
 }
 
-/// Whom somebody may see.
+/// The members that a caller may see.
 pub struct Visibility<'a> {
-    /// None: everybody.
+    /// None: all members.
     caller: Option<&'a Identity>,
     tokens: &'a [Vec<u8>],
-    /// Most members of a room have the same audience: the last one, and what came of it.
+    /// The last audience and its result, because most members of a room have the same audience.
     last: (Vec<u8>, bool),
 }
 
@@ -46,7 +46,7 @@ impl<'a> Visibility<'a> {
         Visibility { caller: None, tokens: &[], last: Default::default() }
     }
 
-    /// `tokens`: those that count, which are none where the authorizer says no.
+    /// `tokens` are those that count: none if the authorizer says no.
     pub fn of(caller: &'a Identity, tokens: &'a [Vec<u8>]) -> Visibility<'a> {
         Visibility { caller: Some(caller), tokens, last: Default::default() }
     }
@@ -56,7 +56,7 @@ impl<'a> Visibility<'a> {
         self.sight(bytes(Column::UserId), bytes(Column::Audience))
     }
 
-    /// Of a member by its owner, and the bytes of its audience behind their header.
+    /// Takes a member's owner, and the bytes of its audience after their header.
     pub fn sight(&mut self, owner: &[u8], audience: &[u8]) -> Sight {
         let Some(caller) = self.caller else { return Sight::Own };
         // Whoever may write a member may see it.
@@ -72,13 +72,13 @@ impl<'a> Visibility<'a> {
     }
 }
 
-/// Why somebody sees a member.
+/// Why a caller sees a member.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Sight {
     None,
-    /// By its audience, where the authorizer lets them read the room.
+    /// By its audience, if the authorizer lets the caller read the room.
     Shared,
-    /// Theirs to write.
+    /// The caller may write it.
     Own,
 }
 

@@ -7,7 +7,7 @@ use crate::pg::datum::bytes_of;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::CStr;
 
-/// As policies call them, and as the library does.
+/// Names as policies call them, argument types, and symbols in the library.
 const ASKED: [(&CStr, &[Oid], &str); 4] = [
     (c"user_id", &[], "presence_user_id"),
     (c"is_service", &[], "presence_is_service"),
@@ -17,10 +17,10 @@ const ASKED: [(&CStr, &[Oid], &str); 4] = [
 
 const OF_TRIGGERS: [&str; 2] = ["presence_member_before", "presence_member_after"];
 
-/// The language C in pg_language, by a number that is fixed.
+/// The language C in pg_language has this fixed OID.
 const C_LANGUAGE: u32 = 13;
 
-/// What the policies ask, with the rights of whoever reads or writes.
+/// The functions that the policies call with the rights of the reader or writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked([Oid; ASKED.len()]);
 
@@ -34,7 +34,7 @@ impl Asked {
         Some(Asked(found))
     }
 
-    /// Whether the current role may.
+    /// Whether the current role may execute them.
     pub fn may_be_called(&self) -> bool {
         self.0.iter().all(|function| is_executable(*function))
     }
@@ -44,7 +44,7 @@ pub fn is_of_member_triggers(function: Oid) -> bool {
     is(function, &OF_TRIGGERS)
 }
 
-/// Whether a call comes to one of these symbols, and at once: not by way of a SET clause or SECURITY DEFINER.
+/// Whether a call leads directly to one of these symbols, without a SET clause or SECURITY DEFINER.
 fn is(function: Oid, symbols: &[&str]) -> bool {
     use pg_sys::SysCacheIdentifier::PROCOID;
     // SAFETY: a look-up in the catalog; the tuple is released after what was read of it was copied.
@@ -69,7 +69,7 @@ fn is(function: Oid, symbols: &[&str]) -> bool {
     }
 }
 
-/// A function of ours. Whoever asks: this is no question of rights.
+/// Find a function of ours, whether or not the caller may execute it.
 pub fn by_name(name: &CStr, arguments: &[Oid]) -> Option<Oid> {
     let is_internal = name.to_bytes().starts_with(b"_");
     let schema = if is_internal { extension::internals() } else { extension::schema(c"presence") };

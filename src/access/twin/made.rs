@@ -24,7 +24,7 @@ const NULLABLE: [Column; 9] = [
     Column::Reverts,
 ];
 
-/// Columns, and whether they are unique.
+/// Indexed columns, and whether they are unique.
 const INDEXES: [(&[Column], bool); 4] = [
     (&[Column::Room, Column::MemberId, Column::ConnectionId], true),
     (&[Column::UserId, Column::Room], false),
@@ -34,7 +34,7 @@ const INDEXES: [(&[Column], bool); 4] = [
 
 const TRIGGERS: usize = 3;
 
-/// Whether nobody has added to what decides what a SELECT shows.
+/// Whether everything that decides what a SELECT shows is as the extension made it.
 pub fn is_as_made_for_reading(twin: &Table) -> bool {
     twin.class().relrowsecurity && has_own_policies(twin, |command| matches!(command, b'r' | b'*'))
 }
@@ -58,7 +58,7 @@ fn has_own_class(twin: &Table) -> bool {
         && twin.relation().rd_rules.is_null()
 }
 
-/// Behind ours there may be such as were dropped again.
+/// Dropped columns may follow ours.
 fn has_own_columns(twin: &Table) -> bool {
     let columns = twin.columns();
     let is_nullable = |at| NULLABLE.into_iter().any(|column| column as usize == at);
