@@ -9,7 +9,7 @@ use crate::error::Result;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-/// Answers by question, those that were asked for last.
+/// Answers by question, the most recently used ones.
 pub struct Cached<K, E, T> {
     most: usize,
     /// The latest first.
@@ -27,7 +27,7 @@ impl<K: PartialEq, E: PartialEq, T: Clone> Cached<K, E, T> {
         Cached { most, known: RefCell::new(VecDeque::new()) }
     }
 
-    /// The answer that holds in this epoch, which is the present one.
+    /// The answer for this epoch, which is the current one.
     pub fn get(&self, key: K, epoch: E, look_up: impl FnOnce(&K) -> Result<T>) -> Result<T> {
         if let Some(answer) = self.known(&key, &epoch) {
             return Ok(answer);

@@ -3,7 +3,7 @@
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::CStr;
 
-/// The bytes of a text, or of another varlena, without header. They belong to what holds the value.
+/// The bytes of a text, or of another varlena, without header. They borrow from the holder of the value.
 ///
 /// # Safety
 /// `datum` is a varlena. It, and what is allocated in `memory`, lives as long as the holder.
@@ -39,7 +39,7 @@ pub unsafe fn bytes_in<H>(_holder: &H, memory: pg_sys::MemoryContext, datum: Dat
     }
 }
 
-/// A copy of the bytes of a varlena without header, for where nobody holds it.
+/// A copy of the bytes of a varlena without header, if nothing holds it.
 ///
 /// # Safety
 /// `datum` is a text or another varlena.
@@ -67,7 +67,7 @@ unsafe fn append(bytes: &mut Vec<u8>, datum: Datum) {
     }
 }
 
-/// Whether it is neither compressed nor elsewhere: that is seen without asking the server.
+/// Whether it is neither compressed nor stored out of line, which can be seen without asking the server.
 ///
 /// # Safety
 /// `varlena` is one.
@@ -110,7 +110,7 @@ pub fn varlena(bytes: &[u8]) -> Datum {
     unsafe { Datum::from(pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32)) }
 }
 
-/// A new uuid of a hash.
+/// A new uuid from a hash.
 pub fn uuid(hash: u128) -> Datum {
     // SAFETY: palloc gives room for 16 bytes or raises.
     unsafe {
@@ -145,7 +145,7 @@ pub fn array(values: &[Datum], element: Oid) -> Datum {
     }
 }
 
-/// The same, of which some may be NULL.
+/// The same with possible NULLs.
 pub fn nullable_array(values: &[Option<Datum>], element: Oid) -> Datum {
     let mut datums: Vec<Datum> = values.iter().map(|value| value.unwrap_or(Datum::from(0))).collect();
     let mut nulls: Vec<bool> = values.iter().map(Option::is_none).collect();
@@ -166,7 +166,7 @@ pub fn nullable_array(values: &[Option<Datum>], element: Oid) -> Datum {
     }
 }
 
-/// How elements of a type lie in an array: their length, whether they are passed by value, and how they are aligned.
+/// The layout of a type's elements in an array: length, by-value, alignment.
 fn layout(element: Oid) -> (i32, bool, u8) {
     match element {
         pg_sys::UUIDOID => (16, false, b'c'),
@@ -175,7 +175,7 @@ fn layout(element: Oid) -> (i32, bool, u8) {
     }
 }
 
-/// A new array of hashes.
+/// A new uuid array from hashes.
 pub fn uuids(hashes: &[u128]) -> Datum {
     let values: Vec<Datum> = hashes.iter().map(|hash| uuid(*hash)).collect();
     array(&values, pg_sys::UUIDOID)
@@ -186,10 +186,10 @@ pub fn text_array<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> Datum {
     array(&values, pg_sys::TEXTOID)
 }
 
-/// The elements of a text array: a copy of them.
+/// Copies of the elements of a text array.
 #[derive(Default, PartialEq, Eq)]
 pub struct Texts {
-    /// One after the other.
+    /// Concatenated.
     bytes: Vec<u8>,
     ends: Vec<usize>,
 }
@@ -213,7 +213,7 @@ impl std::ops::Index<usize> for Texts {
     }
 }
 
-/// The elements of a one-dimensional text array; Err tells what else it is.
+/// The elements of a one-dimensional text array; Err says what else it is.
 ///
 /// # Safety
 /// `datum` is a text[].
@@ -237,13 +237,13 @@ pub unsafe fn texts_of(datum: Datum) -> std::result::Result<Texts, &'static str>
     }
 }
 
-/// The elements of a one-dimensional text array where they lie, by its bytes behind the header; Err tells what else it is.
+/// The elements of a one-dimensional text array in place, from its bytes after the header; Err says what else it is.
 ///
 /// # Safety
 /// They are those of a text[].
 pub unsafe fn elements(array: &[u8]) -> std::result::Result<Elements<'_>, &'static str> {
-    // ArrayType: ndim, dataoffset (0: no element can be null), elemtype; for each dimension its length and its lower bound;
-    // then, where one can, a bit for each that is not.
+    // ArrayType: ndim, dataoffset (0: no element can be null), elemtype; for each dimension its length and its lower
+    // bound; then, if elements can be null, a bitmap.
     const DATA: usize = 20;
     let number = |at: usize| word(array, 4 * at).unwrap_or(0) as usize;
     let (dimensions, offset, left) = (number(0), number(1), number(3));
@@ -272,7 +272,7 @@ impl<'a> Iterator for Elements<'a> {
 
     fn next(&mut self) -> Option<&'a [u8]> {
         self.left = self.left.checked_sub(1)?;
-        // What begins a short element is not 0, and not aligned.
+        // The header of a short element is not 0, and not aligned.
         if *self.array.get(self.at)? == 0 {
             self.at = self.at.next_multiple_of(4);
         }
@@ -292,7 +292,7 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
-/// Whether a descriptor begins with columns of these types. Others may stand behind them.
+/// Whether a descriptor begins with columns of these types. Others may follow.
 ///
 /// # Safety
 /// A descriptor.

@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
-/// Characters of a text in the database's encoding.
+/// The number of characters of a text in the database's encoding.
 pub fn characters(text: &[u8]) -> usize {
     // SAFETY: reads `len` bytes at the pointer.
     unsafe { pg_sys::pg_mbstrlen_with_len(text.as_ptr().cast(), text.len() as i32) as usize }
@@ -14,7 +14,7 @@ pub fn database_encoding() -> pg_sys::pg_enc::Type {
     unsafe { pg_sys::GetDatabaseEncoding() as pg_sys::pg_enc::Type }
 }
 
-/// UTF-8 text in the encoding of the database, with question marks for what it does not have, and never an error.
+/// UTF-8 text in the encoding of the database, with question marks for missing characters, and never an error.
 pub fn encode_lossy(text: &str) -> Vec<u8> {
     let encodings = [pg_sys::pg_enc::PG_UTF8, pg_sys::pg_enc::PG_SQL_ASCII];
     if encodings.contains(&database_encoding()) {
@@ -23,7 +23,7 @@ pub fn encode_lossy(text: &str) -> Vec<u8> {
     text.chars().map(|character| if character.is_ascii() { character as u8 } else { b'?' }).collect()
 }
 
-/// UTF-8 text in the encoding of the database; 22P05 if it does not have a character.
+/// UTF-8 text in the encoding of the database; 22P05 for missing characters.
 pub fn encode(text: &str) -> Vec<u8> {
     if text.is_ascii() {
         return text.as_bytes().to_vec();
@@ -40,9 +40,9 @@ pub fn encode(text: &str) -> Vec<u8> {
     }
 }
 
-/// Text of the database as UTF-8; bytes that no encoding explains become U+FFFD.
+/// Text of the database as UTF-8; invalid bytes become U+FFFD.
 pub fn decode(text: &[u8]) -> String {
-    // Of SQL_ASCII the server converts nothing, and would refuse what is no UTF-8.
+    // From SQL_ASCII the server converts nothing, and it would refuse invalid UTF-8.
     if text.is_ascii() || database_encoding() == pg_sys::pg_enc::PG_SQL_ASCII {
         return String::from_utf8_lossy(text).into_owned();
     }

@@ -36,7 +36,7 @@ macro_rules! sql_function {
 /// One call of a function.
 pub struct Call {
     info: pg_sys::FunctionCallInfo,
-    /// What was current when it was called, and lives until it returns: for what arguments are unpacked to.
+    /// The memory context of the caller, which lives until the function returns: arguments are detoasted into it.
     memory: pg_sys::MemoryContext,
 }
 
@@ -63,8 +63,8 @@ pub unsafe fn enter(call: pg_sys::FunctionCallInfo, body: fn(&Call) -> Result<Op
     }
 }
 
-/// A query that is running, told from others by its memory. (PL/pgSQL computes what is no query in memory of the
-/// transaction's.)
+/// A running query, identified by its memory context. (PL/pgSQL evaluates simple expressions in a context of the
+/// transaction.)
 #[derive(Clone, Copy, PartialEq)]
 pub struct Query {
     memory: pg_sys::MemoryContext,
@@ -82,7 +82,7 @@ impl<F: FnOnce()> Drop for AtEnd<F> {
 }
 
 impl Call {
-    /// An argument as PostgreSQL passed it; None is NULL, or one that the SQL of an older version does not have.
+    /// An argument as passed by PostgreSQL; None is NULL, or one that the SQL of an older version does not have.
     pub fn datum(&self, index: usize) -> Option<Datum> {
         // SAFETY: as many arguments as the call says.
         unsafe {
@@ -97,7 +97,7 @@ impl Call {
         self.datum(index).map(|datum| unsafe { text_in(self, self.memory, datum) })
     }
 
-    /// The elements of a one-dimensional text array; Err tells what else it is.
+    /// The elements of a one-dimensional text array; Err says what else it is.
     pub fn texts(&self, index: usize) -> std::result::Result<Option<Texts>, &'static str> {
         // SAFETY: declared text[] in SQL.
         self.datum(index).map(|datum| unsafe { texts_of(datum) }).transpose()
@@ -126,7 +126,7 @@ impl Call {
         self.datum(index).map(|datum| unsafe { hash_of(datum) })
     }
 
-    /// Interval in microseconds; a month counts 30 days, as in all of PostgreSQL's arithmetic of epochs.
+    /// Interval in microseconds; a month counts 30 days, as elsewhere in PostgreSQL's epoch arithmetic.
     pub fn interval(&self, index: usize) -> Option<i128> {
         // SAFETY: declared interval in SQL.
         self.datum(index).map(|datum| unsafe { interval_of(datum) })
@@ -143,7 +143,7 @@ impl Call {
         }
     }
 
-    /// Do something when the query ends, however it does: once, wherever the query calls the function.
+    /// Run `body` when the query ends, in any way: once per query, wherever it calls the function.
     pub fn when_query_ends(&self, body: impl FnOnce() + 'static) {
         // SAFETY: as above; `fn_extra` is ours, and null until then.
         unsafe {
@@ -166,7 +166,7 @@ impl Call {
         }
     }
 
-    /// For set-returning functions that return at most one row: Some is the only row, None is none.
+    /// For set-returning functions that return at most one row: None is no row.
     pub fn at_most_one_row(&self, row: Option<Datum>) -> Result<Option<Datum>> {
         // SAFETY: resultinfo of a set-returning function is a ReturnSetInfo.
         unsafe {
@@ -192,7 +192,7 @@ impl Call {
         Ok(None)
     }
 
-    /// For set-returning functions: what takes the rows one by one.
+    /// For set-returning functions: a sink for the rows.
     pub fn set(&self) -> Set<'_> {
         // SAFETY: it prepares the call's ReturnSetInfo or raises; the tuplestore and descriptor it makes are valid until the
         // call returns.
@@ -204,8 +204,8 @@ impl Call {
         }
     }
 
-    /// For set-returning functions: what another one, in SQL and with the same arguments and result, returns of this very
-    /// call.
+    /// For set-returning functions: what another function, in SQL and with the same arguments and result, returns for
+    /// this very call.
     ///
     /// # Safety
     /// There is such a function.
@@ -249,7 +249,7 @@ pub struct Set<'c> {
 }
 
 impl Set<'_> {
-    /// One more; the values are of the columns' types.
+    /// Add a row; the values have the columns' types.
     pub fn put(&self, values: &mut [Datum], nulls: &mut [bool]) -> Result<()> {
         if values.len() != self.columns || nulls.len() != self.columns {
             return Err(Error::TooManyColumns);

@@ -4,7 +4,7 @@ use crate::worker::process::wait_event;
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
-/// Sleep for so many milliseconds, under this name in pg_stat_activity; then obey a cancel.
+/// Sleep for this many milliseconds, under this name in pg_stat_activity; then handle a cancel.
 pub fn pause(milliseconds: u32, name: &CStr) {
     let events = pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // SAFETY: this process's own latch.

@@ -2,7 +2,7 @@
 
 use pgrx::pg_sys;
 
-/// Do something with this memory context as the current one. It is alive.
+/// Run `body` with this memory context, which must be alive, as the current one.
 pub fn within<T>(memory: pg_sys::MemoryContext, body: impl FnOnce() -> T) -> T {
     // SAFETY: alive, by the caller's promise; after an ERROR whoever catches it restores the context.
     let before = unsafe { pg_sys::MemoryContextSwitchTo(memory) };
@@ -12,7 +12,7 @@ pub fn within<T>(memory: pg_sys::MemoryContext, body: impl FnOnce() -> T) -> T {
     value
 }
 
-/// Memory of the server that is used again and again: for loops.
+/// Memory that is reused in a loop.
 pub struct Scratch(pg_sys::MemoryContext);
 
 impl Scratch {
@@ -30,17 +30,17 @@ impl Scratch {
         })
     }
 
-    /// Allocate here. A query ends in the memory of its connection, so what follows one asks again.
+    /// Allocate here. A query leaves its connection's memory context current, so call this again after one.
     pub fn within<T>(&self, body: impl FnOnce() -> T) -> T {
         within(self.0, body)
     }
 
-    /// For those who allocate only where they must.
+    /// The context, for callers that switch to it only where they must.
     pub fn memory(&self) -> pg_sys::MemoryContext {
         self.0
     }
 
-    /// Free all that was allocated here. Whoever keeps values beyond a `within` lets go of them before.
+    /// Free everything that was allocated here. No value from an earlier `within` may be used afterwards.
     pub fn clear(&self) {
         // SAFETY: alive, and nobody holds on to what is in it.
         unsafe { pg_sys::MemoryContextReset(self.0) };

@@ -4,7 +4,7 @@ use crate::error::Result;
 use pgrx::pg_sys::{self, Oid};
 use std::cell::Cell;
 
-/// What `as_role` has lent: to which role, and whether somebody else's restricted operation was running already.
+/// What `as_role` has lent: the role, and whether a restricted operation of somebody else was already running.
 #[derive(Clone, Copy)]
 struct Lent {
     role: Oid,
@@ -15,7 +15,7 @@ thread_local! {
     static LENT: Cell<Option<Lent>> = const { Cell::new(None) };
 }
 
-/// Gives back what was lent before, also when an ERROR unwinds.
+/// Restores the previous state on drop, also when an ERROR unwinds.
 struct Return(Option<Lent>);
 
 impl Drop for Return {
@@ -24,7 +24,7 @@ impl Drop for Return {
     }
 }
 
-/// Do something as another role, with what a function of that role could do and no more.
+/// Run `body` as another role, with the restrictions of a function of that role.
 pub fn as_role<T>(role: Oid, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let _return = Return(LENT.replace(Some(Lent { role, restricted: in_restricted_operation() })));
     let (mut before, mut context) = (pg_sys::InvalidOid, 0);
@@ -41,7 +41,7 @@ pub fn as_role<T>(role: Oid, body: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 /// Whether PostgreSQL runs somebody's code that the session did not ask for: ANALYZE, REINDEX, REFRESH and the like.
-/// What `as_role` restricts itself is none of these, as long as the role is still the lent one: that code has all
+/// The restriction that `as_role` sets does not count, as long as the role is still the lent one: that code has all
 /// rights of the extension's owner anyway.
 pub fn in_restricted_operation() -> bool {
     // SAFETY: plain reads of this process's state.

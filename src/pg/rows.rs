@@ -79,7 +79,7 @@ impl Rows<'_> {
         Some(unsafe { bytes_in(self, (*self.table).tuptabcxt, datum) })
     }
 
-    /// A column of one of these types; of any other there is nothing.
+    /// A column of one of these types; None for any other type.
     fn get_of(&self, row: usize, column: usize, types: &[Oid]) -> Option<Datum> {
         let datum = self.get(row, column)?;
         // SAFETY: there is such a column.
@@ -91,8 +91,8 @@ impl Rows<'_> {
 
 impl Drop for Rows<'_> {
     fn drop(&mut self) {
-        // A loop of queries on one connection would keep all results otherwise. While an ERROR unwinds, the abort
-        // frees them.
+        // Otherwise a loop of queries on one connection would keep all results. While an ERROR unwinds, the abort frees
+        // them.
         if !self.table.is_null() && !std::thread::panicking() {
             // SAFETY: a result of the open connection; freeing one that is not there any more is checked by SPI.
             unsafe { pg_sys::SPI_freetuptable(self.table) };

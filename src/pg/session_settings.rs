@@ -7,7 +7,7 @@ use pgrx::pg_sys::{config_string, config_type};
 use std::ffi::CStr;
 use std::hash::Hasher;
 
-/// Take in all that SET, set_config and their like have set, here or in a function that is running.
+/// Hash everything that SET, set_config and the like have set, here or in a running function.
 pub fn hash(hasher: &mut impl Hasher) {
     each(|setting| {
         if setting.source >= GucSource::PGC_S_OVERRIDE {
@@ -49,7 +49,7 @@ fn each(mut visit: impl FnMut(&config_generic)) {
     }
 }
 
-/// From 16 on the settings that are not at their defaults form a ring, of which one link is the list's own head.
+/// From 16 on the settings with non-default values form a ring, which contains the list's head.
 #[cfg(not(feature = "pg15"))]
 fn each(mut visit: impl FnMut(&config_generic)) {
     use std::cell::Cell;
@@ -63,7 +63,7 @@ fn each(mut visit: impl FnMut(&config_generic)) {
         link.wrapping_byte_sub(offset_of!(config_generic, nondef_link)).cast()
     }
 
-    /// The link that belongs to no setting. The session's own user is always in the ring.
+    /// The list's head, which is the link without a setting. The ring is never empty: it contains the session's user.
     fn find_head() -> *mut pg_sys::dlist_node {
         // SAFETY: the array is ours, its elements live as long as the server; links of a ring lead back to the first.
         unsafe {

@@ -9,7 +9,7 @@ pub fn is_one_for_all() -> bool {
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
 }
 
-/// See what a statement that begins now would see: in a READ COMMITTED transaction, all that is committed.
+/// See what a statement that begins now would see: in READ COMMITTED, everything that is committed.
 pub fn with_statement_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: inside a transaction.
     let push = || unsafe {
@@ -19,7 +19,7 @@ pub fn with_statement_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T>
     pushed(push, body)
 }
 
-/// See this statement's own rows, and what others have committed while we waited for a lock.
+/// See this statement's own changes, and what others have committed while we waited for a lock.
 pub fn with_new_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: inside a transaction.
     let push = || unsafe {
@@ -29,7 +29,7 @@ pub fn with_new_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     pushed(push, body)
 }
 
-/// See what is committed now, and nothing that this transaction has done.
+/// See what is committed now, and no changes of this transaction.
 pub fn with_committed_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: inside a transaction. The snapshot on top is a copy that is nobody else's; to one from before the first command
     // all of this transaction's are still to come.
@@ -40,8 +40,8 @@ pub fn with_committed_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T>
     pushed(push, body)
 }
 
-/// See the catalog as it is now, whatever snapshot the caller's statement has; also in parallel plans, where no other
-/// new snapshot may be taken.
+/// See the current catalog, whatever snapshot the caller's statement has; also in parallel plans, which allow no other
+/// new snapshot.
 pub fn with_catalog_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: inside a transaction; pushing copies it.
     let push = || unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetCatalogSnapshot(pg_sys::InvalidOid)) };

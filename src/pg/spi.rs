@@ -15,13 +15,13 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::rc::Rc;
 
-/// A statement of ours. Its address is its name. What is internal it names with the schema `_presence`.
+/// A statement of ours, identified by its address. It names internal objects with the schema `_presence`.
 pub struct Statement {
     pub sql: &'static CStr,
     pub arguments: &'static [Oid],
 }
 
-/// One whose text is put together of parts.
+/// A statement whose text is concatenated.
 macro_rules! statement {
     ($arguments:expr, $($part:expr),+) => {
         $crate::pg::spi::Statement {
@@ -35,21 +35,21 @@ macro_rules! statement {
 }
 pub(crate) use statement;
 
-/// How many plans a session keeps; each takes some 20 to 70 kB.
+/// How many plans a session keeps; each takes about 20 to 70 kB.
 const KEPT_PLANS: usize = 64;
 
 thread_local! {
     static PLANS: RefCell<Plans> = RefCell::default();
 }
 
-/// A plan that outlives the transaction. Whoever runs it holds it.
+/// A plan that outlives the transaction, shared by those who run it.
 struct Plan {
     prepared: pg_sys::SPIPlanPtr,
-    /// Where it looks for what is internal, if it names such.
+    /// The schema of internal objects, if it names any.
     internals: Option<Internals>,
 }
 
-/// In which schema that is: depends on the version of the SQL.
+/// The schema of internal objects depends on the version of the SQL.
 #[derive(Clone, Copy, PartialEq)]
 enum Internals {
     Apart,
@@ -58,13 +58,13 @@ enum Internals {
 }
 
 impl Internals {
-    /// As it is now, and stays while this transaction uses it.
+    /// The current one, which does not change while this transaction uses it.
     fn now() -> Internals {
         if extension::has_internal_schema() { Internals::Apart } else { Internals::WithTheRest }
     }
 }
 
-/// A text with internals named as they are here, if it names any.
+/// The text with the actual names of internal objects, if it names any.
 fn localized(sql: &CStr) -> Result<(Cow<'_, CStr>, Option<Internals>)> {
     const NAMED: &[u8] = b"_presence.";
     let text = sql.to_bytes();
@@ -84,10 +84,10 @@ fn localized(sql: &CStr) -> Result<(Cow<'_, CStr>, Option<Internals>)> {
 
 #[derive(Default)]
 struct Plans {
-    /// By statement and role, with the turn in which each was used last.
+    /// By statement and role, with the turn of the last use.
     kept: HashMap<(usize, Oid), (Rc<Plan>, u64)>,
     turn: u64,
-    /// No longer kept, but running when they had to go: a statement may call us again.
+    /// Evicted, but still running when they were: a statement may call us again.
     leaving: Vec<Rc<Plan>>,
 }
 
@@ -99,21 +99,21 @@ impl Plans {
         Some(plan.clone())
     }
 
-    /// Returns those that are to be freed.
+    /// Returns the plans to be freed.
     fn keep(&mut self, key: (usize, Oid), plan: Rc<Plan>) -> Vec<Rc<Plan>> {
         if self.kept.len() >= KEPT_PLANS {
             let oldest = self.kept.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
             self.leaving.extend(oldest.and_then(|oldest| self.kept.remove(&oldest)).map(|(plan, _)| plan));
         }
         self.leaving.extend(self.kept.insert(key, (plan, self.turn)).map(|(plan, _)| plan));
-        // While an ERROR unwinds nothing is freed, only let go of: so this is the place, and not a `drop`.
+        // While an ERROR unwinds plans are only abandoned, not freed: so this is the place, and not a `drop`.
         let (running, over) = self.leaving.drain(..).partition(|plan| Rc::strong_count(plan) > 1);
         self.leaving = running;
         over
     }
 }
 
-/// A connection to SPI; what a statement returns borrows from it.
+/// An SPI connection; results of statements borrow from it.
 pub struct Connection {
     caller: pg_sys::MemoryContext,
 }
@@ -130,7 +130,7 @@ impl Connection {
         }
     }
 
-    /// Run a statement as the current role. `write` false keeps it free of a transaction id.
+    /// Run a statement as the current role. With `write` false it is read-only.
     pub fn run(
         &self,
         statement: &'static Statement,
@@ -146,14 +146,14 @@ impl Connection {
         })
     }
 
-    /// Run SQL that is made up on the spot, and not kept.
+    /// Run SQL that is generated, without keeping its plan.
     pub fn run_text(&self, sql: &CStr, write: bool) -> Result<Rows<'_>> {
         let (sql, _) = localized(sql)?;
         // SAFETY: a C string.
         self.rows(|| unsafe { pg_sys::SPI_execute(sql.as_ptr(), !write, 0) })
     }
 
-    /// Run SQL that is made up on the spot, with arguments of these types.
+    /// The same with arguments of these types.
     pub fn run_once(&self, sql: &CStr, arguments: &[(Oid, Datum)]) -> Result<Rows<'_>> {
         let mut types: Vec<Oid> = arguments.iter().map(|(of_type, _)| *of_type).collect();
         let mut values: Vec<Datum> = arguments.iter().map(|(_, value)| *value).collect();
@@ -180,7 +180,7 @@ impl Connection {
         Ok(unsafe { Rows::of_last_execution(self) })
     }
 
-    /// Do something whose memory is freed afterwards: for loops.
+    /// Run `body`, and free its memory afterwards: for loops.
     pub fn scratch(&self, body: impl FnOnce() -> Result<()>) -> Result<()> {
         // SAFETY: a context of its own below the current one; an error unwinds to an abort, which deletes both.
         unsafe {
@@ -200,9 +200,9 @@ impl Connection {
         }
     }
 
-    /// Do something in the memory context that outlives this connection.
+    /// Run `body` in the memory context that outlives this connection.
     pub fn in_caller<T>(&self, body: impl FnOnce() -> T) -> T {
-        // The caller's context was current when the connection was opened, so it lives.
+        // The caller's context was current when the connection was opened, so it is alive.
         within(self.caller, body)
     }
 }
@@ -217,7 +217,8 @@ impl Drop for Connection {
     }
 }
 
-/// SPI leaves the connection's own memory current, whatever was: a loop in `scratch` would fill that.
+/// SPI leaves the connection's own memory context current, whatever was current before: a loop in `scratch` would fill
+/// that.
 fn in_current_memory<T>(body: impl FnOnce() -> T) -> T {
     // SAFETY: what is current lives longer than this call.
     let current = unsafe { pg_sys::CurrentMemoryContext };
@@ -255,8 +256,8 @@ fn plan(statement: &'static Statement) -> Result<Rc<Plan>> {
     Ok(plan)
 }
 
-/// Take in what others have committed of the catalog, as the parser does before it looks at a table. A kept plan does
-/// so only with a lock that the transaction has not got yet.
+/// Process invalidations of what others have committed to the catalog, as the parser does before it looks at a table. A
+/// kept plan does so only with a lock that the transaction does not have yet.
 pub fn accept_invalidations() {
     // SAFETY: inside a transaction.
     unsafe { pg_sys::AcceptInvalidationMessages() };

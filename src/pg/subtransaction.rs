@@ -4,21 +4,21 @@ use crate::error::Error;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{PgSqlErrorCode, PgTryBuilder, pg_sys};
 
-/// What went wrong, for a log, a DETAIL or `presence.health`.
+/// An error, for a log, a DETAIL or `presence.health`.
 #[derive(Debug)]
 pub struct Failure {
     pub message: String,
     /// The NOTIFY queue is full, or another of the limits of the server.
     pub limit: bool,
-    /// Not what was tried is wrong, but the world: a full disk, no memory, a lock, a shutdown. It may be better later.
+    /// The environment is at fault: a full disk, no memory, a lock, a shutdown. A later attempt may succeed.
     pub passing: bool,
-    /// Somebody wants it to end: a cancel, a timeout, a shutdown. Never the fault of what was tried.
+    /// A cancel, a timeout, a shutdown: never the fault of what was tried.
     pub cancelled: bool,
     pub code: PgSqlErrorCode,
 }
 
 impl Failure {
-    /// Fail with it, as the statement would have.
+    /// Raise it, as the statement would have.
     pub fn raise(self) -> ! {
         pgrx::ereport!(pgrx::PgLogLevel::ERROR, self.code, self.message);
         unreachable!()
@@ -52,7 +52,7 @@ impl From<&CaughtError> for Failure {
     }
 }
 
-/// Run the body in a subtransaction: an error takes back what it did, and nothing else.
+/// Run the body in a subtransaction: an error rolls back only that.
 pub fn attempt<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
     // SAFETY: plain reads; restored below, as PL languages do around their subtransactions.
     let (context, owner) = unsafe { (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner) };
@@ -75,7 +75,7 @@ pub fn attempt<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure>
     result
 }
 
-/// Run the body; an error comes out as a value. The caller must abort the (sub)transaction then.
+/// Run the body and return an error as a value. The caller must then abort the (sub)transaction.
 pub fn catch<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
     let mut body = Some(body);
     let body = std::panic::AssertUnwindSafe(&mut body);

@@ -6,7 +6,7 @@ use crate::pg::datum::{bytes_of, varlena};
 use pgrx::pg_sys::{self, Datum};
 use std::collections::BTreeSet;
 
-/// Keys and values of the jsonb with these bytes, in its order; None if it is no object.
+/// Keys and values of the object with these bytes, in its order; None if it is not an object.
 pub fn fields(bytes: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut found = Vec::new();
     // SAFETY: a value of the object, which is copied.
@@ -25,7 +25,7 @@ pub fn keys(bytes: &[u8]) -> BTreeSet<Vec<u8>> {
     found
 }
 
-/// False if it is no object.
+/// False if it is not an object.
 fn each(bytes: &[u8], mut body: impl FnMut(&[u8], *mut pg_sys::JsonbValue)) -> bool {
     // SAFETY: an aligned copy of the bytes of a jsonb; keys are strings.
     unsafe {
@@ -73,7 +73,7 @@ pub fn number(value: i64) -> Vec<u8> {
     unsafe { bytes_of(super::parse(&value.to_string())) }
 }
 
-/// The scalar that a jsonb with these bytes is.
+/// The value of a scalar jsonb with these bytes.
 pub fn scalar(bytes: &[u8]) -> Option<Value> {
     // SAFETY: an aligned copy of the bytes of a jsonb; a scalar is a list of one.
     unsafe {
@@ -92,7 +92,7 @@ unsafe fn container(jsonb: Datum) -> *mut pg_sys::JsonbContainer {
     unsafe { &raw mut (*jsonb.cast_mut_ptr::<pg_sys::Jsonb>()).root }
 }
 
-/// A string that points to the text, which must live as long.
+/// A string that borrows the text, which must live as long.
 fn text(content: &[u8]) -> pg_sys::JsonbValue {
     // SAFETY: all zeroes is a value; the string is set with its type.
     unsafe {

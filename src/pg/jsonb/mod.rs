@@ -24,9 +24,9 @@ pub unsafe fn is_object(jsonb: Datum) -> bool {
     }
 }
 
-/// JSON text, in UTF-8, of the bytes of a jsonb behind its header.
+/// JSON text, in UTF-8, of the bytes of a jsonb after its header.
 pub fn to_text(bytes: &[u8]) -> String {
-    // A copy: the container must be aligned to 4, and bytes from a buffer may not be.
+    // A copy, because a container must be aligned to 4, and bytes from a buffer may not be.
     let datum = crate::pg::datum::varlena(bytes);
     // SAFETY: the bytes are a jsonb container; the result is a new, zero-terminated string.
     unsafe {
@@ -36,13 +36,13 @@ pub fn to_text(bytes: &[u8]) -> String {
     }
 }
 
-/// JSON text, in UTF-8, if it has at most `limit` bytes. What is longer is not made: a jsonb of some kilobytes can hold
-/// numbers of hundreds of thousands of digits each.
+/// JSON text, in UTF-8, if it has at most `limit` bytes. Longer text is not generated: a jsonb of some kilobytes can
+/// contain numbers of hundreds of thousands of digits each.
 pub fn to_text_within(bytes: &[u8], limit: usize) -> Option<String> {
     (least_length(bytes, limit) <= limit).then(|| to_text(bytes))
 }
 
-/// At most so many bytes the JSON text has for certain; counts no further than beyond `limit`.
+/// A lower bound of the length of the JSON text; counting stops beyond `limit`.
 fn least_length(bytes: &[u8], limit: usize) -> usize {
     use pg_sys::JsonbIteratorToken::*;
     let datum = crate::pg::datum::varlena(bytes);
@@ -70,8 +70,8 @@ fn least_length(bytes: &[u8], limit: usize) -> usize {
     length
 }
 
-/// At most so many digits a number has for certain, as it is stored: its display scale, and four decimal digits for
-/// each unit of its weight (src/backend/utils/adt/numeric.c).
+/// A lower bound of the digits of a number, as stored: its display scale, and four decimal digits for each unit of its
+/// weight (src/backend/utils/adt/numeric.c).
 ///
 /// # Safety
 /// `number` is a numeric of a jsonb, neither compressed nor toasted.
@@ -150,7 +150,7 @@ unsafe fn merge(
     }
 }
 
-/// The container of a value that is an object.
+/// The container of a value, if it is an object.
 unsafe fn object(value: *mut pg_sys::JsonbValue) -> Option<*mut pg_sys::JsonbContainer> {
     // SAFETY: a value of an iterator; nested containers are jbvBinary.
     unsafe {
@@ -170,7 +170,7 @@ unsafe fn find(
     unsafe { pg_sys::findJsonbValueFromContainer(container, OBJECT, key) }
 }
 
-/// Call `body` with each key and value of an object, nested containers unopened.
+/// Call `body` with each key and value of an object, without opening nested containers.
 unsafe fn for_each_pair(
     container: *mut pg_sys::JsonbContainer,
     mut body: impl FnMut(*mut pg_sys::JsonbValue, *mut pg_sys::JsonbValue),
@@ -194,7 +194,7 @@ unsafe fn for_each_pair(
     }
 }
 
-/// A JSON value that a function of ours takes apart: what is deeper than an object in a list stays jsonb.
+/// A JSON value, opened as far as an object in a list; deeper values stay jsonb.
 pub enum Value {
     Null,
     Text(Vec<u8>),
@@ -203,12 +203,12 @@ pub enum Value {
     Bool(bool),
     List(Vec<Value>),
     Object(Vec<(String, Value)>),
-    /// An object or list that was not opened.
+    /// An unopened object or list.
     Nested(Datum),
 }
 
 impl Value {
-    /// As a jsonb again.
+    /// Converted back to jsonb.
     pub fn to_jsonb(&self) -> Datum {
         match self {
             Value::Nested(jsonb) => *jsonb,
@@ -225,7 +225,7 @@ pub fn of_json(json: &serde_json::Value) -> Datum {
     parse(&json.to_string())
 }
 
-/// jsonb of JSON text that is known to be good.
+/// jsonb from valid JSON text.
 fn parse(json: &str) -> Datum {
     let text = std::ffi::CString::new(crate::pg::encoding::encode(json)).unwrap_or_default();
     // SAFETY: jsonb_in(cstring).
@@ -233,8 +233,8 @@ fn parse(json: &str) -> Datum {
         .unwrap_or(Datum::from(0))
 }
 
-/// A list of objects, opened to the values of their fields; lists of scalars in these are opened too. None if it is
-/// no list.
+/// A list of objects, opened to the values of their fields; lists of scalars in these are opened, too. None if it is
+/// not a list.
 ///
 /// # Safety
 /// `jsonb` is a jsonb datum.
@@ -291,7 +291,7 @@ unsafe fn read(mut value: pg_sys::JsonbValue, depth: usize) -> Value {
     }
 }
 
-/// The elements of a list, nested containers unopened.
+/// The elements of a list, without opening nested containers.
 unsafe fn items(container: *mut pg_sys::JsonbContainer) -> Vec<pg_sys::JsonbValue> {
     use pg_sys::JsonbIteratorToken::*;
     let mut items = Vec::new();

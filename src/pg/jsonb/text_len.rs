@@ -17,21 +17,21 @@ const TRUE: u32 = 0x3000_0000;
 const NULL: u32 = 0x4000_0000;
 const CONTAINER: u32 = 0x5000_0000;
 
-/// `octet_length(jsonb::text)`, of the bytes behind the header of the jsonb. What is no jsonb has no end.
+/// `octet_length(jsonb::text)`, from the bytes after the header of the jsonb. Invalid bytes give the largest number.
 pub fn text_len(bytes: &[u8]) -> usize {
     length(bytes).unwrap_or(usize::MAX)
 }
 
 fn length(root: &[u8]) -> Option<usize> {
     let mut total = 0usize;
-    // Depth is the writer's choice: no recursion.
+    // No recursion, because the writer chooses the depth.
     let mut open = vec![root];
     while let Some(container) = open.pop() {
         let header = word(container, 0)?;
         let (items, is_object) = ((header & COUNT) as usize, header & OBJECT != 0);
         let entries = if is_object { items * 2 } else { items };
         if header & SCALAR == 0 {
-            // {}, with ": " in each pair, and ", " between all.
+            // {}, with ": " in each pair, and ", " between elements.
             let separators = items.saturating_sub(1) * 2 + if is_object { items * 2 } else { 0 };
             total = total.checked_add(2 + separators)?;
         }
@@ -41,7 +41,7 @@ fn length(root: &[u8]) -> Option<usize> {
             let entry = word(container, 4 + at * 4)?;
             let number = (entry & OFFSET_OR_LENGTH) as usize;
             let end = if entry & HAS_OFFSET != 0 { number } else { start + number };
-            // Numbers and containers begin at the next multiple of 4.
+            // Numbers and containers are aligned to 4.
             let aligned = || data.get(start.next_multiple_of(4)..end);
             let length = match entry & KIND {
                 STRING => string(data.get(start..end)?),
@@ -61,7 +61,7 @@ fn length(root: &[u8]) -> Option<usize> {
     Some(total)
 }
 
-/// With its quotes, as escape_json writes it.
+/// Including the quotes, as escape_json writes it.
 fn string(text: &[u8]) -> usize {
     let escaped = |byte: &u8| match byte {
         b'"' | b'\\' | 0x08 | 0x0C | b'\n' | b'\r' | b'\t' => 1,
