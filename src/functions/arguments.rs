@@ -22,19 +22,19 @@ fn page(call: &Call) -> Result<Option<Datum>> {
     Ok(page_of(call.int(0))?.map(|rows| Datum::from(rows as i64)))
 }
 
-/// The size of a page that was asked for.
+/// The requested page size.
 pub fn page_of(max_rows: Option<i32>) -> Result<Option<usize>> {
     max_rows.map(|rows| validate::max_rows(Some(rows), 10_000).map(|rows| rows as usize)).transpose()
 }
 
-/// SQL `_presence._room(room)`: the room, if it is a name.
+/// SQL `_presence._room(room)`: the room, if its name is valid.
 fn room(call: &Call) -> Result<Option<Datum>> {
     let room = call.text(0).ok_or(Error::MissingArgument { argument: "room" })?;
     validate::name("room", room)?;
     Ok(call.datum(0))
 }
 
-/// The key after which a page starts, with so many parts. None: the page is the first.
+/// The key after which a page starts, of this many parts. None: it is the first page.
 pub fn after(call: &Call, argument: usize, parts: usize) -> Result<Option<Texts>> {
     let wrong = |why: String| Error::InvalidArgument { argument: "after", why };
     let key = call.texts(argument).map_err(|why| wrong(why.into()))?;
@@ -49,17 +49,17 @@ pub fn after(call: &Call, argument: usize, parts: usize) -> Result<Option<Texts>
 /// SQL `presence._after(after, parts)` of releases before 0.3.0.
 fn key(call: &Call) -> Result<Option<Datum>> {
     let Some(parts) = call.int(1) else { return Ok(None) };
-    // Made anew: its first element is number 1, whatever it was in the caller's array.
+    // Rebuilt, so that its subscripts start at 1.
     Ok(after(call, 0, parts as usize)?.map(|key| datum::text_array(key.iter())))
 }
 
-/// SQL `_presence._start(after, parts)`: the same; the first page starts after empty names, which are nobody's.
+/// SQL `_presence._start(after, parts)`: the same; the first page starts after empty names, which no member has.
 fn start(call: &Call) -> Result<Option<Datum>> {
     let parts = call.int(1).unwrap_or_default();
     Ok(Some(key(call)?.unwrap_or_else(|| datum::text_array((0..parts).map(|_| b"")))))
 }
 
-/// SQL `_presence._log_floor()`: the log has every event after this seq.
+/// SQL `_presence._log_floor()`: the log contains every event after this seq.
 fn log_floor(_call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(extension::current()?.database.log_floor.load(Acquire) as i64)))
 }
@@ -72,7 +72,8 @@ fn given_seq(call: &Call) -> Result<Option<Datum>> {
 static NEWEST: Statement =
     Statement { sql: c"select seq from presence.event order by seq desc limit 1", arguments: &[] };
 
-/// SQL `_presence._log_position()`: the newest seq that this statement's snapshot sees, whoever may see its row.
+/// SQL `_presence._log_position()`: the newest seq in this statement's snapshot, whether or not the caller may see its
+/// row.
 fn log_position(_call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let newest = as_role(extension.owner_role, || {

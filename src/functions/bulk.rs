@@ -77,7 +77,7 @@ impl Element {
         }
     }
 
-    /// Text as PostgreSQL reads intervals.
+    /// In PostgreSQL's input format for intervals.
     fn interval(&self, name: &str) -> Result<Option<Datum>> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         let text = CString::new(text).map_err(|_| self.wrong(format!("{name} is not an interval.")))?;
@@ -86,7 +86,7 @@ impl Element {
         Ok(unsafe { direct_function_call::<Datum>(pg_sys::interval_in, &arguments) })
     }
 
-    /// Checked here, where the element is known.
+    /// Checked here, where the element's position is known.
     fn audience(&self, room: &[u8]) -> Result<Option<Datum>> {
         let name = "audience";
         let Some(value) = self.fields.get(name) else { return Ok(None) };
@@ -123,14 +123,14 @@ fn elements(call: &Call) -> Result<Vec<Element>> {
         .collect()
 }
 
-/// Before anything is locked. The events are about as long as the argument.
+/// Called before anything is locked. The events are about as long as the argument.
 fn wait_for_room(call: &Call, extension: &Extension) {
     // SAFETY: declared jsonb in SQL.
     let bytes = call.datum(0).map_or(0, |members| unsafe { pg_sys::toast_raw_datum_size(members) });
     pace::wait_for_room(extension.database, bytes as u64);
 }
 
-/// Of a repeated key the last one, all in the order in which everybody locks.
+/// The last one of each repeated key, all in the common lock order.
 fn in_key_order<K: Copy + Ord + std::hash::Hash, T>(items: Vec<(K, T)>) -> Vec<T> {
     let mut last: HashMap<K, T> = HashMap::with_capacity(items.len());
     for (key, item) in items {
@@ -169,7 +169,7 @@ fn update_many(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     write_many(call, extension, update_of)
 }
 
-/// Returns how many members are here and as they were asked for.
+/// Returns how many of the members are present as requested.
 fn write_many(
     call: &Call,
     extension: Extension,
@@ -195,7 +195,7 @@ fn write_many(
     Ok(Some(Datum::from(written)))
 }
 
-/// The same error, saying which element it is about.
+/// The same error, with the element that it is about.
 fn located(error: Error, place: usize) -> Error {
     match error {
         Error::InvalidName { argument, why } => {
@@ -257,7 +257,7 @@ fn update_of(extension: &Extension, identity: &Rc<Identity>, element: &Element) 
     request(c"presence.update_many()", extension, identity, element, member_id)
 }
 
-/// What both take; member_id is by default this one. Nobody enters.
+/// Common to both; the default member_id is this one. A request does not enter by itself.
 fn request(
     verb: &'static CStr,
     extension: &Extension,
@@ -346,7 +346,7 @@ fn removal(identity: &Identity, element: &Element) -> Result<Removal> {
     Removal::new(room, member_id, connection_id, last_word, reason, after)
 }
 
-/// SQL `presence.forget(user_id)`: how many rows it has erased.
+/// SQL `presence.forget(user_id)`: the number of rows erased.
 fn forget(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let user_id = call.text(0).ok_or(Error::MissingArgument { argument: "user_id" })?;
     validate::name("user_id", user_id)?;
@@ -354,7 +354,7 @@ fn forget(call: &Call, extension: Extension) -> Result<Option<Datum>> {
         return Err(Error::ServiceOnly { what: "forget a user" });
     }
     let members = delete::delete_members_of(user_id, None)?;
-    // What the worker has not written yet, it shall not write.
+    // What the worker has not written yet, it must not write.
     let image = Image::new([None, None, None, Some(user_id), None, None, None, None]);
     transaction::signal(&extension, Kind::Forget, image, None);
     let past = as_role(extension.owner_role, || {

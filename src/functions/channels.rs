@@ -16,9 +16,9 @@ use std::collections::BTreeSet;
 
 pub struct Open {
     pub as_of: AsOf,
-    /// What everybody is told, and what the caller is, whatever they listen to.
+    /// Channels with signals for everybody, and with what concerns the caller, whatever they listen to.
     pub database: Vec<String>,
-    /// Of what was asked for: a room, or all rooms.
+    /// Channels of the requested room, or of all rooms.
     pub target: Vec<String>,
 }
 
@@ -32,7 +32,7 @@ impl Open {
 pub fn open(extension: &Extension, room: Option<&[u8]>) -> Result<Open> {
     let identity = identity::current(extension)?;
     let as_of = extension.database.names.as_of(moves_of(extension, identity.user_id.as_deref()));
-    // By the names as they are: whoever gets new ones meanwhile is not noted for them.
+    // Repeated if names change meanwhile, so that the caller is noted for the names that are returned.
     extension.database.names.read(|| {
         extension.database.beacon.knows(boot(extension));
         names(extension, &identity, room, as_of)
@@ -61,8 +61,9 @@ fn names(extension: &Extension, identity: &Identity, room: Option<&[u8]>, as_of:
         return Ok(open);
     }
     let user_id = identity.user_id.as_deref();
-    // As is committed now, whatever an old snapshot says: who enters and rolls back, or leaves at once, was never there,
-    // and nobody would ever be told to take the names back. Again once the worker knows whom to rotate for.
+    // By committed data, whatever an old snapshot says: a caller who enters and rolls back, or leaves at once, was
+    // never present, and nobody would ever be told to revoke the names. Read again once the worker knows for whom to
+    // rotate.
     note(extension, user_id, &present_in(extension, user_id, room)?);
     let presence = present_in(extension, user_id, room)?;
     note(extension, user_id, &presence);
@@ -84,17 +85,17 @@ fn names(extension: &Extension, identity: &Identity, room: Option<&[u8]>, as_of:
     Ok(open)
 }
 
-/// Where a listener is, as far as it matters to what is listened to.
+/// The listener's rooms, as far as they matter for the channels.
 #[derive(Default)]
 struct Presence {
-    /// What is for the members of these has a channel.
+    /// Rooms with a channel of their own for what is shared with their members.
     rooms: Vec<Vec<u8>>,
-    /// They are in others. (Who enters one later is told to listen again.)
+    /// The listener is also in other rooms. (Whoever enters one later is told to listen again.)
     rings: bool,
 }
 
-/// A listener to a room has a channel for its members, if it is one; a listener to all rooms one for those of each that they
-/// are in, unless these are too many.
+/// A listener to a room who is a member of it has a channel for its members; a listener to all rooms has one for each
+/// room they are in, unless there are too many.
 fn present_in(extension: &Extension, user_id: Option<&[u8]>, room: Option<&[u8]>) -> Result<Presence> {
     let Some(user_id) = user_id else { return Ok(Presence::default()) };
     with_committed_snapshot(|| {
@@ -114,7 +115,7 @@ fn present_in(extension: &Extension, user_id: Option<&[u8]>, room: Option<&[u8]>
     })
 }
 
-/// The names of those present in these rooms are about to be given away.
+/// Note that this user is given the names of those present in these rooms.
 fn note(extension: &Extension, user_id: Option<&[u8]>, presence: &Presence) {
     for room in &presence.rooms {
         let knower = knower(extension, user_id.unwrap_or_default(), room);

@@ -16,7 +16,7 @@ use crate::shared::database;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::ffi::{CStr, CString};
 
-/// Whether readers are to read the copy.
+/// Whether readers must use the copy.
 pub fn is_read() -> Result<bool> {
     // SAFETY: a look-up in shared memory.
     if unsafe { pg_sys::RecoveryInProgress() } {
@@ -24,7 +24,7 @@ pub fn is_read() -> Result<bool> {
     }
     let Some(node) = settings::node_name() else { return Ok(false) };
     let extension = extension::current()?;
-    // Before the worker has looked nobody knows whether anybody is missing, and the copy has not been heard of.
+    // Until the worker has looked, it is not known whether members are missing, or whether the copy was heard.
     Ok(!extension.database.copy.reads_members() && is_heard(&extension, &node))
 }
 
@@ -39,7 +39,7 @@ fn sql_reads(call: &Call) -> Result<Option<Datum>> {
 
 fn twin_for(call: &Call) -> Result<Option<Datum>> {
     let Some(function) = call_to_plan(call) else { return Ok(None) };
-    // Who may not call the function may not call its twin.
+    // Whoever may not call the function may not call its twin.
     // SAFETY: the request has a call.
     if !is_read()? || !grants::is_executable(unsafe { (*function).funcid }) {
         return Ok(None);
@@ -49,7 +49,7 @@ fn twin_for(call: &Call) -> Result<Option<Datum>> {
     Ok(twin.map(|twin| call_instead(function, twin)))
 }
 
-/// The call that the planner asks a support function about.
+/// The call about which the planner asks a support function.
 fn call_to_plan(call: &Call) -> Option<*mut pg_sys::FuncExpr> {
     let request = call.datum(0)?.cast_mut_ptr::<pg_sys::SupportRequestSimplify>();
     // SAFETY: the planner passes a node, whose tag says what it is.
@@ -66,7 +66,7 @@ fn call_instead(function: *mut pg_sys::FuncExpr, other: Oid) -> Datum {
     }
 }
 
-/// The function of the same arguments in `_presence` whose name has `_shared_` in front.
+/// The function in `_presence` with the same arguments whose name begins with `_shared_`.
 fn twin_of(function: Oid) -> Result<Option<Oid>> {
     // SAFETY: look-ups in the catalog; the name and the arguments' types are copied.
     unsafe {
@@ -96,14 +96,14 @@ fn twin_of(function: Oid) -> Result<Option<Oid>> {
     }
 }
 
-/// SQL `_presence._is_heard(node)`: whether that server was heard lately, so that its members are shown.
+/// SQL `_presence._is_heard(node)`: whether that server was heard recently, so that its members are shown.
 fn sql_is_heard(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     database::request_worker(extension.database);
     Ok(Some(Datum::from(call.text(0).is_some_and(|node| is_heard(&extension, node)))))
 }
 
-/// SQL `_presence._is_elsewhere(node)`: whether that is another server than this one, and heard.
+/// SQL `_presence._is_elsewhere(node)`: whether that is another server, and heard.
 fn sql_is_elsewhere(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let is_elsewhere = |node: &[u8]| {
@@ -124,7 +124,7 @@ fn sql_version_here(call: &Call) -> Result<Option<Datum>> {
 static MEMBERS: Statement =
     Statement { sql: c"select pg_catalog.count(*) from presence.member", arguments: &[] };
 
-/// SQL `_presence._members()`: rows of presence.member; NULL on a standby.
+/// SQL `_presence._members()`: the number of rows in presence.member; NULL on a standby.
 fn sql_members(_call: &Call) -> Result<Option<Datum>> {
     // SAFETY: a look-up in shared memory.
     if unsafe { pg_sys::RecoveryInProgress() } {
@@ -137,7 +137,7 @@ fn sql_members(_call: &Call) -> Result<Option<Datum>> {
     })
 }
 
-/// SQL `_presence._beat_age()`: how long ago the server of this name was heard; NULL: not at all.
+/// SQL `_presence._beat_age()`: how long ago the server of this name was heard; NULL if it was not.
 fn sql_beat_age(_call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let age = settings::node_name().and_then(|node| extension.database.heard.age(extension.node_hash(&node)));

@@ -31,7 +31,7 @@ fn tokens(_call: &Call) -> Result<Option<Datum>> {
     Ok(Some(datum::text_array(&tokens)))
 }
 
-/// SQL `presence.act_as(user_id, teams)`: the claims of that user, until the transaction ends. True.
+/// SQL `presence.act_as(user_id, teams)`: sets the claims of that user until the transaction ends. Returns true.
 fn act_as(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     client::require_own_session("act_as")?;

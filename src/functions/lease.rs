@@ -10,7 +10,7 @@ use crate::{clock, extension};
 use pgrx::pg_sys::Datum;
 use std::cell::Cell;
 
-/// (key_hash, version, generation, deadline, session): what a row says of its lease.
+/// (key_hash, version, generation, deadline, session): the lease columns of a row.
 #[derive(Clone, Copy, PartialEq)]
 struct LeaseArguments {
     hash: u128,
@@ -38,14 +38,14 @@ impl LeaseArguments {
     }
 }
 
-/// What was found out of a row.
+/// The state of a row's member.
 #[derive(Clone, Copy)]
 struct Found {
     asked: LeaseArguments,
     shown: Shown,
 }
 
-/// The view `online` asks whether a row is alive, then for two columns.
+/// The view `online` asks whether a row is alive, then for two more columns.
 #[derive(Clone, Copy, PartialEq)]
 enum Question {
     LastSeenAt,
@@ -53,17 +53,18 @@ enum Question {
 }
 
 thread_local! {
-    /// Of the row that `_is_alive` let pass last, and which questions it has answered since; until its query ends.
+    /// The result for the row that `_is_alive` accepted last, and the question answered since; until its query ends.
     static FOUND: Cell<Option<(Query, Found, Option<Question>)>> = const { Cell::new(None) };
 }
 
-/// Whether a row's member is here, by the clock.
+/// Whether a row's member is alive, by the clock.
 fn look(asked: &LeaseArguments) -> Result<Option<Found>> {
     let key = extension::current()?.key_of(asked.hash);
     Ok(Shown::look(&key, &asked.row()).map(|shown| Found { asked: *asked, shown }))
 }
 
-/// The columns of a row show what let it pass, and need not look again: once each, so that the answer is of now.
+/// The columns of a row use the result that accepted it, without another look-up: each of them once, so that the result
+/// is current.
 fn looked(call: &Call, question: Question) -> Result<Option<Found>> {
     let Some(asked) = LeaseArguments::of(call) else { return Ok(None) };
     let query = call.query();
@@ -71,7 +72,7 @@ fn looked(call: &Call, question: Question) -> Result<Option<Found>> {
         Some((of, looked, answered))
             if of == query && looked.asked == asked && answered != Some(question) =>
         {
-            // The second question is the last.
+            // After the second question the result is discarded.
             FOUND.set(answered.is_none().then_some((query, looked, Some(question))));
             Ok(Some(looked))
         }
@@ -92,7 +93,8 @@ fn sql_is_alive(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(looked.is_some())))
 }
 
-/// SQL `_presence._expires_at(key_hash, version, generation, deadline, session)`: NULL is gone, or no lease that ends.
+/// SQL `_presence._expires_at(key_hash, version, generation, deadline, session)`: NULL if the member is gone or its
+/// lease has no end.
 fn sql_expires_at(call: &Call) -> Result<Option<Datum>> {
     let found = looked(call, Question::ExpiresAt)?;
     Ok(found.and_then(|found| found.shown.expires_at()).map(Datum::from))

@@ -29,11 +29,11 @@ use crate::{clock, settings, validate};
 use pgrx::pg_sys::{self, Datum, INT4OID, Oid, TEXTARRAYOID, TEXTOID};
 
 thread_local! {
-    /// Whether a role has all rights that reading takes, for as long as no right can have changed.
+    /// Whether a role has all rights that reading needs, until any right may have changed.
     static RIGHTS: Cached<Oid, ([u64; 3], u64), bool> = const { Cached::new(8) };
 }
 
-/// Of all rooms, where nobody says how many.
+/// The page size for all rooms if none is given.
 const PAGE: usize = 1_000;
 
 /// SQL `presence.list(room, max_rows, after)`.
@@ -78,7 +78,7 @@ fn list(call: &Call) -> Result<Option<Datum>> {
     Ok(None)
 }
 
-/// Whether what we show is what a SELECT would.
+/// Whether the fast path shows exactly what a SELECT would.
 fn is_fast(extension: &Extension, identity: &Identity) -> Result<bool> {
     // SAFETY: a look-up in shared memory. On a standby SQL says best that unlogged tables cannot be read.
     if unsafe { pg_sys::RecoveryInProgress() }
@@ -94,7 +94,7 @@ fn is_fast(extension: &Extension, identity: &Identity) -> Result<bool> {
     Ok(RIGHTS.with(|rights| rights.get(role, epoch, look_up))? && ordered::is_indexed(extension))
 }
 
-/// Nobody has added columns to it.
+/// Whether nobody has added columns to the view.
 fn is_view_as_made() -> bool {
     // SAFETY: a look-up in the catalog; null where there is no such column.
     let has = |view, column| unsafe { !pg_sys::get_attname(view, column as i16, true).is_null() };
@@ -104,32 +104,32 @@ fn is_view_as_made() -> bool {
 /// Columns of the view `online`.
 const ONLINE: usize = 16;
 
-/// Rows whose leases are looked up together: their slots are on their way from memory while others are read.
+/// How many leases are looked up together: their slots are prefetched while other rows are read.
 const TOGETHER: usize = 32;
 
-/// After so many rows it is asked first whether few of them are shown, and again when there are twice as many.
+/// Number of rows after which it is first checked whether few of them are visible; again each time they have doubled.
 const FIRST_LOOK: usize = 2_048;
-/// Fewer than one in so many are few.
+/// Few is fewer than one in this many.
 const SPARSE: usize = 16;
 
 struct Page<'a> {
     extension: &'a Extension,
     set: Set<'a>,
-    /// Where candidates are until they are put into the set.
+    /// Memory of the candidates.
     scratch: Scratch,
     visibility: Visibility<'a>,
-    /// The last room that the authorizer was asked for, and its answer.
+    /// The last room for which the authorizer was asked, and its answer.
     may_read: Option<(Vec<u8>, bool)>,
     read_since: u64,
     most: usize,
     listed: usize,
     looked_at: usize,
     next_look: usize,
-    /// Of these, so many may be seen.
+    /// How many of them are visible.
     shown: usize,
     /// This server's name.
     node: Option<Datum>,
-    /// Whom the caller may see, if they are here.
+    /// Members that the caller may see, if they are alive.
     candidates: Vec<(Row, Key, Sight)>,
 }
 
@@ -158,7 +158,7 @@ impl Page<'_> {
         self.take_living()
     }
 
-    /// Whether few of the rows so far are shown, at a moment to ask that.
+    /// Whether few of the rows so far are visible; only at certain row counts.
     fn is_sparse(&mut self) -> bool {
         if self.looked_at < self.next_look {
             return false;
@@ -167,7 +167,7 @@ impl Page<'_> {
         self.shown * SPARSE < self.looked_at
     }
 
-    /// The next row; whether there is room for more.
+    /// Take the next row. Returns whether there is room for more.
     fn take(&mut self, tuple: pg_sys::HeapTuple, layout: Layout) -> Result<bool> {
         self.looked_at += 1;
         // SAFETY: a tuple of this layout. Copied at once, for most rows that are looked at are shown: the copy lives until the
@@ -204,7 +204,7 @@ impl Page<'_> {
         Ok(if may_read { sight } else { Sight::None })
     }
 
-    /// Those of the candidates who are here.
+    /// Return those of the candidates that are alive.
     fn take_living(&mut self) -> Result<()> {
         pgrx::check_for_interrupts!();
         self.candidates.iter().for_each(|(_, key, _)| leases().prefetch(key, true));
@@ -220,7 +220,7 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// As the view has it.
+    /// In the form of the view.
     fn put(&self, row: &Row, lease: &RowLease, shown: &Shown, is_own: bool) -> Result<()> {
         let undone = row.get(Column::Reverts).and_then(|_| revert::undone(row, shown.at));
         let now = undone.as_ref().unwrap_or(row);
@@ -250,7 +250,7 @@ impl Page<'_> {
     }
 }
 
-/// Rows after which it is looked whether to go on, whoever may see them.
+/// After this many rows, visible or not, it is checked whether to continue.
 const LONG_ENOUGH: usize = 512;
 
 crate::sql_function!(presence_list, pg_finfo_presence_list, list);

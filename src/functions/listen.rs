@@ -32,8 +32,8 @@ fn channels(call: &Call) -> Result<Option<Datum>> {
     call.rows(open.all().map(|name| vec![Some(varlena(name.as_bytes()))]))
 }
 
-/// SQL `presence.listen(room)`. What it opened before for the same, and does not open any more, it closes: old names, and
-/// what the caller has no right to now.
+/// SQL `presence.listen(room)`. Channels that an earlier call for the same argument opened and that are no longer open
+/// to the caller are closed: old names, and lost rights.
 fn listen(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     require_no_standby("presence.listen()")?;
@@ -54,8 +54,8 @@ fn listen(call: &Call) -> Result<Option<Datum>> {
     call.rows(open.all().map(|name| vec![Some(varlena(name.as_bytes()))]))
 }
 
-/// SQL `presence.unlisten(room)`: closes what `listen` opened for the room, and counts it; the channels of the database
-/// stay for the others.
+/// SQL `presence.unlisten(room)`: closes the channels that `listen` opened for the room, and returns their number. The
+/// channels of the database stay while others need them.
 fn unlisten(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     session::require(&*identity::current(&extension)?, "unlisten")?;
@@ -76,7 +76,8 @@ fn stop(names: &[subscriptions::Name]) -> Result<()> {
     Ok(())
 }
 
-/// SQL `presence.rotate_channels(room)`: new names; the old ones hear `relisten` and then nothing. True.
+/// SQL `presence.rotate_channels(room)`: makes new names. Listeners to the old ones hear `relisten` and then nothing.
+/// Returns true.
 fn rotate_channels(call: &Call) -> Result<Option<Datum>> {
     require_no_standby("presence.rotate_channels()")?;
     let extension = extension::current()?;

@@ -14,13 +14,13 @@ use pgrx::pg_sys::{
 };
 use std::ffi::CStr;
 
-/// What `presence.set_room` changes of a room that is there, in the order of sql/rooms.sql.
+/// The columns of an existing room that `presence.set_room` changes, in the order of sql/rooms.sql.
 const SET_IN_ROOM: std::ops::RangeInclusive<i16> = 2..=7;
 
-/// Functions by name and arguments.
+/// Functions by name and argument types.
 type Functions = &'static [(&'static CStr, &'static [Oid])];
 
-/// What `presence.list` calls, also by way of the view.
+/// The functions that `presence.list` calls, directly or through the view.
 const OF_LIST: Functions = &[
     (c"_room", &[TEXTOID]),
     (c"_page", &[INT4OID]),
@@ -36,14 +36,14 @@ const OF_LIST: Functions = &[
 ];
 const OF_SET_ROOM: Functions =
     &[(c"_room", &[TEXTOID]), (c"_require_manage", &[TEXTOID]), (c"_merge_patch", &[JSONBOID, JSONBOID])];
-/// What the policies of `presence.room` call besides those of `presence.member`.
+/// The functions that the policies of `presence.room` call in addition to those of `presence.member`.
 const OF_ROOM: Functions = &[(c"_default_audience", &[TEXTOID])];
 
 fn may_call_all(functions: Functions) -> bool {
     functions.iter().all(|(name, arguments)| twin::by_name(name, arguments).is_some_and(is_executable))
 }
 
-/// Whether the caller may call what the policies of a table call, where they hold.
+/// Whether the caller may execute the functions of a table's policies, if these apply to it.
 fn passes_policies(table: Oid) -> bool {
     !is_under_policies(table) || Asked::find().is_none_or(|asked| asked.may_be_called())
 }
@@ -73,20 +73,20 @@ fn may(call: &Call) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(has_rights && (identity.service || authorizer::allows(room, action)?))))
 }
 
-/// Whether there is a name to enter under. A service role names whom it acts for.
+/// Whether there is a user_id to enter under. A service role gives one explicitly.
 fn has_name(identity: &Identity) -> bool {
     let own = identity.user_id.as_deref();
     identity.service || own.is_some_and(|own| validate::name("user_id", own).is_ok())
 }
 
-/// `presence.list` reads the view, and by its reader's rights the table.
+/// `presence.list` reads the view, and the table with the rights of the caller.
 pub fn may_list(extension: &Extension) -> bool {
     let reads_view =
         || extension::relation(c"online").is_some_and(|online| on_all_columns(online, pg_sys::ACL_SELECT));
     may_call(c"list") && may_call_all(OF_LIST) && reads_view() && reads_members(extension)
 }
 
-/// `presence.upsert` enters, or changes what is there.
+/// `presence.upsert` enters or changes a member.
 fn may_upsert(extension: &Extension) -> bool {
     may_call(c"upsert")
         && reads_members(extension)

@@ -61,7 +61,7 @@ fn announce(_call: &Call) -> Result<Option<Datum>> {
     Ok(None)
 }
 
-/// SQL `_presence._health()`: one row; the view `health` gives it names.
+/// SQL `_presence._health()`: one row, whose columns the view `health` names.
 fn health(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let database = extension.database;
@@ -104,7 +104,7 @@ fn health(call: &Call) -> Result<Option<Datum>> {
             let position = database.sink.position.load(Acquire);
             (position != 0).then(|| Datum::from(database.seq.load(Acquire).saturating_sub(position) as i64))
         },
-        // Whatever was said in whatever language: this view must not fail.
+        // Lossy: the message may be in any language, and this view must not fail.
         last_error.map(|(message, _)| varlena(&encode_lossy(&message))),
     ]])
 }

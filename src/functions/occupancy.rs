@@ -23,8 +23,8 @@ use pgrx::pg_sys::{self, Datum};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering::*;
 
-/// SQL `_presence._full_occupancy(room)`: the numbers of all members, if the room's count_audience lets the caller
-/// have them; else of those whom the built-in policies show. No row where SQL must count, under other policies.
+/// SQL `_presence._full_occupancy(room)`: counts all members if the room's count_audience lets the caller know,
+/// otherwise those that the built-in policies show. No row if SQL must count, under other policies.
 fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
     let Some(room) = call.text(0) else { return call.rows([]) };
@@ -39,7 +39,7 @@ fn sql_full_occupancy(call: &Call) -> Result<Option<Datum>> {
     if !(all || visibility::is_by_built_in_policies(&extension, &identity)?) {
         return call.rows([]);
     }
-    // Of several servers all, or what the policies show, is counted by SQL.
+    // Members of several servers are counted by SQL: all, or those that the policies show.
     if nodes::scan::are_there(extension.database) {
         let is_all = all || identity.service;
         return if is_all { call.rows([counted(&ANYWHERE, &extension, room)?]) } else { call.rows([]) };
@@ -69,7 +69,7 @@ static COPIED: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-/// Of all servers.
+/// Members of all servers.
 static ANYWHERE: Statement = Statement {
     sql: c"select pg_catalog.count(*), pg_catalog.count(distinct here.user_id)
            from (select user_id from presence.member
@@ -81,7 +81,7 @@ static ANYWHERE: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-/// All members and users, by one of these.
+/// The number of members and users, by one of these statements.
 fn counted(statement: &'static Statement, extension: &Extension, room: &[u8]) -> Result<Vec<Option<Datum>>> {
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
@@ -90,20 +90,20 @@ fn counted(statement: &'static Statement, extension: &Extension, room: &[u8]) ->
     })
 }
 
-/// A room with fewer members is counted as fast as its numbers are kept.
+/// A room with fewer members is counted as fast as its counts are looked up.
 const LARGE: i64 = 500;
 /// An idle worker wakes at least this often.
 const IDLE_WORKER: u64 = 1_000_000;
 
-/// The numbers that the worker keeps for those who ask.
+/// The counts that the worker keeps for rooms that are asked for.
 fn kept(extension: &Extension, room: &[u8]) -> Option<Numbers> {
     let (database, room, now) = (extension.database, key(extension, room), clock::boot());
     database.numbers().note_asked(room, now);
     database.read_numbers(|table| table.get(room, now))
 }
 
-/// Whether they are what they should be: the worker is not behind, and they are not to be those of a snapshot from before
-/// or of this session's own changes.
+/// Whether they are what a count would give: the worker is not behind, and the caller has no older snapshot and no
+/// changes of its own.
 fn are_kept_true(extension: &Extension) -> bool {
     let database = extension.database;
     let now = clock::boot();
@@ -118,18 +118,18 @@ fn are_kept_true(extension: &Extension) -> bool {
         && transaction::is_all_published(database)
 }
 
-/// Whether the room's count_audience lets somebody with these tokens have the numbers.
+/// Whether the room's count_audience gives the numbers to a caller with these tokens.
 fn may_count(room: &[u8], tokens: &[Vec<u8>]) -> Result<bool> {
     let audience = room_defaults::count_audience(room)?.unwrap_or_default();
     Ok(audience.iter().any(|token| tokens.contains(token)))
 }
 
-/// Members and users.
+/// The number of members and users.
 fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Result<[i64; 2]> {
     let read_since = clock::read_since();
     let start = liveness::start(extension.database_index);
     let is_calm = !is_one_for_all() && !extension.database.may_have_changed(read_since);
-    // Keyed: among a million users two are the same once in ten million rooms.
+    // A keyed hash: among a million users two collide in one of ten million rooms.
     let hasher = RandomState::new();
     let mut users = Vec::new();
     pages::of_room(extension, room, |rows| {
@@ -142,7 +142,7 @@ fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Resu
             }
             is_seen && !is_here
         });
-        // The slots are on their way from memory while others are looked for.
+        // Slots are prefetched while others are looked up.
         for has_bucket in [false, true] {
             rows.iter().for_each(|row| leases().prefetch(&extension.key_of(row.hash), has_bucket));
         }
@@ -158,7 +158,7 @@ fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Resu
     Ok([users.len() as i64, distinct(&users) as i64])
 }
 
-/// How many different ones there are of numbers that are hashes. (To sort them would take as long as all the rest.)
+/// The number of distinct hashes. (Sorting them would take as long as everything else.)
 fn distinct(hashes: &[u64]) -> usize {
     const NONE: u64 = 0;
     let mut places = vec![NONE; (2 * hashes.len()).next_power_of_two()];

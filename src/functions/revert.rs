@@ -13,15 +13,15 @@ enum Question {
     State,
 }
 
-/// A row, by the query that reads it, its key and its version.
+/// A row, identified by the query that reads it, its key and its version.
 type Read = (Query, Option<u128>, Option<i64>);
 
 thread_local! {
-    /// When one of the two was asked of a row: what is undone at one moment is seen so together. Until its query ends.
+    /// When one of the two questions was asked for a row, so that both use one moment. Until its query ends.
     static ASKED: Cell<Option<(Read, Question, u64)>> = const { Cell::new(None) };
 }
 
-/// The moment that an answer is of: that of the other question, if that came just before, else now.
+/// The moment for which to answer: that of the other question if it was asked just before, otherwise now.
 fn as_of(call: &Call, question: Question) -> u64 {
     let query = call.query();
     let read = (query, call.hash(2), call.bigint(3));

@@ -76,7 +76,7 @@ fn sql_tell_room(call: &Call) -> Result<Option<Datum>> {
     require_manage(room)?;
     let tokens = |place| call.texts(place).map_err(|why| Error::InvalidAudience { why: why.into() });
     let audience = tokens(2)?.ok_or(Error::MissingArgument { argument: "audience" })?;
-    // Both: the worker could not publish an event with anything else.
+    // Both audiences: the worker could not publish an event with an invalid one.
     for audience in [Some(audience), tokens(3)?].iter().flatten() {
         validate::audience(audience.iter(), room)?;
     }

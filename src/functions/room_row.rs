@@ -9,7 +9,7 @@ use crate::shared::next_version;
 use crate::{extension, validate};
 use pgrx::pg_sys::{self, Datum, Oid};
 
-/// The columns, in the order of sql/rooms.sql. Others may stand behind them.
+/// The columns, in the order of sql/rooms.sql. Added columns may follow.
 const ROOM: usize = 0;
 const METADATA: usize = 1;
 const AUDIENCE: usize = 2;
@@ -34,7 +34,7 @@ const TYPES: [Oid; 10] = [
     pg_sys::TIMESTAMPTZOID,
 ];
 
-/// All columns of a row, those of others too.
+/// All columns of a row, including added ones.
 struct Row {
     values: Vec<Datum>,
     nulls: Vec<bool>,
@@ -71,7 +71,7 @@ impl Row {
         self.get(ROOM).map(|room| unsafe { text_in(self, self.memory, room) })
     }
 
-    /// In order, once each, `room` written out.
+    /// Sorted, without duplicates, with `room` expanded.
     fn normalize(&mut self, column: usize, room: &[u8]) -> Result<()> {
         let Some(tokens) = self.get(column) else { return Ok(()) };
         // SAFETY: a text[].
@@ -121,7 +121,7 @@ fn room_before(call: &Call) -> Result<Option<Datum>> {
         let why = "It is at least 1, or NULL for no limit.".into();
         return Err(Error::InvalidArgument { argument: "max_members", why });
     }
-    // A restore writes the times as they were dumped: it is a service role that gives a version.
+    // A restore keeps the dumped times. It is recognized by a version that a service role gives.
     let has_version = row.get(VERSION).is_some_and(|version| version.value() as i64 > 0);
     let is_restored = is_insert && has_version && identity::current(&extension::current()?)?.service;
     if !is_restored {

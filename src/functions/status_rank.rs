@@ -8,7 +8,7 @@ use pgrx::pg_sys::Datum;
 use std::cell::RefCell;
 
 thread_local! {
-    /// The setting, taken apart, and of which epoch it is. It is asked for with each member of a room.
+    /// The parsed setting and its epoch. It is needed for each member of a room.
     static LISTED: RefCell<(u64, Vec<Vec<u8>>)> = const { RefCell::new((0, Vec::new())) };
 }
 
