@@ -3,7 +3,7 @@
 //! `table` is the data structure and `slot` its element, plain Rust over plain memory; `shared` is its home in
 //! PostgreSQL's shared memory; `rule` says which of slot and row counts.
 
-/// The table's words. `tests/loom` puts those of a model checker here.
+/// The atomics of the table. `tests/loom` replaces them by those of a model checker.
 mod atomic {
     pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 }

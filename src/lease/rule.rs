@@ -14,31 +14,31 @@
 
 use super::slot::{CLAIMED, Lease, NEVER, TOMBSTONE, alive};
 
-/// The lease as the row has it. Times are microseconds of the boot clock.
+/// The lease as stored in the row. Times are microseconds of the boot clock.
 #[derive(Clone, Copy, Debug)]
 pub struct RowLease {
-    /// Since when the row is being read: the age of the snapshot.
+    /// The time of the reader's snapshot.
     pub read_since: u64,
     pub version: u64,
     pub generation: u64,
     pub deadline: u64,
-    /// The member has said that it leaves: nothing moves the deadline.
+    /// An announced leave: nothing moves the deadline.
     pub is_fixed: bool,
     pub ttl: u64,
     /// 0 is none.
     pub session: u64,
 }
 
-/// What the server's start means to leases that have no slot.
+/// How the server's start affects leases without a slot.
 #[derive(Clone, Copy, Debug)]
 pub struct Start {
-    /// Versions below were given before the start.
+    /// Lower versions were issued before the start.
     pub version: u64,
-    /// Until when their members are kept.
+    /// Their members are kept until then.
     pub grace_until: u64,
 }
 
-/// The deadline that counts, by the boot clock; None if the member is gone.
+/// The valid deadline, by the boot clock; None if the member is gone.
 pub fn deadline(slot: Option<&Lease>, row: &RowLease, start: &Start, now: u64) -> Option<u64> {
     let word = match slot {
         None if row.version >= start.version => row.deadline,
@@ -53,7 +53,7 @@ pub fn deadline(slot: Option<&Lease>, row: &RowLease, start: &Start, now: u64) -
     alive(word, now).then_some(word)
 }
 
-/// Since when the member has not been seen, for a deadline that counts. None: the row says it.
+/// When the member was last seen, for a valid deadline. None: as in the row.
 pub fn last_seen(slot: Option<&Lease>, deadline: u64, row: &RowLease) -> Option<u64> {
     match (deadline, slot) {
         (NEVER, Some(slot)) => Some(slot.last_seen),

@@ -34,7 +34,7 @@ pub fn alive(word: u64, now: u64) -> bool {
     word > CLAIMED && word > now
 }
 
-/// Which member: the database (its index in shared memory), the table `member` (a new CREATE EXTENSION makes a
+/// Identifies a member: the database (its index in shared memory), the table `member` (each CREATE EXTENSION makes a
 /// new one) and the keyed hash of room, member_id and connection_id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -51,11 +51,11 @@ pub struct Slot {
     pub(super) hash_low: AtomicU64,
     pub(super) deadline: AtomicU64,
     pub(super) last_seen: AtomicU64,
-    /// The ttl (30 days at most), and how many transactions are changing this member and have not ended (fewer than
-    /// there are processes, 2^18).
+    /// The ttl (30 days at most), and the number of open transactions that are changing this member (fewer than there
+    /// are processes, 2^18).
     pub(super) ttl_and_pins: Pair<42>,
     pub(super) version: AtomicU64,
-    /// The generation (a version, below 2^53 as all that JSON shows), and the database's index (below 1,000).
+    /// The generation (a version, below 2^53 like all numbers in JSON), and the database's index (below 1,000).
     pub(super) generation_and_database: Pair<53>,
     pub(super) owner: AtomicU64,
     pub(super) session: AtomicU64,
@@ -65,8 +65,8 @@ pub struct Slot {
     pub(super) reverts_at: AtomicU64,
 }
 
-/// Two numbers in one word: the lower of so many bits, and one above it. Whoever sets one is alone with that one; the
-/// other may change meanwhile.
+/// Two numbers in one word, the lower one of this many bits. Each has one writer at a time; the other may change
+/// meanwhile.
 #[derive(Default)]
 pub struct Pair<const BITS: u32>(AtomicU64);
 
@@ -90,7 +90,7 @@ impl<const BITS: u32> Pair<BITS> {
         self.0.fetch_xor((self.upper() ^ number) << BITS, AcqRel);
     }
 
-    /// Whoever sets the upper number is not there meanwhile.
+    /// Nobody sets the upper number meanwhile.
     pub(super) fn increment_upper(&self) {
         self.0.fetch_add(1 << BITS, AcqRel);
     }
@@ -100,14 +100,14 @@ impl<const BITS: u32> Pair<BITS> {
     }
 }
 
-/// What a commit makes of a lease, and what a reader finds.
+/// The state of a lease that a commit writes and a reader finds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lease {
     /// The deadline word: microseconds of the boot clock, or one of the constants above.
     pub deadline: u64,
-    /// Boot clock. Where there is a deadline this is deadline - ttl, unless the lease is fixed; then 0 is not known.
+    /// Boot clock. If there is a deadline this is deadline - ttl, unless the lease is fixed; then 0 means unknown.
     pub last_seen: u64,
-    /// Microseconds; 0 with a deadline is a lease that is fixed.
+    /// Microseconds; 0 with a deadline means that the lease is fixed.
     pub ttl: u64,
     pub version: u64,
     /// The version with which the member entered: a new one for each stay.
@@ -116,14 +116,14 @@ pub struct Lease {
     pub owner: u64,
     /// The database session that the member is bound to, 0 for none.
     pub session: u64,
-    /// When something of the member is to be undone, by the boot clock; 0 is never.
+    /// When a change of the member reverts, by the boot clock; 0 is never.
     pub reverts_at: u64,
     /// When the change that this slot shows was committed, by the boot clock.
     pub changed_at: u64,
     pub pins: u32,
 }
 
-/// Whose stay it is, and which: what a proof of life is about.
+/// Which stay of which owner a renewal applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stay {
     /// Keyed hash of the owner's user_id.
@@ -132,12 +132,12 @@ pub struct Stay {
 }
 
 impl Lease {
-    /// Whether something of the member is to be undone by now.
+    /// Whether a change of the member must have reverted by now.
     pub fn is_to_revert(&self, now: u64) -> bool {
         self.reverts_at != 0 && self.reverts_at <= now
     }
 
-    /// When somebody has to look at the member next.
+    /// When the member needs attention next.
     pub fn due(&self) -> u64 {
         if self.reverts_at == 0 { self.deadline } else { self.deadline.min(self.reverts_at) }
     }
@@ -146,12 +146,12 @@ impl Lease {
         Stay { owner: self.owner, generation: self.generation }
     }
 
-    /// Whether nothing moves the deadline.
+    /// Whether renewals leave the deadline alone.
     pub fn is_fixed(&self) -> bool {
         self.ttl == 0 && self.deadline > CLAIMED && self.deadline != NEVER
     }
 
-    /// When a lease that is over ended.
+    /// When an expired lease ended.
     pub fn ended(&self) -> u64 {
         if self.is_fixed() { self.deadline } else { self.last_seen.saturating_add(self.ttl) }
     }
@@ -167,8 +167,8 @@ impl Lease {
         }
     }
 
-    /// This change on top of what the slot holds: with what a heartbeat has proved meanwhile. A claim stays: it is final
-    /// for its generation.
+    /// This change applied over the slot's state, keeping what heartbeats have proved meanwhile. A claim stays: it is
+    /// final for its generation.
     pub fn on_top_of(&self, old: &Lease) -> Lease {
         let mut new = *self;
         if old.generation == self.generation {
@@ -257,7 +257,7 @@ impl Slot {
                 self.last_seen.fetch_max(now, Relaxed);
                 return true;
             }
-            // Of a fixed lease this is now, so nothing moves.
+            // For a fixed lease the ttl is 0, so nothing moves.
             let renewed = now.saturating_add(self.ttl());
             if renewed <= word {
                 return true;
@@ -280,7 +280,7 @@ impl Slot {
             }
             let last_seen = match self.ttl() {
                 _ if word == NEVER => self.last_seen.load(Relaxed),
-                // Fixed: when it ended.
+                // A fixed lease: when it ended.
                 0 => word.min(now),
                 ttl => word.saturating_sub(ttl),
             };

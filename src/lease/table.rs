@@ -18,9 +18,9 @@ pub enum Heartbeat {
     Renewed,
     /// The member has no slot: it is absent, or its lease lives in its row.
     NoSlot,
-    /// Left, or ran out.
+    /// Left or expired.
     Gone,
-    /// Somebody else's.
+    /// Owned by another user.
     Foreign,
 }
 
@@ -33,7 +33,7 @@ pub enum Applied {
     Full,
 }
 
-/// The locks of the partitions, and the memory that outlives every process.
+/// The locks of the partitions, which live in shared memory.
 pub trait Locks {
     fn shared<T>(&self, partition: usize, body: impl FnOnce() -> T) -> T;
     fn exclusive<T>(&self, partition: usize, body: impl FnOnce() -> T) -> T;
@@ -52,19 +52,19 @@ pub struct LeaseTable<L: Locks + 'static> {
     pub header: &'static Header,
     pub buckets: &'static [AtomicU32],
     pub slots: &'static [Slot],
-    /// For each database and partition a lower bound of the deadlines in it, and of what else is due: the sweeper looks
-    /// no further.
+    /// For each database and partition a lower bound of the deadlines and other due times in it: the sweeper skips
+    /// later ones.
     pub earliest: &'static [AtomicU64],
     pub locks: L,
 }
 
-/// Buckets for so many slots: a power of two, at most 1.5 of them a slot, and at least 0.75.
+/// The number of buckets for this many slots: a power of two, 0.75 to 1.5 per slot.
 pub fn bucket_count(slots: usize) -> usize {
     (slots - slots / 4).max(PARTITIONS).next_power_of_two()
 }
 
 impl<L: Locks> LeaseTable<L> {
-    /// Make the memory an empty table. The caller is alone with it.
+    /// Initialize the memory as an empty table. Nobody else uses it yet.
     pub fn initialize(&self) {
         for bucket in self.buckets {
             bucket.store(NIL, Relaxed);
@@ -91,7 +91,7 @@ impl<L: Locks> LeaseTable<L> {
     }
 
     fn bucket(&self, key: &Key) -> usize {
-        // The hash is keyed and uniform; its low bits will do. Databases share it fairly.
+        // The hash is keyed and uniform, so its low bits suffice. The database is mixed in.
         (key.hash as usize ^ (key.database as usize).wrapping_mul(0x9E37_79B9)) & (self.buckets.len() - 1)
     }
 
@@ -112,8 +112,8 @@ impl<L: Locks> LeaseTable<L> {
         None
     }
 
-    /// Hint that this member's bucket, or (`slot`) its first slot, will be looked at soon. Nothing is believed of what
-    /// is read here without the lock.
+    /// Prefetch this member's bucket, or (`slot`) its first slot. Nothing that is read here without the lock is
+    /// trusted.
     pub fn prefetch(&self, key: &Key, slot: bool) {
         let bucket = &self.buckets[self.bucket(key)];
         if !slot {
@@ -142,7 +142,7 @@ impl<L: Locks> LeaseTable<L> {
         })
     }
 
-    /// Renew this stay, if it is still that, and still of this owner: proof of life at `now`.
+    /// Renew this stay, if it is still current and has the same owner: proof of life at `now`.
     pub fn renew_stay(&self, key: &Key, stay: &Stay, now: u64) {
         self.locks.shared(self.partition(key), || {
             if let Some((_, slot)) = self.find(key)
@@ -154,8 +154,8 @@ impl<L: Locks> LeaseTable<L> {
         });
     }
 
-    /// Whether the slot still holds this version, alive, and nobody is changing the member: then it can be renewed at
-    /// commit.
+    /// Whether the slot still has this version, is alive, and nobody is changing the member, so that it can be renewed
+    /// at commit.
     pub fn unchanged(&self, key: &Key, version: u64, now: u64) -> bool {
         self.locks.shared(self.partition(key), || {
             self.find(key).is_some_and(|(_, slot)| {
@@ -166,7 +166,7 @@ impl<L: Locks> LeaseTable<L> {
         })
     }
 
-    /// Keep the slot as it is until `unpin`: its row is being changed.
+    /// Keep the slot in place until `unpin`, because its row is being changed.
     pub fn pin(&self, key: &Key) -> Option<u32> {
         self.locks.shared(self.partition(key), || {
             self.find(key).map(|(index, slot)| {
@@ -180,16 +180,16 @@ impl<L: Locks> LeaseTable<L> {
         self.slots[index as usize].ttl_and_pins.decrement_upper();
     }
 
-    /// Expire the member, if its lease has run out or (`ended`) its session is over: final for this generation. The
-    /// caller has the member's row locked, or knows that there is none: so no renewal of it is about to commit.
+    /// Expire the member, if its lease has run out or (`ended`) its session has ended: final for this generation. The
+    /// caller has the member's row locked, or knows that there is none, so no renewal of it is about to commit.
     pub fn claim(&self, key: &Key, generation: u64, now: u64, ended: bool) -> bool {
         self.locks.shared(self.partition(key), || {
             self.find(key).is_some_and(|(_, slot)| slot.generation() == generation && slot.claim(now, ended))
         })
     }
 
-    /// Claim a member bound to this session, which is over. A pinned one may be about to be bound to another
-    /// session: the sweeper looks again.
+    /// Claim a member bound to this session, which has ended. A pinned one may be about to be bound to another session:
+    /// the sweeper comes back to it.
     pub fn end_session(&self, key: &Key, session: u64, now: u64) {
         self.locks.shared(self.partition(key), || {
             if let Some((_, slot)) = self.find(key)
@@ -223,7 +223,7 @@ impl<L: Locks> LeaseTable<L> {
         })
     }
 
-    /// A committed leave: a tombstone keeps an older change, still on its way, from reviving the member.
+    /// A committed leave: the tombstone prevents an older change that is still to be applied from reviving the member.
     pub fn apply_gone(&self, key: &Key, version: u64) -> Applied {
         self.locks.exclusive(self.partition(key), || {
             let slot = match self.find(key) {
@@ -254,7 +254,7 @@ impl<L: Locks> LeaseTable<L> {
         })
     }
 
-    /// Something of this version of the member will be undone then. False: there is no slot, or of another version.
+    /// This version of the member reverts at that time. Returns false if there is no slot, or it has another version.
     pub fn note_revert(&self, key: &Key, version: u64, at: u64) -> bool {
         self.locks.exclusive(self.partition(key), || {
             let slot = self.find(key).filter(|(_, slot)| slot.version.load(Relaxed) == version);
@@ -266,7 +266,7 @@ impl<L: Locks> LeaseTable<L> {
         })
     }
 
-    /// Free a slot, if it is (still) at this version and dead, and nobody has it pinned.
+    /// Free a slot, if it is (still) at this version, dead and not pinned.
     pub fn free(&self, key: &Key, version: u64) -> bool {
         self.locks.exclusive(self.partition(key), || {
             let Some((index, slot)) = self.find(key) else { return false };
@@ -280,24 +280,24 @@ impl<L: Locks> LeaseTable<L> {
         })
     }
 
-    /// The earliest deadline of the database, or moment at which something is to be undone, or a time before it.
+    /// A lower bound of the database's deadlines and reverts.
     pub fn earliest(&self, database: u32) -> u64 {
         self.hints(database).iter().map(|hint| hint.load(Relaxed)).min().unwrap_or(NEVER)
     }
 
-    /// The same, or a time before it, among the partitions where that is after `time`.
+    /// The same over the partitions whose bound is after `time`.
     pub fn earliest_after(&self, database: u32, time: u64) -> u64 {
         let hints = self.hints(database).iter().map(|hint| hint.load(Relaxed));
         hints.filter(|hint| *hint > time).min().unwrap_or(NEVER)
     }
 
-    /// What has run out, or was claimed and still stands, by `now`; looks only where something can be.
+    /// All leases that have expired, or are claimed, by `now`.
     #[cfg(test)]
     pub fn expired(&self, database: u32, now: u64) -> Vec<(Key, Lease)> {
         (0..PARTITIONS).flat_map(|partition| self.expired_in(partition, database, now, |_| true)).collect()
     }
 
-    /// The same of one partition, for members that are wanted; and what is to be undone there.
+    /// The same for one partition and the wanted members; and the members with something to revert.
     pub fn expired_in(
         &self,
         partition: usize,
@@ -327,12 +327,12 @@ impl<L: Locks> LeaseTable<L> {
         found
     }
 
-    /// Every slot in use for which `wanted` holds.
+    /// Every used slot for which `wanted` holds.
     pub fn collect(&self, wanted: impl Fn(&Key, &Lease) -> bool) -> Vec<(Key, Lease)> {
         (0..PARTITIONS).flat_map(|partition| self.collect_in(partition, &wanted)).collect()
     }
 
-    /// The same of one partition.
+    /// The same for one partition.
     pub fn collect_in(&self, partition: usize, wanted: impl Fn(&Key, &Lease) -> bool) -> Vec<(Key, Lease)> {
         let mut found = Vec::new();
         self.locks.shared(partition, || {
@@ -346,11 +346,11 @@ impl<L: Locks> LeaseTable<L> {
         found
     }
 
-    /// Forget a database's slots of these tables, which were dropped.
+    /// Free a database's slots of these tables, which were dropped.
     pub fn purge(&self, database: u32, dropped: impl Fn(u32) -> bool) {
         for (key, _) in self.collect(|key, _| key.database == database && dropped(key.relation)) {
             self.locks.exclusive(self.partition(&key), || {
-                // A pinned slot stays: its pinner still has its index. A later purge takes it.
+                // A pinned slot stays, because its pinner has its index. A later purge frees it.
                 if let Some((index, slot)) = self.find(&key)
                     && slot.pins() == 0
                 {
@@ -401,7 +401,7 @@ impl<L: Locks> LeaseTable<L> {
         }
     }
 
-    /// Partitions share one pool of slots, or a full one would turn members away while others have room.
+    /// Partitions share one pool of slots. Otherwise a full one would refuse members while others have room.
     fn pop_free(&self) -> Option<u32> {
         let mut head = self.header.free.load(Acquire);
         loop {
@@ -437,7 +437,7 @@ impl<L: Locks> LeaseTable<L> {
     }
 }
 
-/// Hint that this line of memory will be looked at soon.
+/// Prefetch a cache line.
 #[cfg(target_arch = "x86_64")]
 pub fn prefetch_line(address: *const u8) {
     // SAFETY: a hint; any address will do.

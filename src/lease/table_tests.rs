@@ -95,14 +95,14 @@ fn free_slots(table: &Table) -> usize {
 
 #[test]
 fn a_slot_is_small_enough() {
-    // What is promised: at most 104 bytes a member, with its share of the buckets.
+    // The documented limit: at most 104 bytes a member, with its share of the buckets.
     for members in [1_000, 65_537, 87_381, 87_382, 100_000, 1_000_000] {
         let bytes = members * size_of::<Slot>() + bucket_count(members) * size_of::<AtomicU32>();
         assert!(bytes <= members * 104, "{} bytes for {members} members", bytes);
     }
 }
 
-/// They share words: each is the same at its largest, whatever becomes of the other.
+/// They share words: each keeps its largest value, whatever happens to the other.
 #[test]
 fn numbers_that_share_a_word_leave_each_other_alone() {
     const LONGEST: u64 = 30 * 86_400_000_000;
@@ -310,7 +310,7 @@ fn a_claim_waits_for_the_deadline_and_is_final_for_its_generation() {
     assert!(table.claim(&key(1), 10, 1_100, false));
     assert!(table.claim(&key(1), 10, 1_100, false), "until its row is deleted: the deletion may have failed");
 
-    // A change that was on its way does not revive it; a new stay does.
+    // An older change does not revive it; a new stay does.
     table.apply_present(&key(1), &lease(11, 10, 1_090));
     let claimed = table.read(&key(1)).unwrap();
     assert_eq!((claimed.deadline, claimed.version), (CLAIMED, 11));
@@ -329,7 +329,7 @@ fn a_claimed_slot_remembers_when_the_member_was_last_seen() {
     assert_eq!((claimed.last_seen, claimed.ttl), (1_040, TTL), "the leave is at last_seen + ttl");
 }
 
-/// A restored member has a deadline of the grace, which can be nearer to the boot of the machine than its ttl.
+/// A restored member's deadline is the grace, which can be closer to the boot of the machine than its ttl.
 #[test]
 fn a_deadline_before_one_ttl_of_the_boot_clock_can_be_claimed() {
     let table = table(4);
@@ -339,7 +339,7 @@ fn a_deadline_before_one_ttl_of_the_boot_clock_can_be_claimed() {
     assert_eq!(table.read(&key(1)).unwrap().last_seen, 0);
 }
 
-/// Of a member that has said that it leaves.
+/// A member that has announced its leave.
 fn fixed(version: u64, last_seen: u64, deadline: u64) -> Lease {
     Lease { deadline, last_seen, ttl: 0, ..lease(version, 10, 0) }
 }
@@ -348,7 +348,7 @@ fn fixed(version: u64, last_seen: u64, deadline: u64) -> Lease {
 fn nothing_moves_a_fixed_lease_but_a_change() {
     let table = table(4);
     table.apply_present(&key(1), &entered(10, 1_000));
-    // What was proved before it was said, and what is proved before that is committed.
+    // Renewals before the leave was announced, and before that is committed.
     table.heartbeat(&key(1), None, 1_050);
     table.apply_present(&key(1), &fixed(11, 1_000, 1_090));
     let held = table.read(&key(1)).unwrap();
@@ -433,7 +433,7 @@ fn the_end_of_a_session_takes_only_its_own() {
     due.sort();
     assert_eq!(due, [1, 3], "the sweeper finds them before any deadline");
 
-    // Bound to another session by a transaction that has not ended: it stays for the sweeper to decide.
+    // A transaction that has not ended binds it to another session: it stays for the sweeper to decide.
     let index = table.pin(&key(2)).unwrap();
     table.end_session(&key(2), 4, 1_050);
     assert_eq!(word(2), NEVER);
@@ -490,12 +490,12 @@ fn what_reverts_is_found_at_its_moment_and_not_before() {
     let found = table.expired(0, 1_010);
     assert_eq!(found.iter().map(|(key, _)| key.hash).collect::<Vec<_>>(), [1]);
     assert!(alive(found[0].1.deadline, 1_010) && found[0].1.is_to_revert(1_010));
-    // A heartbeat changes nothing of it; the next change says what there is then.
+    // A heartbeat does not change it; the next change does.
     table.heartbeat(&key(1), Some(7), 1_020);
     assert_eq!(table.read(&key(1)).unwrap().reverts_at, 1_010);
     table.apply_present(&key(1), &lease(12, 10, 1_020));
     assert_eq!(table.expired(0, 1_020), vec![]);
-    // Told later: only of the version that it is about.
+    // Set later: only for the version that it is about.
     assert!(!table.note_revert(&key(2), 10, 1_030) && !table.note_revert(&key(3), 11, 1_030));
     assert!(table.note_revert(&key(2), 11, 1_030));
     assert_eq!((table.earliest(0), table.expired(0, 1_030).len()), (1_030, 1));
@@ -518,7 +518,7 @@ fn purge_takes_a_database_or_its_old_table() {
     assert_eq!(table.collect(|key, _| key.database == 1).len(), 6);
 }
 
-/// What a slot should be, by the simplest means.
+/// The expected state of a slot, in the simplest form.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Model {
     lease: Lease,
@@ -529,7 +529,7 @@ struct Model {
 enum Operation {
     Enter(u128),
     Change(u128),
-    /// A change with a version from before.
+    /// A change with an older version.
     Late(u128),
     Leave(u128),
     Heartbeat(u128, bool),
@@ -561,8 +561,8 @@ fn operation() -> impl Strategy<Value = Operation> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
-    /// Any operations, one after another, do to the table what they do to a map. All members share a bucket, and
-    /// there are fewer slots than members.
+    /// Any sequence of operations has the same effect on the table as on a map. All members share a bucket, and there
+    /// are fewer slots than members.
     #[test]
     fn like_a_map(operations in prop::collection::vec(operation(), 1..120)) {
         let table = table(4);
@@ -700,7 +700,7 @@ proptest! {
     }
 }
 
-/// A generator of its own for each thread: no dependency, and no lock that would put the threads in step.
+/// A generator for each thread, without a lock that would synchronize the threads.
 struct Random(u64);
 
 impl Random {
@@ -712,14 +712,14 @@ impl Random {
     }
 }
 
-/// What the threads of the race below share.
+/// The state shared by the threads of the race below.
 struct Race {
     table: Table,
     clock: AtomicU64,
     versions: AtomicU64,
-    /// Row locks: who writes a member has it, as in PostgreSQL.
+    /// Row locks: a writer of a member holds its lock, as in PostgreSQL.
     rows: Vec<RwLock<Option<Stay>>>,
-    /// Of each member: the latest deadline that a heartbeat has promised, and for which stay.
+    /// For each member the latest deadline that a heartbeat has promised, and for which stay.
     promised: Vec<RwLock<(u64, u64)>>,
     leaves: AtomicU64,
     enters: AtomicU64,
@@ -779,7 +779,7 @@ impl Race {
         self.enters.fetch_add(1, Relaxed);
     }
 
-    /// The row goes, whoever deletes it: the caller has its lock.
+    /// Delete the row. The caller holds its lock.
     fn leave(&self, member: usize, row: &mut Option<Stay>) {
         let stay = row.take().expect("a row is deleted once");
         let version = self.version();
@@ -795,7 +795,7 @@ impl Race {
         }
     }
 
-    /// What the worker does: claim what is due, delete its row, free the tombstone.
+    /// What the worker does: claim due leases, delete their rows, free the tombstones.
     fn sweep(&self) {
         for (key, found) in self.table.expired(0, self.now()) {
             let member = member_of(&key);
@@ -823,14 +823,14 @@ impl Race {
 
     fn beat(&self, member: usize) {
         let key = colliding_by(member);
-        // The promise is noted under a lock that the sweeper's check takes too, so that the two are in order; the
-        // table itself is raced.
+        // The promise is recorded under a lock that the sweeper's check takes too, so the two are ordered; the table
+        // itself is raced.
         let before = self.table.read(&key);
         let now = self.now();
         match self.table.heartbeat(&key, Some(7), now) {
             Heartbeat::Renewed => {
                 let after = self.table.read(&key);
-                // Of one stay, and not deleted meanwhile: the promise is for that stay.
+                // Only of the same stay, and if it was not deleted meanwhile.
                 if let (Some(before), Some(after)) = (before, after)
                     && before.generation == after.generation
                     && after.deadline > CLAIMED
@@ -852,7 +852,7 @@ impl Race {
 
 const RACERS: usize = 24;
 
-/// Four members a bucket.
+/// Four members share a bucket.
 fn colliding_by(member: usize) -> Key {
     key((member as u128) << 64 | (member as u128 / 4))
 }
@@ -861,7 +861,7 @@ fn member_of(key: &Key) -> usize {
     (key.hash >> 64) as usize
 }
 
-/// Writers, deleters, heartbeats and a sweeper at once, on a clock that runs through deadlines. A heartbeat that was
+/// Writers, deleters, heartbeats and a sweeper at once, on a clock that passes deadlines. A heartbeat that returned
 /// true is not followed by a claim before its new deadline; a row is deleted once; no slot is lost or used twice.
 #[test]
 fn heartbeats_claims_changes_and_frees_race() {
@@ -898,7 +898,7 @@ fn heartbeats_claims_changes_and_frees_race() {
                 })
             });
         }
-        // As long as it takes this machine, whatever else it does, for a good number of stays.
+        // Until there were enough stays, however slow the machine.
         let began = std::time::Instant::now();
         while race.leaves.load(Relaxed) < 2_000 && began.elapsed().as_secs() < 60 {
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -918,8 +918,8 @@ fn heartbeats_claims_changes_and_frees_race() {
     assert_eq!(free_slots(&race.table) as u64, RACERS as u64 - race.table.used());
 }
 
-/// Threads that take slots from the free list and give them back at once, for a table that is nearly always empty or
-/// nearly always full: where a free list without a tag may hand out a slot twice.
+/// Threads that take slots from the free list and return them at once, in a table that is nearly always empty or nearly
+/// always full: a free list without a tag may then hand out a slot twice.
 #[test]
 fn the_free_list_survives_a_b_a() {
     let table = table(3);
@@ -946,7 +946,7 @@ fn the_free_list_survives_a_b_a() {
     assert_eq!(free_slots(&table), 3);
 }
 
-/// Many claim the same stay: all who hear yes agree, and freeing it succeeds once.
+/// Many claim the same stay: all that succeed agree, and freeing it succeeds once.
 #[test]
 fn one_claim_ends_a_stay_and_one_free_its_slot() {
     let table = table(8);
