@@ -12,33 +12,34 @@ use crate::shared::subscriber_counts::{CountedAt, PREFIX};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-/// Where a channel listens: one room, all rooms, or the database's own affairs.
+/// The scope of a channel: one room, all rooms, or the database itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope<'a> {
     Room(&'a [u8]),
     AllRooms,
     Database,
-    /// Rooms that get new names together: all who listen to one of them hear that they did.
+    /// A cell of rooms that get new names together: all who listen to one of them are told so here.
     Cell(Cell),
 }
 
-/// Service roles hear everything on one channel: no token of a caller can be this.
+/// Service roles hear everything on one channel. No caller can have this token.
 pub const SERVICE: &[u8] = b"service";
-/// Who listens to a room has a doorbell there, for events that reach them by none of its channels: those that are shared
-/// with the members of another room. Who listens to all rooms, and is in too many for a channel each, has one for those that
-/// are shared with the members of a room that is too large to look for them.
+/// A listener to a room has a doorbell there, for events that none of its channels carry: those that are shared with
+/// the members of another room. A listener to all rooms, who is in too many for a channel each, has one for events that
+/// are shared with the members of a room that is too large to search for them.
 pub const DOORBELL: &[u8] = b"doorbell";
-/// The same for those who have more teams and roles than channels of them: it also rings for what is shared with any.
+/// The same for those who have more teams and roles than channels for them: it also rings for events that are shared
+/// with any team or role.
 pub const WIDE_DOORBELL: &[u8] = b"wide doorbell";
-/// Of these a listener has one at most.
+/// A listener has at most one of these.
 pub const DOORBELLS: &[&[u8]] = &[DOORBELL, WIDE_DOORBELL];
-/// A listener's channels of teams and roles, in each room.
+/// How many channels for teams and roles a listener has in each room.
 pub const MOST_GROUPS: usize = 7;
-/// Who listens to all rooms, and is in so many at most, has a channel for the members of each. Who is in more hears by a
-/// channel of their own what the worker finds to be for them.
+/// A listener to all rooms who is in at most this many has a channel for the members of each. In more rooms they have a
+/// channel of their own, for the events that the worker finds to be for them.
 pub const MOST_ROOMS: usize = 100;
 
-/// All who know names of a cell hear this of it: `relisten`, when they get new ones.
+/// On this channel of a cell everybody who knows its names hears `relisten` when they change.
 pub const LISTENERS: &[u8] = b"listeners";
 
 /// `user:<id>` in the scope of the database: `relisten`, for that user alone.
@@ -46,7 +47,8 @@ pub fn own_token(user_id: &[u8]) -> Vec<u8> {
     [b"user:", user_id].concat()
 }
 
-/// For all rooms: what is for the members of a room that this user is in, as the worker finds it. No token of a caller.
+/// For all rooms: events for the members of a room that this user is in, as the worker finds. No caller can have this
+/// token.
 pub fn roaming_token(user_id: &[u8]) -> Vec<u8> {
     [b"roaming:", user_id].concat()
 }
@@ -55,7 +57,7 @@ pub fn room_cell(extension: &Extension, room: &[u8]) -> Cell {
     Cell::of_room(extension.hash(Purpose::RoomEpoch, &[room]))
 }
 
-/// What gets new names by `rotate_channels(room)`: who listens to all rooms hears of this one, too.
+/// The cells that `rotate_channels(room)` renames: listeners to all rooms hear of this one, too.
 pub fn rotated_with(extension: &Extension, room: &[u8]) -> [Cell; 2] {
     [room_cell(extension, room), Cell::ALL_ROOMS]
 }
@@ -64,12 +66,12 @@ pub fn present_cell(extension: &Extension, room: &[u8]) -> Cell {
     Cell::of_present(extension.hash(Purpose::RoomEpoch, &[room]))
 }
 
-/// Who was given names of those present in a room, as their cell notes it.
+/// A user who was given the names of those present in a room, as the room's cell records it.
 pub fn knower(extension: &Extension, user_id: &[u8], room: &[u8]) -> u64 {
     extension.hash(Purpose::RoomChannel, &[user_id, room])
 }
 
-/// By which it is counted how often the user was told to listen again.
+/// The counter of how often the user was told to listen again.
 pub fn moves_of(extension: &Extension, user_id: Option<&[u8]>) -> u64 {
     extension.hash(Purpose::Moves, &[user_id.unwrap_or_default()])
 }
@@ -77,7 +79,7 @@ pub fn moves_of(extension: &Extension, user_id: Option<&[u8]>) -> u64 {
 pub struct Channel<'a> {
     scope: Scope<'a>,
     token: &'a [u8],
-    /// Of the room, and of those present in the room that the token names: with these the name changes.
+    /// The cell of the room, and that of those present in the room that the token names. The name changes with both.
     cells: [Option<Cell>; 2],
 }
 
@@ -86,7 +88,7 @@ impl<'a> Channel<'a> {
         let cell = match scope {
             Scope::Room(room) => Some(room_cell(extension, room)),
             Scope::Cell(cell) => Some(cell),
-            // A service role's right is no room's.
+            // A service role's right does not depend on a room.
             Scope::AllRooms => (token != SERVICE).then_some(Cell::ALL_ROOMS),
             Scope::Database => None,
         };
@@ -94,12 +96,12 @@ impl<'a> Channel<'a> {
         Channel { scope, token, cells: [cell, present] }
     }
 
-    /// What everybody hears who knows names of the cell.
+    /// The channel that everybody who knows names of the cell listens to.
     pub fn of_cell(extension: &Extension, cell: Cell) -> Channel<'static> {
         Channel::new(extension, Scope::Cell(cell), LISTENERS)
     }
 
-    /// What it gets a new name with, besides all others.
+    /// The cells with which its name changes, apart from a renewal of all names.
     pub fn cells(&self) -> impl Iterator<Item = Cell> + '_ {
         self.cells.iter().flatten().copied()
     }
@@ -119,7 +121,7 @@ impl<'a> Channel<'a> {
         }
     }
 
-    /// What the name is made of: with other epochs it is another.
+    /// The parts of the name's hash: other epochs give another name.
     fn all_parts<T>(&self, extension: &Extension, body: impl FnOnce([&[u8]; 6]) -> T) -> T {
         let names = &extension.database.names;
         let cells = self.cells.map(|cell| cell.map_or(0, |cell| names.epoch_of(cell)));
@@ -128,9 +130,9 @@ impl<'a> Channel<'a> {
         self.with_parts(|[scope, room, token]| body([&all, &first, &second, scope, room, token]))
     }
 
-    /// 57 characters: an identifier that LISTEN does not cut short. Its end says where its holders are counted.
+    /// 57 characters, which LISTEN does not truncate. The last ones select the counters of its listeners.
     pub fn name(&self, extension: &Extension) -> String {
-        // HMAC takes keys of any length; without one there is no name to guess either.
+        // HMAC takes keys of any length, so this does not fail.
         let Ok(mut hash) = Hmac::<Sha256>::new_from_slice(extension.secret()) else { return String::new() };
         hash.update(&extension.database.names.boot().to_le_bytes());
         self.all_parts(extension, |parts| {
@@ -152,18 +154,18 @@ impl<'a> Channel<'a> {
         self.all_parts(extension, |parts| CountedAt::of_hash(extension.hash(Purpose::Channel, &parts)))
     }
 
-    /// False: nobody listens to this channel.
+    /// False means that nobody listens to this channel.
     pub fn is_held(&self, extension: &Extension) -> bool {
         extension.database.held.is_held(self.counted_at(extension))
     }
 }
 
-/// A number for all names as they are: when it is another, none of them is good any more.
+/// A number for the current generation of all names: if it changes, none of the old ones is valid.
 pub fn boot(extension: &Extension) -> u64 {
     boot_of(extension, extension.database.names.epoch())
 }
 
-/// The one that comes with new names for all.
+/// The number after all names have been renewed.
 pub fn next_boot(extension: &Extension) -> u64 {
     boot_of(extension, extension.database.names.epoch().wrapping_add(1))
 }
@@ -173,8 +175,8 @@ fn boot_of(extension: &Extension, epoch: u32) -> u64 {
     extension.hash(Purpose::Boot, &[&boot.to_le_bytes(), &epoch.to_le_bytes()])
 }
 
-/// Which doorbells of a listener to a room ring for an event of the room that is shared with this token, and whether the
-/// token has a channel of its own in the room.
+/// Which doorbells of listeners to a room ring for an event of the room that is shared with this token, and whether the
+/// token has a channel of its own there.
 pub fn in_room(room: &[u8], token: &[u8]) -> (&'static [&'static [u8]], bool) {
     match token.strip_prefix(b"room:") {
         Some(other) if other != room => (DOORBELLS, false),

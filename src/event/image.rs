@@ -18,7 +18,7 @@ pub enum Field {
 pub(super) const FIELDS: usize = 8;
 const NULL: u32 = u32::MAX;
 
-/// A member as one event shows it: eight lengths, then the bytes, each aligned to 4 as jsonb wants it.
+/// A member as shown by one event: eight lengths, then the bytes, each aligned to 4 for jsonb.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Image(pub(super) Vec<u8>);
 
@@ -59,24 +59,24 @@ impl Image {
         self.0.truncate(length);
     }
 
-    /// Of a member: every member has a state.
+    /// For a member's image: every member has a state.
     pub fn is_lean(&self) -> bool {
         self.get(Field::State).is_none()
     }
 
-    /// How long it would be, lean.
+    /// Its length without state and metadata.
     pub fn lean_len(&self) -> usize {
         let length = |field| self.get(field).map_or(0, |bytes| bytes.len().next_multiple_of(4));
         self.len() - length(Field::State) - length(Field::Metadata)
     }
 
-    /// The length of an image of fields of these lengths.
+    /// The length of an image with fields of these lengths.
     pub(super) fn length(fields: [Option<usize>; FIELDS]) -> usize {
         FIELDS * 4 + fields.iter().flatten().map(|length| length.next_multiple_of(4)).sum::<usize>()
     }
 }
 
-/// Take state and metadata out of the bytes of an image. How many are left.
+/// Remove state and metadata from the bytes of an image. Returns how many bytes are left.
 pub(super) fn make_lean(image: &mut [u8]) -> usize {
     let length = |image: &[u8], field: usize| match read_u32(image, field * 4) {
         Some(NULL) | None => 0,

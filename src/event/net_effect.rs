@@ -19,7 +19,7 @@ pub struct Change {
     /// timestamptz
     pub seen_at: i64,
     pub image: Image,
-    /// Where the member is, if on another server: then it has no lease here.
+    /// The member's node, if that is another server: then it has no lease here.
     pub node: Option<Rc<[u8]>>,
     /// Index of this transaction's previous change of the member.
     pub previous: Option<usize>,
@@ -30,24 +30,24 @@ pub enum What {
     Enter {
         lease: Lease,
     },
-    /// `old`: the member as its old audience saw it, if the audience changed (that leave has the version before).
+    /// `old`: the member as its old audience saw it, if the audience changed (their leave has the version before).
     Update {
         lease: Lease,
         old: Option<Image>,
     },
-    /// Something that no event tells (unless the member comes back with it): ttl, session. `copied`: the copy shall have it.
+    /// A change without an event (unless it revives the member): ttl, session. `copied`: it goes to the copy.
     Quiet {
         lease: Lease,
         copied: bool,
     },
-    /// The same data again: a renewal of this stay at commit.
+    /// The same data again: at commit it renews this stay.
     Renew {
         stay: Stay,
     },
     Leave {
         reason: Reason,
     },
-    /// No member's change. `old`: the room as its old audience had it, if that changed.
+    /// Not a member's change. `old`: the room for its old audience, if that changed.
     Signal {
         kind: Kind,
         old: Option<Image>,
@@ -55,7 +55,7 @@ pub enum What {
 }
 
 impl What {
-    /// The lease of a member that is here after this.
+    /// The lease of a member that is present after this change.
     pub fn lease(&self) -> Option<&Lease> {
         match self {
             What::Enter { lease } | What::Update { lease, .. } | What::Quiet { lease, .. } => Some(lease),
@@ -85,9 +85,9 @@ struct Net<'a> {
     left: Option<Leave<'a>>,
     gone_version: Option<u64>,
     entered: bool,
-    /// An update that others shall hear of.
+    /// An update that must be published.
     told: bool,
-    /// Something that the copy shall have.
+    /// A change that must go to the copy.
     copied: bool,
     old: Option<(&'a Image, u64)>,
     last: Option<&'a Change>,
@@ -129,7 +129,7 @@ impl<'a> Net<'a> {
             What::Renew { stay } => self.renewed = Some(*stay),
             What::Leave { reason } => {
                 if !self.entered && self.left.is_none() {
-                    // Those who saw it shall hear it, with what they saw: not what only this transaction saw.
+                    // Those who saw the member are shown what they saw, not what only this transaction saw.
                     let image = self.old.map_or(&change.image, |(old, _)| old);
                     self.left = Some(Leave { change, reason: *reason, image });
                 }
@@ -211,8 +211,8 @@ fn record(
     }
 }
 
-/// Fold a transaction's changes: what happens to leases, and the records of its events. `ran_out`: whether the lease of a
-/// member that is changed is over for everybody else; the change was in time and brings it back.
+/// Fold a transaction's changes into changes of leases and records of events. `ran_out`: whether the lease of a changed
+/// member has ended for everybody else; the change was made in time and revives the member.
 pub fn fold(
     changes: &[Change],
     xid: u32,
@@ -370,7 +370,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against the obvious model: who was there before, who is there after.
+        /// Compared with a simple model: who was present before and after.
         #[test]
         fn at_most_one_leave_and_then_one_enter_or_update(before in any::<bool>(), operations in prop::collection::vec(0..3u8, 0..12)) {
             let mut present = before;

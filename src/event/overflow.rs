@@ -9,17 +9,17 @@ use crate::extension::Extension;
 use crate::shared::channel_epochs::{Cell, ChannelEpochs};
 use std::collections::{HashMap, HashSet};
 
-/// Bounded, so it forgets nothing that was rolled back to a savepoint: a rotation too many.
+/// Bounded, so it also keeps what was rolled back to a savepoint: at worst a needless rotation.
 #[derive(Default)]
 pub struct Loss {
-    /// Who left, as `channel_epochs` knows them: a bit for each of 64 kinds.
+    /// Who left, by cell, as `channel_epochs` records users: one bit for each of 64 classes.
     left: HashMap<Cell, u64>,
     wishes: HashSet<Cell>,
     wish_for_all: bool,
 }
 
 impl Loss {
-    /// The change may be lost.
+    /// This change's event may be lost.
     pub fn note(&mut self, extension: &Extension, change: &Change) {
         let field = |field| change.image.get(field).unwrap_or_default();
         match &change.what {
@@ -43,7 +43,7 @@ impl Loss {
         *self.left.entry(present_cell(extension, room)).or_default() |= 1 << (knower % 64);
     }
 
-    /// They are lost. Neither fails nor blocks.
+    /// The events are lost. Neither fails nor blocks.
     pub fn rotate(&self, names: &ChannelEpochs) {
         if self.wish_for_all {
             names.want_all();

@@ -16,19 +16,19 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::*;
 
-/// A worker that is so slow is not waited for any longer.
+/// The longest wait for the worker.
 const LONGEST: u64 = 1_000_000;
 
 thread_local! {
     static MINE: RefCell<Mine> = const { RefCell::new(Mine(VecDeque::new())) };
 }
 
-/// Before `appended`, which is called where nothing may fail.
+/// Called before `appended`, which must not fail.
 pub fn prepare() {
     MINE.with_borrow_mut(|mine| mine.0.reserve(Mine::PARTS - mine.0.len()));
 }
 
-/// This session's records have been put into the ring: up to there, so many bytes.
+/// Records of this session were appended to the ring, up to this end.
 pub fn appended(database: &Database, end: u64, bytes: u64) {
     MINE.with_borrow_mut(|mine| {
         mine.forget(database.tail.load(Acquire));
@@ -36,7 +36,7 @@ pub fn appended(database: &Database, end: u64, bytes: u64) {
     });
 }
 
-/// Before a verb whose events may take so many bytes.
+/// Called before a verb whose events may take this many bytes.
 pub fn wait_for_room(database: &'static Database, bytes: u64) {
     // SAFETY: plain read of this process's state.
     let has_written = unsafe { pg_sys::GetTopTransactionIdIfAny() } != pg_sys::InvalidTransactionId;
@@ -52,16 +52,16 @@ fn is_ahead(database: &'static Database, bytes: u64) -> bool {
         mine.forget(ring.tail.load(Acquire));
         mine.bytes()
     });
-    // One by one any verb gets through.
+    // A session with nothing in the ring does not wait, so any single verb gets through.
     mine > 0 && mine + bytes > ring.free() && database.worker.pid.load(Acquire) != 0
 }
 
-/// What of this session lies in the ring: where each part ends, and its bytes.
+/// This session's records in the ring: the end of each part, and its bytes.
 #[derive(Default)]
 struct Mine(VecDeque<(u64, u64)>);
 
 impl Mine {
-    /// What comes when there are so many counts as one with the last.
+    /// With this many parts, further ones are added to the last.
     const PARTS: usize = 32;
 
     fn add(&mut self, end: u64, bytes: u64) {
@@ -69,7 +69,7 @@ impl Mine {
         self.0.push_back((end, bytes + before.map_or(0, |(_, bytes)| bytes)));
     }
 
-    /// What lies before the ring's tail is published.
+    /// Records before the ring's tail are published.
     fn forget(&mut self, tail: u64) {
         while self.0.front().is_some_and(|(end, _)| *end <= tail) {
             self.0.pop_front();

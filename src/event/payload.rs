@@ -10,7 +10,7 @@ use std::io;
 /// A payload of NOTIFY is shorter than 8000 bytes.
 pub const LIMIT: usize = 7_999;
 
-/// As listeners get it; the order of the fields is that of the documentation.
+/// The payload for listeners; fields are in the order of the documentation.
 #[derive(Serialize, Clone)]
 pub struct Event<'a> {
     pub event: &'a str,
@@ -35,7 +35,7 @@ pub struct Event<'a> {
     pub old_audience: Option<&'a [String]>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// Where it happened, if servers have names.
+    /// The server where it happened, if servers have names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<&'a str>,
 }
@@ -56,12 +56,12 @@ pub struct RoomEvent<'a> {
     pub old_audience: Option<&'a [String]>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// Where it happened, if servers have names.
+    /// The server where it happened, if servers have names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<&'a str>,
 }
 
-/// `resync`, `relisten`, `changes`, `alive`: no member in it.
+/// `resync`, `relisten`, `changes`, `alive`: signals without a member.
 #[derive(Serialize)]
 pub struct Signal<'a> {
     pub event: &'a str,
@@ -78,7 +78,7 @@ impl<'a> Signal<'a> {
     }
 }
 
-/// How many are in a room.
+/// The counts of a room.
 #[derive(Serialize)]
 pub struct Occupancy<'a> {
     pub event: &'a str,
@@ -87,7 +87,7 @@ pub struct Occupancy<'a> {
     pub users: u32,
 }
 
-/// The event whole; without state and metadata if that is too long; a doorbell if even the names are.
+/// The full event; without state and metadata if it is too long; a doorbell if even the names are.
 pub fn event(event: &Event) -> String {
     let whole = ascii(event);
     if whole.len() <= LIMIT {
@@ -106,7 +106,7 @@ pub fn room(event: &RoomEvent) -> String {
     if short.len() <= LIMIT { short } else { doorbell(event.seq) }
 }
 
-/// There is something new: read `presence.changes`.
+/// Doorbell: there are new events, read `presence.changes`.
 pub fn doorbell(seq: u64) -> String {
     ascii(&Signal::new("changes", seq))
 }
@@ -120,12 +120,12 @@ pub fn relisten(seq: u64, room: Option<&str>) -> String {
     if whole.len() <= LIMIT { whole } else { ascii(&Signal::new("relisten", seq)) }
 }
 
-/// On the channel that everybody knows, with the names that there are (a number beyond what JavaScript can count to).
+/// For the channel `presence`, with the generation of names (a number too large for JavaScript, so as text).
 pub fn beacon(event: &str, boot: u64, seq: u64) -> String {
     ascii(&Signal { boot: Some(&format!("{boot:016x}")), ..Signal::new(event, seq) })
 }
 
-/// A name of a room is at most half as long as a notification.
+/// A room's name takes at most half of a notification.
 pub fn occupancy(room: &str, members: u32, users: u32) -> String {
     ascii(&Occupancy { event: "occupancy", room, members, users })
 }
@@ -138,7 +138,7 @@ fn ascii(value: &impl Serialize) -> String {
     String::from_utf8(out).unwrap_or_default()
 }
 
-/// Everything outside ASCII as \uXXXX, pairs for what is outside the basic plane (RFC 8259, section 7).
+/// Escapes everything outside ASCII as \uXXXX, with surrogate pairs outside the basic plane (RFC 8259, section 7).
 struct Ascii;
 
 impl Ascii {
@@ -167,7 +167,7 @@ impl Formatter for Ascii {
         Ascii::write(writer, fragment)
     }
 
-    // JSON text has such characters in its strings only, so it can be escaped as it stands.
+    // In JSON text such characters are only in strings, so it can be escaped as a whole.
     fn write_raw_fragment<W: ?Sized + io::Write>(
         &mut self,
         writer: &mut W,
@@ -187,7 +187,7 @@ pub fn time(timestamp: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
 }
 
-/// Days since 1970 to a date of the Gregorian calendar (Howard Hinnant, "chrono-Compatible Low-Level Date
+/// The date in the Gregorian calendar of a day counted from 1970 (Howard Hinnant, "chrono-Compatible Low-Level Date
 /// Algorithms").
 fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;

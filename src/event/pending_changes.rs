@@ -13,15 +13,15 @@ pub struct Changes {
     latest: HashMap<u128, usize>,
     savepoints: Savepoints,
     bytes: usize,
-    /// How much it were if all were lean. What no longer fits as a whole is kept lean; from a certain change on there
-    /// are more events than the ring could hold even so:
+    /// The size if all changes were lean. Changes that no longer fit in full are kept lean; from a certain change on
+    /// there are more events than the ring could hold even so:
     lean_bytes: usize,
-    /// they are not told, so only leases are kept. What came before it is told, for a savepoint may be rolled back to
-    /// there.
+    /// these are not published, so only their leases are kept. Earlier changes would be published, because a savepoint
+    /// may be rolled back to there.
     untold_from: Option<usize>,
 }
 
-/// What a change takes here, and about what it takes in the ring.
+/// The size of a change here, which is about its size in the ring.
 fn size(change: &Change) -> usize {
     size_by(change, Image::len)
 }
@@ -30,7 +30,7 @@ fn lean_size(change: &Change) -> usize {
     size_by(change, if can_be_lean(change) { Image::lean_len } else { Image::len })
 }
 
-/// What is no member's has no row from which the rest could be read.
+/// Only members have a row from which the worker can read the rest.
 fn can_be_lean(change: &Change) -> bool {
     !matches!(change.what, What::Signal { .. })
 }
@@ -48,7 +48,7 @@ fn is_present(what: &What) -> bool {
 }
 
 impl Changes {
-    /// Note a change, made at this nesting level; the ring holds `limit` bytes.
+    /// Add a change, made at this nesting level; the ring holds `limit` bytes.
     pub fn push(&mut self, mut change: Change, level: i32, limit: usize) {
         let length = self.list.len();
         self.savepoints.note(level, length);
@@ -67,7 +67,7 @@ impl Changes {
             if let What::Update { old, .. } = &mut change.what {
                 *old = None;
             }
-            // Of what is not told the latest lease will do, as far back as no savepoint comes between.
+            // Of changes that are not published only the latest lease is needed, since the last savepoint.
             let replaceable = untold_from.max(self.savepoints.begin());
             if let Some(place) = change.previous.filter(|place| *place >= replaceable)
                 && is_present(&change.what)
@@ -89,7 +89,7 @@ impl Changes {
         self.savepoints.release(level);
     }
 
-    /// A savepoint was rolled back: what came after it never happened.
+    /// A savepoint was rolled back: drop later changes.
     pub fn roll_back(&mut self, level: i32) {
         let Some(length) = self.savepoints.roll_back(level) else { return };
         for change in self.list.drain(length..).rev() {
@@ -111,7 +111,7 @@ impl Changes {
         self.list.is_empty()
     }
 
-    /// Whether these are more events than the ring could ever hold.
+    /// Whether there are more events than the ring could ever hold.
     pub fn too_many(&self) -> bool {
         self.untold_from.is_some()
     }
@@ -122,7 +122,7 @@ impl Changes {
         std::iter::successors(first, |change| change.previous.map(|place| &self.list[place]))
     }
 
-    /// The leases of a member as this transaction has entered or changed it, the latest first.
+    /// The leases of a member that this transaction has entered or changed, the latest first.
     pub fn each_lease(&mut self, hash: u128, mut body: impl FnMut(&mut Lease) -> bool) {
         let mut at = self.latest.get(&hash).copied();
         while let Some(place) = at {
@@ -154,7 +154,7 @@ mod tests {
     const LIMIT: usize = 1_000;
 
     fn change(hash: u128, version: u64, size: usize, leave: bool) -> Change {
-        // So much in any case, and so much as a state.
+        // A fixed part, and twice as much as a state.
         let (bytes, state) = (vec![b'x'; size], vec![b'y'; 2 * size]);
         let lease = Lease { version, ..Lease::default() };
         let what =
@@ -202,8 +202,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a list that is kept whole: a transaction is told exactly if what is left of it fits at its end, lean,
-        /// or never grew beyond; and it holds no more than twice what fits. Nothing but states is left out.
+        /// Compared with a list of full changes: a transaction is published exactly if what is left of it fits at its
+        /// end, lean, or it never grew beyond; and it holds no more than twice what fits. Only states are left out.
         #[test]
         fn bounded_and_exact(steps in steps((0..3u128, 0..400usize, any::<bool>()))) {
             let (mut changes, mut whole, mut copies) = (Changes::default(), Vec::new(), Vec::new());

@@ -2,7 +2,7 @@
 
 use super::channel::own_token;
 
-/// The fewest tokens that reach an audience.
+/// The smallest set of tokens that reaches an audience.
 pub fn fewest(audience: &[Vec<u8>]) -> Vec<Vec<u8>> {
     if audience.iter().any(|token| token == b"any") {
         return vec![b"any".to_vec()];
@@ -11,7 +11,7 @@ pub fn fewest(audience: &[Vec<u8>]) -> Vec<Vec<u8>> {
     audience.iter().filter(is_needed).cloned().collect()
 }
 
-/// The fewest tokens that reach an audience and the owner.
+/// The smallest set of tokens that reaches an audience and the owner.
 pub fn reach(audience: &[Vec<u8>], owner: &[u8]) -> Vec<Vec<u8>> {
     let mut reached = fewest(audience);
     let owner = own_token(owner);
@@ -31,15 +31,15 @@ pub fn covered(token: &[u8], audience: &[Vec<u8>]) -> bool {
     audience.iter().any(|other| other == b"any" || other == token) || covers_with_users(audience, token)
 }
 
-/// In front of a token in the log, in an update's line: not for those who have it, who hear an `enter`.
+/// Prefix of a token in the log line of an update: its holders get an `enter` of their own instead.
 const GAINED: u8 = b'+';
 
-/// What the log says of a changed audience: whom the line is for, and who else sees the member from then on.
+/// The log's form of a changed audience: for whom the line is, and who else sees the member from then on.
 pub fn with_gained(kept: Vec<Vec<u8>>, gained: &[Vec<u8>]) -> Vec<Vec<u8>> {
     kept.into_iter().chain(gained.iter().map(|token| [&[GAINED], &token[..]].concat())).collect()
 }
 
-/// Everybody who sees the member, of what `with_gained` made; None if it made nothing of it.
+/// Everybody who sees the member, from an audience in the form of `with_gained`; None if it has no prefixes.
 pub fn whole(logged: &[&[u8]]) -> Option<Vec<Vec<u8>>> {
     logged.last().filter(|last| last.first() == Some(&GAINED))?;
     let plain = |token: &&[u8]| token.strip_prefix(&[GAINED]).unwrap_or(token).to_vec();

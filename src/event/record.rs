@@ -14,11 +14,11 @@ pub enum Kind {
     Leave = 3,
     /// A room's metadata changed: the room is `room`, the metadata `metadata`.
     Room = 4,
-    /// New channel names are wanted, for one room or (no room) for all.
+    /// New channel names are requested, for one room or (no room) for all.
     Rotate = 5,
-    /// The worker shall forget a user: after the events before.
+    /// Request to the worker to forget a user after the preceding events.
     Forget = 6,
-    /// A member changed in what nobody is told (ttl, session, what becomes of it by itself): for its copy.
+    /// A change of a member without an event (ttl, session, reverts), for the copy.
     Quiet = 7,
 }
 
@@ -68,7 +68,7 @@ impl Reason {
     }
 }
 
-/// The bytes that a record without an old image takes in the ring, by the lengths of its fields.
+/// The size in the ring of a record without an old image, from the lengths of its fields.
 pub fn size_of_record(fields: [Option<usize>; FIELDS]) -> usize {
     (FIXED + Image::length(fields)).next_multiple_of(8)
 }
@@ -82,14 +82,14 @@ pub fn size_of_record_of(image: &Image) -> usize {
 pub struct Record {
     pub kind: Kind,
     pub reason: Reason,
-    /// The transaction, 0 once it is certainly over (records loaded after a restart).
+    /// The transaction, 0 if it has certainly ended (records loaded after a restart).
     pub xid: u32,
-    /// The table `member`, as in the key: records of an extension that was dropped since are nobody's.
+    /// The table `member`, as in the key: records of an extension that was dropped since are ignored.
     pub relation: u32,
     pub hash: u128,
     pub version: u64,
-    /// With `old`: the version of the leave that those hear who lose sight of the member. Of a leave: the version of
-    /// its tombstone, which is newer if the transaction entered and left again.
+    /// With `old`: the version of the leave for those who no longer see the member. For a leave: the version of its
+    /// tombstone, which is newer if the transaction entered and left again.
     pub hidden_leave_version: u64,
     pub generation: u64,
     /// timestamptz
@@ -97,12 +97,12 @@ pub struct Record {
     pub joined_at: i64,
     /// When the member was last seen: before `at` if it expired.
     pub seen_at: i64,
-    /// Of an update: nobody saw the member before, for its lease ran out while the change was on its way.
+    /// For an update: nobody saw the member before, because its lease ran out before the change was committed.
     pub revived: bool,
     pub image: Image,
-    /// Of a changed audience: the member as the old audience saw it last.
+    /// For a changed audience: the member as the old audience saw it last.
     pub old: Option<Image>,
-    /// Where the member is, if on another server.
+    /// The member's node, if that is another server.
     pub node: Option<Rc<[u8]>>,
 }
 
@@ -111,7 +111,7 @@ const IMAGE_LENGTH: usize = RECORD_HEADER + 72;
 const OLD_LENGTH: usize = RECORD_HEADER + 76;
 const KIND: usize = RECORD_HEADER + 80;
 const REVIVED: usize = RECORD_HEADER + 82;
-/// The length of the node's name, which lies in front of the image.
+/// The length of the node's name, which precedes the image.
 const NODE_LENGTH: usize = RECORD_HEADER + 83;
 
 /// Where the image begins.
@@ -119,7 +119,7 @@ fn image_start(record: &[u8]) -> Option<usize> {
     Some(FIXED + (*record.get(NODE_LENGTH)? as usize).next_multiple_of(8))
 }
 
-/// Records as bytes, one after the other: of which share, and how long.
+/// Encoded records, one after the other: the share and length of each.
 pub fn lengths(records: &[u8]) -> impl Iterator<Item = (u16, usize)> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -129,7 +129,7 @@ pub fn lengths(records: &[u8]) -> impl Iterator<Item = (u16, usize)> + '_ {
     })
 }
 
-/// Take out state and metadata of members, in place: nothing is allocated, nothing can fail.
+/// Remove state and metadata of members, in place: nothing is allocated, so nothing can fail.
 pub fn make_all_lean(records: &mut Vec<u8>) {
     let (mut from, mut to) = (0, 0);
     while let Some(length) = read_u32(records, from).map(|length| length as usize)
@@ -160,7 +160,7 @@ pub fn make_all_lean(records: &mut Vec<u8>) {
     records.truncate(to);
 }
 
-/// What a reader of the ring looks at before it reads the whole record.
+/// The part of a record that a reader of the ring needs before it reads the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     pub xid: u32,
@@ -169,12 +169,12 @@ pub struct Head {
     pub version: u64,
     pub is_leave: bool,
     pub is_update: bool,
-    /// An update that a newer one makes needless: it says nothing of an audience before.
+    /// An update that a newer one makes redundant: it has no old audience.
     pub is_plain: bool,
 }
 
 impl Head {
-    /// As many bytes of a record as this needs.
+    /// The number of bytes of a record that this needs.
     pub const BYTES: usize = REVIVED + 1;
 
     pub fn decode(bytes: &[u8]) -> Option<Head> {
@@ -199,7 +199,7 @@ impl Record {
         self.encode_for(0, into);
     }
 
-    /// The same, of somebody's share.
+    /// The same, for an owner's share.
     pub fn encode_for(&self, share: u16, into: &mut Vec<u8>) {
         let start = into.len();
         into.extend([0; RECORD_HEADER]);
@@ -227,7 +227,7 @@ impl Record {
         into[start + 4..start + 8].copy_from_slice(&mark_of(share).to_le_bytes());
     }
 
-    /// The first of several; also how many bytes it takes, at least as many as there are without the padding.
+    /// The first of several records, and its size with padding.
     pub fn decode_first(bytes: &[u8]) -> Option<(Record, usize)> {
         let length = read_u32(bytes, 0)? as usize;
         let record = Record::decode(bytes.get(..length)?)?;
@@ -328,7 +328,7 @@ mod tests {
             prop_assert_eq!(Record::decode_first(&bytes[16..]), Some((record, bytes.len() - 40)));
         }
 
-        /// In place as one by one; what is left is whole.
+        /// In place gives the same as one by one; what remains is valid.
         #[test]
         fn lean_records_have_everything_else(records in prop::collection::vec(strategies::record(), 0..5), share in 0..4096u16) {
             let mut bytes = Vec::new();
@@ -360,7 +360,7 @@ mod tests {
             read_all(&bytes);
         }
 
-        /// One number is not what it was: a length, above all.
+        /// With one number changed, above all a length.
         #[test]
         fn a_damaged_record_never_panics(
             record in strategies::record(), at in any::<prop::sample::Index>(), number in prop_oneof![0..400u32, any::<u32>()],
@@ -372,7 +372,7 @@ mod tests {
             read_all(&bytes);
         }
 
-        /// The sweeper measures its batches by this.
+        /// The sweeper uses this for the size of its batches.
         #[test]
         fn the_size_of_a_record_is_known_from_its_fields(
             record in strategies::record(), fields in prop::array::uniform8(prop::option::of(prop::collection::vec(any::<u8>(), 0..50))),

@@ -15,12 +15,12 @@
 use super::share::{Demand, SHARES};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
-/// Length, and flag with share, before each record.
+/// Precedes each record: its length, and a flag with the share.
 pub const RECORD_HEADER: usize = 8;
 
 const DONE: u32 = 1;
 
-/// The word of a record's share, not done.
+/// The flag word of a record of this share that is not done.
 pub fn mark_of(share: u16) -> u32 {
     u32::from(share) << 1
 }
@@ -29,7 +29,7 @@ pub fn share_of(mark: u32) -> u16 {
     (mark >> 1) as u16
 }
 
-/// Where a record lies.
+/// The position of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub position: u64,
@@ -40,7 +40,7 @@ pub struct Place {
 pub struct Ring {
     pub head: &'static AtomicU64,
     pub tail: &'static AtomicU64,
-    /// Bytes between tail and head, of each share.
+    /// Bytes between tail and head, for each share.
     shares: &'static [AtomicU64; SHARES],
     base: *mut u8,
     size: u64,
@@ -64,7 +64,7 @@ impl Ring {
         self.size
     }
 
-    /// The tail first: who has not got the ring's lock may find both moved, and so the ring fuller than it is.
+    /// The tail first: without the ring's lock both may move, and so the ring may look fuller than it is.
     pub fn used(&self) -> u64 {
         let tail = self.tail.load(Acquire);
         (self.head.load(Acquire) - tail).min(self.size)
@@ -74,8 +74,8 @@ impl Ring {
         self.size.saturating_sub(self.used())
     }
 
-    /// Append whole records, or nothing: no share gets more than so many times what is left then. The caller holds the
-    /// ring's lock exclusively.
+    /// Append whole records, or nothing: no share gets more than this multiple of the space that is left afterwards.
+    /// The caller holds the ring's lock exclusively.
     pub fn append(&self, records: &[u8], demand: &Demand, times: u64) -> bool {
         debug_assert!(records.len().is_multiple_of(8));
         let Some(left) = self.free().checked_sub(records.len() as u64) else { return false };
@@ -92,7 +92,7 @@ impl Ring {
         true
     }
 
-    /// Where the records between two positions lie that are not done yet. Only the worker reads.
+    /// The places of the records between two positions that are not done. Only the worker reads.
     pub fn places(&self, from: u64, to: u64) -> impl Iterator<Item = Place> + '_ {
         let mut at = from;
         std::iter::from_fn(move || {
@@ -131,23 +131,23 @@ impl Ring {
         self.shares[share % SHARES].load(Acquire)
     }
 
-    /// How many bytes there are of the same share as this record.
+    /// The bytes of the same share as this record.
     pub fn beside(&self, place: Place) -> u64 {
         self.has(share_of(self.word(place.position, 4).load(Relaxed)) as usize)
     }
 
-    /// Forget everything. The caller holds the ring's lock exclusively, and there is no worker.
+    /// Empty the ring. The caller holds the ring's lock exclusively, and there is no worker.
     pub fn clear(&self) {
         self.tail.store(self.head.load(Acquire), Release);
         self.shares.iter().for_each(|share| share.store(0, Release));
     }
 
-    /// Published: never again.
+    /// This record was published.
     pub fn mark_done(&self, position: u64) {
         self.word(position, 4).fetch_or(DONE, Release);
     }
 
-    /// Give back the space of everything before the first record that is not done.
+    /// Free the space of everything before the first record that is not done.
     pub fn advance(&self) {
         let head = self.head.load(Acquire);
         let mut tail = self.tail.load(Relaxed);
@@ -290,7 +290,7 @@ mod tests {
         assert_eq!(ring.tail.load(Relaxed), 32);
     }
 
-    /// Ends the other threads, also if this one panics.
+    /// Ends the other threads, even if this one panics.
     struct Over<'a>(&'a AtomicU32);
 
     impl Drop for Over<'_> {
@@ -299,8 +299,8 @@ mod tests {
         }
     }
 
-    /// Two writers, who have the ring's lock in turns, and the worker, who has none: what it reads is whole and in order,
-    /// and nobody writes where it still reads.
+    /// Two writers, who take turns with the ring's lock, and the worker, who has no lock: what it reads is complete and
+    /// in order, and nobody overwrites it meanwhile.
     #[test]
     fn writers_and_reader_race() {
         const EACH: u64 = 5_000;
@@ -309,7 +309,7 @@ mod tests {
         // SAFETY: the same leaked memory as above, in another thread.
         let again = move || unsafe { Ring::new(ring.head, ring.tail, ring.shares, base as *mut u8, 512) };
         let content = |writer: u8, number: u64| {
-            // Of all lengths, and each byte says who and what.
+            // Of all lengths; each byte identifies writer and record.
             record(&vec![(number as u8) << 1 | writer; 8 + number as usize % 90])
         };
         let (lock, over) = (std::sync::Mutex::new(()), AtomicU32::new(0));
@@ -349,7 +349,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is appended comes out once, whole and in order, over any number of turns of the ring.
+        /// Whatever is appended comes out once, complete and in order, however often the ring wraps.
         #[test]
         fn everything_comes_out_once(contents in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 1..200)) {
             let ring = ring(256);

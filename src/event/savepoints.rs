@@ -5,14 +5,14 @@
 pub struct Savepoints(Vec<(i32, usize)>);
 
 impl Savepoints {
-    /// Something is about to be added at this nesting level to a list that is so long.
+    /// Something is about to be added at this nesting level to a list of this length.
     pub fn note(&mut self, level: i32, length: usize) {
         if level > 1 && self.0.last().is_none_or(|(marked, _)| *marked < level) {
             self.0.push((level, length));
         }
     }
 
-    /// A savepoint was released: what it added is its parent's.
+    /// A savepoint was released: its additions belong to its parent.
     pub fn release(&mut self, level: i32) {
         if self.0.last().is_some_and(|(marked, _)| *marked >= level) {
             let Some((_, length)) = self.0.pop() else { return };
@@ -20,7 +20,7 @@ impl Savepoints {
         }
     }
 
-    /// A savepoint was rolled back: how long the list is now. None if it has added nothing.
+    /// A savepoint was rolled back: the new length of the list. None if it has added nothing.
     pub fn roll_back(&mut self, level: i32) -> Option<usize> {
         let mut cut = None;
         while let Some((_, length)) = self.0.pop_if(|(marked, _)| *marked >= level) {
@@ -29,7 +29,7 @@ impl Savepoints {
         cut
     }
 
-    /// Where what the innermost savepoint has added begins.
+    /// Where the additions of the innermost savepoint begin.
     pub fn begin(&self) -> usize {
         self.0.last().map_or(0, |(_, length)| *length)
     }
@@ -44,7 +44,7 @@ pub mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What a transaction does, for tests of lists that savepoints cut back.
+    /// Steps of a transaction, for tests of lists that savepoints truncate.
     #[derive(Clone, Debug)]
     pub enum Step<T> {
         Do(T),
@@ -66,7 +66,7 @@ pub mod tests {
     }
 
     proptest! {
-        /// Against a stack of copies.
+        /// Compared with a stack of copies.
         #[test]
         fn a_list_is_what_it_was_at_the_savepoint(steps in steps(any::<u8>())) {
             let (mut list, mut savepoints, mut copies) = (Vec::new(), Savepoints::default(), Vec::new());

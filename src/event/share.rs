@@ -8,17 +8,17 @@
 use super::record::lengths;
 use std::collections::HashMap;
 
-/// Owners share these by hash.
+/// The number of shares; owners are assigned by hash.
 pub const SHARES: usize = 1 << 12;
 
-/// As whole as they come: three quarters of the ring, if there is nobody else.
+/// Limit for full records: three times what is free, so three quarters of the ring if nobody else uses it.
 pub const WHOLE: u64 = 3;
-/// Without state and metadata: seven eighths.
+/// Limit for lean records: seven eighths.
 pub const LEAN: u64 = 7;
-/// The worker's own events: it takes care itself that there is room.
+/// For the worker's own events: it makes sure itself that there is room.
 pub const UNBOUNDED: u64 = u64::MAX;
 
-/// The bytes that records take of each share.
+/// The size of records in each share.
 #[derive(Debug, Default)]
 pub struct Demand(HashMap<u16, u64>);
 
@@ -29,7 +29,7 @@ impl Demand {
         demand
     }
 
-    /// Anew. For the same owners this allocates nothing.
+    /// Count again from nothing. For the same owners this allocates nothing.
     pub fn count(&mut self, records: &[u8]) {
         self.0.values_mut().for_each(|bytes| *bytes = 0);
         for (share, length) in lengths(records) {

@@ -17,10 +17,10 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, c_char};
 use std::sync::atomic::Ordering::Acquire;
 
-/// A channel of ours.
+/// A channel name of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Name {
-    /// With zeroes behind it.
+    /// Padded with zeros.
     text: [u8; LENGTH],
     counted_at: CountedAt,
 }
@@ -44,15 +44,15 @@ impl Name {
 pub enum Target {
     Room(Vec<u8>),
     AllRooms,
-    /// What a user has to be told, whatever they listen to.
+    /// Signals for a user, whatever they listen to.
     User(Vec<u8>),
 }
 
-/// What this transaction has done, to undo it.
+/// This transaction's steps, for undoing them.
 enum Done {
     Listen(Name),
     Unlisten(Name),
-    /// With what was open for the target before.
+    /// With the names that were open for the target before.
     Open(Target, Vec<Name>),
 }
 
@@ -61,13 +61,14 @@ struct Subscriptions {
     database: Option<&'static Database>,
     names: HashSet<Name>,
     opened: HashMap<Target, Vec<Name>>,
-    /// For how many targets a name is open: those of rooms in one cell share some.
+    /// For how many targets a name is open: rooms in one cell share some.
     uses: HashMap<Name, usize>,
     done: Vec<Done>,
     savepoints: Savepoints,
-    /// By which names this transaction opened channels, and on which of these the user is told to do so again.
+    /// The state of names under which this transaction opened channels, and the channel on which the user is told to
+    /// listen again if it changed.
     opened_by: Vec<(AsOf, CString)>,
-    /// How deep in savepoints this is; 1 is in none.
+    /// Nesting level of savepoints; 1 means none.
     level: i32,
 }
 
@@ -85,7 +86,7 @@ pub fn register_callbacks() {
     }
 }
 
-/// This transaction listens to a channel. Those of others are no concern of ours.
+/// This transaction listens to a channel. Other extensions' channels are ignored.
 pub fn listen(channel: &[u8]) {
     if let Some(name) = Name::of(channel) {
         in_transaction(|holding| holding.listen(name));
@@ -102,14 +103,15 @@ pub fn unlisten_all() {
     in_transaction(Subscriptions::unlisten_all);
 }
 
-/// These channels, and no others, are open for this from now on. Returns those that were, and are for nothing now.
+/// From now on exactly these channels are open for the target. Returns those that were open and are not needed any
+/// more.
 pub fn open(target: Target, names: &[String]) -> Vec<Name> {
     let names = names.iter().filter_map(|name| Name::of(name.as_bytes())).collect();
     in_transaction(|holding| holding.open(target, names))
 }
 
-/// By these names. Where others would be opened once this transaction is committed, the client is told on that channel to
-/// listen again: what the worker told before that, it has not heard.
+/// Opened under this state of names. If it has changed when the transaction is committed, the client is told on that
+/// channel to listen again, because it has missed what the worker sent before.
 pub fn opened(as_of: AsOf, channel: CString) {
     in_transaction(|holding| holding.opened_by.push((as_of, channel)));
 }
@@ -157,7 +159,7 @@ impl Subscriptions {
         unused
     }
 
-    /// Returns what was open before.
+    /// Returns the names that were open before.
     fn set_open(&mut self, target: &Target, names: Vec<Name>) -> Vec<Name> {
         for name in &names {
             *self.uses.entry(*name).or_insert(0) += 1;
@@ -178,7 +180,7 @@ impl Subscriptions {
         before
     }
 
-    /// All that can fail, while it may.
+    /// Everything that can fail, before commit.
     fn prepare(&mut self) {
         if self.done.is_empty() {
             return;
@@ -186,7 +188,8 @@ impl Subscriptions {
         if self.database.is_none() {
             // SAFETY: set when the process connected to its database.
             let oid = unsafe { pg_sys::MyDatabaseId };
-            // After a crash a client may be back before the worker is. Where there is no place for the database, nobody tells.
+            // After a crash a client may be back before the worker. If there is no place for the database, nobody
+            // notifies.
             let make = || extension::member_table().and_then(|_| Database::get(oid).ok());
             self.database = Database::find(oid).or_else(make);
         }
@@ -197,7 +200,7 @@ impl Subscriptions {
     }
 
     fn commit(&mut self) {
-        // Where no names were ever made, none is ours.
+        // If no names were ever made in this database, none is ours.
         let Some(database) = self.database else { return self.roll_back() };
         self.savepoints.clear();
         for done in self.done.drain(..) {
@@ -210,7 +213,7 @@ impl Subscriptions {
                 Done::Open(..) => {}
             }
         }
-        // After they are counted: from then on the worker tells.
+        // Check after they are counted: from then on the worker notifies them.
         let old = self.opened_by.drain(..).rfind(|(as_of, _)| !database.names.are_as_of(as_of));
         if let Some((_, channel)) = old {
             tell_client(database, &channel);
@@ -223,7 +226,7 @@ impl Subscriptions {
         self.savepoints.clear();
     }
 
-    /// Back to when so much was done.
+    /// Undo the steps after this length.
     fn undo_from(&mut self, length: usize) {
         while self.done.len() > length {
             match self.done.pop() {
@@ -240,7 +243,7 @@ unsafe extern "C-unwind" {
     fn NotifyMyFrontEnd(channel: *const c_char, payload: *const c_char, sender: i32);
 }
 
-/// As if the worker had said it.
+/// Notify this session's own client as if the worker had.
 fn tell_client(database: &Database, channel: &CStr) {
     let payload = payload::relisten(database.seq.load(Acquire), None);
     let Ok(payload) = CString::new(payload) else { return };
@@ -290,7 +293,7 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
 #[pg_guard]
 unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
     let mut holding = SUBSCRIPTIONS.take();
-    // A transaction that is open will never commit.
+    // Open transactions never commit.
     holding.roll_back();
     if let Some(database) = holding.database {
         holding.names.iter().for_each(|name| database.held.remove(name.counted_at));
@@ -327,7 +330,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a stack of copies.
+        /// Compared with a stack of copies.
         #[test]
         fn what_is_rolled_back_never_was(steps in steps(act())) {
             let name = |number: u8| Name { text: [number; LENGTH], counted_at: CountedAt::of_hash(0) };

@@ -36,17 +36,17 @@ use std::sync::atomic::Ordering::*;
 #[derive(Default)]
 struct Buffer {
     changes: Changes,
-    /// In limited rooms, and of users.
+    /// Seats in limited rooms, and of users.
     seats: Taken,
-    /// Of this database, looked up while queries may still run: at PRE_COMMIT none may.
+    /// Of this database, looked up while queries may still run, which is not at PRE_COMMIT.
     extension: Option<Extension>,
     pins: HashSet<u32>,
-    /// For each version cell we touched: (our newest there, the newest of others that we saw there).
+    /// For each version cell that we used: (our newest version, the newest that we saw of others).
     cells: HashMap<usize, (u64, u64)>,
     /// What happens if the events are lost.
     loss: Loss,
     prepared: Option<Prepared>,
-    /// CREATE EXTENSION ran here: a worker is wanted once it is committed.
+    /// CREATE EXTENSION ran here: request a worker after commit.
     announced: Option<&'static Database>,
 }
 
@@ -60,7 +60,7 @@ struct Prepared {
 }
 
 thread_local! {
-    /// How far the ring was filled after this session's last events.
+    /// The end of this session's last events in the ring.
     static APPENDED: Cell<u64> = const { Cell::new(0) };
     static BUFFER: RefCell<Buffer> = RefCell::new(Buffer::default());
 }
@@ -74,13 +74,13 @@ pub fn register_callbacks() {
     }
 }
 
-/// How deep in savepoints this is; 1 is in none.
+/// Nesting level of savepoints; 1 means none.
 fn level() -> i32 {
     // SAFETY: plain read of this process's state.
     unsafe { pg_sys::GetCurrentTransactionNestLevel() }
 }
 
-/// Note a change; `previous` is filled in here.
+/// Add a change; `previous` is filled in here.
 pub fn push(extension: &Extension, change: Change) {
     BUFFER.with_borrow_mut(|buffer| {
         buffer.extension = Some(*extension);
@@ -92,8 +92,8 @@ pub fn push(extension: &Extension, change: Change) {
     });
 }
 
-/// A member takes a seat in a place whose members are limited, until the transaction ends. Returns what other
-/// transactions have taken there, and whether a lock is wanted besides.
+/// Take a seat for a member in a limited place, until the transaction ends. Returns what other transactions have taken
+/// there, and whether a lock is needed in addition.
 pub fn take_seat(member: &Key, place: u64) -> (Others, bool) {
     // SAFETY: assigned when the member's row was written, which is before.
     let xid = u32::from(unsafe { pg_sys::GetTopTransactionId() });
@@ -105,12 +105,12 @@ pub fn others_seats(place: u64) -> Others {
     BUFFER.with_borrow(|buffer| buffer.seats.others(shared::seats(), place))
 }
 
-/// The seat that was taken last is not to be had.
+/// Give up the seat that was taken last.
 pub fn leave_seat() {
     BUFFER.with_borrow_mut(|buffer| buffer.seats.undo(shared::seats()));
 }
 
-/// Something to tell that is no member's change: a room's metadata, a wish to rotate channels.
+/// Add an event that is not a member's change: a room's metadata, a request to rotate channels.
 pub fn signal(extension: &Extension, kind: Kind, image: Image, old: Option<Image>) {
     let whose = image.get(Field::Room).or(image.get(Field::UserId)).unwrap_or_default();
     let hash = (kind as u128) << 64 | extension.hash(Purpose::Told, &[whose]) as u128;
@@ -132,18 +132,18 @@ pub fn signal(extension: &Extension, kind: Kind, image: Image, old: Option<Image
     );
 }
 
-/// A worker is wanted in this database once the transaction is committed.
+/// Request a worker in this database after commit.
 pub fn want_worker(database: &'static Database) {
     BUFFER.with_borrow_mut(|buffer| buffer.announced = Some(database));
 }
 
-/// Whether all that this session has changed is published.
+/// Whether all of this session's changes are published.
 pub fn is_all_published(database: &Database) -> bool {
     let is_changing = BUFFER.with_borrow(|buffer| !buffer.changes.is_empty());
     !is_changing && database.flushed.load(Acquire) >= APPENDED.get()
 }
 
-/// What this transaction has made of a member so far.
+/// This transaction's current state of a member.
 pub enum Pending {
     Untouched,
     Present {
@@ -165,13 +165,13 @@ pub fn pending(key: &Key) -> Pending {
     })
 }
 
-/// The lease of a member as this transaction has entered or changed it.
+/// The lease of a member that this transaction has entered or changed.
 pub fn pending_lease(key: &Key) -> Option<Lease> {
     BUFFER.with_borrow(|buffer| buffer.changes.of(key.hash).next()?.what.lease().copied())
 }
 
-/// Renew a member that this transaction has entered or changed. `beat`: also as it was at each savepoint, for a
-/// heartbeat survives what is rolled back; but not another's, whose it was before.
+/// Renew a member that this transaction has entered or changed. `beat`: also its state at each savepoint, because a
+/// heartbeat survives a rollback; but not for another owner's stay from before.
 pub fn renew_pending(key: &Key, now: u64, beat: bool) {
     BUFFER.with_borrow_mut(|buffer| {
         let mut stay = None;
@@ -185,7 +185,7 @@ pub fn renew_pending(key: &Key, now: u64, beat: bool) {
     });
 }
 
-/// Pin the member's slot until this transaction ends. Returns whether there is one.
+/// Pin the member's slot until this transaction ends. Returns whether it has one.
 pub fn pin(key: &Key) -> bool {
     let Some(index) = leases().pin(key) else { return false };
     let new = BUFFER.with_borrow_mut(|buffer| buffer.pins.insert(index));
@@ -195,8 +195,8 @@ pub fn pin(key: &Key) -> bool {
     true
 }
 
-/// A new version for a change of this member. With `hidden` it is the second of two: version - 1 is the leave of
-/// those who lose sight.
+/// A new version for a change of this member. With `hidden` it is the second of two: version - 1 is the leave for those
+/// who no longer see the member.
 pub fn issue_version(key: &Key, hidden: bool) -> u64 {
     let version =
         if hidden { control().next_version.fetch_add(2, AcqRel) + 1 } else { shared::next_version() };
@@ -212,13 +212,13 @@ pub fn issue_version(key: &Key, hidden: bool) -> u64 {
     version
 }
 
-/// Whether others may have been given a newer version for this member than the one our BEFORE INSERT took: they
-/// changed it while we waited for its key.
+/// Whether others may have been issued a newer version for this member than the one that our BEFORE INSERT took,
+/// because they changed it while we waited for its key.
 pub fn is_outdated(key: &Key, version: u64) -> bool {
     newest_of_others(key) > version
 }
 
-/// The newest version that others may have been given for this member; it grows with each change of theirs.
+/// The newest version that others may have been issued for this member; it grows with each of their changes.
 pub fn newest_of_others(key: &Key) -> u64 {
     let cell = cell_of(key);
     let newest = control().version_cells[cell].load(Acquire);
@@ -242,8 +242,8 @@ unsafe extern "C-unwind" fn at_transaction_end(
         XACT_EVENT_PRE_COMMIT => prepare(),
         XACT_EVENT_COMMIT => commit(),
         XACT_EVENT_ABORT => finish(),
-        // Another session will commit it, but there is nothing of ours in it. (A worker that CREATE EXTENSION wants comes
-        // with the first change.)
+        // Another session will commit it, but it contains nothing of ours. (A worker that CREATE EXTENSION requests
+        // starts with the first change.)
         XACT_EVENT_PREPARE => finish(),
         XACT_EVENT_PRE_PREPARE if BUFFER.with_borrow(|buffer| !buffer.changes.is_empty()) => {
             Error::NoPreparedTransactions.raise()
@@ -281,7 +281,7 @@ fn prepare() {
     let xid = u32::from(unsafe { pg_sys::GetTopTransactionIdIfAny() });
     BUFFER.with_borrow_mut(|buffer| {
         let now = clock::boot();
-        // (One that has left meanwhile, or would have, does not come back.)
+        // (A member that has left meanwhile, or should have by now, is not revived.)
         let ran_out = |key: &Key, lease: &Lease| {
             alive(lease.deadline, now)
                 && leases()
@@ -356,7 +356,7 @@ fn commit() {
         }
     });
     finish();
-    // A renewal moves a deadline away: the worker has nothing to do sooner.
+    // A renewal moves a deadline forward: the worker has nothing to do earlier.
     let wanted = prepared.count > 0
         || prepared.leases.iter().any(|(_, change)| !matches!(change, LeaseChange::Renew(_)));
     if wanted {
@@ -365,7 +365,7 @@ fn commit() {
     database::request_worker(prepared.database);
 }
 
-/// Nothing that this transaction is changing will be committed, or all of it is.
+/// At the end of the transaction, whether committed or not.
 pub fn unpin() {
     BUFFER.with_borrow_mut(|buffer| {
         if !buffer.pins.is_empty() {
