@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
 const CELLS: usize = 1 << 12;
 
-/// What gets new names together. A room's two cells have one number.
+/// A set of channels that get new names together. A room's two cells have the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Cell {
     /// The channels of rooms: `rotate_channels(room)`.
     Room(u32),
-    /// The channels of those present in rooms: they get new names when somebody leaves who knows them.
+    /// The channels of those present in rooms: they get new names when somebody leaves who was given them.
     Present(u32),
 }
 
 impl Cell {
-    /// The channels for all rooms, like those of one more room. (A multiple of 64, as a table of bits has it.)
+    /// The channels for all rooms, treated as one more room. (A multiple of 64, for the tables of bits.)
     pub const ALL_ROOMS: Cell = Cell::Room(CELLS as u32);
 
     pub fn of_room(hash: u64) -> Cell {
@@ -31,35 +31,35 @@ impl Cell {
     }
 }
 
-/// New names, from a commit on.
+/// A renewal of names, effective from a commit on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// Of all channels: these wishes are fulfilled by it.
+    /// Of all channels: fulfils these requests.
     All(u64),
     Of(Cell),
 }
 
 #[repr(C)]
 pub struct ChannelEpochs {
-    /// Random, and part of every name: whatever is not kept over a restart has other names than it ever had. So has a
-    /// database that others are copied from.
+    /// Random, and part of every name: names that are not kept over a restart differ from all earlier ones. So do those
+    /// of a database that is a copy of another.
     boot: AtomicU64,
     /// Of all channels.
     epoch: AtomicU32,
-    /// How often new names for all were wanted, and which of these wishes are fulfilled.
+    /// The number of requests for new names of all channels, and how many of them are fulfilled.
     wanted: AtomicU64,
     fulfilled: AtomicU64,
     rooms: Cells,
     present: Cells,
-    /// For each cell of those present: who was given names of it, by hash, since it has them.
+    /// For each cell of those present: who was given its names, by hash, since they were renewed.
     knowers: [AtomicU64; CELLS],
-    /// Grows before and after names change, so it is odd while they do.
+    /// Incremented before and after names change, so it is odd meanwhile.
     changes: AtomicU64,
-    /// How often users were told that the rooms which they are in are others, by hash.
+    /// How often users were told that their set of rooms changed, by hash.
     moves: [AtomicU32; CELLS],
 }
 
-/// What names were when a user asked for theirs.
+/// The state of names when a user asked for theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AsOf {
     changes: u64,
@@ -70,7 +70,7 @@ pub struct AsOf {
 #[repr(C)]
 struct Cells {
     epochs: [AtomicU32; CELLS + 1],
-    /// New names are wanted: until then the old ones carry doorbells only.
+    /// New names are requested: until then the old ones carry doorbells only.
     stale: [AtomicU64; CELLS / 64 + 1],
 }
 
@@ -79,7 +79,7 @@ impl ChannelEpochs {
         self.boot.load(Acquire)
     }
 
-    /// Nobody knows a name yet.
+    /// Begin: nobody knows a name yet.
     pub fn begin(&self, boot: u64) {
         self.boot.store(boot, Release);
     }
@@ -93,18 +93,18 @@ impl ChannelEpochs {
         cells.epochs[number].load(Acquire)
     }
 
-    /// Somebody may know names who must not: all shall have new ones. Neither fails nor blocks.
+    /// Request new names of all channels, because somebody may know names who must not. Neither fails nor blocks.
     pub fn want_all(&self) {
         self.wanted.fetch_add(1, AcqRel);
     }
 
-    /// Whether new names for all are wanted, by how many wishes.
+    /// Whether new names of all channels are requested, and by how many requests.
     pub fn wants_all(&self) -> Option<u64> {
         let wanted = self.wanted.load(Acquire);
         (wanted > self.fulfilled.load(Acquire)).then_some(wanted)
     }
 
-    /// The cell shall have new names.
+    /// Request new names for the cell.
     pub fn want(&self, cell: Cell) {
         let (cells, number) = self.cells(cell);
         cells.stale[number / 64].fetch_or(1 << (number % 64), AcqRel);
@@ -115,25 +115,25 @@ impl ChannelEpochs {
         cells.stale[number / 64].load(Acquire) & 1 << (number % 64) != 0
     }
 
-    /// The cells that shall have new names.
+    /// The cells for which new names are requested.
     pub fn wanted(&self) -> impl Iterator<Item = Cell> + '_ {
         let rooms = self.rooms.wanted().map(Cell::Room);
         rooms.chain(self.present.wanted().map(Cell::Present))
     }
 
-    /// Somebody (by hash) is about to be given names of those present in this cell.
+    /// A user (by hash) is about to be given names of those present in this cell.
     pub fn note_knower(&self, cell: Cell, hash: u64) {
         let (_, number) = self.cells(cell);
         self.knowers[number].fetch_or(1 << (hash % 64), SeqCst);
     }
 
-    /// Whether somebody was given names of this cell; others may look the same.
+    /// Whether a user was given names of this cell; there are false positives.
     pub fn knows(&self, cell: Cell, hash: u64) -> bool {
         let (_, number) = self.cells(cell);
         self.knowers[number].load(SeqCst) & 1 << (hash % 64) != 0
     }
 
-    /// A user (by hash) is about to be told that the rooms which they are in are others.
+    /// A user (by hash) is about to be told that their set of rooms changed.
     pub fn moved(&self, user: u64) {
         self.moves[user as usize % CELLS].fetch_add(1, SeqCst);
     }
@@ -143,12 +143,12 @@ impl ChannelEpochs {
         AsOf { changes: self.changes.load(SeqCst), user, moves }
     }
 
-    /// Whether that user would get the same names now.
+    /// Whether the same user would get the same names now.
     pub fn are_as_of(&self, then: &AsOf) -> bool {
         self.as_of(then.user) == *then
     }
 
-    /// Do something about names that do not change meanwhile; it is done again if they did.
+    /// Do something under unchanged names; it is repeated if they change meanwhile.
     pub fn read<T, E>(&self, mut body: impl FnMut() -> Result<T, E>) -> Result<T, E> {
         loop {
             let before = self.changes.load(SeqCst);
@@ -180,14 +180,14 @@ impl ChannelEpochs {
         self.changes.fetch_add(1, SeqCst);
     }
 
-    /// Nobody listens any more to what these wishes are about.
+    /// Nobody listens any more to the channels of these requests.
     pub fn forget(&self) {
         for cells in [&self.rooms, &self.present] {
             cells.stale.iter().for_each(|word| word.store(0, Release));
         }
     }
 
-    /// All of it, for the next start.
+    /// The state for the next start.
     pub fn save(&self) -> Vec<u64> {
         let wants_all = self.wants_all().is_some().into();
         let kinds = [&self.rooms, &self.present];
@@ -197,7 +197,7 @@ impl ChannelEpochs {
         [self.boot(), self.epoch().into(), wants_all].into_iter().chain(epochs).chain(words).collect()
     }
 
-    /// Into fresh memory. False: these numbers are none of `save`, and nothing has happened.
+    /// Restore into fresh memory. False: these numbers are not from `save`, and nothing is changed.
     pub fn restore(&self, saved: &[u64]) -> bool {
         let kinds = [&self.rooms, &self.present];
         let epochs: Vec<&AtomicU32> = kinds.iter().flat_map(|cells| &cells.epochs).collect();

@@ -6,8 +6,8 @@ use crate::{clock, settings};
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 
-/// Positions in the WAL. Commits of the copy wait for no disk, and what is not on disk reaches no standby and no peer: so
-/// the launcher, which has nothing else to do, flushes behind them.
+/// Positions in the WAL. Commits of the copy do not wait for the disk, and WAL that is not flushed reaches no standby
+/// and no peer. So the launcher flushes it.
 #[repr(C)]
 pub struct Copied {
     written: AtomicU64,
@@ -15,7 +15,7 @@ pub struct Copied {
 }
 
 impl Copied {
-    /// A worker has committed something of the copy.
+    /// A worker has committed changes of the copy.
     pub fn note_commit(&self) {
         // SAFETY: a plain read of this process's state: the end of its last commit.
         let end = unsafe { pg_sys::XactLastCommitEnd };
@@ -25,7 +25,7 @@ impl Copied {
         }
     }
 
-    /// In the launcher, or where that is gone: flush what was written. Whether there was something.
+    /// In the launcher, or if that is gone: flush what was written. Returns whether there was anything.
     pub fn flush(&self) -> bool {
         let written = self.written.load(Acquire);
         if written <= self.flushed.load(Acquire) {
@@ -38,26 +38,26 @@ impl Copied {
     }
 }
 
-/// How long somebody waits for members that are being put back, while nothing happens.
+/// How long somebody waits for the restore of members without progress.
 const PATIENCE: u64 = 10_000_000;
 
-/// Of one database.
+/// For one database.
 #[repr(C)]
 pub struct CopyStatus {
-    /// A number for this run of the server under its name; 0 is none yet.
+    /// Identifies this run of the server under its name; 0 is unknown.
     epoch: AtomicU64,
-    /// Nobody is to be put back (any more).
+    /// The restore is finished, or not needed.
     whole: AtomicBool,
-    /// The last page is in: from here on plans read the members.
+    /// The last page is restored: from here on plans read the members.
     read: AtomicBool,
-    /// All rows were stored in this run of the server: their deadlines are of its clock.
+    /// All rows were stored in this run of the server, so their deadlines are of its clock.
     trusted: AtomicBool,
-    /// When a page of them was put back, by the boot clock, or somebody began to wait; 0 is not yet.
+    /// When a page of members was restored, by the boot clock, or somebody began to wait; 0 is never.
     at: AtomicU64,
 }
 
 impl CopyStatus {
-    /// Newer than that of any run before.
+    /// Greater than in any earlier run.
     pub fn epoch(&self) -> u64 {
         if self.epoch.load(Acquire) == 0 {
             let _ = self.epoch.compare_exchange(0, next_version(), AcqRel, Relaxed);
@@ -74,12 +74,12 @@ impl CopyStatus {
         self.whole.store(true, Release);
     }
 
-    /// Whether readers are to read the members, and no more the copy.
+    /// Whether readers must read the members, and no longer the copy.
     pub fn reads_members(&self) -> bool {
         self.read.load(Acquire)
     }
 
-    /// Before the plans that read the copy are made anew: one that is made meanwhile would stay.
+    /// Called before plans that read the copy are invalidated: a plan made after that must read the members.
     pub fn members_are_read(&self) {
         self.read.store(true, Release);
     }
@@ -92,13 +92,13 @@ impl CopyStatus {
         self.trusted.store(true, Release);
     }
 
-    /// Some were put back.
+    /// A page was restored.
     pub fn goes_on(&self) {
         self.at.store(clock::boot(), Release);
     }
 
-    /// Wait until all are put back: whoever comes first after a crash finds everybody, and what they delete stays deleted.
-    /// Not for longer than it goes on. Whether it has waited.
+    /// Wait until all members are restored: the first caller after a crash finds everybody, and what they delete stays
+    /// deleted. Only while the restore makes progress. Returns whether it has waited.
     pub fn wait(&self) -> bool {
         if self.is_whole() || settings::node_name().is_none() {
             return false;
@@ -110,7 +110,7 @@ impl CopyStatus {
         true
     }
 
-    /// The database is gone.
+    /// The database was dropped.
     pub fn forget(&self) {
         self.epoch.store(0, Release);
         self.whole.store(false, Release);

@@ -10,7 +10,7 @@ pub struct Counter {
     stripes: [Stripe; STRIPES],
 }
 
-/// As long as a cache line: two numbers are never in one.
+/// The length of a cache line, so that no two counters share one.
 #[repr(C)]
 struct Stripe {
     number: AtomicU64,

@@ -23,31 +23,31 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, 
 
 #[repr(C)]
 pub struct Database {
-    /// 0: this entry is free.
+    /// 0 means that this entry is free.
     pub oid: AtomicU32,
     pub worker: Worker,
     pub sink: Sink,
     pub head: AtomicU64,
     pub tail: AtomicU64,
-    /// Bytes between them, of each share.
+    /// Bytes between head and tail, for each share.
     pub shares: [AtomicU64; SHARES],
-    /// The tail of which listeners were told, too: a moment after the commit that moved it.
+    /// The tail up to which listeners were notified: set a moment after the commit that moved the tail.
     pub flushed: AtomicU64,
     /// The last published seq.
     pub seq: AtomicU64,
-    /// The log has every event after this one.
+    /// The log contains every event after this one.
     pub log_floor: AtomicU64,
-    /// Members whose lease lives in the row, at least since the sweeper last looked: never too few.
+    /// At least the number of members whose lease is in the row, as of the last sweep.
     pub slotless: AtomicU64,
-    /// None of these is due before, by the boot clock.
+    /// A lower bound of their deadlines, by the boot clock.
     pub slotless_due: AtomicU64,
-    /// When something about members was committed last, by the boot clock.
+    /// Time of the last commit that changed members, by the boot clock.
     changed_at: AtomicU64,
-    /// When a change was made last, or a leave, of which no slot tells any more.
+    /// Time of the last change or leave that no slot shows any more.
     unslotted_at: AtomicU64,
-    /// Sessions that ended and whose members the sweeper has not looked for yet.
+    /// Number of ended sessions whose members the sweeper has not looked for yet.
     pub ended_sessions: AtomicU64,
-    /// How often events were lost, and how often before the last `resync` that told of it.
+    /// How often events were lost, and how often before the last `resync` that announced it.
     losses: AtomicU64,
     losses_told: AtomicU64,
     pub copy: CopyStatus,
@@ -57,7 +57,7 @@ pub struct Database {
     pub rights: Rights,
     pub beacon: Beacon,
     pub narrowing: Narrowing,
-    /// Who listens.
+    /// The channels with listeners.
     pub held: Held,
     numbers: OccupancyTable,
     pub counters: Counters,
@@ -69,7 +69,7 @@ pub struct Worker {
     pub pid: AtomicI32,
     pub process: AtomicPtr<pg_sys::PGPROC>,
     pub state: AtomicU32,
-    /// Somebody used presence here and there was no worker.
+    /// Somebody used presence here while there was no worker.
     pub wanted: AtomicBool,
 }
 
@@ -78,44 +78,44 @@ pub struct Worker {
 pub struct Sink {
     pub pid: AtomicI32,
     pub process: AtomicPtr<pg_sys::PGPROC>,
-    /// The seq up to which the sink has had everything; 0 is none yet.
+    /// The seq up to which the sink has processed everything; 0 means none.
     pub position: AtomicU64,
     /// When it was last started, by the boot clock.
     pub started: AtomicU64,
 }
 
-/// What was told on the channel that everybody knows (`worker::beacon`).
+/// The last announcement on the channel `presence` (`worker::beacon`).
 #[repr(C)]
 pub struct Beacon {
-    /// Which names there are (`channel::boot`): where it is another all must listen anew.
+    /// The announced generation of names (`channel::boot`): when it changes everybody must listen again.
     pub told: AtomicU64,
-    /// Clients come back after a crash: until then they are told with each beacon. By the boot clock.
+    /// Until when clients reconnect after a crash and are told with each beacon. By the boot clock.
     pub until: AtomicU64,
 }
 
 impl Beacon {
     /// Nobody was given a name yet.
     pub const NONE: u64 = 0;
-    /// Somebody may have names of which we do not know.
+    /// Somebody may have names that we do not know of.
     pub const LOST: u64 = 1;
 
-    /// The extension is new here.
+    /// The extension is new in this database.
     pub fn is_first(&self) {
         let _ = self.told.compare_exchange(Self::LOST, Self::NONE, AcqRel, Relaxed);
     }
 
-    /// Somebody is given names: these.
+    /// Somebody is given these names.
     pub fn knows(&self, boot: u64) {
         let _ = self.told.compare_exchange(Self::NONE, boot, AcqRel, Relaxed);
     }
 }
 
-/// Settings that take away what listeners hear. Sessions that begin have them at once; the worker has to be told.
+/// Settings that narrow what listeners hear. New sessions have them at once; the worker has to be told.
 #[repr(C)]
 pub struct Narrowing {
-    /// Those that the worker goes by, as hashes; 0 is not known yet.
+    /// The values that the worker uses, as hashes; 0 is unknown.
     applied: [AtomicU64; 2],
-    /// How often somebody was found to have others.
+    /// How often a session was found to have others.
     differences: AtomicU64,
 }
 
@@ -127,22 +127,22 @@ pub enum Narrows {
 }
 
 impl Narrowing {
-    /// An authorizer that there is not.
+    /// The hash of an empty authorizer.
     pub const NOBODY: u64 = 1;
 
-    /// The worker goes by this value from now on. True: another one decides now who may hear, or the first.
+    /// The worker uses this value from now on. True: another one was used before, or this is the first.
     pub fn applies(&self, setting: Narrows, value: u64) -> bool {
         let before = self.applied[setting as usize].swap(value, AcqRel);
         let decides = matches!(setting, Narrows::Authorizer) && value != Self::NOBODY;
         decides && before != value && before != 0
     }
 
-    /// By whom the worker has gone last, for the next start.
+    /// The authorizer that the worker used last, for the next start.
     pub fn authorizer(&self) -> u64 {
         self.applied[Narrows::Authorizer as usize].load(Acquire)
     }
 
-    /// A session has this value. True: the worker goes by another.
+    /// A session has this value. True: the worker uses another.
     pub fn differs(&self, setting: Narrows, value: u64) -> bool {
         let differs = self.applied[setting as usize].load(Acquire) != value;
         if differs {
@@ -166,7 +166,7 @@ pub struct Counters {
     pub dropped: AtomicU64,
     pub notifications: AtomicU64,
     pub heartbeats: Counter,
-    /// Members that verbs have written without the policies (`member::store`).
+    /// Members written on the fast path (`member::store`).
     pub fast_writes: Counter,
     pub expired: AtomicU64,
     pub resyncs: AtomicU64,
@@ -176,11 +176,11 @@ pub struct Counters {
     pub sweep_lag: AtomicI64,
 }
 
-/// What the database's worker is doing; drawn in `worker::launcher`.
+/// The state of the database's worker; drawn in `worker::launcher`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum WorkerState {
-    /// No worker was started yet.
+    /// No worker has been started yet.
     None = 0,
     Starting = 1,
     Running = 2,
@@ -188,7 +188,7 @@ pub enum WorkerState {
     Yielded = 3,
     /// The database has no extension.
     Absent = 4,
-    /// This server is a standby: it only looks.
+    /// This server is a standby: the process only looks for beats.
     Standby = 5,
 }
 
@@ -234,7 +234,7 @@ impl Database {
             let entry = entry.ok_or(Error::TooManyDatabases { limit: databases().len() })?;
             entry.seq.fetch_max(control().started_version.load(Relaxed), AcqRel);
             entry.log_floor.store(entry.seq.load(Acquire), Release);
-            // There may be rows from before; the sweeper will look.
+            // There may be rows from before; make the sweeper look.
             entry.slotless_due.store(0, Release);
             entry.slotless.store(1, Release);
             entry.begin_names();
@@ -243,7 +243,7 @@ impl Database {
         })
     }
 
-    /// All channels have names that they never had.
+    /// Give all channels names that they never had.
     pub fn begin_names(&self) {
         self.names.begin(super::persistence::random());
         self.beacon.told.store(Beacon::LOST, Release);
@@ -258,7 +258,7 @@ impl Database {
         databases().iter().position(|entry| std::ptr::eq(entry, self)).unwrap_or(0)
     }
 
-    /// The database is gone: the entry is free for another. The seq stays: it only has to grow.
+    /// The database was dropped: free the entry. The seq stays, because it must only grow.
     pub fn release(&'static self) {
         locks::exclusive(DATABASES_LOCK, || {
             leases().purge(self.index() as u32, |_| true);
@@ -268,7 +268,7 @@ impl Database {
             });
             self.losses_told.store(self.losses.load(Acquire), Release);
             self.slotless.store(0, Release);
-            // Its sessions are gone, and with them everybody who knew a name.
+            // Its sessions have ended, and with them everybody who knew a name.
             self.names.forget();
             self.rights.forget();
             self.narrowing.forget();
@@ -291,7 +291,7 @@ impl Database {
         locks::FIRST_DATABASE_LOCK + 2 * self.index()
     }
 
-    /// Of rooms that somebody asks for, to look at; without a lock only what says so.
+    /// Counts of rooms that somebody asks for; without the lock only its atomic fields may be used.
     pub fn numbers(&self) -> &OccupancyTable {
         &self.numbers
     }
@@ -322,7 +322,7 @@ impl Database {
         fits
     }
 
-    /// This is its worker, or the postmaster.
+    /// Whether this process is the worker, or the postmaster.
     fn is_served_by_us(&self) -> bool {
         // SAFETY: plain reads of this process's state.
         let (pid, is_postmaster) = unsafe { (pg_sys::MyProcPid, !pg_sys::IsUnderPostmaster) };
@@ -335,22 +335,22 @@ impl Database {
         leases().free(key, version);
     }
 
-    /// Members have changed, and others may have seen that already.
+    /// Members have changed; others may have seen that already.
     pub fn note_change(&self, now: u64) {
         self.changed_at.fetch_max(now, AcqRel);
     }
 
-    /// Whether members may have changed since a snapshot that is no older than that was taken.
+    /// Whether members may have changed since a snapshot taken at that time or later.
     pub fn may_have_changed(&self, read_since: u64) -> bool {
         read_since <= self.changed_at.load(Acquire)
     }
 
-    /// What was committed until now may have no slot that tells of it.
+    /// Changes until now may be in no slot.
     pub fn note_unslotted(&self, now: u64) {
         self.unslotted_at.fetch_max(now, AcqRel);
     }
 
-    /// Whether a row without a slot, read by a snapshot that is no older than that, may be another by now.
+    /// Whether a row without a slot, read with a snapshot taken at that time or later, may have changed since.
     pub fn may_be_past(&self, read_since: u64) -> bool {
         read_since <= self.unslotted_at.load(Acquire)
     }
@@ -371,7 +371,7 @@ impl Database {
         self.losses.load(Acquire)
     }
 
-    /// Whether there are losses that listeners were not told of; how many there were so far.
+    /// The number of losses so far, if listeners were not told of some.
     pub fn owed_resync(&self) -> Option<u64> {
         let losses = self.losses.load(Acquire);
         (losses > self.losses_told.load(Acquire)).then_some(losses)
@@ -382,13 +382,13 @@ impl Database {
     }
 }
 
-/// After CREATE EXTENSION. Also where a worker runs: it may be about to go, for what it knew was dropped.
+/// After CREATE EXTENSION. Also if a worker runs, which may be about to exit because the old extension was dropped.
 pub fn request_new_worker(database: &Database) {
     database.worker.wanted.store(true, Release);
     wake(&control().launcher);
 }
 
-/// A worker is wanted in this database: somebody found that there is none.
+/// Request a worker for this database, which has none.
 pub fn request_worker(database: &Database) {
     if database.worker.pid.load(Relaxed) == 0 && !database.worker.wanted.swap(true, AcqRel) {
         wake(&control().launcher);

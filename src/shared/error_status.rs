@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::*};
 const BYTES: usize = 256;
 const PARTS: usize = Part::Silence as usize + 1;
 
-/// Whose attempts these are: each goes well again by itself.
+/// The part of a worker that fails; each recovers by itself.
 #[derive(Clone, Copy)]
 pub enum Part {
     Start = 0,
-    /// Whether the worker may stay.
+    /// Whether the worker may stay in this database.
     Maintenance = 1,
     Publishing = 2,
     NotifyQueue = 3,
@@ -19,7 +19,7 @@ pub enum Part {
     Sweeping = 6,
     /// Members that cannot be deleted.
     Members = 7,
-    /// Events that cannot be written, and wait.
+    /// Events that cannot be written yet.
     Events = 8,
     LogRotation = 9,
     Relisten = 10,
@@ -46,14 +46,14 @@ pub enum Part {
 pub struct ErrorStatus {
     /// timestamptz
     at: AtomicI64,
-    /// timestamptz: since when all attempts of a part have failed; 0 if the latest went well.
+    /// timestamptz: since when a part has been failing; 0 if its latest attempt succeeded.
     since: [AtomicI64; PARTS],
     length: AtomicU32,
     text: [AtomicU8; BYTES],
 }
 
 impl ErrorStatus {
-    /// An attempt failed. Returns whether it is the first to fail after one that went well.
+    /// An attempt failed. Returns whether the one before succeeded.
     pub fn failed(&self, part: Part, message: &str) -> bool {
         let now = clock::wall();
         let mut length = message.len().min(BYTES);
@@ -77,14 +77,14 @@ impl ErrorStatus {
         self.length.store(0, Release);
     }
 
-    /// The last error and its time. A reader that races with a writer may see a mixture of two.
+    /// The last error and its time. A concurrent write may mix two of them.
     pub fn last(&self) -> Option<(String, i64)> {
         let length = (self.length.load(Acquire) as usize).min(BYTES);
         let bytes: Vec<u8> = self.text[..length].iter().map(|byte| byte.load(Relaxed)).collect();
         (length > 0).then(|| (String::from_utf8_lossy(&bytes).into_owned(), self.at.load(Acquire)))
     }
 
-    /// Since when something goes wrong that has not gone well again.
+    /// Since when something has been failing.
     pub fn since(&self) -> Option<i64> {
         self.since.iter().map(|since| since.load(Acquire)).filter(|since| *since != 0).min()
     }

@@ -25,7 +25,7 @@ pub fn leases() -> &'static LeaseTable<PartitionLocks> {
     }
 }
 
-/// The key of a member whose slot will be needed: it lies anywhere in a large memory, and is on its way from now on.
+/// The key of a member whose slot will be needed soon: it is prefetched, because it lies anywhere in a large memory.
 pub fn awaited_key(extension: &Extension, room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Key {
     let key = extension.key(room, member_id, connection_id);
     leases().prefetch(&key, true);

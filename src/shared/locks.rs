@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicPtr, Ordering::*};
 /// 0 to PARTITIONS - 1 are the partitions of the lease table.
 pub const DATABASES_LOCK: usize = PARTITIONS;
 pub const SEATS_LOCK: usize = PARTITIONS + 1;
-/// From here on each database has two: of its ring, and of the numbers of its rooms.
+/// From here on each database has two locks: for its ring, and for its occupancy counts.
 pub const FIRST_DATABASE_LOCK: usize = PARTITIONS + 2;
 
 pub const TRANCHE: &std::ffi::CStr = c"presence_ext";
@@ -18,7 +18,7 @@ pub fn count(databases: usize) -> usize {
     FIRST_DATABASE_LOCK + 2 * databases
 }
 
-/// At server start, when the tranche is there.
+/// In the postmaster, when the tranche has been allocated.
 pub fn attach() {
     // SAFETY: the tranche was requested under this name by `startup::request`.
     LOCKS.store(unsafe { pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr()) }, Release);
@@ -43,8 +43,8 @@ fn with<T>(index: usize, mode: pg_sys::LWLockMode::Type, body: impl FnOnce() -> 
     value
 }
 
-/// Without pgrx's guard, which takes longer than they do and catches errors. They raise none but for more locks at once
-/// than we ever hold, or one that is not held.
+/// Without pgrx's guard, which takes longer than the functions themselves and catches errors. They raise errors only if
+/// more locks are held at once than we ever hold, or a released lock is not held.
 mod unguarded {
     use pgrx::pg_sys::{LWLock, LWLockMode};
 

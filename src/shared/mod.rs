@@ -26,27 +26,28 @@ use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, O
 
 pub use database::Database;
 
-/// Cells that remember, for a share of all keys, the newest version given out (`issue_version` in `event::transaction`).
+/// The number of cells that keep, each for a share of all keys, the newest version issued (`issue_version` in
+/// `event::transaction`).
 pub const VERSION_CELLS: usize = 1 << 16;
 
-/// One of these in the cluster.
+/// There is one for the server.
 #[repr(C)]
 pub struct Control {
-    /// Versions below this one were given before the server's start.
+    /// Lower versions were issued before the server's start.
     pub started_version: AtomicU64,
-    /// When, by the boot clock.
+    /// Time of the start, by the boot clock.
     pub started_at: AtomicU64,
     /// The next version.
     pub next_version: AtomicU64,
-    /// On disk: no version or seq at or above it was ever given out.
+    /// As on disk: every version or seq ever issued is below it.
     pub floor: AtomicU64,
     /// Wall clock minus boot clock.
     pub wall_offset: AtomicI64,
-    /// How far the logged copies of members are written, and how far that is on disk.
+    /// How far the copies of members are written, and how far that is flushed.
     pub copied: copy::Copied,
     pub launcher_pid: AtomicI32,
     pub launcher: AtomicPtr<pg_sys::PGPROC>,
-    /// For each key's cell the newest version given out for any of its keys.
+    /// For each cell the newest version issued for any of its keys.
     pub version_cells: [AtomicU64; VERSION_CELLS],
 }
 
@@ -57,7 +58,7 @@ pub struct Process {
     pub committing: AtomicU32,
     /// Its database (index in shared memory).
     pub database: AtomicU32,
-    /// The session that members are bound to, 0 for none.
+    /// Identifies the session for its session members, 0 if it has none.
     pub session: AtomicU64,
 }
 
@@ -83,7 +84,7 @@ pub fn is_available() -> bool {
     places().is_some()
 }
 
-/// The control block. Only after `is_available`; every way in from SQL asks first (`Error::NotPreloaded`).
+/// The control block. Only after `is_available`; every SQL function checks that (`Error::NotPreloaded`).
 pub fn control() -> &'static Control {
     match places() {
         Some(places) => places.control,
@@ -116,7 +117,7 @@ fn my_proc_number() -> Option<usize> {
     usize::try_from(unsafe { pg_sys::MyProcNumber }).ok()
 }
 
-/// The seats of transactions that are under way.
+/// The seats of open transactions.
 pub fn seats() -> &'static seats::Seats<startup::SeatsLock> {
     match startup::seat_table() {
         Some(table) => table,
@@ -124,7 +125,7 @@ pub fn seats() -> &'static seats::Seats<startup::SeatsLock> {
     }
 }
 
-/// A new version: greater than all before, in this database and any other.
+/// A new version, greater than all before in any database.
 pub fn next_version() -> u64 {
     control().next_version.fetch_add(1, AcqRel)
 }

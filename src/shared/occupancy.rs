@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 
-/// Of a room.
+/// The counts of a room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
     pub members: u32,
@@ -14,11 +14,11 @@ pub struct Numbers {
 const SETS: usize = 512;
 const WAYS: usize = 8;
 const WISHES: usize = 16;
-/// Longer than the name of any room.
+/// More than the length of any room's name.
 const NAME: usize = 1_024;
 const CELLS: usize = 1 << 12;
 
-/// A room for which nobody has asked for so long makes way.
+/// A room that nobody has asked for in this time can be replaced.
 pub const IDLE: u64 = 60_000_000;
 
 #[repr(C)]
@@ -27,15 +27,15 @@ pub struct OccupancyTable {
     sets: [[Place; WAYS]; SETS],
     wishes: [Wish; WISHES],
     wished: AtomicU32,
-    /// When somebody last asked for a room of the cell, counted or not.
+    /// When somebody last asked for a room of the cell, whether or not it is kept.
     asked: [AtomicU64; CELLS],
-    /// All that was committed before this is published.
+    /// All events committed before this time are published.
     current: AtomicU64,
 }
 
 #[repr(C)]
 struct Place {
-    /// By hash; 0 is none.
+    /// Hash of the room; 0 means free.
     room: AtomicU64,
     numbers: AtomicU64,
     asked: AtomicU64,
@@ -73,14 +73,14 @@ impl OccupancyTable {
         self.set(room).iter().find(|place| place.room.load(Relaxed) == room)
     }
 
-    /// Somebody asks.
+    /// Look up a room.
     pub fn get(&self, room: u64, now: u64) -> Option<Numbers> {
         let place = self.place(room)?;
         place.asked.store(now, Relaxed);
         Some(Numbers::unpacked(place.numbers.load(Relaxed)))
     }
 
-    /// Ask for a room to be kept here. There may be too many wishes: then others come first.
+    /// Request that a room be kept here. Requests beyond the limit are ignored.
     pub fn wish(&self, name: &[u8]) {
         let count = self.wished.load(Relaxed) as usize;
         if count >= WISHES || name.len() > NAME || self.wishes[..count].iter().any(|wish| wish.is_for(name)) {
@@ -92,7 +92,7 @@ impl OccupancyTable {
         self.wished.store(count as u32 + 1, Release);
     }
 
-    /// Also without the lock.
+    /// May be called without the lock.
     pub fn has_wishes(&self) -> bool {
         self.wished.load(Acquire) > 0
     }
@@ -102,7 +102,7 @@ impl OccupancyTable {
         self.wishes[..count.min(WISHES)].iter().map(Wish::name).collect()
     }
 
-    /// Have a room here from now on; false if there is no place.
+    /// Keep a room here from now on; false if there is no place.
     pub fn put(&self, room: u64, numbers: Numbers, now: u64) -> bool {
         let set = self.set(room);
         let place = self.place(room).or_else(|| {
@@ -119,7 +119,7 @@ impl OccupancyTable {
         true
     }
 
-    /// The numbers of a room changed, if it is here.
+    /// The counts of a room changed, if it is kept here.
     pub fn change(&self, room: u64, numbers: Numbers) {
         if let Some(place) = self.place(room) {
             place.numbers.store(numbers.packed(), Relaxed);
@@ -137,12 +137,12 @@ impl OccupancyTable {
         self.wished.store(0, Release);
     }
 
-    /// Whether the room is here, and was asked for lately.
+    /// Whether the room is kept here, and was asked for recently.
     pub fn is_wanted(&self, room: u64, now: u64) -> bool {
         self.place(room).is_some_and(|place| now < place.asked.load(Relaxed) + IDLE)
     }
 
-    /// Somebody is about to look how many are in the room, in whatever way.
+    /// Somebody is about to ask for the counts of the room.
     pub fn note_asked(&self, room: u64, now: u64) {
         self.asked[room as usize % CELLS].store(now, SeqCst);
     }
@@ -155,7 +155,7 @@ impl OccupancyTable {
         self.current.load(Acquire)
     }
 
-    /// All that was committed by then is published.
+    /// All events committed by then are published.
     pub fn set_current(&self, time: u64) {
         self.current.fetch_max(time, AcqRel);
     }

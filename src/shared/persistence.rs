@@ -23,12 +23,12 @@ use std::sync::atomic::Ordering::*;
 
 const SAVED: &str = "pg_stat/presence_ext.saved";
 const FLOOR: &str = "pg_stat/presence_ext.floor";
-/// Versions and seqs stay below, for JavaScript.
+/// Versions and seqs stay below this, for JavaScript.
 const LAST: u64 = 1 << 53;
-/// How far ahead the floor is written: half of it is the time to write the next one.
+/// How far ahead the floor is written: when half of it is used up the next one is written.
 const FLOOR_STEP: u64 = 1 << 30;
 
-/// In the postmaster, at start: put the saved state into the fresh shared memory.
+/// In the postmaster, at start: load the saved state into the fresh shared memory.
 pub fn load() {
     let control = control();
     let now = clock::boot();
@@ -61,7 +61,7 @@ pub fn register() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn save(code: i32, _argument: pg_sys::Datum) {
-    // A crash comes through here too, on its way to new shared memory.
+    // After a crash the postmaster comes through here, too, before it makes new shared memory.
     // SAFETY: a plain flag of this process.
     if code != 0 || unsafe { pg_sys::IsUnderPostmaster } || !was_clean_stop() {
         return;
@@ -71,7 +71,7 @@ unsafe extern "C-unwind" fn save(code: i32, _argument: pg_sys::Datum) {
     }
 }
 
-/// Keep the floor on disk ahead of every number given out. Called at start and by the launcher.
+/// Keep the floor on disk above every number issued. Called at start and by the launcher.
 pub fn raise_floor() {
     let control = control();
     let newest = databases()
@@ -95,7 +95,7 @@ fn read_floor() -> u64 {
     plausible(bytes.try_into().map_or(0, u64::from_le_bytes))
 }
 
-/// A version or seq that was never given out is none.
+/// 0 for a version or seq that cannot have been issued.
 fn plausible(number: u64) -> u64 {
     if number < LAST { number } else { 0 }
 }
@@ -105,12 +105,12 @@ fn was_clean_stop() -> bool {
     std::fs::read("global/pg_control").is_ok_and(|bytes| bytes.get(16..20) == Some(&1u32.to_le_bytes()[..]))
 }
 
-/// A standby, or a backup: however clean the stop was, unlogged tables are emptied.
+/// A standby, or a backup: unlogged tables are emptied even after a clean stop.
 fn is_recovery_asked_for() -> bool {
     ["standby.signal", "recovery.signal"].iter().any(|file| std::path::Path::new(file).exists())
 }
 
-/// A number for this very stop: pg_control says when it was, and every start changes it.
+/// Identifies this stop: pg_control contains its time, and changes with every start.
 fn stop() -> Option<u64> {
     let mut hasher = SipHasher13::new();
     hasher.write(&std::fs::read("global/pg_control").ok()?);
@@ -133,7 +133,7 @@ pub fn random() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// The state as it is now.
+/// The current state.
 fn state() -> Saved {
     let now = clock::boot();
     let known = || databases().iter().filter(|database| database.oid.load(Relaxed) != 0);
@@ -189,8 +189,8 @@ fn saved_lease(key: &Key, lease: &Lease, now: u64) -> SavedLease {
     }
 }
 
-/// Into the fresh shared memory. max_databases and max_members may have been lowered: what does not fit lives on in
-/// its rows.
+/// Restore into the fresh shared memory. If max_databases or max_members were lowered, leases that do not fit stay in
+/// their rows.
 fn restore(saved: Saved, now: u64) {
     let down = clock::wall().saturating_sub(saved.stopped_at).max(0) as u64;
     let grace = settings::restart_grace();
@@ -209,12 +209,12 @@ fn restore(saved: Saved, now: u64) {
             entry.ask_resync();
         }
         for record in &database.records {
-            // Its transaction is long over: the worker need not look for it.
+            // Its transaction has ended: the worker need not wait for it.
             let mut bytes = Vec::new();
             Record { xid: 0, ..record.clone() }.encode(&mut bytes);
             let mut demand = Demand::of(&bytes);
             if !entry.append_events(&mut bytes, &mut demand, 1) {
-                // Somebody's leave, perhaps.
+                // It may have been a leave.
                 entry.names.want_all();
             }
         }
@@ -222,8 +222,8 @@ fn restore(saved: Saved, now: u64) {
     for lease in saved.leases {
         let place = places.iter().find(|(database, _)| database.index == lease.database);
         let Some((_, entry)) = place else { continue };
-        // Sessions ended with the server; a lease that had ended stays ended; one that is fixed ends when it would have; all
-        // others get the grace.
+        // Sessions have ended with the server; a lease that had ended stays ended; a fixed one ends when it would have;
+        // all others get the grace.
         let is_fixed = lease.ttl == 0;
         let left = match lease.left.saturating_sub(down) {
             left if is_fixed => left,
@@ -237,7 +237,7 @@ fn restore(saved: Saved, now: u64) {
         let last_seen = match deadline {
             CLAIMED if is_fixed => now.saturating_sub(down),
             CLAIMED => now,
-            // The row says it.
+            // As in the row.
             _ if is_fixed => 0,
             deadline => deadline.saturating_sub(lease.ttl),
         };
@@ -258,7 +258,7 @@ fn restore(saved: Saved, now: u64) {
     }
 }
 
-/// The names that there were, if it is known who might hear by them.
+/// Restore the names, if it is known who may hear them.
 fn restore_channels(entry: &Database, saved: &SavedChannels) {
     if entry.rights.restore(&saved.rights) && entry.names.restore(&saved.names) {
         entry.narrowing.applies(Narrows::Authorizer, saved.authorizer);

@@ -9,11 +9,11 @@ const PLACES: usize = 1 << 12;
 const WORDS: usize = 3;
 const DIGITS: usize = 16;
 
-/// At a place that the name says itself; of those that meet there the newest stays. Only the worker adds.
+/// A name's place follows from the name; the newest one replaces others. Only the worker adds names.
 #[repr(C)]
 pub struct Retired {
     names: [[AtomicU64; WORDS]; PLACES],
-    /// Somebody listens to it.
+    /// Somebody listens to the name at this place.
     asked: [AtomicU64; PLACES / 64],
 }
 
@@ -30,7 +30,7 @@ fn words(name: &[u8]) -> Option<Words> {
 }
 
 impl Retired {
-    /// The name is not good any more. Neither fails nor blocks, like `ask`.
+    /// The name is not valid any more. Neither fails nor blocks, like `ask`.
     pub fn add(&self, name: &str) {
         if let Some(words) = words(name.as_bytes()) {
             self.put(words);
@@ -43,7 +43,7 @@ impl Retired {
         self.names[place].iter().zip(words).for_each(|(to, word)| to.store(word, SeqCst));
     }
 
-    /// Somebody listens to this name from now on.
+    /// Somebody has begun to listen to this name.
     pub fn ask(&self, name: &[u8]) {
         if let Some(words) = words(name)
             && self.at(words[0] as usize % PLACES) == words
@@ -57,7 +57,7 @@ impl Retired {
         std::array::from_fn(|at| self.names[place][at].load(SeqCst))
     }
 
-    /// The names to which somebody listens who was not told yet.
+    /// The names with listeners that have not been told yet.
     pub fn take_asked(&self) -> Vec<String> {
         let taken = self.asked.iter().enumerate().filter(|(_, word)| word.load(Acquire) != 0);
         let places = taken.flat_map(|(at, word)| {
@@ -70,7 +70,7 @@ impl Retired {
             .collect()
     }
 
-    /// All of it, for the next start.
+    /// The state for the next start.
     pub fn save(&self) -> Vec<u64> {
         (0..PLACES).map(|place| self.at(place)).filter(|words| *words != [0; WORDS]).flatten().collect()
     }

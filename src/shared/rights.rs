@@ -5,10 +5,10 @@ use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
-/// How many facts there are, a hash of each of the first ones, and one of all. Only the worker writes.
+/// The number of facts, a hash of each of the first ones, and one of all. Only the worker writes.
 #[repr(C)]
 pub struct Rights {
-    /// Of which table `member`.
+    /// OID of the table `member`.
     table: AtomicU32,
     count: AtomicU64,
     digest: AtomicU64,
@@ -18,8 +18,9 @@ pub struct Rights {
 const FACTS: usize = 2_048;
 
 impl Rights {
-    /// Whether all that was so is so now, of facts in order. Where there are too many to tell, only if nothing changed.
-    /// Those of an extension that was dropped took their channels along: the next one has another secret.
+    /// Whether all old facts still hold, given the current ones in order. If there are too many to compare, only if
+    /// nothing changed. Facts of a dropped extension do not matter, because the next one has another secret and other
+    /// channels.
     pub fn are_kept_by(&self, table: pg_sys::Oid, facts: &[u64]) -> bool {
         if self.table.load(Acquire) != u32::from(table) {
             return true;
@@ -41,7 +42,7 @@ impl Rights {
         self.count.store(0, Release);
     }
 
-    /// All of it, for the next start; nothing if nobody has looked.
+    /// The state for the next start; nothing if it is unknown.
     pub fn save(&self) -> Vec<u64> {
         let (table, count) = (u64::from(self.table.load(Acquire)), self.count.load(Acquire));
         if table == 0 || count == 0 {
@@ -51,7 +52,7 @@ impl Rights {
         [table, count, self.digest.load(Acquire)].into_iter().chain(first).collect()
     }
 
-    /// Into fresh memory. False: these numbers are none of `save`, and nothing has happened.
+    /// Restore into fresh memory. False: these numbers are not from `save`, and nothing is changed.
     pub fn restore(&self, saved: &[u64]) -> bool {
         let Some((&[table, count, digest], first)) = saved.split_first_chunk() else { return false };
         if table == 0 || count == 0 || first.len() as u64 != count.min(FACTS as u64) {

@@ -13,12 +13,12 @@ use crate::lease::table::Locks;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
-/// How many can be taken at once; a transaction needs one entry for each room or user, however many members enter.
+/// How many entries there are; a transaction needs one for each room or user, however many members enter.
 pub const ENTRIES: usize = 1 << 14;
 
 const NIL: u32 = u32::MAX;
 
-/// The seats of one transaction in one place. All fields are read and written under the lock.
+/// The seats of one transaction in one place (a room or user). All fields are read and written under the lock.
 #[repr(C)]
 #[derive(Default)]
 pub struct Entry {
@@ -27,7 +27,7 @@ pub struct Entry {
     transaction: AtomicU32,
     count: AtomicU32,
     next: AtomicU32,
-    /// Head of the chain of the places that hash to here.
+    /// Head of the chain of places with this hash.
     bucket: AtomicU32,
 }
 
@@ -35,7 +35,7 @@ pub struct Entry {
 #[derive(Default)]
 pub struct Header {
     free: AtomicU32,
-    /// Transactions that go without an entry.
+    /// Number of transactions that found no entry.
     crowded: AtomicU32,
 }
 
@@ -45,11 +45,11 @@ pub struct Seats<L: Locks + 'static> {
     pub lock: L,
 }
 
-/// What others have taken in a place: (transaction, how many).
+/// Seats of other transactions in a place: (transaction, count).
 pub type Others = Vec<(u32, u32)>;
 
 impl<L: Locks> Seats<L> {
-    /// Make the memory an empty table. The caller is alone with it.
+    /// Initialize the memory as an empty table. Nobody else uses it yet.
     pub fn initialize(&self) {
         for (at, entry) in self.entries.iter().enumerate() {
             let next = if at + 1 < self.entries.len() { at as u32 + 1 } else { NIL };
@@ -64,7 +64,7 @@ impl<L: Locks> Seats<L> {
         &self.entries[place as usize % self.entries.len()].bucket
     }
 
-    /// The entries of a place, each with the link that leads to it. The caller holds the lock.
+    /// The entries of a place, each with the link that points to it. The caller holds the lock.
     fn chain(&self, place: u64) -> impl Iterator<Item = (&AtomicU32, &Entry)> {
         let mut link = self.bucket(place);
         std::iter::from_fn(move || {
@@ -83,8 +83,8 @@ impl<L: Locks> Seats<L> {
             .collect()
     }
 
-    /// Take one more seat, if there is an entry for it. Returns whether there was, what others have taken so far, and
-    /// whether the table is crowded; who goes without an entry makes it so, once.
+    /// Take one more seat, if there is an entry for it. Returns whether there was, the seats of others, and whether the
+    /// table is crowded. A transaction without an entry makes it crowded, once.
     fn take(&self, place: u64, transaction: u32, without: bool) -> (bool, Others, bool) {
         self.lock.exclusive(0, || {
             let others = self.others_in(place, transaction);
@@ -125,7 +125,7 @@ impl<L: Locks> Seats<L> {
         });
     }
 
-    /// What others have taken in a place, and whether the table is crowded.
+    /// The seats of others in a place, and whether the table is crowded.
     fn look(&self, place: u64, transaction: u32) -> (Others, bool) {
         self.lock.exclusive(0, || (self.others_in(place, transaction), self.header.crowded.load(Relaxed) > 0))
     }
@@ -140,29 +140,29 @@ enum Step {
     Taken,
     /// There was no entry left.
     TakenWithout,
-    /// The member that sat there left again in the same transaction. The seat is kept: that may be rolled back.
+    /// The member left again in the same transaction. The seat is kept, because the leave may be rolled back.
     Left,
-    /// Another one took it over.
+    /// Another member took the seat over.
     TakenOver,
 }
 
-/// The seats that this transaction has taken.
+/// The seats of this transaction.
 #[derive(Default)]
 pub struct Taken {
     transaction: u32,
-    /// (member, place, what happened), oldest first.
+    /// (member, place, step), oldest first.
     steps: Vec<(u128, u64, Step)>,
     savepoints: Savepoints,
-    /// Where the members sit that have entered.
+    /// The places of the members that have entered.
     sitting: HashMap<u128, Vec<u64>>,
-    /// Seats in which nobody sits any more.
+    /// Seats without a member.
     spare: HashMap<u64, u32>,
-    /// It takes seats that have no entry.
+    /// It has seats without an entry.
     without: bool,
 }
 
 impl Taken {
-    /// A member takes a seat. Returns what others have taken there, and whether a lock is wanted besides.
+    /// Take a seat for a member. Returns the seats of others there, and whether a lock is needed in addition.
     pub fn enter<L: Locks>(
         &mut self,
         seats: &Seats<L>,
@@ -185,12 +185,12 @@ impl Taken {
         (others, crowded)
     }
 
-    /// What others have taken in a place by now.
+    /// The current seats of others in a place.
     pub fn others<L: Locks>(&self, seats: &Seats<L>, place: u64) -> Others {
         seats.look(place, self.transaction).0
     }
 
-    /// A member leaves; if it has entered in this transaction, its seats can be taken over.
+    /// A member leaves; if it entered in this transaction, its seats can be taken over.
     pub fn leave(&mut self, level: i32, member: u128) {
         for place in self.sitting.remove(&member).unwrap_or_default() {
             self.savepoints.note(level, self.steps.len());
@@ -199,7 +199,7 @@ impl Taken {
         }
     }
 
-    /// The latest step did not come about.
+    /// Undo the latest step.
     pub fn undo<L: Locks>(&mut self, seats: &Seats<L>) {
         let Some((member, place, step)) = self.steps.pop() else { return };
         match step {
@@ -232,7 +232,7 @@ impl Taken {
         }
     }
 
-    /// The transaction is over.
+    /// The transaction has ended.
     pub fn give_back_all<L: Locks>(&mut self, seats: &Seats<L>) {
         for (_, place, step) in self.steps.drain(..) {
             if let Step::Taken = step {
@@ -336,8 +336,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against the truth: others see at least as many seats as members that this transaction may commit, however
-        /// savepoints go, and never more than it had at once; at the end there are none.
+        /// Others see at least as many seats as members that this transaction may commit, whatever happens to
+        /// savepoints, and never more than it had at once; at the end there are none.
         #[test]
         fn never_too_few(steps in steps((0..6u128, 0..2u64))) {
             let seats = table(8);

@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
 static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
 
-/// The start of the rings; database i has `event_buffer` bytes from i times that.
+/// The start of the rings; database i has `event_buffer` bytes at i times that offset.
 static RINGS: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 
-/// The one lock of the table of seats.
+/// The table of seats has one lock.
 pub struct SeatsLock;
 
 impl Locks for SeatsLock {
@@ -48,7 +48,7 @@ pub fn seat_table() -> Option<&'static Seats<SeatsLock>> {
     unsafe { (*SEATS.0.get()).as_ref() }
 }
 
-/// From _PG_init, while the postmaster preloads.
+/// Called from _PG_init in the postmaster.
 pub fn install_hooks() {
     // SAFETY: the postmaster has one thread, and hooks are chained as every library does.
     unsafe {
@@ -79,7 +79,7 @@ fn ring_bytes() -> usize {
     settings::max_databases() * settings::event_buffer()
 }
 
-/// As many as the server has processes: backends of all kinds, and auxiliary processes (fewer than 128).
+/// The number of processes of the server: backends of all kinds, and auxiliary processes (fewer than 128).
 fn process_count() -> usize {
     // SAFETY: set before shared memory is requested.
     unsafe { pg_sys::MaxBackends as usize + 128 }
@@ -123,7 +123,7 @@ unsafe fn area(name: &CStr, bytes: usize) -> *mut u8 {
     start
 }
 
-/// The next `count` values of type T from a place that moves on. All our types align to 8 or less.
+/// The next `count` values of type T at an advancing pointer. All our types have an alignment of at most 8.
 unsafe fn take<T>(place: &mut *mut u8, count: usize) -> &'static [T] {
     let start = place.cast::<T>();
     // SAFETY: the sizes of the areas are sums over exactly these calls; zeroed memory is valid for T.

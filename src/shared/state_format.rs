@@ -7,9 +7,9 @@ use crate::event::record::Record;
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 
-/// Says what this is, and in which form: a library of another form begins without.
+/// Identifies the file and its format: a library with another format does not read it.
 const MAGIC: u64 = 0x5052_4553_4e43_0002;
-/// A number that versions before 0.3.0 had there: a library must read what the one before it has written.
+/// Versions before 0.3.0 stored a number here. A library must read the file of the one before it.
 const UNUSED: u64 = 0;
 
 #[derive(Debug, Default, PartialEq)]
@@ -19,14 +19,14 @@ pub struct Saved {
     pub stopped_at: i64,
     pub databases: Vec<SavedDatabase>,
     pub leases: Vec<SavedLease>,
-    /// Not by versions before 0.3.0.
+    /// Missing in versions before 0.3.0.
     pub names: Option<SavedNames>,
 }
 
-/// What channels are called, and who may hear.
+/// Names of channels, and who may hear them.
 #[derive(Debug, Default, PartialEq)]
 pub struct SavedNames {
-    /// Which stop it was: they are good for the start after it, and no other.
+    /// Identifies the stop: the names are valid only for the start after it.
     pub stop: u64,
     /// For each database, in order.
     pub databases: Vec<SavedChannels>,
@@ -58,7 +58,7 @@ pub struct SavedLease {
     pub database: u64,
     pub relation: u32,
     pub hash: u128,
-    /// Of the lease at the stop; 0 if it had ended, `NEVER` if it has no deadline.
+    /// Remaining time of the lease at the stop; 0 if it had ended, `NEVER` if it has no deadline.
     pub left: u64,
     pub ttl: u64,
     pub version: u64,
@@ -68,7 +68,7 @@ pub struct SavedLease {
 }
 
 impl Saved {
-    /// Numbers in little endian, lists with their length in front.
+    /// Numbers are little endian, and lists are preceded by their length.
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Vec::new();
         let put = |body: &mut Vec<u8>, numbers: &[u64]| {
@@ -105,7 +105,7 @@ impl Saved {
         bytes
     }
 
-    /// None if the file is not ours, of another form, or damaged.
+    /// None if the file is not ours, has another format, or is damaged.
     pub fn decode(bytes: &[u8]) -> Option<Saved> {
         let mut reader = Reader(bytes);
         if reader.number()? != MAGIC || reader.number()? != checksum(reader.0) {
@@ -227,7 +227,7 @@ mod tests {
         }
     }
 
-    /// Behind a checksum that is right: what stands between a forger and the decoder proper.
+    /// With a valid checksum, so that the decoder itself is tested.
     fn sealed(body: &[u8]) -> Vec<u8> {
         [&MAGIC.to_le_bytes(), &checksum(body).to_le_bytes(), body].concat()
     }
@@ -251,7 +251,7 @@ mod tests {
             let _ = (Saved::decode(&body), Saved::decode(&sealed(&body)));
         }
 
-        /// A forger who knows the form changes a number here and there.
+        /// Somebody who knows the format changes single numbers.
         #[test]
         fn no_forged_file_makes_it_panic(
             saved in saved(), changes in vec((any::<prop::sample::Index>(), prop_oneof![Just(u64::MAX), Just(1 << 63), 0..99u64]), 1..4),

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering::*};
 const PLACES: usize = 1 << 16;
 const EACH: usize = 3;
 
-/// `presence_`, 36 hexadecimal digits that nobody can guess, and four for each of its places.
+/// `presence_`, 36 hexadecimal digits that nobody can guess, and four for each of its counters.
 pub const LENGTH: usize = 57;
 pub const PREFIX: &str = "presence_";
 const DIGITS: usize = 4 * EACH;
 
-/// The one channel whose name everybody knows, and never changes.
+/// The one channel with a fixed, public name.
 pub const FIXED: &str = "presence";
 
 #[repr(C)]
@@ -20,23 +20,23 @@ pub struct Held {
     counts: [AtomicU32; PLACES + 1],
 }
 
-/// Where the listeners to a name are counted.
+/// The counters for the listeners of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CountedAt([u32; EACH]);
 
 impl CountedAt {
-    /// Of the lowest bits of a hash.
+    /// From the lowest bits of a hash.
     pub fn of_hash(hash: u64) -> CountedAt {
         CountedAt(std::array::from_fn(|at| (hash >> (16 * at)) as u32 % PLACES as u32))
     }
 
-    /// As a name ends.
+    /// The last digits of a name.
     pub fn digits(self) -> String {
         self.0.iter().rev().map(|place| format!("{place:04x}")).collect()
     }
 }
 
-/// The places of a name; None if it is no name of ours.
+/// The counters of a name; None if it is not a name of ours.
 pub fn counted_at(name: &[u8]) -> Option<CountedAt> {
     if name == FIXED.as_bytes() {
         return Some(CountedAt([PLACES as u32; EACH]));
@@ -55,19 +55,19 @@ impl Held {
         }
     }
 
-    /// By whoever has added it.
+    /// Called by the session that has added it.
     pub fn remove(&self, at: CountedAt) {
         for place in at.0 {
             self.counts[place as usize].fetch_sub(1, SeqCst);
         }
     }
 
-    /// Whether somebody may listen to a name with these places.
+    /// Whether a name with these counters may have listeners.
     pub fn is_held(&self, at: CountedAt) -> bool {
         at.0.iter().all(|place| self.counts[*place as usize].load(SeqCst) > 0)
     }
 
-    /// How many sessions listen to a name, or a few more.
+    /// The number of sessions that listen to a name, or slightly more.
     pub fn count(&self, name: &str) -> u32 {
         let counts = |at: CountedAt| at.0.map(|place| self.counts[place as usize].load(SeqCst));
         counted_at(name.as_bytes()).map_or(0, |at| counts(at).into_iter().min().unwrap_or(0))
