@@ -95,7 +95,7 @@ pub fn delete(firing: &TriggerCall) -> Result<()> {
     left(&firing.extension, &firing.intent, &firing.first, || firing.identity())
 }
 
-/// `caller` is asked where no reason was given.
+/// `caller` is called if no reason was given.
 pub fn left(
     extension: &Extension,
     intent: &Intent,
@@ -121,13 +121,13 @@ pub fn left(
     Ok(())
 }
 
-/// What leaves, or is lost sight of, as it was seen at that moment.
+/// The image of a member that leaves, or that somebody no longer sees, at that moment.
 fn image_at(old: &Row, at: i64, last_word: Option<&[u8]>) -> Image {
     let undone = revert::undone(old, clock::boot_of(at));
     undone.as_ref().unwrap_or(old).image(last_word)
 }
 
-/// Removed by another, or left by oneself.
+/// `removed` by another user, or `left`.
 fn default_reason(caller: &Identity, old: &Row) -> Reason {
     let own = caller.user_id.is_some() && old.text(Column::UserId) == caller.user_id.as_deref();
     if own { Reason::Left } else { Reason::Removed }
@@ -147,10 +147,10 @@ fn expired_at(key: &Key, old: &Row) -> i64 {
 fn note(extension: &Extension, key: &Key, what: What, version: u64, at: i64, row: &Row, image: Image) {
     let joined_at = row.time(Column::JoinedAt);
     let seen_at = match what {
-        // Who expires was last seen a ttl earlier.
+        // An expired member was last seen one ttl earlier.
         What::Leave { reason: Reason::Expired } => at - row.ttl().unwrap_or(0) as i64,
         What::Leave { .. } => at,
-        // What is undone by itself is no proof of life.
+        // A revert is no proof of life.
         _ => row.time(Column::LastSeenAt),
     };
     transaction::push(

@@ -32,7 +32,7 @@ pub fn insert(firing: &TriggerCall) -> Result<Option<Datum>> {
     )?)
 }
 
-/// The row of one who enters, as it shall be stored.
+/// The row to be stored for a member that enters.
 pub fn enter(
     extension: &Extension,
     identity: &Identity,
@@ -87,7 +87,7 @@ pub fn update(firing: &TriggerCall) -> Result<Option<Datum>> {
     }
 }
 
-/// The row as it shall be stored in place of `old`, which the caller has locked; None if that one is gone.
+/// The row to be stored in place of `old`, which the caller has locked; None if the member is gone.
 pub fn change(
     extension: &Extension,
     identity: &Identity,
@@ -106,7 +106,7 @@ pub fn change(
         row.set(Column::UserId, old.get(Column::UserId));
     }
     check_names(&row)?;
-    // Whoever may not be here may still leave.
+    // A member that may not stay may still announce its leave.
     if intent.grace != Grace::Announced {
         check_join(identity, &row)?;
     }
@@ -129,7 +129,7 @@ pub fn change(
         None => renew(&mut row)?,
     };
     grace::fix(&key, Some((old, deadline)), &mut row);
-    // Whoever has looked since has seen what was undone, be it that it is as before now.
+    // Somebody may have seen the reverted row meanwhile, even if the values are now those from before.
     let told = undone.is_some() || !row.same(old, &PUBLISHED_COLUMNS);
     let quiet = row.ttl() != old.ttl()
         || row.number(Column::Session) != old.number(Column::Session)
@@ -153,15 +153,16 @@ pub fn delete(firing: &TriggerCall) -> Result<Option<Datum>> {
     }
 }
 
-/// Whether a member leaves by this. One whose lease has run out is not the caller's to delete: it leaves as expired, once.
+/// Whether this DELETE is the member's leave. A member whose lease has run out is not the caller's to delete: it leaves
+/// as expired, once.
 pub fn may_leave(extension: &Extension, intent: &Intent, old: &Row) -> bool {
     let key = old.key(extension);
     transaction::pin(&key);
     intent.expiring || liveness::deadline(&key, &old.lease()).is_some()
 }
 
-/// A row that another server has made: its values stay, if the worker can do with them; only what belongs to this server is
-/// made here.
+/// A row from another server: its values stay if the worker can handle them; only columns that belong to this server
+/// are filled in.
 pub fn replicated(firing: &TriggerCall) -> Result<Option<Datum>> {
     let mut row = firing.newest()?;
     check_names(&row)?;

@@ -15,7 +15,7 @@ use crate::pg::jsonb::text_len;
 use crate::{clock, settings, validate};
 use pgrx::pg_sys::{self, Datum};
 
-/// jsonb '{}': the header of an object with no pairs.
+/// jsonb '{}': the header of an empty object.
 pub const EMPTY_OBJECT: [u8; 4] = [0, 0, 0, 0x20];
 
 pub fn check_names(row: &Row) -> Result<()> {
@@ -28,7 +28,8 @@ pub fn check_names(row: &Row) -> Result<()> {
     validate::name("user_id", text(Column::UserId, "user_id")?)
 }
 
-/// What the room says where the member does not. A ttl of 0 says nothing; a member bound to its session needs none.
+/// Use the room's defaults for what the member does not set. A ttl of 0 is not set; a member bound to its session needs
+/// none.
 pub fn set_room_defaults(rooms: &Rooms, row: &mut Row, session_bound: bool) -> Result<()> {
     if row.ttl() == Some(0) {
         row.set(Column::Ttl, None);
@@ -47,7 +48,7 @@ pub fn set_room_defaults(rooms: &Rooms, row: &mut Row, session_bound: bool) -> R
     Ok(())
 }
 
-/// The ttl of a member that says nothing of it; None is no lease that ends.
+/// The ttl of a member that sets none; None means that the lease has no end.
 pub fn default_ttl(rooms: &Rooms, room: &[u8], session_bound: bool) -> Result<Option<u64>> {
     if session_bound {
         return Ok(None);
@@ -68,7 +69,7 @@ pub fn check_join(identity: &Identity, row: &Row) -> Result<()> {
     authorizer::require(row.text(Column::Room).unwrap_or_default(), Action::Join)
 }
 
-/// Status, state, metadata and audience as they shall be stored in place of `old`.
+/// Normalize status, state, metadata and audience, to be stored in place of `old`.
 pub fn normalize(row: &mut Row, old: Option<&Row>) -> Result<()> {
     match row.text(Column::Status) {
         Some(b"") => row.set(Column::Status, None),
@@ -81,7 +82,7 @@ pub fn normalize(row: &mut Row, old: Option<&Row>) -> Result<()> {
         }
     }
     check_size(row, old)?;
-    // It was made right when it was stored.
+    // It was normalized when it was stored.
     if old.is_some_and(|old| row.same(old, &[Column::Audience])) {
         return Ok(());
     }
@@ -93,7 +94,7 @@ pub fn normalize(row: &mut Row, old: Option<&Row>) -> Result<()> {
     Ok(())
 }
 
-/// The tokens that the row names, as they are to be stored.
+/// The tokens of the row, normalized.
 pub fn audience_of(row: &Row) -> Result<Option<Vec<Vec<u8>>>> {
     let Some(given) = row.get(Column::Audience) else { return Ok(None) };
     // SAFETY: the column is text[].
@@ -102,8 +103,8 @@ pub fn audience_of(row: &Row) -> Result<Option<Vec<Vec<u8>>>> {
     validate::audience(tokens.iter(), row.text(Column::Room).unwrap_or_default()).map(Some)
 }
 
-/// Neither too large, as it is and as it will be, unless the row was as large before: the limit was lowered, or what is
-/// undone now was counted when it was noted.
+/// Neither is too large, now and after any revert, unless the row was as large before: then the limit was lowered, or
+/// the size was checked when the revert was noted.
 fn check_size(row: &Row, old: Option<&Row>) -> Result<()> {
     let is_same = |old: &Row| row.same(old, &[Column::State, Column::Metadata, Column::Reverts]);
     if old.is_some_and(is_same) {
@@ -128,7 +129,7 @@ fn size_of(row: &Row) -> usize {
     }
 }
 
-/// Bind to this session, to none, or leave it as it was.
+/// Bind to this session, to none, or keep the binding.
 pub fn set_session(row: &mut Row, old: Option<&Row>, key: &Key, intent: &Intent) -> Result<()> {
     let kept = |column| old.and_then(|old| old.get(column));
     let (session, pid) = match intent.session {
@@ -146,7 +147,7 @@ pub fn set_session(row: &mut Row, old: Option<&Row>, key: &Key, intent: &Intent)
     Ok(())
 }
 
-/// The lease starts now. A member bound to a session needs no ttl. Returns the wall time.
+/// Start a new lease now. A member bound to a session needs no ttl. Returns the wall time.
 pub fn renew(row: &mut Row) -> Result<i64> {
     let ttl = match row.ttl() {
         Some(given) => Some(validate::ttl(given)?),
@@ -166,11 +167,11 @@ pub fn renew(row: &mut Row) -> Result<i64> {
     Ok(wall)
 }
 
-/// The lease stays what it is by now, heartbeats and all.
+/// Keep the lease in its current state, including heartbeats.
 pub fn keep_lease(row: &mut Row, old: &Row, key: &Key) {
     let lease = old.lease();
     let (slot, now) = (liveness::slot(key, &lease), clock::boot());
-    // Who is gone by now leaves as expired, whatever is written here.
+    // A member that is gone by now leaves as expired, whatever is written here.
     let deadline = liveness::effective_deadline(key, slot.as_ref(), &lease, now).unwrap_or(lease.deadline);
     let last_seen =
         rule::last_seen(slot.as_ref(), deadline, &lease).map(|seen| clock::wall_of(seen.min(now)));
@@ -179,13 +180,13 @@ pub fn keep_lease(row: &mut Row, old: &Row, key: &Key) {
     row.set(Column::ExpiresAt, liveness::expires_at(deadline));
 }
 
-/// jsonb values, together.
+/// Check jsonb values, together.
 pub fn state_size(values: &[&[u8]]) -> Result<()> {
     let (size, limit) = (size(values), settings::max_state_size());
     if size > limit { Err(Error::StateTooLarge { size, limit }) } else { Ok(()) }
 }
 
-/// Their JSON text, for that is what everybody is sent.
+/// The size of their JSON text, which is what is sent.
 fn size(values: &[&[u8]]) -> usize {
     values.iter().map(|value| text_len(value)).fold(0, usize::saturating_add)
 }

@@ -34,14 +34,14 @@ pub enum Column {
 
 pub const COLUMNS: usize = 23;
 
-/// So many there have been since 0.1.0: these are in their places in every database.
+/// The number of columns since 0.1.0: these have the same places in every database.
 pub const OLDEST: usize = 19;
 
-/// The names of the others. SQL of an older version does not have them; where it was updated they are behind what others
-/// had added.
+/// The names of the later columns. SQL of an older version does not have them; after an update they follow columns that
+/// others had added.
 pub const LATER: [&CStr; COLUMNS - OLDEST] = [c"leaves_at", c"last_word", c"leave_reason", c"reverts"];
 
-/// The places of ours in the table, counted from 1.
+/// The attribute numbers of our columns.
 pub fn numbers(member: Oid) -> impl Iterator<Item = i16> {
     (1..=OLDEST as i16).chain(LATER.into_iter().filter_map(move |name| number(member, name)))
 }
@@ -52,7 +52,7 @@ fn number(member: Oid, name: &CStr) -> Option<i16> {
     (number != pg_sys::InvalidAttrNumber as i16).then_some(number)
 }
 
-/// Whether the table has all that came later.
+/// Whether the table has all later columns.
 pub fn are_all_there(member: Oid) -> bool {
     LATER.into_iter().all(|name| number(member, name).is_some())
 }
@@ -84,7 +84,7 @@ pub const TYPES: [Oid; COLUMNS] = [
     pg_sys::JSONBOID,
 ];
 
-/// How values of the oldest columns lie in a tuple, by those types: their length, and what they are aligned to.
+/// The layout of the oldest columns in a tuple, by those types: length and alignment.
 pub const SHAPES: [(usize, usize); OLDEST] = [
     (VARLENA, 4),
     (VARLENA, 4),

@@ -41,7 +41,7 @@ static DELETE_ONE: Statement = Statement {
     arguments: &[pg_sys::UUIDOID],
 };
 
-/// In the order in which everybody locks.
+/// In the common lock order.
 static DELETE: Statement = Statement {
     sql: c"with found as materialized (select key_hash from presence.member \
                                        where key_hash operator(pg_catalog.=) any ($1) order by key_hash for update) \
@@ -61,7 +61,7 @@ pub fn members(
     Ok((0..rows.count).filter_map(|row| rows.get(row, 0)).map(|hash| unsafe { hash_of(hash) }).collect())
 }
 
-/// These members leave, as far as the current role may delete them. Returns how many did.
+/// Delete these members, as far as the current role may. Returns how many left.
 pub fn leave(connection: &Connection, members: Vec<u128>, intent: Intent) -> Result<usize> {
     // SAFETY: a C string; raises in a READ ONLY transaction, also where there is nobody to delete.
     unsafe { pg_sys::PreventCommandIfReadOnly(c"DELETE".as_ptr()) };
@@ -100,16 +100,16 @@ fn delete(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(left as i32)))
 }
 
-/// One member, or all connections of one, that shall leave.
+/// The removal of one member, or of all connections of one.
 pub struct Removal {
     room: Vec<u8>,
     member_id: Vec<u8>,
-    /// None: all.
+    /// None: all connections.
     connection_id: Option<Vec<u8>>,
     /// jsonb bytes
     last_word: Option<Vec<u8>>,
     reason: Option<Reason>,
-    /// How long until then, in microseconds; 0 is now.
+    /// Grace in microseconds; 0 is none.
     after: u64,
 }
 
@@ -124,7 +124,7 @@ impl Removal {
     ) -> Result<Removal> {
         validate::key(&room, &member_id, connection_id.as_deref().unwrap_or_default())?;
         checks::state_size(last_word.as_deref().as_slice())?;
-        // Whoever grants a moment of grace does not throw out.
+        // A leave with grace is not a removal.
         let reason = reason.or(after.map(|_| Reason::Left));
         let after = after.map_or(Ok(0), validate::after)?;
         Ok(Removal { room, member_id, connection_id, last_word, reason, after })
@@ -134,7 +134,7 @@ impl Removal {
         extension.key(&self.room, &self.member_id, connection_id)
     }
 
-    /// The members that are meant, and that the current role may see, in the order in which everybody locks.
+    /// The members to remove that the current role may see, in the common lock order.
     fn members(&self, store: &Store) -> Result<Vec<u128>> {
         match &self.connection_id {
             Some(connection_id) => Ok(vec![self.key(store.extension(), connection_id).hash]),
@@ -154,7 +154,7 @@ impl Removal {
         if identity.service || (deleted > 0 && self.connection_id.is_some()) {
             return Ok(deleted);
         }
-        // Who manages the room removes members of others, and such as they may not see.
+        // Whoever manages the room may remove others' members, including those that they may not see.
         if authorizer::allows(&self.room, Action::Manage)? {
             let managed = as_role(extension.owner_role, || {
                 let connection = Connection::open()?;
@@ -169,7 +169,7 @@ impl Removal {
         Ok(deleted)
     }
 
-    /// Where all connections shall leave: one removal for each that is here, so that many can be locked in order.
+    /// For all connections: one removal for each that is present, so that many can be locked in order.
     pub fn expand(self, extension: &Extension) -> Result<Vec<(u128, Removal)>> {
         let key = |connection_id: &[u8]| self.key(extension, connection_id).hash;
         if let Some(connection_id) = &self.connection_id {
@@ -193,7 +193,7 @@ impl Removal {
         Ok((0..rows.count).filter_map(one).collect())
     }
 
-    /// `managing`: with the rights of the owner, for the caller.
+    /// `managing`: with the owner's rights, on behalf of the caller.
     fn delete(&self, store: &Store, managing: bool) -> Result<usize> {
         let members = self.members(store)?;
         let (reason, last_word) = (self.reason, self.last_word.clone());

@@ -15,17 +15,17 @@ static DELETE: Statement = Statement {
     arguments: &[pg_sys::UUIDARRAYOID],
 };
 
-/// What became of rows that may be over.
+/// The result for rows whose lease may have run out.
 #[derive(Default)]
 pub struct Ended {
-    /// They were over, and ours to delete.
+    /// Their lease had run out, and we claimed it.
     pub claimed: Vec<u128>,
-    /// Those of them that are deleted: somebody's trigger or rule may keep a row.
+    /// Those of them that were deleted: a trigger or rule may keep a row.
     pub gone: Vec<u128>,
 }
 
-/// Delete those of these rows whose lease has run out; their leaves say so. The rows are locked, and the leases read
-/// under the lock: before it somebody may be renewing them. Runs as the extension's owner.
+/// Delete those of these rows whose lease has run out; they leave as expired. The rows are locked first, and leases are
+/// read under the lock, because somebody may be renewing them before. Runs as the extension's owner.
 pub fn delete(
     extension: &Extension,
     connection: &Connection,

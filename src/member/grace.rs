@@ -22,10 +22,10 @@ use crate::lease::slot::{Key, NEVER};
 use crate::pg::datum::varlena;
 use pgrx::pg_sys::{self, Datum};
 
-/// What is said of a leave that is still to come.
+/// The columns that describe an announced leave.
 pub const COLUMNS: [Column; 3] = [Column::LeavesAt, Column::LastWord, Column::LeaveReason];
 
-/// What the deadline of a row says: when the lease ends, by the boot clock, and whether it is fixed.
+/// When the lease of a row with this deadline ends, by the boot clock, and whether it is fixed.
 pub fn read_deadline(word: u64) -> (u64, bool) {
     match word as i64 {
         wall if wall < -1 => (clock::boot_of(-wall), true),
@@ -33,7 +33,7 @@ pub fn read_deadline(word: u64) -> (u64, bool) {
     }
 }
 
-/// The deadline of a row whose lease is fixed.
+/// The deadline column of a row whose lease is fixed.
 pub fn fixed_until(wall: i64) -> Datum {
     Datum::from(-wall)
 }
@@ -42,12 +42,12 @@ pub fn is_leaving(row: &Row) -> bool {
     row.get(Column::LeavesAt).is_some()
 }
 
-/// Whether both say the same of a leave.
+/// Whether both describe the same leave.
 pub fn same(row: &Row, other: &Row) -> bool {
     row.same(other, &COLUMNS)
 }
 
-/// What the row shall say of a leave, if that can be.
+/// Check and set the columns of an announced leave.
 pub fn check(identity: &Identity, old: Option<&Row>, row: &mut Row, intent: &Intent) -> Result<()> {
     if intent.grace == Grace::Over || !is_leaving(row) {
         COLUMNS.into_iter().for_each(|column| row.set(column, None));
@@ -73,8 +73,8 @@ pub fn check_moment(row: &Row) -> Result<()> {
     Ok(())
 }
 
-/// The lease of a row that leaves, in place of the one that a write would have given it. `old`: what it was, and when that
-/// lease would have ended.
+/// The lease of a row with an announced leave, in place of the one that the write gave it. `old`: the row before, and
+/// when its lease would have ended.
 pub fn fix(key: &Key, old: Option<(&Row, u64)>, row: &mut Row) {
     if !is_leaving(row) {
         return;
@@ -99,7 +99,7 @@ pub fn fix(key: &Key, old: Option<(&Row, u64)>, row: &mut Row) {
     row.set(Column::LastSeenAt, Some(Datum::from(seen)));
 }
 
-/// When the lease of one that leaves would end by itself.
+/// When the row's lease would end without the leave.
 fn own_deadline(row: &Row) -> u64 {
     let seen = clock::boot_of(row.time(Column::LastSeenAt));
     row.ttl().map_or(NEVER, |ttl| seen.saturating_add(ttl as u64))
@@ -111,14 +111,14 @@ fn last_seen_at(key: &Key, row: &Row, deadline: u64) -> i64 {
     seen.map_or_else(|| row.time(Column::LastSeenAt), clock::wall_of)
 }
 
-/// Why one leaves that has said so, now that its lease is over, and when that was.
+/// Reason and time of an announced leave whose lease is over.
 pub fn end(extension: &Extension, key: &Key, row: &Row) -> (Reason, i64) {
     let (now, ends) = (clock::now(), row.time(Column::ExpiresAt));
     let session = row.number(Column::Session);
     let is_session_over = session != 0 && !session::is_live(extension.database_index, session);
     let slot = liveness::slot(key, &row.lease()).filter(|slot| slot.version == row.number(Column::Version));
     let ended = match slot {
-        // By the clock of now. (One that was saved over a restart knows it only of members of sessions.)
+        // By the current clock. (A slot that was saved over a restart knows the time only for members of sessions.)
         Some(slot) if slot.changed_at > 0 || is_session_over => clock::wall_of(slot.ended()),
         _ => ends,
     };
@@ -131,9 +131,9 @@ pub fn end(extension: &Extension, key: &Key, row: &Row) -> (Reason, i64) {
     (reason, ended.min(now))
 }
 
-/// A leave that is still to come.
+/// A leave to be announced.
 pub struct Leave {
-    /// How long until then, in microseconds.
+    /// Grace in microseconds.
     pub after: u64,
     pub reason: Option<Reason>,
     /// jsonb bytes
@@ -141,8 +141,8 @@ pub struct Leave {
 }
 
 impl Leave {
-    /// These members of the caller's leave when the time is over, in the order in which everybody locks; `managing`: also
-    /// those of others. Returns how many will.
+    /// Announce the leave of these members of the caller, in the common lock order; `managing`: also of other users'
+    /// members. Returns how many will leave.
     pub fn announce(&self, store: &Store, members: &[u128], managing: bool) -> Result<usize> {
         // SAFETY: a C string; raises in a READ ONLY transaction, also where there is nobody.
         unsafe { pg_sys::PreventCommandIfReadOnly(c"presence.delete()".as_ptr()) };
@@ -173,7 +173,7 @@ impl Leave {
                 let intent = Intent { grace: Grace::Announced, ..Intent::default() };
                 return Ok(store.change(&held, self.said_by(&held), intent)?.is_some());
             }
-            // Where it is gone meanwhile somebody else may have entered.
+            // If it is gone meanwhile somebody else may have entered.
             if !tries.again() {
                 return Ok(false);
             }

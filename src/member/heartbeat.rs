@@ -20,7 +20,7 @@ use crate::shared::leases::{awaited_key, leases};
 use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
 
-/// How many members ahead of the one that is renewed a slot is asked for.
+/// How many members ahead a slot is prefetched.
 const AHEAD: usize = 12;
 
 /// Who renews, and whose members.
@@ -45,7 +45,7 @@ impl<'a> Heartbeats<'a> {
                     return Ok(false);
                 }
                 transaction::renew_pending(&key, now, true);
-                // The slot may be of a stay that this transaction has ended: that one was not asked about.
+                // The slot may be of a stay that this transaction has ended; the heartbeat is not about that.
                 if let Some(own) = own {
                     leases().renew_stay(&key, &own.stay(), now);
                 }
@@ -60,13 +60,13 @@ impl<'a> Heartbeats<'a> {
         }
     }
 
-    /// The lease lives in the row: move it to a slot if one is free by now, else renew it there.
+    /// The lease is in the row: move it to a slot if one is free by now, otherwise renew it there.
     fn beat_row(&self, key: &Key) -> Result<bool> {
         as_role(self.extension.owner_role, || {
             let connection = Connection::open()?;
             // SAFETY: a plain flag of this process.
             let read_only = unsafe { pg_sys::XactReadOnly };
-            // A stranger's row is not even locked.
+            // Another user's row is not even locked.
             let own = if self.owner.is_some() { self.identity.user_id.as_deref() } else { None };
             let values = [Some(uuid(key.hash)), own.map(datum::varlena)];
             let found = connection.run(if read_only { &FIND } else { &LOCK }, &values, !read_only)?;
@@ -151,7 +151,7 @@ fn heartbeat(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     Ok(Some(Datum::from(renewed)))
 }
 
-/// SQL `presence.heartbeat_many(rooms, member_ids, connection_ids)`: the ones that are not there.
+/// SQL `presence.heartbeat_many(rooms, member_ids, connection_ids)`: returns the absent ones.
 fn heartbeat_many(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let identity = identity::current(&extension)?;
     let beater = Heartbeats::new(&extension, &identity)?;
@@ -172,7 +172,7 @@ fn heartbeat_many(call: &Call, extension: Extension) -> Result<Option<Datum>> {
         let member_id = member_ids.as_ref().map_or(own, |list| &list[at]);
         [&rooms[at], member_id, connection_ids.as_ref().map_or(&b""[..], |list| &list[at])]
     };
-    // Slots are all over the memory: ask for them before they are needed.
+    // Slots are scattered over the memory: prefetch them.
     let mut keys = Vec::with_capacity(rooms.len());
     for at in 0..rooms.len() {
         let [room, member_id, connection_id] = member(at);

@@ -15,7 +15,7 @@ use crate::shared::leases::leases;
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
 
-/// Before a member enters: whoever holds the key must be gone, or be oneself.
+/// Before a member enters: the key's holder must be gone, or be the caller.
 pub fn evict_expired_holder(
     extension: &Extension,
     identity: &Identity,
@@ -24,7 +24,7 @@ pub fn evict_expired_holder(
 ) -> Result<()> {
     let now = clock::boot();
     if let Some(held) = liveness::pending(key) {
-        // Of our own making, in this transaction, and not committed.
+        // Our own change in this transaction, not committed.
         if !alive(held.deadline, now) {
             return expire(extension, key);
         }
@@ -43,7 +43,7 @@ pub fn evict_expired_holder(
     {
         return Ok(());
     }
-    // A row whose lease has run out, or one that has no slot.
+    // A row whose lease has run out, or that has no slot.
     expire(extension, key)?;
     match if slot.is_none() { holder(extension, key)? } else { None } {
         Some(other) if other.owner != owner && !may_write(identity, &other.owner) => {
@@ -59,8 +59,8 @@ static LOCK: Statement = Statement {
     arguments: &[pg_sys::UUIDOID],
 };
 
-/// Delete the member's row if its lease has run out: its leave (expired) comes before whatever follows. Unlike the
-/// worker it waits for whoever has the row.
+/// Delete the member's row if its lease has run out, so that its leave (expired) precedes what follows. Unlike the
+/// worker this waits for whoever has locked the row.
 fn expire(extension: &Extension, key: &Key) -> Result<()> {
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;
@@ -71,8 +71,8 @@ fn expire(extension: &Extension, key: &Key) -> Result<()> {
     })
 }
 
-/// A write found no member of the caller's: say so if there is another's, seen or unseen alike. Where names are one's
-/// own, a stranger's name is answered the same whether somebody is there or not.
+/// A write found no member of the caller: raise an error if there is another user's, whether the caller may see it or
+/// not. If users may only use their own names, another name gets the same error whether or not somebody is present.
 pub fn require_none_of_anothers(
     extension: &Extension,
     caller: &Identity,
@@ -93,7 +93,7 @@ pub fn require_none_of_anothers(
     }
 }
 
-/// Whether there can be rows without a slot at all.
+/// Whether there may be rows without a slot.
 pub fn may_be_slotless(extension: &Extension) -> bool {
     extension.database.slotless.load(Acquire) > 0
 }
@@ -104,13 +104,13 @@ static HOLDER: Statement = Statement {
     arguments: &[pg_sys::UUIDOID],
 };
 
-/// The member that has a key.
+/// The member that holds a key.
 pub struct Holder {
     pub owner: Vec<u8>,
     pub version: u64,
 }
 
-/// Who is here under this key, whether the caller may see it or not.
+/// The live member with this key, whether the caller may see it or not.
 pub fn holder(extension: &Extension, key: &Key) -> Result<Option<Holder>> {
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;

@@ -9,13 +9,13 @@ use pgrx::pg_sys::{self, Datum};
 
 pub struct InPlace<'p> {
     pub user_id: &'p [u8],
-    /// The bytes of the array behind its header.
+    /// The bytes of the array after its header.
     pub audience: &'p [u8],
-    /// Of the key.
+    /// Hash of the key.
     pub hash: u128,
     version: u64,
     generation: u64,
-    /// As the row has it.
+    /// As stored in the row.
     deadline: u64,
     session: u64,
 }
@@ -52,7 +52,7 @@ impl<'p> InPlace<'p> {
         }
     }
 
-    /// The ttl is not read: no deadline depends on it.
+    /// The ttl is not read, because deadlines do not depend on it.
     pub fn lease_read(&self, read_since: u64) -> RowLease {
         let (version, generation, session) = (self.version, self.generation, self.session);
         let (deadline, is_fixed) = grace::read_deadline(self.deadline);
@@ -60,8 +60,7 @@ impl<'p> InPlace<'p> {
     }
 }
 
-/// Where the values of the oldest columns begin; null where one is NULL. `heap_deform_tuple` would do the same for all columns
-/// of any table.
+/// Where the values of the oldest columns begin; a null pointer for NULL. A faster `heap_deform_tuple` for this table.
 ///
 /// # Safety
 /// `tuple` is one of the table.
@@ -82,7 +81,7 @@ unsafe fn places(tuple: pg_sys::HeapTuple) -> [*const u8; OLDEST] {
                 continue;
             }
             let (length, alignment) = SHAPES[column];
-            // A byte that is not 0 begins a short varlena, which is not aligned.
+            // A nonzero byte begins a short varlena, which is not aligned.
             if length != VARLENA || *data.add(at) == 0 {
                 at = at.next_multiple_of(alignment);
             }

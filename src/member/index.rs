@@ -5,7 +5,7 @@ use crate::access::policy;
 use crate::pg::cached::Cached;
 use pgrx::pg_sys::{self, Oid};
 
-/// A column as an index scan needs to know it.
+/// What an index scan needs to know of a column.
 #[derive(Clone, Copy)]
 pub struct Indexed {
     pub number: i16,
@@ -14,27 +14,27 @@ pub struct Indexed {
 }
 
 thread_local! {
-    /// By column, for as long as the table's definition does not change.
+    /// By column, until the table's definition changes.
     static KNOWN: Cached<(Oid, i16), u64, Serving> = const { Cached::new(4) };
     static OF_KEY: Cached<Oid, u64, Option<OfKey>> = const { Cached::new(1) };
     static ON_AUDIENCE: Cached<Oid, u64, bool> = const { Cached::new(1) };
 }
 
-/// The index, its columns, and who made it, where that matters.
+/// The index, its columns, and the transaction that created it, if that matters.
 type OfKey = (Oid, [Indexed; 3], Option<pg_sys::TransactionId>);
 
-/// Which indexes begin with a column, as its type and collation order it, without any further condition.
+/// Indexes that begin with a column, in the order of its type and collation, without a predicate.
 #[derive(Clone, Copy)]
 struct Serving {
     column: Indexed,
-    /// The one to take: if there is one whose second key is that of `second`, then that.
+    /// The index to use: preferably one whose second key is `second`.
     index: Option<Oid>,
     second: i16,
-    /// It was made beside older versions of rows, which it may lack: not for snapshots that see those.
+    /// Created when there were older versions of rows, which it may lack: not for snapshots that see those.
     made_by: Option<pg_sys::TransactionId>,
 }
 
-/// A column, and an index that begins with it, if there is one that a scan may take now; and the column that is its
+/// A column, and an index that begins with it and can be scanned now, if there is one; and the column that is its
 /// second key.
 ///
 /// # Safety
@@ -52,8 +52,7 @@ pub unsafe fn of(table: pg_sys::Relation, column: Column) -> (Indexed, Option<(O
     (column, index.filter(|_| is_whole(made_by)).map(|index| (index, second)))
 }
 
-/// An index in the order of the key, room, member_id and connection_id, if there is one that a scan may take now, with
-/// these three as it has them.
+/// An index on room, member_id and connection_id that can be scanned now, if there is one, with its columns.
 ///
 /// # Safety
 /// As for `of`.
@@ -67,7 +66,7 @@ pub unsafe fn of_key(table: pg_sys::Relation) -> Option<(Oid, [Indexed; 3])> {
     is_whole(made_by).then_some((index, columns))
 }
 
-/// Whether who sees a member can be told by index.
+/// Whether an index supports queries for an audience.
 ///
 /// # Safety
 /// As for `of`.
@@ -93,7 +92,7 @@ unsafe fn look_for_key(table: pg_sys::Relation) -> Option<OfKey> {
         let columns =
             [Column::Room, Column::MemberId, Column::ConnectionId].map(|column| Indexed::new(table, column));
         has_index(table, |index| {
-            // Ascending, each of them.
+            // All ascending.
             let is_in_order = |at: usize, column: &Indexed| {
                 column.is_key_of(index, at) && *(*index).rd_indoption.add(at) == 0
             };
@@ -107,7 +106,7 @@ unsafe fn look_for_key(table: pg_sys::Relation) -> Option<OfKey> {
     found
 }
 
-/// Whether the body says so of one of the indexes that are in use and know all rows.
+/// Whether the body accepts one of the indexes that are valid and contain all rows.
 ///
 /// # Safety
 /// As for `of`.
@@ -140,7 +139,7 @@ unsafe fn is_of_audience(index: pg_sys::Relation) -> bool {
     }
 }
 
-/// Who made it beside older versions of rows, which it may lack.
+/// The transaction that created it when there were older versions of rows, which it may lack.
 ///
 /// # Safety
 /// An open index.
@@ -153,7 +152,7 @@ unsafe fn made_by(index: pg_sys::Relation) -> Option<pg_sys::TransactionId> {
     }
 }
 
-/// The index of the primary key, if there is one that a scan may take now.
+/// The index of the primary key, if it can be scanned now.
 ///
 /// # Safety
 /// An open table, which is locked.
@@ -207,7 +206,7 @@ impl Indexed {
         found
     }
 
-    /// Whether it is a b-tree whose key at this place is this column, as its type and collation order it.
+    /// Whether it is a b-tree whose key at this place is this column, in the order of its type and collation.
     ///
     /// # Safety
     /// An open index of the column's table.
@@ -224,8 +223,8 @@ impl Indexed {
         }
     }
 
-    /// Of an index that begins with this column: the column of its second key. 0: none, or of another order, of which no
-    /// use is made.
+    /// For an index that begins with this column: the column of its second key. 0: none, or in an order that we do not
+    /// use.
     ///
     /// # Safety
     /// An open index.

@@ -16,41 +16,41 @@ pub struct Intent {
     pub session: Option<bool>,
     /// Why a deleted member leaves.
     pub reason: Option<Reason>,
-    /// What the leave shows as state: jsonb bytes.
+    /// The state shown by the leave: jsonb bytes.
     pub last_word: Option<Vec<u8>>,
-    /// The row's lease has run out and was claimed: its DELETE is the expiry.
+    /// The row's lease has run out and was claimed: the DELETE is the expiry.
     pub expiring: bool,
-    /// Who asks, where the statement itself runs with the owner's rights.
+    /// The caller, if the statement runs with the owner's rights.
     pub caller: Option<Rc<Identity>>,
-    /// What becomes of a leave that was announced.
+    /// What happens to an announced leave.
     pub grace: Grace,
-    /// Only system columns are written: no check, no event.
+    /// Only system columns are written: no checks, no event.
     pub system_columns_only: bool,
-    /// What is set of what can be undone, and for how long. None: nothing, or nothing will be.
+    /// Which revertible parts are set, and for how long. None: none, or for good.
     pub wish: Option<Rc<Wish>>,
-    /// What is due is undone, and nothing else: that is no proof of life.
+    /// The write only reverts what is due, which is no proof of life.
     pub reverting: bool,
-    /// The member was here before a crash, and comes back as it was: no check, no event.
+    /// The member was present before a crash and is restored: no checks, no event.
     pub restoring: bool,
 }
 
-/// What a write means for a leave that is still to come (`grace`).
+/// What a write does to an announced leave (`grace`).
 #[derive(Clone, Copy, Default, PartialEq)]
 pub enum Grace {
-    /// Nothing else than the row says.
+    /// What the row says.
     #[default]
     AsTheRowSays,
-    /// There shall be none.
+    /// It is cancelled.
     Over,
-    /// It is announced by this very write.
+    /// This write announces it.
     Announced,
 }
 
-/// A statement that is running, and what is wanted of its rows.
+/// A running statement, and the intent for its rows.
 struct Running {
     /// Keyed hashes of the members, sorted.
     members: Vec<u128>,
-    /// How deep in triggers the statement's own triggers are.
+    /// The trigger depth of the statement's own triggers.
     depth: i32,
     intent: Rc<Intent>,
 }
@@ -59,7 +59,7 @@ thread_local! {
     static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
 }
 
-/// What is wanted of this row by the statement whose trigger is running.
+/// The intent for this row of the statement whose trigger is running.
 pub fn of(member: u128) -> Rc<Intent> {
     let depth = trigger_depth();
     RUNNING.with_borrow(|running| match running {
@@ -70,7 +70,7 @@ pub fn of(member: u128) -> Rc<Intent> {
     })
 }
 
-/// While the guard lives, the triggers of the statement that runs now know the intent.
+/// While the guard lives, the triggers of the current statement use the intent.
 pub struct Guard(Option<Running>);
 
 pub fn set(mut members: Vec<u128>, intent: Intent) -> Guard {

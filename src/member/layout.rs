@@ -6,11 +6,11 @@ use crate::pg::datum::{attribute, begins_with};
 use pgrx::pg_sys::{self, Datum};
 use std::ffi::CStr;
 
-/// A descriptor that was found to have our columns. Others may stand behind them.
+/// A descriptor with our columns. Others may follow.
 #[derive(Clone, Copy)]
 pub struct Layout {
     descriptor: pg_sys::TupleDesc,
-    /// Where the later columns are, of those that are there.
+    /// The places of the later columns that exist.
     later: [Option<usize>; LATER.len()],
 }
 
@@ -36,13 +36,13 @@ impl Layout {
         unsafe { (*self.descriptor).natts as usize }
     }
 
-    /// Whether it has our columns, all of them, and no others.
+    /// Whether it has all of our columns and no others.
     pub fn is_ours_alone(&self) -> bool {
         self.width() == COLUMNS
             && self.later.iter().enumerate().all(|(at, place)| *place == Some(OLDEST + at))
     }
 
-    /// Of each column of ours that is there: which it is, and its place.
+    /// For each existing column of ours: its number, and its place.
     pub fn places(&self) -> impl Iterator<Item = (usize, usize)> {
         let later = self.later.into_iter().enumerate();
         let later = later.filter_map(|(at, place)| place.map(|place| (OLDEST + at, place)));
@@ -121,7 +121,7 @@ impl Layout {
     }
 }
 
-/// Where a descriptor has one of the later columns: in its place, as a rule.
+/// The place of a later column in a descriptor: usually its own.
 ///
 /// # Safety
 /// A descriptor.

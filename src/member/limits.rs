@@ -17,7 +17,7 @@ use crate::pg::spi::{Connection, Statement};
 use crate::settings;
 use pgrx::pg_sys::{self, Datum};
 
-/// $3: also those whose lease has run out, which is quicker. No more than $2 are counted.
+/// $3: include members whose lease has run out, which is faster. At most $2 are counted.
 static IN_ROOM: Statement = Statement {
     sql: c"select pg_catalog.count(*) from (select 1 from presence.member where room operator(pg_catalog.=) $1 \
                and ($3 or _presence._is_alive(key_hash, version, generation, deadline, session)) limit $2) here",
@@ -30,7 +30,7 @@ static OF_USER: Statement = Statement {
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID, pg_sys::BOOLOID],
 };
 
-/// The same with members of other servers, of whom no lease is known.
+/// The same with members of other servers, whose leases are unknown.
 static IN_ROOM_ANYWHERE: Statement = Statement {
     sql: c"select pg_catalog.count(*) from ((select 1 from presence.member where room operator(pg_catalog.=) $1 \
                and ($3 or _presence._is_alive(key_hash, version, generation, deadline, session)) limit $2) union all \
@@ -45,8 +45,8 @@ static OF_USER_ANYWHERE: Statement = Statement {
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID, pg_sys::BOOLOID],
 };
 
-/// After a member entered: a limited room has a seat for it, or it is refused. Who is inside is renewed and changed
-/// though the room is full.
+/// After a member entered: take a seat in a limited room, or refuse it. Members inside can be renewed and changed even
+/// if the room is full.
 pub fn check_room(extension: &Extension, rooms: &Rooms, key: &Key, room: &[u8]) -> Result<()> {
     let Some(limit) = rooms.defaults(room)?.max_members else { return Ok(()) };
     let members = if nodes::scan::are_there(extension.database) { &IN_ROOM_ANYWHERE } else { &IN_ROOM };
@@ -57,7 +57,7 @@ pub fn check_room(extension: &Extension, rooms: &Rooms, key: &Key, room: &[u8]) 
     })
 }
 
-/// One console shall not fill the slots.
+/// A single user must not fill all slots.
 pub fn check_user(extension: &Extension, identity: &Identity, key: &Key, user_id: &[u8]) -> Result<()> {
     let limit = settings::max_per_user();
     if limit == 0 || identity.service {
@@ -74,16 +74,16 @@ pub fn check_user(extension: &Extension, identity: &Identity, key: &Key, user_id
 struct Limit<'a> {
     what: &'static str,
     limit: i32,
-    /// Counts the members of this name.
+    /// Counts the members of this room or user.
     members: &'static Statement,
     of: &'a [u8],
 }
 
-/// The member, whose row is written, takes a seat if there is one.
+/// Take a seat for the member, whose row is written, if there is one.
 fn take_seat(connection: &Connection, key: &Key, place: u64, limit: Limit) -> Result<()> {
     let (mut others, crowded) = transaction::take_seat(key, place);
     if crowded {
-        // Some transaction has no entry for its seats, and nobody sees them: it has the lock instead.
+        // Some transaction has seats without an entry, which nobody sees: it holds the lock instead.
         if !try_lock(place) {
             transaction::leave_seat();
             return Err(Error::TooManySeats);
@@ -106,14 +106,14 @@ fn take_seat(connection: &Connection, key: &Key, place: u64, limit: Limit) -> Re
         Ok(fits(count(true)?) || fits(count(false)?))
     })?;
     if !within {
-        // At once, not with the abort: it is in nobody's way.
+        // At once, not only at the abort, so that it is in nobody's way.
         transaction::leave_seat();
         return Err(Error::TooManyMembers { what: limit.what, limit: limit.limit });
     }
     Ok(())
 }
 
-/// Whether the active snapshot does not see what this transaction has done, because it is not over.
+/// Whether the active snapshot does not see the changes of this transaction, because it is still running.
 fn is_in_progress(transaction: u32) -> bool {
     // SAFETY: a snapshot is active, and of the kind that knows transactions.
     unsafe {
@@ -121,8 +121,8 @@ fn is_in_progress(transaction: u32) -> bool {
     }
 }
 
-/// Take the lock on a place until the transaction ends, unless another has it. Its tag is an advisory one that no SQL can
-/// take: SQL has 1 and 2 in the last field.
+/// Take the lock on a place until the transaction ends, unless another one holds it. Its tag is that of an advisory
+/// lock that SQL cannot take: SQL uses 1 and 2 in the last field.
 fn try_lock(place: u64) -> bool {
     const OURS: u16 = 3;
     // SAFETY: a lock like any other; it waits for nobody.

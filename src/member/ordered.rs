@@ -15,16 +15,16 @@ use pgrx::pg_sys::{self, Datum, Oid};
 /// A key: room, member_id, connection_id.
 pub type Place = [Vec<u8>; 3];
 
-/// Which rows, and from where.
+/// Which rows, and where to start.
 #[derive(Clone)]
 pub struct From<'a> {
     /// None: all rooms.
     pub room: Option<&'a [u8]>,
-    /// Behind this one, which is of the room.
+    /// Start after this one, which is in the room.
     pub after: Option<Place>,
 }
 
-/// A scan's condition on one of the three.
+/// A scan's condition on one of the three columns.
 #[derive(Clone, Copy)]
 struct Condition {
     column: usize,
@@ -46,7 +46,7 @@ impl Comparison {
     }
 }
 
-/// Whether rows can be read so.
+/// Whether there is an index for this.
 pub fn is_indexed(extension: &Extension) -> bool {
     // SAFETY: the table, open and locked while we look.
     unsafe {
@@ -57,8 +57,8 @@ pub fn is_indexed(extension: &Extension) -> bool {
     }
 }
 
-/// Each row as the active snapshot has it, while the body says true; it lives only as long as the body has it. False: the
-/// body said no, and there may be more.
+/// Call `body` with each row in the active snapshot while it returns true; a row lives only during the call. False: the
+/// body returned false, and there may be more.
 pub fn each(
     extension: &Extension,
     from: &From,
@@ -68,7 +68,7 @@ pub fn each(
     let (values, scans): (Vec<Datum>, &[&[Condition]]) = match (&from.after, from.room) {
         (None, None) => (Vec::new(), &[&[]]),
         (None, Some(room)) => (vec![text(room)], &[&[ROOM_IS]]),
-        // What is behind a place: the rest of its member_id, of its room, and other rooms.
+        // The rows after a place: the rest of its member_id, of its room, and other rooms.
         (Some(place), room) => {
             let all: &[&[Condition]] = &[
                 &[ROOM_IS, MEMBER_ID_IS, CONNECTION_ID_IS_GREATER],
@@ -150,10 +150,10 @@ impl Condition {
     }
 }
 
-/// More than so many of which somebody sees one are found in the order of the key soon enough.
+/// If the caller sees more rows than this, reading in the order of the key finds them soon enough.
 const MOST_SHARED: usize = 16_384;
 
-/// By the index of audiences, in the order of the key. OFFSET 0: that index first, whatever is behind the place.
+/// By the index on audience, sorted by key. OFFSET 0 forces that index, whatever condition follows.
 static SHARED: Statement = Statement {
     sql: c"select c.* from (select m.* from (
                select m.* from presence.member m
@@ -173,8 +173,8 @@ static SHARED: Statement = Statement {
     ],
 };
 
-/// The same of those rows that are a user's or have one of the tokens, if these are few and an index tells which. None if
-/// not.
+/// The same for rows that belong to a user or have one of the tokens, if these are few and there is an index for them.
+/// None otherwise.
 pub fn each_shared(
     extension: &Extension,
     from: &From,
@@ -195,7 +195,7 @@ pub fn each_shared(
         place(1),
         place(2),
     ];
-    // Of all that there are, whoever may see them: that is asked of each.
+    // All of them, whether the caller may see them or not: visibility is checked for each.
     let rows = as_role(extension.owner_role, || connection.run(&SHARED, &values, false))?;
     if rows.count > MOST_SHARED {
         return Ok(None);
@@ -220,7 +220,7 @@ fn is_on_audience(extension: &Extension) -> bool {
     }
 }
 
-/// Where a row is.
+/// The key of a row.
 pub fn place(row: &Row) -> Place {
     [Column::Room, Column::MemberId, Column::ConnectionId]
         .map(|column| row.text(column).unwrap_or_default().to_vec())

@@ -12,8 +12,8 @@ use crate::pg::memory::Scratch;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::{self, BlockNumber, Buffer};
 
-/// The rows of each page that the active snapshot has. They live only as long as the body has them, which may take from
-/// the list.
+/// Call `body` with the rows of each page in the active snapshot. They live only during the call, which may take them
+/// from the list.
 pub fn of_room(
     extension: &Extension,
     room: &[u8],
@@ -58,7 +58,7 @@ pub fn of_room(
     }
 }
 
-/// As many places as the setting work_mem gives room, and no more at once.
+/// As many places as fit into work_mem at a time.
 fn most_places() -> usize {
     // SAFETY: a plain setting, in kB.
     let kilobytes = unsafe { pg_sys::work_mem } as usize;
@@ -109,7 +109,7 @@ unsafe fn by_index(
 
 const FORWARD: pg_sys::ScanDirection::Type = pg_sys::ScanDirection::ForwardScanDirection;
 
-/// A place as a number: in the order of the pages.
+/// A tuple's place as a number, ordered by page.
 fn pack(place: &pg_sys::ItemPointerData) -> u64 {
     let block = u64::from(place.ip_blkid.bi_hi) << 16 | u64::from(place.ip_blkid.bi_lo);
     block << 16 | u64::from(place.ip_posid)
@@ -124,10 +124,10 @@ fn unpack(place: u64) -> pg_sys::ItemPointerData {
     pg_sys::ItemPointerData { ip_blkid: pg_sys::BlockIdData { bi_hi, bi_lo }, ip_posid }
 }
 
-/// Pages that are looked at together: what is on them is on its way from memory while others are read.
+/// How many pages are read together: their tuples are prefetched while others are read.
 const TOGETHER: usize = 8;
 
-/// The pages of these places, which are in their order.
+/// Read the pages of these places, which are sorted.
 ///
 /// # Safety
 /// An open table; the snapshot is registered or active.
@@ -184,7 +184,7 @@ unsafe fn visit(
     result
 }
 
-/// For the statistics of the table.
+/// Count for the statistics of the table.
 ///
 /// # Safety
 /// An open table, of which a page was read: then they are there, where they are counted at all.
@@ -201,7 +201,7 @@ unsafe fn count_fetched(table: pg_sys::Relation, tuples: usize) {
     }
 }
 
-/// The tuple that the snapshot has of those that begin at a place.
+/// The tuple in the snapshot, of the HOT chain that begins at a place.
 ///
 /// # Safety
 /// The table's page is pinned and locked; within a guard.
@@ -213,8 +213,8 @@ unsafe fn find(
 ) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        // On a page of which all see everything there is one, and nothing to be asked: as a scan of the table has it. (But a
-        // SERIALIZABLE transaction notes what it has read.)
+        // On an all-visible page the tuple is visible without a check, as in a sequential scan. (But a SERIALIZABLE
+        // transaction records what it has read.)
         let bytes = pg_sys::BufferGetPage(page).cast::<u8>();
         let all_see_it = (*bytes.cast::<pg_sys::PageHeaderData>()).pd_flags & pg_sys::PD_ALL_VISIBLE as u16
             != 0
@@ -232,8 +232,7 @@ unsafe fn find(
     }
 }
 
-/// Hint that what begins at this place of a page will be looked at soon. Nothing is believed of what is read here without
-/// a lock.
+/// Prefetch the tuple at this place of a page. Nothing that is read here without a lock is trusted.
 ///
 /// # Safety
 /// The page is pinned.
@@ -248,7 +247,7 @@ unsafe fn prefetch_tuple(page: Buffer, place: u64) {
     }
 }
 
-/// The line pointer of a page, or the one that it points to, where its tuple was replaced.
+/// The line pointer of a page, or the one that it redirects to.
 ///
 /// # Safety
 /// The page is pinned.
@@ -263,7 +262,7 @@ unsafe fn item(page: *const u8, number: u16) -> Option<pg_sys::ItemIdData> {
     if item.lp_flags() == pg_sys::LP_REDIRECT { at(item.lp_off() as u16) } else { Some(item) }
 }
 
-/// Many calls within one guard of pgrx, which takes longer than they do.
+/// Many calls within one of pgrx's guards, which take longer than they do.
 mod unguarded {
     use pgrx::pg_sys::*;
 

@@ -24,22 +24,22 @@ use crate::{clock, validate};
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 
-/// A verb's arguments after the names were checked and defaults filled in. None keeps what the member has.
+/// A verb's arguments after names were checked and defaults filled in. None keeps the member's value.
 pub struct Request {
     /// For messages: the SQL function.
     pub verb: &'static std::ffi::CStr,
     pub extension: Extension,
     pub key: Key,
     pub caller: Rc<Identity>,
-    /// Whose member it becomes on enter. None: nobody enters; only who is here is changed.
+    /// The owner of a member that enters. None: nobody enters, only an existing member is changed.
     pub owner: Option<Vec<u8>>,
-    /// Set: whose it becomes in any case. A service role that names nobody leaves the owner as it is.
+    /// Set: the new owner in any case. A service role that names nobody keeps the owner.
     pub new_owner: Option<Datum>,
     pub room: Datum,
     pub member_id: Datum,
     pub connection_id: Datum,
     pub state: Option<Datum>,
-    /// Instead of a state: a JSON merge patch on what is there.
+    /// Instead of a state: a JSON merge patch for the current one.
     pub patch: Option<Datum>,
     pub status: Option<Datum>,
     pub metadata: Option<Datum>,
@@ -47,23 +47,23 @@ pub struct Request {
     pub ttl: Option<Datum>,
     pub audience: Option<Datum>,
     pub session: Option<bool>,
-    /// In microseconds: for how long status and state are to be what they are set to. None: for good.
+    /// In microseconds: how long status and state keep their new values. None: for good.
     pub revert_after: Option<u64>,
 }
 
-/// What came of a request.
+/// The result of a request.
 pub enum Written {
-    /// The row as it was written.
+    /// The row as written.
     Row(Row),
-    /// As it was found, and only renewed.
+    /// The row as found, and only renewed.
     Renewed(Row),
-    /// Nobody is here whom it could change.
+    /// There is no member to change.
     Absent,
 }
 
 impl Request {
-    /// Find, decide, store. The member may expire, enter or leave between our statements; each try starts from what is
-    /// there.
+    /// Find, decide, store. The member may expire, enter or leave between our statements; each try starts from its
+    /// current state.
     pub fn write(&self, store: &Store) -> Result<Written> {
         if !self.caller.service {
             self.caller.writer()?;
@@ -73,7 +73,7 @@ impl Request {
         }
         let (mut tries, mut anew) = (Tries::new(&self.key), false);
         loop {
-            // Who enters finds out by the index whether somebody has come meanwhile.
+            // An insert finds out by the index whether somebody has entered meanwhile.
             let is_nobody = !anew && self.owner.is_some() && store.knows_nobody(&self.key);
             let found = if is_nobody { None } else { store.find(&self.key, anew)? };
             let found = found.filter(|row| self.is_live(row));
@@ -92,7 +92,7 @@ impl Request {
         }
     }
 
-    /// Change the row that was found, or only renew it. None: it is not there any more, or may not be changed.
+    /// Change the row that was found, or only renew it. None: it is gone, or may not be changed.
     fn change(&self, store: &Store, found: &Row) -> Result<Option<Written>> {
         self.require_ownership(found)?;
         check_join(&self.caller, found)?;
@@ -110,18 +110,18 @@ impl Request {
         let as_of = clock::boot();
         let undone = revert::undone(&held, as_of);
         let as_it_is = undone.as_ref().unwrap_or(&held);
-        // Merged already, as a rule.
+        // Usually merged already.
         let state = if as_it_is.same(found, &[Column::State]) { state } else { self.new_state(as_it_is) };
         let wanted = self.wanted(as_it_is, state);
         match store.change(&held, wanted, self.intent(as_of, held.get(Column::Reverts).is_some()))? {
             Some(row) => Ok(Some(Written::Row(row))),
-            // Nobody else can change what is locked: trying again would only fire the same triggers again.
+            // Nobody else can change a locked row: trying again would only fire the same triggers again.
             None if self.is_live(&held) => self.refused().map(Some),
             None => Ok(None),
         }
     }
 
-    /// As an UPDATE of no row: for one who enters or changes, that is not what was asked for.
+    /// Like an UPDATE of no row, which for `upsert` is an error.
     fn refused(&self) -> Result<Written> {
         if self.owner.is_none() { Ok(Written::Absent) } else { Err(Error::Refused) }
     }
@@ -139,7 +139,7 @@ impl Request {
     fn require_ownership(&self, row: &Row) -> Result<()> {
         // SAFETY: a text.
         let member_id = unsafe { bytes_of(self.member_id) };
-        // Another's name is refused as such, whether that other is here or not.
+        // Another user's name is refused in the same way whether that user is present or not.
         if !ownership::may_write(&self.caller, row.text(Column::UserId).unwrap_or_default()) {
             check_member_id(&self.caller, &member_id)?;
             return Err(Error::OwnedByAnother);
@@ -147,7 +147,7 @@ impl Request {
         Ok(())
     }
 
-    /// Nobody is here, or it is another's.
+    /// The member is absent, or another user's.
     fn absent(&self) -> Result<Written> {
         // SAFETY: a text.
         let member_id = unsafe { bytes_of(self.member_id) };
@@ -155,22 +155,22 @@ impl Request {
         Ok(Written::Absent)
     }
 
-    /// Why none of the last tries came to anything; the last one found this version.
+    /// Why none of the tries succeeded; the last one found this version.
     fn why_not(&self, store: &Store, found: Option<u64>) -> Result<Error> {
         Ok(match holder::holder(&self.extension, &self.key)? {
             Some(holder) if !ownership::may_write(&self.caller, &holder.owner) => Error::OwnedByAnother,
-            // It is the caller's and nobody else changes it, and still it cannot be changed, or not even be seen.
+            // It is the caller's and nobody else changes it, and yet it cannot be changed, or not even be seen.
             Some(holder) if !store.is_fast() && found.is_none_or(|found| found == holder.version) => {
                 Error::Refused
             }
-            // Nobody has the key, and still it cannot be entered.
+            // Nobody has the key, and yet it cannot be entered.
             None if !store.is_fast() && found.is_none() => Error::Refused,
             _ => Error::ConcurrentUpdate,
         })
     }
 
-    /// The row as the request wants it, with this new state, made of the one that is there; on enter, of one that has
-    /// nothing but its names.
+    /// The row that the request asks for, with this new state, made from the existing row; on enter, from one that has
+    /// only its names.
     fn wanted(&self, held: &Row, state: Option<Datum>) -> Row {
         let mut row = held.clone();
         let given = [
@@ -184,14 +184,14 @@ impl Request {
         for (column, value) in given.into_iter().filter(|(_, value)| value.is_some()) {
             row.set(column, value);
         }
-        // A session needs no ttl, but for one that is given.
+        // A session member needs no ttl, unless one is given.
         if self.session == Some(true) {
             row.set(Column::Ttl, self.ttl);
         }
         row
     }
 
-    /// The state as given, or as the patch makes it of the one that is there.
+    /// The given state, or the current one with the patch applied.
     fn new_state(&self, held: &Row) -> Option<Datum> {
         let Some(patch) = self.patch else { return self.state };
         let held = held.get(Column::State).unwrap_or_else(|| varlena(&EMPTY_OBJECT));
@@ -203,11 +203,11 @@ impl Request {
         liveness::deadline(&self.key, &found.lease()).is_some()
     }
 
-    /// For a row made of the one that there was at that moment, in which something may be noted.
+    /// For a row made from the row as of that moment; `is_noted` if something in it may revert.
     fn intent(&self, as_of: u64, is_noted: bool) -> Intent {
         let matters = is_noted || self.revert_after.is_some();
         let wish = matters.then(|| Rc::new(self.wish(as_of)));
-        // Who upserts stays.
+        // An upsert cancels an announced leave.
         let grace = if self.owner.is_some() { Grace::Over } else { Grace::AsTheRowSays };
         Intent { session: self.session, grace, wish, ..Intent::default() }
     }
@@ -222,7 +222,7 @@ impl Request {
         Wish { as_of, set: Set { status: self.status.is_some(), state }, revert_after: self.revert_after }
     }
 
-    /// Whether what will be undone stays as it is.
+    /// Whether pending reverts stay as they are.
     fn same_reverts(&self, found: &Row, state: Option<Datum>) -> bool {
         if self.revert_after.is_none() && found.get(Column::Reverts).is_none() {
             return true;
@@ -232,7 +232,7 @@ impl Request {
             && wanted.same(found, &[Column::Reverts])
     }
 
-    /// Whether the call, with this new state, would leave everything as it is.
+    /// Whether the call, with this new state, would change nothing.
     fn is_identical(&self, found: &Row, state: Option<Datum>) -> Result<bool> {
         let same = |given: Option<Datum>, column| match given {
             // SAFETY: callers name jsonb arguments.

@@ -14,15 +14,15 @@ use crate::pg::datum::uuid;
 use crate::{clock, settings};
 use pgrx::pg_sys::Datum;
 
-/// The session of those that were bound to one: no session has this number.
+/// The session of former session members: no session has this number.
 pub const OVER: u64 = 1;
 
-/// While the guard lives, an INSERT of these members puts them back.
+/// While the guard lives, an INSERT of these members restores them.
 pub fn set(members: Vec<u128>) -> Guard {
     intent::set(members, Intent { restoring: true, ..Intent::default() })
 }
 
-/// The lease begins anew, with the grace of a restart at least; one that is fixed ends when it would have.
+/// The lease starts anew, with at least the grace of a restart; a fixed one ends when it would have.
 pub fn before(firing: &TriggerCall) -> Result<Option<Datum>> {
     let mut row = firing.first.clone();
     let key = row.make_key(&firing.extension);
@@ -40,7 +40,7 @@ pub fn before(firing: &TriggerCall) -> Result<Option<Datum>> {
     firing.proceed(row)
 }
 
-/// Only the lease is noted.
+/// Only the lease is recorded.
 pub fn after(firing: &TriggerCall) -> Result<()> {
     let row = &firing.first;
     let mut lease = lease_of(&firing.extension, row);

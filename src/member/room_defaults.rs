@@ -10,24 +10,24 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// What a room's row says about those who enter.
+/// The defaults of a room for members that enter.
 #[derive(Default)]
 pub struct Defaults {
     /// Microseconds.
     pub ttl: Option<u64>,
     pub audience: Option<Vec<Vec<u8>>>,
-    /// How many may be here at once.
+    /// The largest number of members.
     pub max_members: Option<i32>,
 }
 
-/// Rooms as a statement has them: each is read once, when it is asked for.
+/// The rooms of a statement: each is read once, when needed.
 #[derive(Default)]
 pub struct Rooms {
     known: RefCell<HashMap<Vec<u8>, Rc<Defaults>>>,
 }
 
 impl Rooms {
-    /// Nothing, where the room has no row.
+    /// Empty if the room has no row.
     pub fn defaults(&self, room: &[u8]) -> Result<Rc<Defaults>> {
         if let Some(known) = self.known.borrow().get(room) {
             return Ok(known.clone());
@@ -38,7 +38,7 @@ impl Rooms {
     }
 }
 
-/// The columns, in the order of sql/rooms.sql, up to the last one that is read here. Others stand behind them.
+/// The columns, in the order of sql/rooms.sql, up to the last one that is read here. Others follow.
 const TYPES: [Oid; 6] = [
     pg_sys::TEXTOID,
     pg_sys::JSONBOID,
@@ -52,7 +52,7 @@ const COUNT_AUDIENCE: usize = 3;
 const TTL: usize = 4;
 const MAX_MEMBERS: usize = 5;
 
-/// The defaults of a room that has a row.
+/// The defaults in a room's row.
 fn defaults(room: &[u8]) -> Result<Defaults> {
     let found = of_row(room, |value| Defaults {
         // SAFETY: an interval.
@@ -63,7 +63,7 @@ fn defaults(room: &[u8]) -> Result<Defaults> {
     Ok(found.unwrap_or_default())
 }
 
-/// Who may have the full numbers of a room, whose members they may not see; None where nobody said so.
+/// Who may have the full counts of a room without seeing its members; None if not set.
 pub fn count_audience(room: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
     Ok(of_row(room, |value| value(COUNT_AUDIENCE).and_then(tokens))?.flatten())
 }
@@ -74,7 +74,7 @@ fn tokens(array: Datum) -> Option<Vec<Vec<u8>>> {
     Some(tokens.iter().map(<[u8]>::to_vec).collect())
 }
 
-/// Take something from the row of a room, as the active snapshot has it; None where there is no row.
+/// Read from the row of a room in the active snapshot; None if there is no row.
 fn of_row<T>(room: &[u8], body: impl FnOnce(&dyn Fn(usize) -> Option<Datum>) -> T) -> Result<Option<T>> {
     let table = extension::relation(c"room").ok_or(Error::NotInstalled)?;
     // SAFETY: a scan of our own table, ended and closed below; the lock stays until the transaction ends, as that of a

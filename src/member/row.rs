@@ -18,16 +18,16 @@ pub const INFINITY: i64 = i64::MAX;
 
 #[derive(Clone)]
 pub struct Row {
-    /// What it was read from: has what others keep in columns of their own.
+    /// The tuple that it was read from, which has columns that others have added.
     tuple: pg_sys::HeapTuple,
-    /// Where it was read, and what its values are unpacked to: it lives as long.
+    /// The memory context in which it was read and its values are detoasted; the row must not outlive it.
     memory: pg_sys::MemoryContext,
     values: [Datum; COLUMNS],
     nulls: [bool; COLUMNS],
 }
 
 impl Row {
-    /// A row that is still to be stored.
+    /// A row to be stored.
     pub fn empty() -> Row {
         // SAFETY: plain read of this process's state.
         let memory = unsafe { pg_sys::CurrentMemoryContext };
@@ -58,7 +58,7 @@ impl Row {
         row
     }
 
-    /// A new tuple of the table, in the current memory context, with the columns of others as they were read.
+    /// A new tuple of the table, in the current memory context, with added columns as they were read.
     ///
     /// # Safety
     /// The layout is that of the table that the row was read from.
@@ -75,7 +75,7 @@ impl Row {
         }
     }
 
-    /// Where a stored row lies.
+    /// The place of a stored row.
     pub fn place(&self) -> pg_sys::ItemPointerData {
         // SAFETY: the tuple lives as long as the row; null is a row that is not stored.
         unsafe { self.tuple.as_ref() }.map_or_else(Default::default, |tuple| tuple.t_self)
@@ -90,13 +90,13 @@ impl Row {
         self.values[column as usize] = value.unwrap_or(Datum::from(0));
     }
 
-    /// For text columns, and others where it does not matter how bytes are aligned.
+    /// For text columns, and others if the alignment of the bytes does not matter.
     pub fn text(&self, column: Column) -> Option<&[u8]> {
         // SAFETY: the callers name columns of a varlena.
         self.get(column).map(|datum| unsafe { text_in(self, self.memory, datum) })
     }
 
-    /// For jsonb and array columns: the bytes behind the header.
+    /// For jsonb and array columns: the bytes after the header.
     pub fn varlena(&self, column: Column) -> Option<&[u8]> {
         // SAFETY: the callers name jsonb or array columns.
         self.get(column).map(|datum| unsafe { bytes_in(self, self.memory, datum) })
@@ -133,7 +133,7 @@ impl Row {
         }
     }
 
-    /// The key of a row that is stored.
+    /// The key of a stored row.
     pub fn key(&self, extension: &Extension) -> Key {
         // SAFETY: the column is a uuid.
         match self.get(Column::KeyHash).map(|hash| unsafe { hash_of(hash) }) {
@@ -142,13 +142,13 @@ impl Row {
         }
     }
 
-    /// The key that the names make.
+    /// The key from the row's names.
     pub fn make_key(&self, extension: &Extension) -> Key {
         let text = |column| self.text(column).unwrap_or_default();
         extension.key(text(Column::Room), text(Column::MemberId), text(Column::ConnectionId))
     }
 
-    /// As an event shows it; `state` stands in for the row's own if given (the last word of a leave).
+    /// The image for an event; `state` replaces the row's own if given (the last word of a leave).
     pub fn image(&self, state: Option<&[u8]>) -> Image {
         Image::new([
             self.text(Column::Room),
@@ -164,7 +164,7 @@ impl Row {
 
     /// Whether these columns have the same bytes in both rows.
     pub fn same(&self, other: &Row, columns: &[Column]) -> bool {
-        // What was not set since one was made of the other is the very same.
+        // A value that was not set since one row was made from the other is identical.
         let value = |row: &Row, column| row.get(column).map(|value| value.value());
         columns.iter().all(|column| match column {
             _ if value(self, *column) == value(other, *column) => true,

@@ -11,7 +11,7 @@ use crate::lease::slot::Key;
 use crate::pg::datum::{uuid, varlena};
 use pgrx::pg_sys::{self, Datum, Oid};
 
-/// The member's row as a snapshot has it, in the current memory context.
+/// The member's row in a snapshot, in the current memory context.
 pub fn by_key(extension: &Extension, key: &Key, snapshot: pg_sys::Snapshot) -> Result<Option<Row>> {
     let mut found = None;
     let condition = (Column::KeyHash, pg_sys::F_UUID_EQ, uuid(key.hash));
@@ -23,12 +23,12 @@ pub fn by_key(extension: &Extension, key: &Key, snapshot: pg_sys::Snapshot) -> R
     Ok(found)
 }
 
-/// Every row of a room as the active snapshot has it, while the body says true; each lives only as long as the body has it.
+/// Call `body` with each row of a room in the active snapshot while it returns true; a row lives only during the call.
 pub fn of_room(extension: &Extension, room: &[u8], body: impl FnMut(&Row) -> Result<bool>) -> Result<()> {
     each(extension, (Column::Room, room), None, body)
 }
 
-/// Those of a room with a member_id.
+/// The rows of a room with this member_id.
 pub fn of_member_id(
     extension: &Extension,
     room: &[u8],
@@ -38,7 +38,7 @@ pub fn of_member_id(
     each(extension, (Column::Room, room), Some((Column::MemberId, member_id)), body)
 }
 
-/// Those of a user, in a room or in all.
+/// The rows of a user, in one room or all.
 pub fn of_user(
     extension: &Extension,
     user_id: &[u8],
@@ -61,14 +61,14 @@ fn each(
     scan(extension, condition, and, snapshot, |tuple, layout| {
         // SAFETY: a tuple of the table, which the scan keeps until the next one.
         let row = unsafe { Row::deform(tuple, layout) };
-        // An index may know the first column only.
+        // The index may cover the first column only.
         let is_meant = second.is_none_or(|(column, text)| row.text(column) == Some(text));
         if is_meant { body(&row) } else { Ok(true) }
     })
 }
 
-/// The rows where a column equals a value, and another one a text, while the body says true; of the second condition
-/// those are left out that an index can tell.
+/// Call `body` with the rows where a column equals a value, and another one a text, while it returns true. The second
+/// condition is applied only as far as the index can check it.
 pub(super) fn scan(
     extension: &Extension,
     (column, equality, value): (Column, u32, Datum),

@@ -23,9 +23,9 @@ use std::sync::atomic::Ordering::*;
 struct Bound {
     session: u64,
     database: Option<&'static Database>,
-    /// At least those that have a slot.
+    /// At least those with a slot.
     members: HashSet<Key>,
-    /// So many members were left when it was last looked which are still there.
+    /// The number of members left after the last clean-up.
     looked_at: usize,
 }
 
@@ -34,7 +34,7 @@ thread_local! {
     static AT_EXIT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Refuse what needs a session of one's own to those who share theirs.
+/// Refuse a feature of sessions to shared ones.
 pub fn require(identity: &Identity, what: &'static str) -> Result<()> {
     client::require_own_session(what)?;
     let why = if identity.trusted_login {
@@ -79,7 +79,7 @@ impl Bound {
         }
         let session = self.session;
         self.members.retain(|key| {
-            // What this transaction has bound has no slot before it is committed.
+            // What this transaction has bound has no slot until it is committed.
             !matches!(transaction::pending(key), Pending::Untouched)
                 || leases().read(key).is_some_and(|slot| slot.session == session)
         });
@@ -89,14 +89,14 @@ impl Bound {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
-    // A transaction that was open will never commit: what it pinned is pinned by others or by nobody.
+    // Open transactions never commit, so their pins do not matter.
     if BOUND.with_borrow(|bound| bound.session != 0) {
         transaction::unpin();
     }
     end();
 }
 
-/// The session is over for its members: they are gone. It may bind others, under a new number.
+/// The session has ended for its members, which are gone. It may bind others, under a new number.
 pub fn end() {
     let bound = BOUND.take();
     let (Some(process), Some(database)) = (my_process(), bound.database) else { return };
@@ -109,13 +109,13 @@ pub fn end() {
     shared::wake(&database.worker.process);
 }
 
-/// Whether a session that members of this database are bound to is still there. (A copy of a database has members
-/// bound to sessions of the original.)
+/// Whether a session to which members of this database are bound still exists. (A copy of a database has members bound
+/// to sessions of the original.)
 pub fn is_live(database_index: u32, session: u64) -> bool {
     in_database(database_index).any(|process| process.session.load(Acquire) == session)
 }
 
-/// The sessions of this database that are there and have members.
+/// The live sessions of this database that have members.
 pub fn live(extension: &Extension) -> HashSet<u64> {
     in_database(extension.database_index)
         .map(|process| process.session.load(Acquire))

@@ -9,18 +9,18 @@ pub const NAMES: [Column; 3] = [Column::Room, Column::MemberId, Column::Connecti
 pub const CHOSEN: [Column; 6] =
     [Column::UserId, Column::Status, Column::State, Column::Metadata, Column::Audience, Column::Ttl];
 
-/// The columns that somebody who enters is stored with, counted from 1.
+/// The columns that are stored for a member that enters, counted from 1.
 pub fn entered() -> impl Iterator<Item = i16> {
     NAMES.into_iter().chain(CHOSEN).map(|column| column as i16 + 1)
 }
 
-/// Those in which a member that is here may be changed.
+/// The columns that can be changed.
 pub fn changed() -> impl Iterator<Item = i16> {
     CHOSEN.into_iter().map(|column| column as i16 + 1)
 }
 
-/// A statement, from its beginning to where it lists all columns, and from there on: in the SQL of old versions, which
-/// lack the later ones, and in that of this one.
+/// A statement, in two parts: up to where it lists all columns, and from there on; for the SQL of old versions, which
+/// lack the later ones, and for that of this version.
 macro_rules! statements {
     ($arguments:expr, $begin:expr, $end:expr) => {
         [
@@ -54,7 +54,7 @@ pub static LOCK: Statements = statements!(
     " from presence.member where key_hash operator(pg_catalog.=) $1 for no key update"
 );
 
-/// Everything that a writer may choose. The rest is made by the triggers.
+/// The columns that a writer may choose. The triggers fill in the rest.
 pub static CHANGE: Statements = statements!(
     [
         pg_sys::UUIDOID,
@@ -70,7 +70,7 @@ pub static CHANGE: Statements = statements!(
     ""
 );
 
-/// What a verb says of a leave that is still to come.
+/// The columns of an announced leave.
 pub static ANNOUNCE: Statements = statements!(
     [pg_sys::UUIDOID, pg_sys::TIMESTAMPTZOID, pg_sys::JSONBOID, pg_sys::TEXTOID],
     "update presence.member set leaves_at = $2, last_word = $3, leave_reason = $4 \

@@ -54,7 +54,7 @@ pub struct Store<'a> {
     extension: &'a Extension,
     caller: &'a Rc<Identity>,
     connection: &'a Connection,
-    /// The table, where SQL could do nothing else than we do.
+    /// The table, if the executor could do nothing else.
     heap: Option<Heap>,
     rooms: Rooms,
 }
@@ -91,8 +91,8 @@ impl<'a> Store<'a> {
         self.heap.is_some()
     }
 
-    /// The member's row, as the caller's statement sees it, or (`anew`, and where this statement has changed it) as one
-    /// that begins now would. It may be another's: compare the owner.
+    /// The member's row in the snapshot of the caller's statement, or (`anew`, and if this statement has changed it) in
+    /// a new one. It may be another user's: compare the owner.
     pub fn find(&self, key: &Key, anew: bool) -> Result<Option<Row>> {
         let anew = anew || !matches!(transaction::pending(key), Pending::Untouched);
         let Some(heap) = &self.heap else {
@@ -103,8 +103,8 @@ impl<'a> Store<'a> {
         if anew { with_statement_snapshot(find) } else { heap.find(key).map_or_else(find, Ok) }
     }
 
-    /// Whether nobody seems to be here, without a look at the table: no slot has the key, and no member is without one. Not for
-    /// whoever leaves it at that: a row can be seen a moment before its slot.
+    /// Whether the member seems to be absent, without reading the table: no slot has the key, and there are no rows
+    /// without a slot. The caller must still check by an insert: a row can be visible a moment before its slot.
     pub fn knows_nobody(&self, key: &Key) -> bool {
         self.is_fast()
             && !holder::may_be_slotless(self.extension)
@@ -112,11 +112,11 @@ impl<'a> Store<'a> {
             && leases().read(key).is_none()
     }
 
-    /// Lock the row that was found, waiting for whoever is changing it, and read what it is now. None if it is gone, or
-    /// if a policy keeps the caller from changing it.
+    /// Lock the row that was found, waiting for concurrent writers, and read its current version. None if it is gone,
+    /// or if a policy keeps the caller from changing it.
     pub fn lock(&self, found: &Row) -> Result<Option<Row>> {
         if let Some(heap) = &self.heap {
-            // A command of its own, as SQL is: a statement around it whose row it changes shall notice (27000).
+            // A command of its own, as in SQL: a surrounding statement whose row it changes must notice (27000).
             // SAFETY: inside a transaction.
             unsafe { pg_sys::CommandCounterIncrement() };
             return heap.lock(found, Purpose::Replace);
@@ -125,8 +125,8 @@ impl<'a> Store<'a> {
         Row::of_query(&self.connection.run(self.of_now(&LOCK), &[Some(uuid(key.hash))], true)?)
     }
 
-    /// Store `row` in place of `held`, which was locked. Returns the row as it is then, or None if something (a lease
-    /// that has run out, a trigger) did not let it happen.
+    /// Store `row` in place of `held`, which was locked. Returns the stored row, or None if something (an expired
+    /// lease, a trigger) prevented it.
     pub fn change(&self, held: &Row, row: Row, intent: Intent) -> Result<Option<Row>> {
         let key = held.key(self.extension);
         if let Some(heap) = &self.heap {
@@ -148,7 +148,7 @@ impl<'a> Store<'a> {
         self.write(&key, self.of_now(statement), &values, intent)
     }
 
-    /// Store a new row. None if somebody has its key.
+    /// Store a new row. None if its key exists.
     pub fn enter(&self, key: &Key, row: &Row, intent: Intent) -> Result<Option<Row>> {
         if let Some(heap) = &self.heap {
             return with_statement_snapshot(|| {
@@ -166,7 +166,7 @@ impl<'a> Store<'a> {
         self.write(key, self.of_now(&ENTER), &values, intent)
     }
 
-    /// These members leave, as far as the current role may delete them. Returns how many did.
+    /// Delete these members, as far as the current role may. Returns how many left.
     pub fn leave(&self, members: Vec<u128>, intent: Intent) -> Result<usize> {
         // SAFETY: a C string; raises in a READ ONLY transaction, also where there is nobody to delete.
         unsafe { pg_sys::PreventCommandIfReadOnly(c"DELETE".as_ptr()) };
@@ -189,7 +189,7 @@ impl<'a> Store<'a> {
 
     fn leave_one(&self, heap: &Heap, key: &Key, intent: &Intent) -> Result<usize> {
         let is_meant = |row: &Row| may_write(self.caller, row.text(Column::UserId).unwrap_or_default());
-        // Where it is not there, or not any more, it may have come meanwhile.
+        // If it is not found, it may have been inserted or moved meanwhile.
         for anew in [false, true] {
             let Some(found) = self.find(key, anew)?.filter(is_meant) else { continue };
             // SAFETY: inside a transaction: a command of its own, as in `lock`.
@@ -210,7 +210,7 @@ impl<'a> Store<'a> {
         self.extension.database.counters.fast_writes.add(1);
     }
 
-    /// The one that fits the SQL that there is.
+    /// The variant for the installed SQL.
     fn of_now(&self, statements: &'static Statements) -> &'static Statement {
         &statements[usize::from(self.extension.has_later_columns)]
     }
@@ -228,7 +228,7 @@ impl<'a> Store<'a> {
     }
 }
 
-/// Whether SQL could do nothing else than we do: the table above.
+/// Whether the executor could do nothing else: the table above.
 fn is_fast(extension: &Extension) -> Result<bool> {
     // SAFETY: look-ups in shared memory and plain reads of this process's state.
     let may_be = unsafe {

@@ -3,11 +3,11 @@
 use crate::event::transaction::newest_of_others;
 use crate::lease::slot::Key;
 
-/// How many tries in a row may fail though nobody else changes the member: then something keeps it from happening.
+/// How many tries in a row may fail although nobody else changes the member: then something prevents the write.
 const TRIES: usize = 4;
 
-/// Tries to write a member. Each one waits for whoever has its row or its key; where that one was quicker, the next try
-/// starts from what it has made of the member. That is no reason to give up, however often it happens.
+/// Tries to write a member. Each one waits for the holder of the row or key; if that changes the member, the next try
+/// starts from the new state. That is no reason to give up, however often it happens.
 pub struct Tries<'a> {
     key: &'a Key,
     newest: u64,
@@ -19,7 +19,7 @@ impl Tries<'_> {
         Tries { key, newest: newest_of_others(key), in_vain: 0 }
     }
 
-    /// After a try that came to nothing: whether there shall be another.
+    /// After a failed try: whether to try again.
     pub fn again(&mut self) -> bool {
         pgrx::check_for_interrupts!();
         let newest = newest_of_others(self.key);

@@ -29,7 +29,7 @@ fn fire_before(call: &Call) -> Result<Option<Datum>> {
     }
 }
 
-/// Whether this session applies what another server has decided: then values stay as they were given.
+/// Whether this session applies changes of another server: then values stay as given.
 pub fn is_replica() -> bool {
     // SAFETY: a plain setting.
     unsafe { pg_sys::SessionReplicationRole == pg_sys::SESSION_REPLICATION_ROLE_REPLICA as i32 }

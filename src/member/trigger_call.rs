@@ -13,11 +13,11 @@ use crate::pg::function::Call;
 use pgrx::pg_sys::{self, Datum};
 use std::rc::Rc;
 
-/// What listeners hear of.
+/// The columns shown in events.
 pub const PUBLISHED_COLUMNS: [Column; 5] =
     [Column::Status, Column::State, Column::Metadata, Column::Audience, Column::UserId];
 
-/// What decides who sees a member: with a change of these somebody may lose sight of it.
+/// The columns that decide who sees a member: a change of these may hide it from somebody.
 pub const VISIBILITY_COLUMNS: [Column; 2] = [Column::Audience, Column::UserId];
 
 /// One row that a statement writes.
@@ -37,8 +37,7 @@ pub enum Operation {
     Delete,
 }
 
-/// The trigger's call; None is the statement that truncates. Rows of another table, or what a statement passes, must
-/// not be read as if they were members.
+/// The trigger's call; None for TRUNCATE. Rows of another table, or other arguments, must not be read as members.
 pub fn trigger_call<'a>(call: &'a Call, timing: u32) -> Result<Option<TriggerCall<'a>>> {
     let extension = extension::current()?;
     let not_ours = Error::NotItsTrigger { table: "presence.member" };
@@ -58,7 +57,7 @@ pub fn trigger_call<'a>(call: &'a Call, timing: u32) -> Result<Option<TriggerCal
     };
     // SAFETY: the tuple of this trigger's relation.
     let first = unsafe { Row::read(data.tg_trigtuple, data.tg_relation)? };
-    // Whatever is given as the hash of one that is to be stored.
+    // Whatever hash is given for a row that is about to be inserted.
     let is_new = operation == Operation::Insert && timing == pg_sys::TRIGGER_EVENT_BEFORE;
     let key = if is_new { first.make_key(&extension) } else { first.key(&extension) };
     let intent = intent::of(key.hash);
@@ -66,12 +65,12 @@ pub fn trigger_call<'a>(call: &'a Call, timing: u32) -> Result<Option<TriggerCal
 }
 
 impl TriggerCall<'_> {
-    /// Who writes: the caller of a verb, whatever the rights it writes with; else the current role.
+    /// The writer: the caller of a verb, whatever rights it writes with; otherwise the current role.
     pub fn identity(&self) -> Result<Rc<Identity>> {
         self.intent.caller.clone().map_or_else(|| identity::current(&self.extension), Ok)
     }
 
-    /// The intent for an UPDATE of this row: one that says nothing of it sets for good what it sets.
+    /// The intent for an UPDATE of this row. Without one, what it sets is set for good.
     pub fn intent_for(&self, old: &Row) -> Rc<Intent> {
         if self.intent.wish.is_some() || old.get(Column::Reverts).is_none() {
             return self.intent.clone();
@@ -93,7 +92,7 @@ impl TriggerCall<'_> {
         unsafe { Row::read(self.data.tg_newtuple, self.data.tg_relation) }
     }
 
-    /// The row as it would be stored.
+    /// The row that would be stored.
     pub fn newest(&self) -> Result<Row> {
         match self.operation {
             Operation::Update => self.second(),
@@ -101,14 +100,14 @@ impl TriggerCall<'_> {
         }
     }
 
-    /// Carry on with this row.
+    /// Continue with this row.
     pub fn proceed(&self, mut row: Row) -> Result<Option<Datum>> {
         // SAFETY: the row was read from this relation.
         let tuple = unsafe { row.form(Layout::of((*self.data.tg_relation).rd_att)?) };
         Ok(Some(Datum::from(tuple)))
     }
 
-    /// Carry on with the row as it is.
+    /// Continue with the row as it is.
     pub fn proceed_unchanged(&self) -> Result<Option<Datum>> {
         let tuple = match self.operation {
             Operation::Update => self.data.tg_newtuple,
@@ -117,7 +116,7 @@ impl TriggerCall<'_> {
         Ok(Some(Datum::from(tuple)))
     }
 
-    /// Leave this row alone: a null pointer that is not SQL NULL.
+    /// Skip this row: a null pointer that is not SQL NULL.
     pub fn skip(&self) -> Result<Option<Datum>> {
         Ok(Some(Datum::from(0)))
     }

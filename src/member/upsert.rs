@@ -18,7 +18,7 @@ use crate::shared::leases::awaited_key;
 use crate::{clock, settings, validate};
 use pgrx::pg_sys::{self, Datum};
 
-/// Where a row has the columns of `online`.
+/// The columns of `online` in a row.
 const ONLINE: [Column; 15] = [
     Column::Room,
     Column::MemberId,
@@ -79,7 +79,7 @@ fn upsert(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     run(&request)
 }
 
-/// Whose member it is: the caller's, or whom a service role names.
+/// The owner of the member: the caller, or whom a service role names.
 pub fn owner(identity: &Identity, given: Option<&[u8]>) -> Result<Vec<u8>> {
     match given {
         Some(_) if !identity.service => Err(Error::ServiceOnly { what: "name a user_id" }),
@@ -93,7 +93,7 @@ pub fn check_names(identity: &Identity, room: &[u8], member_id: &[u8], connectio
     check_member_id(identity, member_id)
 }
 
-/// Do what is asked. Returns the row as `online` shows it to its owner; None is a member that is not here.
+/// Carry out the request. Returns the row as `online` shows it to its owner; None if the member is absent.
 pub fn run(request: &Request) -> Result<Option<Datum>> {
     let connection = Connection::open()?;
     let store = Store::open(&request.extension, &request.caller, &connection)?;
@@ -117,7 +117,7 @@ fn renewed(connection: &Connection, found: &Row, extension: &Extension) -> Resul
     connection.in_caller(|| composite(&values, extension.online))
 }
 
-/// A row as its owner gets it: a value of the row type of `online`, in the memory of the caller.
+/// A row as returned to its owner: a value of the row type of `online`, in the caller's memory.
 fn online_row(connection: &Connection, row: &Row, extension: &Extension) -> Result<Datum> {
     let undone = revert::undone(row, clock::boot());
     let values = ONLINE.map(|column| undone.as_ref().unwrap_or(row).get(column));

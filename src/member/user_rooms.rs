@@ -15,7 +15,7 @@ use pgrx::pg_sys;
 use std::collections::BTreeSet;
 use std::collections::HashSet;
 
-/// Members of a user that are looked at, where one answer is as good as another.
+/// How many members of a user are looked at where an approximate answer suffices.
 const MOST_LOOKED_AT: usize = 500;
 
 /// Whether the user is present in this room.
@@ -34,7 +34,8 @@ pub fn is_in(extension: &Extension, user_id: &[u8], room: &[u8]) -> Result<bool>
     Ok(found)
 }
 
-/// Whether in another one. If the first members are all over, and there may be more, that is a yes.
+/// Whether the user is present in another room. If the first members have all expired, and there may be more, the
+/// answer is yes.
 pub fn is_elsewhere(extension: &Extension, user_id: &[u8], room: &[u8]) -> Result<bool> {
     let (mut found, mut looked_at) = (false, 0);
     scan::of_user(extension, user_id, None, |row| {
@@ -53,7 +54,7 @@ pub fn is_elsewhere(extension: &Extension, user_id: &[u8], room: &[u8]) -> Resul
     Ok(found)
 }
 
-/// All rooms that the user is in, if these are at most so many. None also if so few are in sight, of very many members.
+/// All rooms that the user is in, if there are at most this many. None also if few are found among very many members.
 pub fn few_rooms(extension: &Extension, user_id: &[u8], most: usize) -> Result<Option<Vec<Vec<u8>>>> {
     let (mut rooms, mut looked_at) = (BTreeSet::new(), 0);
     scan::of_user(extension, user_id, None, |row| {
@@ -72,7 +73,7 @@ pub fn few_rooms(extension: &Extension, user_id: &[u8], most: usize) -> Result<O
     Ok(is_all.then(|| rooms.into_iter().collect()))
 }
 
-/// Whether it is a member whose lease is not over.
+/// Whether the member's lease is not over.
 pub fn is_alive(extension: &Extension, row: &Row) -> bool {
     let Some(hash) = row.get(Column::KeyHash) else { return false };
     // SAFETY: a uuid.
@@ -80,8 +81,8 @@ pub fn is_alive(extension: &Extension, row: &Row) -> bool {
     liveness::deadline(&key, &row.lease()).is_some()
 }
 
-/// The rooms where the caller is present right now. Read with the owner's rights, never through the policy
-/// that asks.
+/// The rooms where the caller is present right now. Read with the owner's rights, because the policy that asks would
+/// recurse.
 pub fn all_rooms(identity: &Identity, extension: &Extension) -> Result<Vec<Vec<u8>>> {
     let Some(user_id) = &identity.user_id else { return Ok(Vec::new()) };
     if copy::is_read()? {
@@ -111,7 +112,7 @@ pub fn all_rooms(identity: &Identity, extension: &Extension) -> Result<Vec<Vec<u
     })
 }
 
-/// The same by the copy.
+/// The same from the copy.
 fn copied_rooms(user_id: &[u8], extension: &Extension) -> Result<Vec<Vec<u8>>> {
     as_role(extension.owner_role, || {
         let connection = Connection::open()?;

@@ -6,7 +6,7 @@ use crate::pg::function::Call;
 use crate::pg::snapshot::with_statement_snapshot;
 use pgrx::pg_sys::{self, Datum};
 
-/// Define the C function of a verb: as `sql_function!`, with its name for errors.
+/// Define the C function of a verb: like `sql_function!`, with its name for errors.
 #[macro_export]
 macro_rules! verb {
     ($symbol:ident, $info:ident, $name:literal, $body:path) => {
@@ -23,7 +23,7 @@ pub fn enter(
     let extension = extension::current()?;
     match extension.database.copy.wait() {
         false => body(call, extension),
-        // The statement's snapshot is from before they came back.
+        // The statement's snapshot is older than the restore.
         true => with_statement_snapshot(|| body(call, extension)),
     }
 }

@@ -7,11 +7,11 @@ pub struct Indexes {
     state: *mut pg_sys::EState,
 }
 
-/// Which of them shall know of a row.
+/// Which indexes get an entry for a row.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Which {
     All,
-    /// Those that only summarize, as BRIN does (from 16 on): the row is on the page of the one that it replaces.
+    /// Only summarizing ones, such as BRIN (from 16 on): the row is on the page of the one that it replaces.
     #[cfg(not(feature = "pg15"))]
     Summarizing,
 }
@@ -40,7 +40,8 @@ impl Indexes {
         }
     }
 
-    /// Whether nobody has what the unique ones keep unique; waits for who may be about to. Else where the other is.
+    /// Whether the unique indexes have no conflict; waits for transactions that may cause one. Otherwise where the
+    /// conflicting row is.
     ///
     /// # Safety
     /// The slot has a tuple of the table.
@@ -63,7 +64,7 @@ impl Indexes {
         }
     }
 
-    /// Insert a row that nobody knew. False: somebody has its key.
+    /// Insert entries for a new row. False: its key exists.
     ///
     /// # Safety
     /// The slot has a tuple that was stored in the table.
@@ -72,7 +73,7 @@ impl Indexes {
         unsafe { self.insert(slot, Which::All, false) }
     }
 
-    /// Insert a row that replaces another.
+    /// Insert entries for a row that replaces another.
     ///
     /// # Safety
     /// As above.

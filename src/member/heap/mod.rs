@@ -18,22 +18,22 @@ use pgrx::pg_sys::{self, Oid};
 use std::cell::{Cell, OnceCell};
 pub use write::Purpose;
 
-/// Lives no longer than the call, and no longer than the snapshot that was active when it was opened.
+/// Lives no longer than the call and the snapshot that was active when it was opened.
 pub struct Heap {
     table: pg_sys::Relation,
     layout: Layout,
-    /// What is kept open lives here, whatever is current.
+    /// The memory context of everything that is kept open.
     memory: pg_sys::MemoryContext,
-    /// The snapshot and the scan by key, once somebody has looked.
+    /// The snapshot and the scan by key, after the first look-up.
     scan: Cell<Option<(pg_sys::Snapshot, pg_sys::SysScanDesc)>>,
-    /// For tuples in buffers; made when it is wanted.
+    /// For tuples in buffers; created when needed.
     slot: Cell<*mut pg_sys::TupleTableSlot>,
-    /// Open for writing, once a row was written that they must know.
+    /// Opened for writing when a row needs new entries.
     indexes: OnceCell<Indexes>,
 }
 
 impl Heap {
-    /// The table is locked for writing, and has our columns.
+    /// The table must be locked for writing, and must have our columns.
     pub fn open(extension: &Extension) -> Result<Heap> {
         // SAFETY: our own table, which is locked; closed when dropped, or by the abort that an error leads to.
         unsafe {
@@ -49,8 +49,8 @@ impl Heap {
         }
     }
 
-    /// The member's row, as the active snapshot has it. None: it is not known, because another snapshot was active before,
-    /// or no index may be used.
+    /// The member's row in the active snapshot. None: unknown, because another snapshot was active before, or no index
+    /// can be used.
     pub fn find(&self, key: &Key) -> Option<Option<Row>> {
         // SAFETY: a snapshot is active while a function runs. The scan is one by key, of the open table; what it keeps is
         // in memory that lives as long. The tuple is copied, and then nothing on its page is held that pruning minds.
@@ -84,7 +84,7 @@ impl Heap {
                 let mut condition = condition(Column::KeyHash as i16 + 1, key);
                 pg_sys::systable_beginscan(self.table, index, true, snapshot, 1, &mut condition)
             });
-            // Where indexes are ignored it is a scan of the table.
+            // If indexes are ignored it is a sequential scan.
             if (*scan).iscan.is_null() {
                 pg_sys::systable_endscan(scan);
                 return None;

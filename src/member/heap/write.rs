@@ -7,7 +7,7 @@ use crate::member::row::Row;
 use crate::pg::snapshot::is_one_for_all;
 use pgrx::pg_sys;
 
-/// What a row is locked for.
+/// The purpose of a row lock.
 #[derive(Clone, Copy)]
 pub enum Purpose {
     Replace,
@@ -15,8 +15,8 @@ pub enum Purpose {
 }
 
 impl Heap {
-    /// As an UPDATE or DELETE does: wait for who has the row, follow it to its newest version (in a READ COMMITTED
-    /// transaction; in others that is 40001), lock and read that.
+    /// Lock as an UPDATE or DELETE does: wait for other writers, follow the row to its newest version (in READ
+    /// COMMITTED; at other levels that is 40001), lock and read that.
     pub fn lock(&self, found: &Row, purpose: Purpose) -> Result<Option<Row>> {
         let mode = match purpose {
             Purpose::Replace => pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
@@ -69,7 +69,7 @@ impl Heap {
         }
     }
 
-    /// Delete the row, which this transaction has locked for that.
+    /// Delete the row, which this transaction has locked for this purpose.
     pub fn delete(&self, held: &Row) {
         let mut place = held.place();
         // SAFETY: the row was read from this table, which is open and locked for writing. Indexes lose it with VACUUM.
@@ -79,8 +79,8 @@ impl Heap {
         }
     }
 
-    /// Store a new row, unless somebody has its key: then false. Waits for whoever is entering under that key, and where
-    /// both are they find out by the index, in which one is first.
+    /// Store a new row; false if its key exists. Waits for transactions that are entering under that key; of two at
+    /// once the first one in the index wins.
     pub fn insert(&self, row: &mut Row) -> Result<bool> {
         // SAFETY: the row is one of this table, which is open and locked for writing, and so are its indexes. The slot is a
         // copy that lives as long as we use it. What the executor does for ON CONFLICT DO NOTHING, in its order.
@@ -115,7 +115,7 @@ impl Heap {
         }
     }
 
-    /// The tuple as the executor hands it on.
+    /// A slot with the tuple, as the executor has it.
     ///
     /// # Safety
     /// A tuple of this table, which lives as long as the slot; and that is to be dropped.
@@ -143,8 +143,7 @@ impl Heap {
     }
 }
 
-/// Update the heap. Some: indexes must know; None: the new row is on the page of the old, and nothing that they index has
-/// changed.
+/// Update the heap. Some: indexes need new entries; None: it was a HOT update.
 ///
 /// # Safety
 /// `place` is that of a row that this transaction has locked, in a table that is open and locked for writing; `tuple` is

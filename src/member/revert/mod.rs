@@ -18,10 +18,10 @@ pub use rule::{Given, Set};
 /// A hundred years: longer than any member stays.
 const LONGEST: i128 = 36_525 * 86_400_000_000;
 
-/// What a write wants of this: without one it sets nothing.
+/// What a write sets that can revert. Without it nothing is set.
 #[derive(Clone, Debug)]
 pub struct Wish {
-    /// The row was made of the one that there is as of this moment, by the boot clock.
+    /// The row was made from the existing one as of this moment, by the boot clock.
     pub as_of: u64,
     pub set: Set,
     /// For how long, in microseconds. None: for good.
@@ -44,7 +44,7 @@ impl Data {
         Data { status: status.map(<[u8]>::to_vec), state: notes::state_of_json(state) }
     }
 
-    /// Into a row, where it is not what that one has.
+    /// Store into a row what differs from it.
     fn store(&self, row: &mut Row) {
         let now = Data::of(row);
         if now.status != self.status {
@@ -60,17 +60,17 @@ fn of(row: &Row) -> Option<Reverts> {
     row.varlena(Column::Reverts).map(notes::decode)
 }
 
-/// When something of the row is to be undone next, by the boot clock; 0 is never.
+/// When something in the row reverts next, by the boot clock; 0 is never.
 pub fn next(row: &Row) -> u64 {
     of(row).and_then(|reverts| reverts.next()).unwrap_or(0)
 }
 
-/// The same of the column's bytes.
+/// The same from the column's bytes.
 pub fn next_of(reverts: &[u8]) -> u64 {
     notes::decode(reverts).next().unwrap_or(0)
 }
 
-/// The row as it is at a moment, if that is not as it was written.
+/// The row as of a moment, if it differs from the written one.
 pub fn undone(row: &Row, now: u64) -> Option<Row> {
     let mut reverts = of(row)?;
     let mut data = Data::of(row);
@@ -81,13 +81,13 @@ pub fn undone(row: &Row, now: u64) -> Option<Row> {
     Some(undone)
 }
 
-/// The status as it is at a moment.
+/// The status as of a moment.
 pub fn status(written: Option<&[u8]>, reverts: &[u8], now: u64) -> Option<Vec<u8>> {
     let status = notes::decode(reverts).status.filter(|undo| undo.at <= now);
     status.map_or_else(|| written.map(<[u8]>::to_vec), |undo| undo.to)
 }
 
-/// The state as it is at a moment, if that is not as it was written.
+/// The state as of a moment, if it differs from the written one.
 pub fn state(written: &[u8], reverts: &[u8], now: u64) -> Option<Vec<u8>> {
     let mut reverts = notes::decode(reverts);
     reverts.status = None;
@@ -96,8 +96,8 @@ pub fn state(written: &[u8], reverts: &[u8], now: u64) -> Option<Vec<u8>> {
     Some(notes::state_to_json(&data.state))
 }
 
-/// Note in a row that is written in place of `old` what of it will be undone. Returns the last moment that `old` had come
-/// to: then it is another than it was written, whatever it is now.
+/// Record in a row that replaces `old` what will revert. Returns the moment of the last revert in `old`: from then on
+/// it differed from what was written.
 pub fn settle(old: Option<&Row>, row: &mut Row, wish: Option<&Wish>) -> Option<u64> {
     let noted = old.and_then(of);
     if noted.is_none() && wish.is_none_or(|wish| wish.revert_after.is_none()) {
@@ -114,7 +114,7 @@ pub fn settle(old: Option<&Row>, row: &mut Row, wish: Option<&Wish>) -> Option<u
     let (mut before, mut reverts) = (written.clone(), noted.clone().unwrap_or_default());
     let last = reverts.apply(&mut before, wish.as_of);
     let mut after = Data::of(row);
-    // What a statement leaves alone it has from the row as it was written.
+    // Parts that the statement does not set come from the row as written.
     if !wish.set.status && after.status == written.status {
         after.status.clone_from(&before.status);
     }
@@ -130,13 +130,13 @@ pub fn settle(old: Option<&Row>, row: &mut Row, wish: Option<&Wish>) -> Option<u
 }
 
 impl Data {
-    /// Where somebody enters.
+    /// For a member that enters.
     fn of_nobody() -> Data {
         Data { status: None, state: notes::state_of_json(&EMPTY_OBJECT) }
     }
 }
 
-/// The largest state that the row has until all is undone.
+/// The largest state of the row until everything has reverted.
 pub fn largest_state(row: &Row) -> Option<Vec<u8>> {
     let (reverts, data) = (of(row)?, Data::of(row));
     Some(notes::state_to_json(&reverts.largest(&data.state, |state| text_len(&notes::state_to_json(state)))))

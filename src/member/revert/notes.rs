@@ -45,7 +45,7 @@ fn of_pairs(pairs: &[(Vec<u8>, Json)]) -> Json {
     object(pairs.iter().map(|(key, value)| (&key[..], &value[..])))
 }
 
-/// What the column says. Of what is not ours (somebody calls with a value of their own) there is nothing.
+/// The column's contents. Foreign values (passed by a user) are treated as empty.
 pub fn decode(bytes: &[u8]) -> Reverts {
     read(bytes).unwrap_or_default()
 }
@@ -97,7 +97,7 @@ fn integer(bytes: &[u8]) -> Option<i64> {
     }
 }
 
-/// Which run of the server this is.
+/// Identifies this run of the server.
 fn run() -> u64 {
     control().started_version.load(Relaxed)
 }

@@ -23,14 +23,14 @@ pub enum State {
     Other(Json),
 }
 
-/// What of a member can be undone.
+/// The parts of a member that can revert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Data {
     pub status: Option<Vec<u8>>,
     pub state: State,
 }
 
-/// A part of it is this again, at a moment of the boot clock.
+/// A part has this value again from a moment of the boot clock on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Undo<T> {
     pub at: u64,
@@ -39,7 +39,7 @@ pub struct Undo<T> {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parts {
-    /// None: the key was not there.
+    /// None: the key did not exist.
     Keys(BTreeMap<Vec<u8>, Undo<Option<Json>>>),
     Whole(Undo<State>),
 }
@@ -50,14 +50,14 @@ impl Default for Parts {
     }
 }
 
-/// What will be undone of a member.
+/// All pending reverts of a member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reverts {
     pub status: Option<Undo<Option<Vec<u8>>>>,
     pub state: Parts,
 }
 
-/// What a call sets of the state.
+/// Which parts of the state a call sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Given {
     Nothing,
@@ -65,7 +65,7 @@ pub enum Given {
     All,
 }
 
-/// What a call sets, be it to what it is.
+/// Which parts a call sets, even to their current values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
     pub status: bool,
@@ -85,12 +85,12 @@ impl Reverts {
         self.status.iter().map(|undo| undo.at).chain(keys.into_iter().flatten()).chain(whole)
     }
 
-    /// When the next part is due.
+    /// When the next part reverts.
     pub fn next(&self) -> Option<u64> {
         self.moments().min()
     }
 
-    /// Undo what is due by now, and take it off the notes. Returns the moment of what was due last.
+    /// Apply the reverts that are due, and remove them. Returns the moment of the last one.
     pub fn apply(&mut self, data: &mut Data, now: u64) -> Option<u64> {
         let last = self.moments().filter(|at| *at <= now).max()?;
         if let Some(undo) = self.status.take_if(|undo| undo.at <= now) {
@@ -111,7 +111,7 @@ impl Reverts {
         Some(last)
     }
 
-    /// A call has made this of that, for good or until a moment.
+    /// A call has changed `before` to `after`, for good or until a moment.
     pub fn record(&mut self, before: &Data, after: &Data, set: &Set, until: Option<u64>) {
         let status = self.status.take();
         self.status = noted(status, &before.status, &after.status, set.status, until);
@@ -123,7 +123,7 @@ impl Reverts {
                 let mut before = before.state.clone();
                 let note = match parts {
                     Parts::Whole(undo) => Some(undo),
-                    // They end with the object that they are about, as if all were undone.
+                    // They end with the object, as if all had reverted.
                     Parts::Keys(notes) => {
                         before.set_all(notes);
                         None
@@ -136,7 +136,8 @@ impl Reverts {
         };
     }
 
-    /// The state with each part as it is or as it will be, whichever is larger: no state on the way is larger than this.
+    /// The state with each part at its current or later value, whichever is larger: no state in between is larger than
+    /// this.
     pub fn largest(&self, state: &State, size: impl Fn(&State) -> usize) -> State {
         let mut largest = state.clone();
         match (&self.state, &mut largest) {
@@ -158,7 +159,7 @@ impl Reverts {
 }
 
 impl State {
-    /// What somebody's trigger has made no object has no keys to undo.
+    /// If a trigger has replaced the object by another value, there are no keys to revert.
     fn set_all(&mut self, undone: BTreeMap<Vec<u8>, Undo<Option<Json>>>) {
         let State::Object(fields) = self else { return };
         for (key, undo) in undone {
@@ -170,7 +171,7 @@ impl State {
     }
 }
 
-/// The table above, for one part.
+/// The table in the module comment, for one part.
 fn noted<T: Clone + PartialEq>(
     note: Option<Undo<T>>,
     before: &T,

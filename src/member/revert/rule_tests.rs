@@ -20,7 +20,7 @@ fn keys(names: &[&str]) -> Set {
 
 const ALL: Set = Set { status: false, state: Given::All };
 
-/// One member in time: what it is as of the last write, and its notes.
+/// A member over time: its data as of the last write, and its notes.
 struct Member {
     data: Data,
     reverts: Reverts,
@@ -75,7 +75,7 @@ fn a_later_call_for_good_stands_and_touches_nothing_else() {
     member.call(0, object(&[("a", "1"), ("b", "1")]), keys(&["a", "b"]), Some(5));
     member.call(1, object(&[("a", "1"), ("b", "1")]), keys(&["a"]), None);
     assert_eq!(member.at(5), object(&[("a", "1")]));
-    // The whole state, given, is all keys, also those that it does not have.
+    // Setting the whole state sets all keys, including those that it lacks.
     member.call(2, object(&[("a", "1")]), keys(&["b"]), Some(5));
     member.call(3, object(&[("a", "1")]), ALL, None);
     assert!(member.reverts.is_empty());
@@ -94,7 +94,7 @@ fn a_state_that_is_no_object_is_one_unit() {
     let mut member = Member::new(object(&[("a", "1")]));
     member.call(0, other("42"), ALL, Some(5));
     assert_eq!((member.at(4), member.at(5)), (other("42"), object(&[("a", "1")])));
-    // To an object, and changed in part: still what was noted is the whole.
+    // To an object that is then changed in part: the note is still about the whole.
     let mut member = Member::new(other("42"));
     member.call(0, object(&[("a", "1")]), ALL, Some(5));
     member.call(1, object(&[("a", "1"), ("b", "1")]), keys(&["b"]), Some(5));
@@ -129,7 +129,7 @@ fn no_state_on_the_way_is_larger_than_the_largest() {
     assert_eq!(member.reverts.largest(&member.data.state, size), object(&[("a", "111"), ("b", "1")]).state);
 }
 
-/// What a call does, for the naive model: a key or the status, to a value or none, for good or for a time.
+/// A call in the naive model: sets a key or the status, to a value or none, for good or for a time.
 #[derive(Clone, Debug)]
 struct Call {
     wait: u64,
@@ -144,7 +144,7 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
     prop::collection::vec(call, 1..20)
 }
 
-/// Of each part the value, and what it goes back to, and when.
+/// For each part its value, and the value to which it reverts, and when.
 type Ticking = [(Option<u8>, Option<(Option<u8>, u64)>); 4];
 
 const PARTS: [&str; 3] = ["a", "b", "c"];
@@ -157,7 +157,7 @@ fn data(parts: &[Option<u8>; 4]) -> Data {
 }
 
 proptest! {
-    /// Against a model that ticks: each part has a value, and perhaps one to go back to and a moment.
+    /// Compared with a step-by-step model: each part has a value, and perhaps a moment and a value to revert to.
     #[test]
     fn each_moment_is_as_a_ticking_model_has_it(calls in calls()) {
         let mut member = Member::new(data(&[None; 4]));
