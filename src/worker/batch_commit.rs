@@ -7,23 +7,23 @@ use pgrx::{pg_guard, pg_sys};
 use std::cell::RefCell;
 use std::sync::atomic::Ordering::*;
 
-/// What the COMMIT callback does with a published batch.
+/// The state changes that the COMMIT callback makes for a published batch.
 pub struct Committed {
     pub database: &'static Database,
     pub positions: Vec<u64>,
     pub seq: u64,
     pub events: u64,
     pub notifications: u64,
-    /// The losses that its `resync` tells of.
+    /// The losses that its `resync` announces.
     pub resync: Option<u64>,
-    /// Events that could not be published, ever.
+    /// Number of events that could not be published.
     pub dropped: u64,
-    /// Channels that have new names from the commit on, and by which old one that is told.
+    /// Channels that get new names with the commit, each with the old name on which that is announced.
     pub renewals: Vec<(String, Renewal)>,
 }
 
 impl Committed {
-    /// Do it if the transaction commits.
+    /// Apply this if the transaction commits.
     pub fn await_commit(self) {
         BATCH_TO_COMMIT.set(Some(self));
     }
@@ -33,7 +33,7 @@ thread_local! {
     static BATCH_TO_COMMIT: RefCell<Option<Committed>> = const { RefCell::new(None) };
 }
 
-/// Once for each worker.
+/// Called once in each worker.
 pub fn register_callback() {
     // SAFETY: the callback has the right signature and lives as long as the library.
     unsafe { pg_sys::RegisterXactCallback(Some(at_transaction_end), std::ptr::null_mut()) };
@@ -60,7 +60,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
     counters.notifications.fetch_add(batch.notifications, Relaxed);
     if batch.dropped > 0 {
         batch.database.drop_events(batch.dropped);
-        // Somebody's leave, perhaps.
+        // They may have been leaves.
         batch.database.names.want_all();
     }
     if let Some(losses) = batch.resync {
@@ -72,7 +72,7 @@ unsafe extern "C-unwind" fn at_transaction_end(
         batch.database.names.renew(renewal);
     }
     batch.database.seq.fetch_max(batch.seq, AcqRel);
-    // Who waits for the tail finds the rest done.
+    // Last: whoever waits for the tail must find the rest done.
     ring.advance();
     shared::wake(&batch.database.sink.process);
 }

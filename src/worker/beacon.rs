@@ -15,20 +15,20 @@ use crate::shared::subscriber_counts::FIXED;
 use crate::{clock, settings};
 use std::sync::atomic::Ordering::*;
 
-/// After new names `relisten` is said again, for a LISTEN that was just committing.
+/// `relisten` is repeated this long after a renewal of names, for a LISTEN that was just committing.
 const REPEAT: u64 = 5_000_000;
-/// And after a crash with each beacon for so long, while clients come back.
+/// After a crash it is repeated with each beacon for this long, while clients reconnect.
 const RECONNECTING: u64 = 120_000_000;
 
 #[derive(Default)]
 pub struct Beacon {
-    /// When it was lit last, by the boot clock.
+    /// Time of the last beacon, by the boot clock.
     last: u64,
     repeat: Option<u64>,
 }
 
 impl Beacon {
-    /// Say what is due, if somebody listens.
+    /// Send what is due, if somebody listens.
     pub fn turn(&mut self, extension: &Extension) -> Result<(), Failure> {
         let database = extension.database;
         if !database.held.holds(FIXED) {

@@ -13,49 +13,50 @@ use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::Ordering::*;
 
-/// Such a part of the ring is much: for the worker, and for one owner. It says little of the work that it makes.
+/// More than one of so many parts of the ring is much: in total, and for one owner. (Small, because the size of records
+/// says little about the work that they cause.)
 const MUCH: u64 = 8;
 const MUCH_OF_ONE: u64 = 128;
-/// Whose updates are compared.
+/// At most this many members' updates are compared.
 const MOST_MEMBERS: usize = 20_000;
 
-/// A record that may be published, and where it lies in the ring, with those that were conflated into it.
+/// A record that may be published, and its places in the ring, with those that were conflated into it.
 pub struct Ready {
     pub record: Record,
     pub positions: Vec<u64>,
-    /// The owner has much in the ring.
+    /// Its owner has much in the ring.
     pub is_flooded: bool,
 }
 
-/// The next ones, oldest version first.
+/// The next records, oldest version first.
 pub struct Batch {
     pub ready: Vec<Ready>,
     /// There are more.
     pub more: bool,
-    /// The leaves among those, and among those that wait.
+    /// The places of the leaves that are left for later.
     pub leaves: Vec<Place>,
-    /// Where the first of those lies; the largest number if there are none.
+    /// The place of the first record left for later; the largest number if there is none.
     pub left_from: u64,
 }
 
-/// The ring, as far as a snapshot says that its transactions are over.
+/// The part of the ring whose transactions have ended by a snapshot.
 pub struct Window {
     ring: Ring,
     head: u64,
     relation: u32,
     snapshot: pg_sys::Snapshot,
-    /// Whether there are records of transactions that are not over yet, by the snapshot.
+    /// Whether there are records of transactions that have not ended by the snapshot.
     is_open: Cell<bool>,
 }
 
-/// 0 is the mark of a record that no transaction stands behind: from before the start, or a wish to rotate.
+/// 0 marks a record without a transaction: from before the start, or a request to rotate.
 fn is_over(xid: u32, snapshot: pg_sys::Snapshot) -> bool {
     // SAFETY: the active snapshot of this transaction.
     xid == 0 || !unsafe { pg_sys::XidInMVCCSnapshot(pg_sys::TransactionId::from(xid), snapshot) }
 }
 
 impl Window {
-    /// For the current snapshot, until the transaction ends. None: the commit gap is occupied.
+    /// For the current snapshot, until the transaction ends. None: a transaction is in the commit gap.
     pub fn open(extension: &Extension) -> Result<Option<Window>> {
         // SAFETY: `transaction` has pushed a snapshot.
         let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
@@ -65,7 +66,7 @@ impl Window {
             xid != 0 && here && is_over(xid, snapshot)
         };
         for process in processes() {
-            // The gap is some microseconds of copying memory, unless that backend has no processor.
+            // The gap takes microseconds of copying memory, unless that backend does not get the processor.
             let mut turns = 0;
             while in_gap(process) {
                 if turns == 200 {
@@ -81,16 +82,16 @@ impl Window {
         Ok(Some(Window { ring, head, relation, snapshot, is_open: Cell::new(false) }))
     }
 
-    /// After `take`: up to here there is nothing else. (The largest number if there is.)
+    /// After `take`: there is nothing else up to here. (The largest number if there is.)
     pub fn looked(&self) -> u64 {
         if self.is_open.get() { u64::MAX } else { self.head }
     }
 
-    /// The records that may be published, in the order in which they lie.
+    /// The records that may be published, in the order of the ring.
     fn heads(&self) -> impl Iterator<Item = (Head, Place)> + '_ {
         self.ring.places(self.ring.tail.load(Acquire), self.head).filter_map(|place| {
             let (bytes, length) = self.ring.begin::<{ Head::BYTES }>(place);
-            // The table is locked: what is of another one is of an extension that was dropped.
+            // The table is locked, so records of another table belong to an extension that was dropped.
             match Head::decode(&bytes[..length]).filter(|head| head.relation == self.relation) {
                 Some(head) if is_over(head.xid, self.snapshot) => Some((head, place)),
                 Some(_) => {
@@ -105,12 +106,12 @@ impl Window {
         })
     }
 
-    /// One of them.
+    /// Read one of them.
     pub fn record(&self, place: Place) -> Option<Record> {
         Record::decode(&self.ring.get(place))
     }
 
-    /// Every record that may be published, in the order in which they lie.
+    /// Every record that may be published, in the order of the ring.
     pub fn each(&self, mut body: impl FnMut(&Record)) {
         for (_, place) in self.heads() {
             if let Some(record) = Record::decode(&self.ring.get(place)) {
@@ -119,7 +120,7 @@ impl Window {
         }
     }
 
-    /// Of the updates of a member in a row only the newest is told: the others need not be read, when there are many.
+    /// If there is much in the ring, drop all but the newest of a member's consecutive updates without reading them.
     pub fn thin_out(&self) {
         if self.ring.used() < self.ring.size() / MUCH {
             return;
@@ -140,20 +141,21 @@ impl Window {
         self.ring.advance();
     }
 
-    /// Whose owner has much in the ring lets others go first, every other time, and takes less of what all must read.
+    /// Whether the owner has much in the ring. Such owners yield to others every other time, and take less of what all
+    /// listeners must read.
     fn is_flooded(&self, place: Place) -> bool {
         self.ring.beside(place) > self.ring.size() / MUCH_OF_ONE
     }
 
-    /// The oldest of them, as many as are wanted, and one at least; `skip` says which members' wait. `others_first`: those
-    /// whose owners have much in the ring come last; each member's are in order all the same.
+    /// The oldest records, as many as requested, and at least one; `skip` selects members whose records wait. With
+    /// `others_first` records of owners with much in the ring come last; each member's stay in order.
     pub fn take(&self, most: usize, bytes: usize, others_first: bool, skip: impl Fn(u128) -> bool) -> Batch {
         let (mut leaves, mut left_from) = (Vec::new(), u64::MAX);
         let mut leave_out = |place: Place, is_leave: bool| {
             leaves.extend(is_leave.then_some(place));
             left_from = left_from.min(place.position);
         };
-        // The newest version on top, to make way for an older one.
+        // The newest version is on top, to be replaced by an older one.
         let mut oldest = BinaryHeap::new();
         let mut last = Members::default();
         let mut more = false;
@@ -162,7 +164,7 @@ impl Window {
                 leave_out(place, head.is_leave);
                 continue;
             }
-            // What comes after something that comes last does, too, whosever the member is by then.
+            // Records after one that comes last come last, too, even if the member has another owner by then.
             let is_last = others_first && (self.is_flooded(place) || last.has(head.hash));
             if is_last {
                 last.add(head.hash);
@@ -199,7 +201,7 @@ impl Window {
     }
 }
 
-/// Members, in little memory: it may seem to have one that was not added, though hardly ever (a Bloom filter).
+/// A set of members in little memory, with rare false positives (a Bloom filter).
 #[derive(Default)]
 struct Members(Vec<u64>);
 

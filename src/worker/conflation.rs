@@ -5,7 +5,7 @@ use super::commit_gap::Ready;
 use crate::event::record::Kind;
 use std::collections::HashMap;
 
-/// Of several updates of a member in a row only the newest goes out, with the oldest audience that has not heard.
+/// Of a member's consecutive updates only the newest is kept, with the oldest audience that was not told yet.
 pub fn conflate(records: Vec<Ready>) -> Vec<Ready> {
     let mut kept: Vec<Option<Ready>> = Vec::with_capacity(records.len());
     let mut last: HashMap<u128, usize> = HashMap::new();

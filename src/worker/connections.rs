@@ -18,17 +18,17 @@ use crate::pg::memory::Scratch;
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 
-/// Of members that were published, by room, member_id and audience, and by room and user: those that were asked for.
+/// Counts of published members, by room, member_id and audience, and by room and user, for those that were asked for.
 #[derive(Default)]
 pub struct Connections {
     hasher: RandomState,
     counts: Remembered,
-    /// Of users in rooms, as of this batch: how many of these are over, and have no leave yet, because somebody has the row
-    /// locked or it cannot be deleted. They do not make a user present.
+    /// For users in rooms, as of this batch: how many of their members have expired and have no leave yet, because the
+    /// row is locked or cannot be deleted. Those do not make a user present.
     over: HashMap<u64, u32>,
 }
 
-/// What an event changes: so many members like this more.
+/// The changes of counts by an event.
 pub fn effects<'r>(record: &'r Record, mut body: impl FnMut(&'r Image, i32)) {
     match (record.kind, &record.old) {
         (Kind::Enter, _) => body(&record.image, 1),
@@ -41,24 +41,24 @@ pub fn effects<'r>(record: &'r Record, mut body: impl FnMut(&'r Image, i32)) {
     }
 }
 
-/// What one event counts.
+/// The counts that go with one event.
 pub struct Counted {
     pub connections: u32,
-    /// Of the audience that lost sight, after they did.
+    /// Of the old audience, after it lost sight.
     pub hidden: u32,
     /// The user's members in the room, whatever their member_id.
     pub of_user: u32,
-    /// The same for the owner before, if that was another.
+    /// The same for the previous owner, if there was another.
     pub of_old_user: u32,
-    /// Of these members of the user, and of the owner before, those that are not over.
+    /// How many of the members of the user, and of the previous owner, are alive.
     pub alive: u32,
     pub alive_of_old: u32,
 }
 
 impl Connections {
-    /// Make sure that all is known that these records count. In the transaction of the window's snapshot.
+    /// Load all counts that these records need. In the transaction of the window's snapshot.
     pub fn learn(&mut self, extension: &Extension, records: &[Ready], window: &Window) -> Result<()> {
-        // A group and a user, of those who have it and of those who had it.
+        // A group and a user, before and after.
         self.counts.make_room(memory::for_counts(), records.len() * 4);
         let (mut member_ids, mut users) = (BTreeSet::new(), BTreeSet::new());
         let mut unknown: HashMap<u64, i64> = HashMap::new();
@@ -73,7 +73,7 @@ impl Connections {
                     unknown.insert(group, 0);
                     member_ids.insert((field(Field::Room), field(Field::MemberId)));
                 }
-                // An update tells nothing of the user, unless the member is another's now.
+                // An update does not concern the user's count, unless the owner changes.
                 let tells_of_user = record.kind != Kind::Update || record.old.is_some();
                 if tells_of_user && !self.counts.touch(user) {
                     unknown.insert(user, 0);
@@ -96,8 +96,8 @@ impl Connections {
         if unknown.is_empty() {
             return Ok(());
         }
-        // What the table has of these, by the current snapshot. By index, and not left to a planner: what a table of
-        // this kind was like when it was analyzed says nothing. In the order of the index: neighbours share pages.
+        // Counts in the table by the current snapshot. The index is forced: old statistics of such a table are useless
+        // to the planner. In the order of the index, because neighbours share pages.
         let mut add = |key| {
             if let Some(count) = unknown.get_mut(&key) {
                 *count += 1;
@@ -143,7 +143,7 @@ impl Connections {
         Ok(())
     }
 
-    /// Of users with several members in a room that one of these is about.
+    /// For users with several members in a room, where these records concern one of them.
     fn look_who_is_over(&mut self, extension: &Extension, records: &[Ready]) -> Result<()> {
         self.over = HashMap::new();
         let mut several = HashMap::new();
@@ -176,7 +176,7 @@ impl Connections {
         Ok(())
     }
 
-    /// Count an event and say what to tell.
+    /// Count an event, and return the resulting counts.
     pub fn count(&mut self, record: &Record) -> Counted {
         self.apply(record, 1);
         let get = |key| self.counts.get(key).unwrap_or(0);
@@ -190,7 +190,7 @@ impl Connections {
         Counted { connections, hidden, of_user, of_old_user, alive, alive_of_old }
     }
 
-    /// The reverse of `count`.
+    /// Undo `count`.
     pub fn take_back(&mut self, record: &Record) {
         self.apply(record, -1);
     }
@@ -204,7 +204,7 @@ impl Connections {
         }
     }
 
-    /// What an event changes.
+    /// The changes of counts by an event, by key.
     fn effects(&self, record: &Record, mut add: impl FnMut(u64, i32)) {
         effects(record, |image, change| {
             let (group, user) = self.keys_of(image);

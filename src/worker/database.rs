@@ -32,7 +32,7 @@ use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
 thread_local! {
-    /// It goes of its own accord, and has left a state that says why.
+    /// This process exits on purpose, and has left a state that says why.
     static DEPARTING: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -75,7 +75,7 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     Worker::new(extension).run();
 }
 
-/// An old version of the SQL is served, but not all of the library is to be had.
+/// An old version of the SQL works, but without the newer features.
 fn compare_versions(sql: &str) {
     let library = extension::LIBRARY_VERSION;
     if sql != library {
@@ -86,7 +86,7 @@ fn compare_versions(sql: &str) {
     }
 }
 
-/// Somebody had locked what we looked at, most likely: that is no reason to wait as long as for a start that is not heard of.
+/// Most likely something was locked: retry sooner than after a start without any answer.
 fn start_again_soon(oid: pg_sys::Oid) {
     if let Some(database) = Database::find(oid).filter(|database| database.worker.pid.load(Acquire) == 0) {
         database.worker.set_state(WorkerState::None);
@@ -105,7 +105,7 @@ fn take_place(database: &'static Database) -> bool {
         pid: &database.worker.pid,
         process: &database.worker.process,
         leaving: |database| {
-            // Unless it said why it goes.
+            // Unless it has left a state that says why it exits.
             if !DEPARTING.get() {
                 database.worker.set_state(WorkerState::None);
             }
@@ -121,7 +121,7 @@ fn take_place(database: &'static Database) -> bool {
     true
 }
 
-/// Things apart from each other: what goes wrong with one does not hold up the others.
+/// Independent tasks: a failure of one does not hold up the others.
 struct Worker {
     extension: Extension,
     publishing: Publishing,
@@ -160,7 +160,7 @@ impl Worker {
                 && self.pushing.turn(&self.extension, &mut self.publishing.publisher)
                 && self.requests.turn(&self.extension, &mut self.publishing.publisher)
                 && self.sweeping.turn(&self.extension, &mut self.publishing);
-            // The extension was dropped, or is being dropped: look what there is now.
+            // The extension was dropped, or is being dropped: check.
             is_stale = !is_ours;
             if self.wait() {
                 if process::is_server_stopping() {
@@ -171,7 +171,7 @@ impl Worker {
         }
     }
 
-    /// Whether this process is to stop.
+    /// Wait. Returns whether this process must stop.
     fn wait(&self) -> bool {
         let publication = self.publishing.next(&self.extension);
         let next = publication
@@ -182,7 +182,7 @@ impl Worker {
             .min(self.peers.next(self.extension.database))
             .min(self.maintenance.next());
         let sleep = next.saturating_sub(clock::boot());
-        // Between two publications commits need not wake us: the clock will.
+        // Between two publications commits need not wake us: the timeout will.
         let deaf = sleep > 0 && self.publishing.publisher.has_events(&self.extension);
         process::rest(Duration::from_micros(sleep.min(if deaf { 20_000 } else { 1_000_000 })), deaf)
     }

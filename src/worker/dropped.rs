@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Release;
 
-/// Free the leases of this database whose table is gone. What cannot be done now is done the next time.
+/// Free the leases of this database whose table was dropped. What cannot be done now is done next time.
 pub fn free_leases(database: &Database) {
     let index = database.index() as u32;
     let tables = RefCell::new(HashSet::new());

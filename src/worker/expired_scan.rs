@@ -10,21 +10,21 @@ use crate::member::session;
 use crate::shared::leases::leases;
 use std::collections::HashSet;
 
-/// Slots of one partition looked at in one round, at most.
+/// At most this many slots of a partition are looked at in one round.
 const MOST: usize = 50_000;
 
-/// A walk through everything that may be due: first the leases, a partition at a time, then the rows, if some have none. A
-/// portion at a time, so that it takes little memory however much is due.
+/// A scan of everything that may be due: first the leases, by partition, then the rows, if some have no slot. In
+/// portions, so that it takes little memory however much is due.
 pub struct ExpiredScan {
     now: u64,
     partition: usize,
-    /// Through the rows, if that is wanted.
+    /// The scan of the rows, if needed.
     pub rows: Option<RowScan>,
-    /// Those that are there, if any has ended.
+    /// The live sessions, if any has ended.
     live_sessions: Option<HashSet<u64>>,
-    /// Members of sessions that are over were found: look again whether all are gone.
+    /// Members of ended sessions were found: look again whether all are gone.
     pub sessions_left: bool,
-    /// How late the oldest of them is, in microseconds.
+    /// The delay of the oldest of them, in microseconds.
     pub lateness: u64,
 }
 
@@ -32,16 +32,16 @@ pub struct ExpiredScan {
 #[derive(Default)]
 pub struct Due {
     pub keys: Vec<u128>,
-    /// The slots among them, to free where no row is left.
+    /// Their slots, to be freed if there is no row.
     pub slots: Vec<(Key, Lease)>,
-    /// Members who are here, and of which something has reverted.
+    /// Live members with something to revert.
     pub reverting: Vec<u128>,
-    /// Members who are here, and have no slot.
+    /// Live members without a slot.
     pub slotless: Vec<u128>,
 }
 
 impl ExpiredScan {
-    /// `sessions`: also for members of sessions that are over; `rows`: also for those without a slot.
+    /// `sessions`: include members of ended sessions; `rows`: include those without a slot.
     pub fn start(extension: &Extension, sessions: bool, rows: bool) -> ExpiredScan {
         ExpiredScan {
             now: clock::boot(),
@@ -53,7 +53,7 @@ impl ExpiredScan {
         }
     }
 
-    /// The next portion, without those to be skipped; None at the end.
+    /// The next portion, without those to skip; None at the end.
     pub fn next(&mut self, extension: &Extension, skip: impl Fn(u128) -> bool) -> Result<Option<Due>> {
         let relation = u32::from(extension.member);
         let mut due = Due::default();
@@ -75,7 +75,7 @@ impl ExpiredScan {
                     && lease.deadline != TOMBSTONE
                     && !live.contains(&lease.session)
             });
-            // Some may be locked, by a change that is about to commit or fail: look again until none is left.
+            // Some may be locked by a change that is about to commit or fail: look again until none is left.
             self.sessions_left |= !over.is_empty();
             due.slots.extend(over.into_iter().take(MOST));
         }
@@ -100,7 +100,7 @@ impl ExpiredScan {
 }
 
 impl Due {
-    /// In parts that one transaction deletes.
+    /// In batches for one transaction each.
     pub fn batches(keys: &[u128]) -> impl Iterator<Item = &[u128]> {
         keys.chunks(BATCH)
     }
@@ -110,5 +110,5 @@ impl Due {
     }
 }
 
-/// Rows looked at in one transaction, at most.
+/// At most this many rows are looked at in one transaction.
 pub const BATCH: usize = 1_000;

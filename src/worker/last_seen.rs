@@ -22,12 +22,12 @@ use pgrx::pg_sys::{self, Datum};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::*;
 
-/// A batch is written when it is this large or this old.
+/// A batch is written when it has this size or age.
 const BATCH: usize = 1_000;
 const AGE: u64 = 2_000_000;
-/// What an entry takes besides its texts.
+/// Memory of an entry in addition to its texts.
 const ENTRY: usize = 200;
-/// How often what is too old is thrown away.
+/// How often old rows are deleted.
 const CLEAN: u64 = 600_000_000;
 
 struct Seen {
@@ -45,14 +45,14 @@ impl Seen {
 
 pub struct LastSeen {
     noted: BTreeMap<Vec<u8>, Seen>,
-    /// What that takes. More than it may is not remembered: a flood of strangers must not eat the memory.
+    /// The memory in use. Entries beyond the limit are not kept, so that a flood of unknown users cannot exhaust it.
     size: usize,
-    /// Whom the last batch ended with: the next one goes on from there.
+    /// The last user of the previous batch: the next one starts after it.
     reached: Vec<u8>,
     forgotten: BTreeSet<Vec<u8>>,
     written: u64,
     cleaned: u64,
-    /// On which page of the table the round through those who stay goes on.
+    /// The page of the table where the round through users who stay continues.
     round: u32,
     forgetting: Step,
     looking: Step,
@@ -150,14 +150,14 @@ impl LastSeen {
         }
     }
 
-    /// There is nothing more to write of this user.
+    /// Nothing more must be written about this user.
     fn forget(&mut self, user_id: &[u8]) {
         if let Some(seen) = self.noted.remove(user_id) {
             self.size -= seen.size(user_id);
         }
     }
 
-    /// Once a second.
+    /// Called once a second.
     pub fn write(&mut self, extension: &Extension) {
         let database = extension.database;
         if self.forgetting.may_start() && !self.forgotten.is_empty() {
@@ -233,7 +233,7 @@ impl LastSeen {
         later
     }
 
-    /// In the order in which everybody would lock the rows, from where the last batch ended.
+    /// In lock order, starting after the previous batch.
     fn next_batch(&self) -> Vec<Vec<u8>> {
         let after = self.noted.range::<Vec<u8>, _>((Excluded(&self.reached), Unbounded));
         let mut batch: Vec<Vec<u8>> = after.take(BATCH).map(|(user_id, _)| user_id.clone()).collect();
@@ -243,7 +243,7 @@ impl LastSeen {
         batch
     }
 
-    /// `presence.forget`: also what was written between its own DELETE and the last events of the user.
+    /// `presence.forget`: also deletes what was written between its own DELETE and the user's last events.
     fn forget_written(&mut self, extension: &Extension) -> Result<(), Failure> {
         let forgotten: Vec<Vec<u8>> = self.forgotten.iter().cloned().collect();
         let (mut done, mut later) = (Vec::new(), Ok(()));
@@ -269,7 +269,7 @@ impl LastSeen {
         later
     }
 
-    /// The next users of the round whose last line is ten minutes old. One round takes as long.
+    /// The next users of the round whose row is ten minutes old. A round takes as long.
     fn note_stale(&mut self, extension: &Extension) -> Result<(), Failure> {
         const TEN_MINUTES: i64 = 600_000_000;
         let mut found = Vec::new();

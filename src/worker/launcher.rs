@@ -30,13 +30,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
-/// How long a start may take before it is tried again.
+/// How long a worker may take to start before that is tried again.
 const START_TIME: u64 = 10_000_000;
 const PAUSE: u64 = 1_000_000;
-/// Between two flushes of the WAL.
+/// Interval between flushes of the WAL.
 const FLUSH_PAUSE: Duration = Duration::from_millis(10);
 
-/// From _PG_init, while the postmaster preloads.
+/// Called from _PG_init in the postmaster.
 pub fn register() {
     let mut worker = background_worker("presence_ext launcher", "presence_launcher", pg_sys::Datum::from(0));
     worker.bgw_restart_time = 1;
@@ -104,11 +104,11 @@ unsafe extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
 
 #[derive(Default)]
 struct Launcher {
-    /// Databases that were looked into once.
+    /// Databases that were checked once.
     probed: HashSet<u32>,
-    /// When a worker was last started there.
+    /// When a worker was last started, by database.
     started: HashMap<u32, u64>,
-    /// No worker slot was free: said once.
+    /// A missing worker slot is logged once.
     complained: bool,
 }
 
@@ -154,7 +154,7 @@ impl Launcher {
         // SAFETY: this process's own pid; it wants to hear when the worker ends.
         worker.bgw_notify_pid = unsafe { pg_sys::MyProcPid };
         let mut handle = std::ptr::null_mut();
-        // Before there is a worker that could say otherwise.
+        // Before a worker runs that could change it.
         let database = Database::find(pg_sys::Oid::from(oid));
         let before = database.map(|database| database.worker.begin_start());
         // SAFETY: a complete description; the handle is palloc'd and of no further use.
@@ -182,7 +182,7 @@ impl Launcher {
         }
     }
 
-    /// A database that is gone gives its place back.
+    /// Free the place of a dropped database.
     fn release_dropped(&mut self, existing: &[u32]) {
         for database in databases() {
             let oid = database.oid.load(Acquire);
@@ -196,7 +196,7 @@ impl Launcher {
     }
 }
 
-/// The databases that one can connect to and that are no templates. None: not now.
+/// Databases that accept connections and are not templates. None: unknown now.
 fn connectable_databases() -> Option<Vec<u32>> {
     process::transaction(c"looking for databases", || {
         let mut found = Vec::new();
@@ -223,7 +223,7 @@ fn connectable_databases() -> Option<Vec<u32>> {
     .ok()
 }
 
-/// Whether the database is there at all: one that refuses connections keeps its place.
+/// Whether the database exists: one that refuses connections keeps its place.
 fn exists(oid: u32) -> bool {
     process::transaction(c"looking for a database", || {
         // SAFETY: a look-up in a shared catalog.

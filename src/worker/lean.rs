@@ -8,8 +8,8 @@ use crate::member::column::Column;
 use crate::member::scan;
 use pgrx::pg_sys;
 
-/// A lean record of a member who is here gets its state and metadata from the row. If somebody else may see the row now, or
-/// the member left, there is another event that says so: until then it is truncated.
+/// A lean record of a live member gets its state and metadata from the row. If the row is now visible to others, or the
+/// member has left, another event follows that says so, and this one is published as truncated.
 pub fn complete(extension: &Extension, record: &mut Record) -> Result<()> {
     if !matches!(record.kind, Kind::Enter | Kind::Update) || !record.image.is_lean() {
         return Ok(());

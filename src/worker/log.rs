@@ -15,10 +15,10 @@ use std::sync::atomic::Ordering::*;
 
 pub const PARTS: usize = 3;
 
-/// What `changes` needs, even where history is kept for a shorter time.
+/// The retention that `changes` needs, even if history is kept for a shorter time.
 const SHORTEST: u64 = 5 * 60 * 1_000_000;
 
-/// The columns of a part, in the order of sql/tables.sql: their types.
+/// The types of a part's columns, in the order of sql/tables.sql.
 const TYPES: [pg_sys::Oid; COLUMNS] = [
     pg_sys::INT8OID,
     pg_sys::INT8OID,
@@ -38,10 +38,10 @@ const TYPES: [pg_sys::Oid; COLUMNS] = [
     pg_sys::TEXTOID,
 ];
 
-/// The last one, which is not there before 0.3.0, and NULL where the server has no name.
+/// The last column, which is missing before 0.3.0, and NULL if the server has no name.
 const NODE: &CStr = c"node";
 
-/// Those that are NOT NULL.
+/// The NOT NULL columns.
 const NEVER_NULL: [usize; 2] = [0, 2];
 
 macro_rules! insert {
@@ -71,7 +71,7 @@ macro_rules! insert {
 static INSERT: [Statement; PARTS] =
     [insert!("_event_0", "", ""), insert!("_event_1", "", ""), insert!("_event_2", "", "")];
 
-/// Of a server that has a name.
+/// For a server with a name.
 static INSERT_NAMED: [Statement; PARTS] = [
     insert!("_event_0", ", node", ", $16"),
     insert!("_event_1", ", node", ", $16"),
@@ -92,8 +92,8 @@ const NEWEST: [&CStr; PARTS] = [
 const NEWEST_VERSION: &CStr = c"select greatest((select pg_catalog.max(version) from presence.member),
                                                 (select pg_catalog.max(version) from presence.room))";
 
-/// Go on after what is there already: a copy of a database (CREATE DATABASE ... TEMPLATE), or what pg_upgrade brought,
-/// has a log, members and rooms that this server's memory knows nothing of.
+/// Continue above existing numbers: a copy of a database (CREATE DATABASE ... TEMPLATE), or one from pg_upgrade, has a
+/// log, members and rooms that this server's memory knows nothing of.
 pub fn continue_numbers(extension: &Extension) -> Result<()> {
     let connection = Connection::open()?;
     let number = |sql| -> Result<u64> {
@@ -112,7 +112,7 @@ static FORGET: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-/// Erase the lines of a user. How many they were.
+/// Delete the lines of a user. Returns how many there were.
 pub fn forget(extension: &Extension, connection: &Connection, user_id: &[u8]) -> Result<usize> {
     let erased = connection.run(&FORGET, &[Some(varlena(user_id))], true)?;
     if let Some(newest) = erased.get(0, 1) {
@@ -121,8 +121,8 @@ pub fn forget(extension: &Extension, connection: &Connection, user_id: &[u8]) ->
     Ok(erased.get(0, 0).map_or(0, |count| count.value()))
 }
 
-/// The log is going to miss lines up to this seq: whoever has read less is told to list. Before the commit, so that nobody
-/// reads on without them who was not told.
+/// Lines up to this seq will be missing from the log: whoever has read less is told to list. Set before the commit, so
+/// that nobody reads on without being told.
 fn miss(extension: &Extension, seq: u64) {
     extension.database.log_floor.fetch_max(seq, AcqRel);
 }
@@ -135,12 +135,12 @@ pub struct Log {
     part: usize,
     /// Boot clock.
     since: u64,
-    /// The current part has no row yet, so it need not be left.
+    /// The current part has no rows yet, so it need not be rotated.
     pub is_fresh: bool,
 }
 
 impl Log {
-    /// Go on in the part with the newest row.
+    /// Continue in the part with the newest row.
     pub fn open() -> Result<Log> {
         let connection = Connection::open()?;
         let mut newest = (0, 0);
@@ -152,11 +152,11 @@ impl Log {
         Ok(Log { part: newest.1, since: clock::boot(), is_fresh: newest.0 == 0 })
     }
 
-    /// The current part, open for a batch of rows.
+    /// Open the current part for a batch of rows.
     pub fn page(&self, connection: &Connection) -> Result<Page> {
         let open = OpenPartition::of(NAMES[self.part]);
         if open.is_none() {
-            // What others have added speaks up with the row that it is about, and as us no later.
+            // Constraints that others have added must fail with the row that causes it, and before our commit.
             connection.run_text(c"set constraints all immediate", true)?;
         }
         Ok(Page { part: self.part, open })
@@ -167,8 +167,8 @@ impl Log {
         !self.is_fresh && clock::boot() > self.since + retention / 2
     }
 
-    /// Empty the next part and go on there. In a transaction of its own.
-    /// None: somebody reads that part just now; until they have done, the current one grows.
+    /// Empty the next part and continue there, in a separate transaction. None: somebody is reading that part; until
+    /// they have finished, the current one grows.
     pub fn rotate(&self, extension: &Extension) -> Result<Option<Log>> {
         let next = (self.part + 1) % PARTS;
         let Some(part) = extension::internal_relation(NAMES[next]) else { return Ok(None) };
@@ -185,7 +185,7 @@ impl Log {
     }
 }
 
-/// Where a batch of rows is written.
+/// The target of a batch of rows.
 pub struct Page {
     part: usize,
     open: Option<OpenPartition>,
@@ -206,16 +206,16 @@ impl Page {
     }
 }
 
-/// A part with its indexes, written past the executor: its set-up for each row costs as much as the row. Closed when
-/// dropped; while an ERROR unwinds, by the abort.
+/// A part with its indexes, written without the executor, whose set-up for each row costs as much as the row. Closed on
+/// drop, or by the abort while an ERROR unwinds.
 struct OpenPartition {
     table: pg_sys::Relation,
     indexes: pg_sys::CatalogIndexState,
 }
 
 impl OpenPartition {
-    /// None if there is more to a row than heap and columns: somebody has added a column, a trigger, a rule, a check,
-    /// or an index on an expression. Then SQL knows what to do.
+    /// None if a row needs more than heap and columns: an added column, a trigger, a rule, a check, or an index on an
+    /// expression. Then SQL is used.
     fn of(name: &CStr) -> Option<OpenPartition> {
         let oid = extension::internal_relation(name)?;
         // SAFETY: a table of ours, opened here and closed by `drop`; the arrays are as long as they say.
@@ -255,7 +255,7 @@ impl OpenPartition {
     }
 }
 
-/// Whether a part has our columns as we know them, and none of others.
+/// Whether a part has exactly our columns.
 fn has_our_columns(part: pg_sys::Oid, columns: i16) -> bool {
     let columns = columns as usize;
     (columns == COLUMNS - 1 || columns == COLUMNS)

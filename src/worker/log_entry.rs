@@ -9,23 +9,23 @@ use serde_json::value::RawValue;
 
 type Tokens = Vec<Vec<u8>>;
 
-/// One line of the log and what its listeners hear.
+/// One line of the log and what its listeners are sent.
 pub struct LogEntry<'a> {
     pub event: &'static str,
     pub version: u64,
     pub image: &'a Image,
     pub reason: Reason,
     pub connections: u32,
-    /// Who hears it.
+    /// For whom it is.
     pub tokens: Vec<Vec<u8>>,
-    /// What the log says of its audience.
+    /// The audience as logged.
     pub audience: Vec<Vec<u8>>,
     pub for_service: bool,
-    /// For service roles: the audience before and after, when it changed.
+    /// For service roles: the audience before and after, if it changed.
     pub changed_audience: Option<(Tokens, Tokens)>,
 }
 
-/// The parts of a line as UTF-8 text, for payloads.
+/// The fields of a line as UTF-8 text, for payloads.
 pub struct Rendered {
     room: String,
     member_id: String,

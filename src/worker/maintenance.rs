@@ -18,19 +18,19 @@ use crate::shared::processes;
 use std::sync::atomic::Ordering::*;
 
 const PAUSE: u64 = 1_000_000;
-/// Tombstones whose leave was never published (events were lost) are looked for this often.
+/// How often to look for tombstones whose leave was never published, because events were lost.
 const TOMBSTONES: u64 = 60_000_000;
-/// Where few slots are left they are looked for more often, but that takes a share of the time of one in so many.
+/// If few slots are left, look more often, but use at most one in this many of the time.
 const LOOKING_SHARE: u64 = 50;
-/// Freed at once, at most.
+/// At most this many are freed at once.
 const MOST_TOMBSTONES: usize = 5_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Stay,
-    /// It is not wanted here any more, and has left a state that says why.
+    /// The worker is not needed here any more, and has left a state that says why.
     Depart,
-    /// Another extension, or other settings: a new worker shall begin anew.
+    /// Another extension, or other settings: a new worker must start.
     BeginAnew,
 }
 
@@ -43,7 +43,7 @@ pub struct Maintenance {
     lighting: Step,
     beacon: Beacon,
     last_tombstones: u64,
-    /// How long the last look for them took.
+    /// How long the last look took.
     looking: u64,
     tombstones: Tombstones,
 }
@@ -68,12 +68,12 @@ impl Maintenance {
         self.last + PAUSE
     }
 
-    /// Do what is due. `at_once`: somebody has found something to be different.
+    /// Do what is due. `at_once`: something was found to be different.
     pub fn turn(&mut self, extension: &mut Extension, publisher: &mut Publisher, at_once: bool) -> Verdict {
         let now = clock::boot();
         let database = extension.database;
         if let Some(differences) = narrowing::news(database) {
-            // A session may have read the file before we were told to.
+            // A session may have read the file before we were signalled.
             read_configuration();
             match self.settings.attempt(database, own_settings::read_database_settings) {
                 Some(true) => narrowing::looked(differences),
@@ -133,8 +133,8 @@ fn still_wanted(extension: &mut Extension) -> Result<Verdict, Failure> {
     Ok(Verdict::Stay)
 }
 
-/// Tombstones that no event will free: once everything that was in the ring when they were found is published, they
-/// cannot be needed by an older change any more.
+/// Tombstones that no event will free: when everything that was in the ring when they were found is published, no older
+/// change can need them any more.
 #[derive(Default)]
 struct Tombstones {
     found: Vec<(Key, u64)>,

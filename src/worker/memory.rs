@@ -8,17 +8,17 @@ pub fn for_records() -> usize {
     settings::worker_memory() / 8
 }
 
-/// Notifications of one transaction: PostgreSQL keeps them until the commit. The batch ends when it has so many.
+/// Notifications of one transaction, which PostgreSQL keeps until the commit. The batch ends at this size.
 pub fn for_notifications() -> usize {
     settings::worker_memory() / 4
 }
 
-/// Whole payloads of one line of the log: what is beyond rings the bell. 64 tokens fit at the smallest setting.
+/// Full payloads of one line of the log: further channels get a doorbell. 64 tokens fit with the smallest setting.
 pub fn for_payloads_of_a_line() -> usize {
     settings::worker_memory() / 8
 }
 
-/// The same, of one who floods: PostgreSQL has every listener read all that is notified, on whichever channel.
+/// The same for an owner with much in the ring, because every listener reads all notifications, on whichever channel.
 pub const FOR_PAYLOADS_OF_A_FLOODED_LINE: usize = 64 * 1024;
 
 /// Events of the members that one transaction of the sweeper deletes: as changes, as records and as bytes.
@@ -26,27 +26,27 @@ pub fn for_leaves() -> usize {
     settings::worker_memory() / 32
 }
 
-/// Counts of connections that are remembered.
+/// Cached counts of connections.
 pub fn for_counts() -> usize {
     settings::worker_memory() / 8
 }
 
-/// Rooms whose numbers somebody may want to hear.
+/// Rooms whose counts somebody may listen to.
 pub fn for_rooms() -> usize {
     settings::worker_memory() / 32
 }
 
-/// What counting a room takes. (It is not done while a batch is published.)
+/// Counting a room. (It is not done while a batch is published.)
 pub fn for_counting() -> usize {
     settings::worker_memory() / 4
 }
 
-/// Users whose last sight is not written yet.
+/// Users whose last_seen is not written yet.
 pub fn for_last_seen() -> usize {
     settings::worker_memory() / 16
 }
 
-/// Events that a sink is given at once: as rows, and as an array of rows.
+/// Events that a sink gets at once: as rows, and as an array of rows.
 pub fn for_sink() -> usize {
     settings::worker_memory() / 8
 }

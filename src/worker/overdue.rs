@@ -19,16 +19,16 @@ static ROWS: Statement = Statement {
 
 #[derive(Default)]
 pub struct Overdue {
-    /// Of whom the channels were taken back, by key and version: one that comes back has a new one.
+    /// Members whose channels were renamed, by key and version: one that revives has a new version.
     known: HashSet<(u128, u64)>,
-    /// Those that this round has found.
+    /// Those found in this round.
     found: HashSet<(u128, u64)>,
 }
 
 impl Overdue {
     /// These were due, and some were not removed.
     pub fn look(&mut self, extension: &Extension, keys: &[u128], rotation: &mut Rotation) -> Result<()> {
-        // Not by the snapshot from before they were removed.
+        // Not with the snapshot from before they were removed.
         with_new_snapshot(|| {
             let connection = Connection::open()?;
             let rows = connection.run(&ROWS, &[Some(uuids(keys))], false)?;
@@ -49,7 +49,7 @@ impl Overdue {
         })
     }
 
-    /// The round is over: who was not found is no concern any more, but for those whom it left out.
+    /// The round has ended: forget those that it did not find, except those that it skipped.
     pub fn end_round(&mut self, left_out: impl Fn(u128) -> bool) {
         self.known.retain(|(hash, _)| left_out(*hash));
         self.known.extend(self.found.drain());

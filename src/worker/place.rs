@@ -10,9 +10,9 @@ pub struct Place {
     pub database: &'static Database,
     pub pid: &'static AtomicI32,
     pub process: &'static AtomicPtr<pg_sys::PGPROC>,
-    /// What to do when the process ends, before the place is free.
+    /// Called when the process exits, before the place is free.
     pub leaving: fn(&'static Database),
-    /// And after.
+    /// Called after it is free.
     pub left: fn(),
 }
 
@@ -21,7 +21,7 @@ thread_local! {
 }
 
 impl Place {
-    /// It is given back when the process exits.
+    /// Take the place; it is released when the process exits.
     pub fn take(self) -> bool {
         // SAFETY: plain reads of this process's state; the callback has the right signature.
         unsafe {

@@ -7,8 +7,8 @@ use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Take signals as the rest of the server does: SIGTERM ends the process wherever it is (`die`, not a flag that
-/// somebody must look at: it may be waiting for a lock), SIGHUP asks for the settings to be read again.
+/// Handle signals like the rest of the server: SIGTERM ends the process wherever it is (`die`, not a flag: it may be
+/// waiting for a lock), SIGHUP makes it read the settings again.
 pub fn install_signals() {
     // SAFETY: handlers of the server itself, installed before signals are let in.
     unsafe {
@@ -30,7 +30,7 @@ unsafe fn set_signal(signal: i32, handler: unsafe extern "C-unwind" fn(i32)) {
     unsafe { pg_sys::pqsignal_be(signal, Some(handler)) };
 }
 
-/// This process is in `rest`: SIGTERM lets it say something first.
+/// This process is in `rest`: SIGTERM lets it finish something first.
 static RESTS: AtomicBool = AtomicBool::new(false);
 static IS_TO_STOP: AtomicBool = AtomicBool::new(false);
 
@@ -44,7 +44,8 @@ unsafe extern "C-unwind" fn on_term(signal: i32) {
     unsafe { pg_sys::die(signal) }
 }
 
-/// The same as `wait`, of a process that has something to say in the end. Whether it is to stop now: then `stop`.
+/// Like `wait`, for a process that has something to do before it exits. Returns whether it must stop now: then call
+/// `stop`.
 pub fn rest(timeout: Duration, deaf: bool) -> bool {
     RESTS.store(!deaf, Relaxed);
     wait(timeout, deaf);
@@ -59,7 +60,8 @@ pub fn stop() {
     interrupts();
 }
 
-/// Whether the whole server stops, as the postmaster says in its file before it tells anybody; else somebody has ended this process.
+/// Whether the whole server stops, which the postmaster writes to its file before it signals anybody; otherwise only
+/// this process was ended.
 pub fn is_server_stopping() -> bool {
     let file = std::fs::read("postmaster.pid").unwrap_or_default();
     file.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"stopping"))
@@ -70,7 +72,7 @@ unsafe extern "C-unwind" fn on_hup(signal: i32) {
     unsafe { pg_sys::SignalHandlerForConfigReload(signal) }
 }
 
-/// Sleep until woken (or, with `deaf`, whatever anybody does) or the time is up; then handle what came in.
+/// Sleep until woken (`deaf`: ignore wake-ups) or the time is up; then handle interrupts.
 pub fn wait(timeout: Duration, deaf: bool) {
     let events =
         pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH | if deaf { 0 } else { pg_sys::WL_LATCH_SET };
@@ -88,7 +90,7 @@ pub fn wait(timeout: Duration, deaf: bool) {
     }
 }
 
-/// Outside of a transaction.
+/// Outside a transaction.
 pub fn read_configuration() {
     // SAFETY: what every process does after SIGHUP.
     unsafe {
@@ -97,7 +99,7 @@ pub fn read_configuration() {
     }
 }
 
-/// What pg_stat_activity says while a process of ours waits: with a name of its own where the server has such.
+/// The wait event of our processes in pg_stat_activity: with a name of its own if the server supports that.
 pub fn wait_event(_name: &CStr) -> u32 {
     #[cfg(any(feature = "pg15", feature = "pg16"))]
     return pg_sys::PG_WAIT_EXTENSION;
@@ -112,7 +114,7 @@ pub fn interrupts() {
     pgrx::check_for_interrupts!();
 }
 
-/// Run a transaction. An error rolls all of it back and comes out here; the process goes on.
+/// Run a transaction. An error rolls it back and is returned; the process continues.
 pub fn transaction<T>(activity: &CStr, body: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
     let result = catch(|| {
         begin(activity);
@@ -150,7 +152,7 @@ fn commit() {
     }
 }
 
-/// Connect to the database, as nobody in particular.
+/// Connect to the database without a particular role.
 pub fn connect(oid: pg_sys::Oid, name: &CStr) {
     // SAFETY: once, at the start of this process.
     unsafe {

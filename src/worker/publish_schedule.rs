@@ -10,11 +10,11 @@ use crate::shared::Database;
 use crate::shared::error_status::Part;
 use crate::{clock, settings};
 
-/// While the NOTIFY queue is full, listeners are tried again this often.
+/// How often to retry listeners while the NOTIFY queue is full.
 const QUEUE_PAUSE: u64 = 200_000;
-/// While an event waits for a transaction that others see as over and we do not.
+/// While an event waits for a transaction that has ended for others but not for us.
 const GAP_PAUSE: u64 = 1_000;
-/// While somebody holds the table, or has dropped it.
+/// While somebody has locked or dropped the table.
 const STALE_PAUSE: u64 = 100_000;
 
 pub struct Publishing {
@@ -37,11 +37,11 @@ impl Publishing {
         if self.publisher.has_events(extension) {
             return self.next.max(self.step.not_before());
         }
-        // What waits has its own times.
+        // Events that wait have their own times.
         self.publisher.next_attempt(extension).max(self.step.not_before())
     }
 
-    /// Publish a batch, if it is time. False: the extension is not the one we know any more.
+    /// Publish a batch, if it is time. False: the extension is not the one that we know any more.
     pub fn turn(&mut self, extension: &Extension) -> bool {
         let now = clock::boot();
         if extension.database.ring().used() == 0 {
@@ -50,7 +50,7 @@ impl Publishing {
         now < self.next(extension) || self.publish(extension)
     }
 
-    /// Before something that makes events: so many that they fill the ring are published, whatever the delay.
+    /// Called before something that makes events: if a quarter of the ring is in use, publish first, whatever the delay.
     pub fn make_room(&mut self, extension: &Extension) -> bool {
         let ring = extension.database.ring();
         let is_needed = ring.used() > ring.size() / 4 && self.step.may_start();
@@ -73,14 +73,14 @@ impl Publishing {
         match outcome {
             Outcome::Published { .. } => database.trouble.is_over(Part::NotifyQueue),
             Outcome::QueueFull(failure) => {
-                // What is committed goes to the log all the while.
+                // The log is written all the while.
                 if database.trouble.failed(Part::NotifyQueue, &failure.message) {
                     pgrx::log!(
                         "presence_ext: listeners hear nothing until there is room again, then resync: {}",
                         failure.message
                     );
                 }
-                // It is tried again when it is full again.
+                // Retried when the queue is full again.
                 if let Err(failure) = make_room_in_notify_queue() {
                     database.trouble.failed(Part::NotifyQueue, &failure.message);
                 }
@@ -92,7 +92,7 @@ impl Publishing {
     }
 }
 
-/// Room in the NOTIFY queue that listeners have given back. PostgreSQL takes it back when somebody sends, which a full
+/// Free space in the NOTIFY queue that listeners have read. PostgreSQL does this when somebody sends, which a full
 /// queue refuses, and when somebody asks how full it is.
 pub fn make_room_in_notify_queue() -> std::result::Result<(), Failure> {
     transaction(c"looking at the NOTIFY queue", || {

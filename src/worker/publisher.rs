@@ -37,43 +37,43 @@ use crate::shared::error_status::Part;
 use crate::{clock, settings};
 use std::sync::atomic::Ordering::*;
 
-/// Records published in one transaction, at most: the NOTIFY lock is held for one commit, not for a flood.
+/// At most this many records are published in one transaction, so that the NOTIFY lock is not held for a whole flood.
 const BATCH: usize = 5_000;
 
-/// An event that waits is given up when others have overtaken it for so long, or when the ring has no other room.
+/// An event that waits is dropped when others have overtaken it for this long, or when the ring has no other room.
 const PATIENCE: u64 = 60_000_000;
-/// A transaction ends after this: what came meanwhile need not wait for all of a flood.
+/// A transaction ends after this time, so that new events need not wait for a whole flood.
 const LONGEST: u64 = 50_000;
 const NEARLY_FULL: u64 = 8;
 
 pub struct Publisher {
-    /// Begun anew whenever a batch failed or records were lost.
+    /// Discarded whenever a batch fails or records are lost.
     connections: Connections,
-    /// Members with an event that could not be written for now.
+    /// Members with an event that cannot be written yet.
     waiting: Stuck,
     resync: Resync,
-    /// Whose owners have little in the ring go first, every other time.
+    /// Every other time owners with little in the ring come first.
     others_first: bool,
-    /// How far the ring was looked through, and everything found to be published, or to wait.
+    /// The ring was read up to here, and everything found is to be published, or waits.
     looked: u64,
     obeys_cancel: bool,
     log: Option<Log>,
     pub(super) rotation: Rotation,
     pub(super) rights: Rights,
-    /// With their numbers as published.
+    /// With their counts as published.
     pub(super) rooms: Rooms,
     last_seen: LastSeen,
     pub(super) copy: Option<Copy>,
 }
 
-/// How a batch is published: the first way that works.
+/// How a batch is published: the first mode that works.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum PublishMode {
     Together,
-    /// Each event in a subtransaction. What fails is dropped and answered with `resync`; or it waits, if it may be
-    /// better later, and with it what follows of the same member.
+    /// Each event in a subtransaction. An event that fails is dropped and answered with `resync`; or, if the error may
+    /// pass, it waits together with later events of the same member.
     OneByOne,
-    /// The NOTIFY queue is full: the log is written, listeners hear `resync` when there is room.
+    /// The NOTIFY queue is full: only the log is written, and listeners get a `resync` when there is room.
     LogOnly,
 }
 
@@ -95,7 +95,7 @@ impl Publisher {
         }
     }
 
-    /// Whether there is something to publish that was not there the last time.
+    /// Whether there is something new to publish.
     pub fn has_events(&self, extension: &Extension) -> bool {
         let database = extension.database;
         let ring = database.ring();
@@ -106,17 +106,17 @@ impl Publisher {
             || clock::boot() >= self.waiting.next()
     }
 
-    /// When there is something to do, though there are no events: to try again what could not be written, or a `resync`.
+    /// When to retry events that could not be written, or to send a `resync`.
     pub fn next_attempt(&self, extension: &Extension) -> u64 {
         self.waiting.next().min(self.next_resync(extension.database))
     }
 
-    /// Not while an event waits: it is older.
+    /// Not while an event waits, which is older.
     fn next_resync(&self, database: &Database) -> u64 {
         if self.waiting.is_empty() { self.resync.next(database) } else { u64::MAX }
     }
 
-    /// Publish a batch of what is in the ring. `obeys_cancel`: a cancel is not taken for the failure of an event.
+    /// Publish a batch from the ring. `obeys_cancel`: a cancel does not count as the failure of an event.
     pub fn publish(
         &mut self,
         extension: &Extension,
@@ -144,7 +144,7 @@ impl Publisher {
     ) -> std::result::Result<Outcome, Failure> {
         // Before the snapshot.
         if self.resync.look(extension.database) {
-            // Records are missing: what we counted is wrong.
+            // Records are missing: the counts are wrong.
             self.connections = Connections::default();
             self.rooms.forget_numbers(clock::boot());
         }
@@ -165,7 +165,7 @@ impl Publisher {
             let skip = |hash| self.waiting.waits(hash, now);
             let most = if self.rooms.make_room(now) { BATCH } else { 0 };
             let batch = window.take(most, memory::for_records(), self.others_first, skip);
-            // Whatever was committed before what we tell here must be known by now.
+            // Everything that was committed before these events must be known by now.
             self.rights.look(extension)?;
             self.rotation
                 .will_be_told(extension, batch.leaves.iter().filter_map(|place| window.record(*place)));
@@ -195,14 +195,14 @@ impl Publisher {
                 Ok(outcome)
             }
             Err(failure) => {
-                // Nothing of it happened.
+                // The transaction was rolled back.
                 self.connections = Connections::default();
                 self.looked = u64::MAX;
                 self.rotation = rotation;
                 Err(failure)
             }
         };
-        // Now the numbers are those of what was published, too.
+        // Now the counts are those of the published events, too.
         extension.database.flushed.store(extension.database.tail.load(Acquire), Release);
         outcome
     }
@@ -295,7 +295,7 @@ impl Publisher {
             copied.note(record);
             done.published(event, &mut self.last_seen, &mut positions);
         }
-        // What waits while others are written is given up in the end; while nothing can be written, it is kept.
+        // Events that wait while others are written are dropped in the end; while nothing can be written they are kept.
         let ring = extension.database.ring();
         let is_nearly_full = ring.free() < ring.size() / NEARLY_FULL;
         for (event, failure) in waiting {
@@ -317,7 +317,7 @@ impl Publisher {
         if !more {
             done.looked = window.looked();
         }
-        // Last, when nothing older is left in the ring: whoever lists now hears only what is newer.
+        // Last, when the ring has nothing older: whoever lists now hears only newer events.
         let none_waits = done.waiting.is_empty() && self.waiting.is_empty();
         let resync =
             resync.filter(|owed| left_from >= owed.head && none_waits && way != PublishMode::LogOnly);
@@ -347,17 +347,17 @@ impl Publisher {
         Ok(Outcome::Published { more })
     }
 
-    /// Write down who was seen when, if it is time.
+    /// Write last_seen, if it is time.
     pub fn write_last_seen(&mut self, extension: &Extension) {
         self.last_seen.write(extension);
     }
 
-    /// Say `relisten` again on channels that were rotated a while ago.
+    /// Repeat `relisten` on channels that were rotated a while ago.
     pub fn repeat_relistens(&mut self, extension: &Extension) -> std::result::Result<(), Failure> {
         self.rotation.repeat(extension)
     }
 
-    /// Rotate the log when it is time, and nobody reads the part that is next.
+    /// Rotate the log when it is time, and nobody is reading the next part.
     pub fn rotate_log(&mut self, extension: &Extension) -> std::result::Result<(), Failure> {
         let Some(log) = self.log.as_ref().filter(|log| log.is_due()) else { return Ok(()) };
         let rotated = transaction(c"rotating the event log", || {
@@ -370,20 +370,20 @@ impl Publisher {
     }
 }
 
-/// What became of a batch, if it is committed.
+/// The result of a batch, if it is committed.
 #[derive(Default)]
 struct Done {
-    /// Members that left, with the versions of their tombstones, to free these.
+    /// Members that left, with the versions of their tombstones, to be freed.
     gone: Vec<(u128, u64)>,
-    /// Members of whom something was published.
+    /// Members with a published event.
     written: Vec<u128>,
     waiting: Vec<(u128, Failure)>,
-    /// Of the numbers of rooms.
+    /// Changes of the counts of rooms.
     changes: Vec<Change>,
-    /// There is nothing else in the ring up to here, but what waits.
+    /// There is nothing else in the ring up to here, except what waits.
     looked: u64,
     told_resync: bool,
-    /// How many rows the copy has more, if something was copied.
+    /// By how many the number of copied rows has grown, if something was copied.
     copied: Option<std::result::Result<i64, Failure>>,
 }
 
@@ -405,14 +405,14 @@ impl Done {
 
 pub enum Outcome {
     Nothing,
-    /// Not now: some backend is in the commit gap and does not come out.
+    /// Not now: a backend stays in the commit gap.
     Blocked,
-    /// The log has it; nobody was notified.
+    /// Logged, but nobody was notified.
     QueueFull(Failure),
-    /// The extension is not the one we know any more.
+    /// The extension is not the one that we know any more.
     Stale,
     Published {
-        /// There is more to do at once.
+        /// There is more to do now.
         more: bool,
     },
 }

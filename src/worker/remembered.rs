@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-/// What a bucket of a map takes: key, count and the map's own.
+/// Memory of a bucket of a map: key, count and the map's own byte.
 const BUCKET_BYTES: usize = 17;
 
 #[derive(Default)]
@@ -13,9 +13,11 @@ pub struct Remembered {
 }
 
 impl Remembered {
-    /// For so many more: forget what was not asked for lately, if both maps could come to take more bytes than these.
+    /// Make room for this many more: if both maps together could exceed this size, forget what was not asked for
+    /// recently.
     pub fn make_room(&mut self, bytes: usize, coming: usize) {
-        // A map has a power of two of buckets, at most seven eighths of them taken; while it grows there are the old ones too.
+        // A map has a power of two of buckets, of which at most seven eighths are used; while it grows the old ones
+        // exist, too.
         let buckets = (bytes * 2 / 5 / BUCKET_BYTES + 1).next_power_of_two() / 2;
         if self.newer.len() + coming > buckets / 8 * 7 {
             self.older = std::mem::take(&mut self.newer);
@@ -26,7 +28,7 @@ impl Remembered {
         self.newer.get(&key).or_else(|| self.older.get(&key)).copied()
     }
 
-    /// Whether it is known; asked for once more.
+    /// Whether the key is known; marks it as recently used.
     pub fn touch(&mut self, key: u64) -> bool {
         self.newer.contains_key(&key)
             || self.older.remove(&key).is_some_and(|count| {
@@ -70,7 +72,7 @@ mod tests {
         let mut counts = Remembered::default();
         fill(&mut counts, 0..100_000);
         let (newer, older) = (counts.newer.capacity(), counts.older.capacity());
-        // As hashbrown: a power of two of buckets, seven eighths of them to be taken.
+        // Like hashbrown: a power of two of buckets, of which seven eighths can be used.
         assert!((newer + newer / 2 + older) * 8 / 7 * BUCKET_BYTES <= BYTES, "{newer} and {older}");
         assert!(older > 500);
     }

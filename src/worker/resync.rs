@@ -4,30 +4,30 @@ use crate::clock;
 use crate::shared::Database;
 use std::sync::atomic::Ordering::*;
 
-/// From one `resync` to the next.
+/// Minimum interval between two `resync`.
 const PAUSE: u64 = 1_000_000;
 
-/// What a `resync` tells of.
+/// The losses that a `resync` announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owed {
     /// How often events were lost.
     pub losses: u64,
-    /// What was in the ring before the last of these lies before this position. All of it is told before the
-    /// `resync`: after it, it would revive members whose leave was lost.
+    /// Everything that was in the ring before the last of these losses is before this position. It is published before
+    /// the `resync`: after it, it would revive members whose leave was lost.
     pub head: u64,
 }
 
 #[derive(Clone, Default)]
 pub struct Resync {
     not_before: u64,
-    /// Begun, and not told yet: what is lost meanwhile is the next one's.
+    /// Begun, and not sent yet: later losses belong to the next one.
     owed: Option<Owed>,
     /// The losses that were seen last.
     seen: u64,
 }
 
 impl Resync {
-    /// Whether something was lost since the last look. What was lost by now is over by any snapshot taken after.
+    /// Whether something was lost since the last look. Transactions of these losses have ended by any later snapshot.
     pub fn look(&mut self, database: &'static Database) -> bool {
         let Some(losses) = database.owed_resync() else { return false };
         if self.owed.is_none() && clock::boot() >= self.not_before {
@@ -36,18 +36,18 @@ impl Resync {
         std::mem::replace(&mut self.seen, losses) != losses
     }
 
-    /// What is to be told now.
+    /// What must be sent now.
     pub fn owed(&self) -> Option<Owed> {
         self.owed
     }
 
-    /// It is committed.
+    /// It has been committed.
     pub fn told(&mut self) {
         self.owed = None;
         self.not_before = clock::boot() + PAUSE;
     }
 
-    /// When there is one to tell; the largest number if none is owed.
+    /// When the next one must be sent; the largest number if none is owed.
     pub fn next(&self, database: &Database) -> u64 {
         if database.owed_resync().is_some() { self.not_before } else { u64::MAX }
     }

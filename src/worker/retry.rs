@@ -5,7 +5,7 @@ use crate::pg::subtransaction::Failure;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-/// More are not remembered: they are tried each time.
+/// Beyond this items are not recorded: they are tried each time.
 const MOST: usize = 50_000;
 
 #[derive(Clone, Copy)]
@@ -22,7 +22,7 @@ pub struct Stuck {
 }
 
 impl Stuck {
-    /// With pauses from `first` on, doubled each time, up to `longest`: microseconds.
+    /// With pauses in microseconds from `first` on, doubled each time, up to `longest`.
     pub fn new(first: u64, longest: u64) -> Stuck {
         Stuck { pauses: HashMap::new(), first, longest }
     }
@@ -31,22 +31,22 @@ impl Stuck {
         self.pauses.is_empty()
     }
 
-    /// Whether it is not its time yet.
+    /// Whether the item must still wait.
     pub fn waits(&self, key: u128, now: u64) -> bool {
         self.pauses.get(&key).is_some_and(|pause| now < pause.until)
     }
 
-    /// Since when it cannot be done.
+    /// Since when the item has been failing.
     pub fn since(&self, key: u128) -> Option<u64> {
         self.pauses.get(&key).map(|pause| pause.since)
     }
 
-    /// When the next of them shall be tried.
+    /// When the next item must be retried.
     pub fn next(&self) -> u64 {
         self.pauses.values().map(|pause| pause.until).min().unwrap_or(u64::MAX)
     }
 
-    /// It could not be done. Returns whether that is news.
+    /// The item failed. Returns whether it was not failing before.
     pub fn failed(&mut self, key: u128, now: u64) -> bool {
         let is_full = self.pauses.len() >= MOST;
         match self.pauses.entry(key) {
@@ -63,25 +63,25 @@ impl Stuck {
         }
     }
 
-    /// It could be done.
+    /// The item succeeded.
     pub fn is_over(&mut self, key: u128) {
         if !self.pauses.is_empty() {
             self.pauses.remove(&key);
         }
     }
 
-    /// Forget what nobody has tried since its time came: it is gone.
+    /// Forget items that nobody has retried in their time: they are gone.
     pub fn forget_gone(&mut self, now: u64) {
         let longest = self.longest;
         self.pauses.retain(|_, pause| now < pause.until + longest);
     }
 }
 
-/// In a row, without one that goes well: then it is not this or that item.
+/// After this many failures in a row the cause is not a particular item.
 const MOST_FAILURES: u32 = 16;
 
-/// Do something with all at once; where that fails, with the halves, down to those with which it fails alone. A cancel
-/// ends it, if it is to be obeyed; so does what goes wrong with all of them and may pass.
+/// Do something with all items at once; if that fails, with the halves, down to single items that fail. A cancel that
+/// must be obeyed ends it; so does an error that concerns all of them and may pass.
 pub fn by_halves<T>(
     items: &[T],
     obeys_cancel: bool,
@@ -122,7 +122,7 @@ mod tests {
         Failure { message: String::new(), limit: false, passing, cancelled, code }
     }
 
-    /// Which items are done and which fail, and whether it came to its end.
+    /// Which items succeed and which fail, and whether it was completed.
     fn halve(bad: &[u32], error: fn() -> Failure, obeys_cancel: bool) -> (Vec<u32>, Vec<u32>, bool) {
         let items: Vec<u32> = (0..100).collect();
         let (mut done, mut failed) = (Vec::new(), Vec::new());

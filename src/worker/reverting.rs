@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::ffi::CStr;
 use std::rc::Rc;
 
-/// In the order in which everybody locks; those that somebody has locked are left for the next time.
+/// In the common lock order; rows that are locked are left for the next time.
 static LOCK: Statement = Statement {
     sql: c"select key_hash, version, generation, deadline, session,
                   room, member_id, connection_id, user_id, status, state, metadata, audience, reverts
@@ -26,7 +26,7 @@ static LOCK: Statement = Statement {
     arguments: &[pg_sys::UUIDARRAYOID],
 };
 
-/// As values of the statement, so that the triggers of others see them.
+/// The values are set by the statement, so that other people's triggers see them.
 static REVERT: Statement = Statement {
     sql: c"update presence.member
            set status = _presence._current_status(status, reverts, key_hash, version),
@@ -35,13 +35,13 @@ static REVERT: Statement = Statement {
     arguments: &[pg_sys::UUIDARRAYOID],
 };
 
-/// When something of a row reverts next, by the boot clock; 0 is never.
+/// When something in a row reverts next, by the boot clock; 0 is never.
 pub fn moment(rows: &Rows, row: usize, column: usize) -> u64 {
     // SAFETY: a jsonb.
     rows.get(row, column).map_or(0, |reverts| revert::next_of(&unsafe { bytes_of(reverts) }))
 }
 
-/// Revert these members, if their time has come and there is room for their events.
+/// Revert these members, if it is time and there is room for their events.
 pub fn revert(extension: &Extension, keys: &[u128], room: Budget, before: &CStr) -> Result<Swept> {
     sweeping(extension, before, |connection, swept| {
         let as_of = clock::boot();
@@ -55,7 +55,7 @@ pub fn revert(extension: &Extension, keys: &[u128], room: Budget, before: &CStr)
         let _intent = intent::set(members.clone(), Intent { reverting: true, wish, ..Intent::default() });
         swept.done = connection.run(&REVERT, &[Some(uuids(&members))], true)?.uuids(0);
         let done: HashSet<&u128> = swept.done.iter().collect();
-        // Whose lease has run out in between leaves as it is.
+        // A member whose lease has run out meanwhile leaves as it is.
         let is_kept = |(hash, lease): &(u128, RowLease)| {
             !done.contains(hash) && liveness::deadline(&extension.key_of(*hash), lease).is_some()
         };
@@ -64,7 +64,7 @@ pub fn revert(extension: &Extension, keys: &[u128], room: Budget, before: &CStr)
     })
 }
 
-/// Lock the rows that are due; those that fit.
+/// Lock the rows that are due, as far as their events fit.
 fn lock(
     extension: &Extension,
     connection: &Connection,
@@ -80,7 +80,7 @@ fn lock(
         let (key, lease) = (extension.key_of(hash), liveness::lease_of_query(&rows, row, [1, 2, 3, 4]));
         let at = moment(&rows, row, 13);
         if at == 0 || at > now {
-            // Noted before the server was started, and the wall clock was set since.
+            // Recorded before the server was started, and the wall clock was set since.
             leases().note_revert(&key, lease.version, at);
         } else if liveness::deadline(&key, &lease).is_some()
             && swept.fits(extension, room, hash, size_of_event(&rows, row))

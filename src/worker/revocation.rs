@@ -17,8 +17,8 @@ use siphasher::sip::SipHasher13;
 use std::cell::Cell;
 use std::hash::Hasher;
 
-/// By role, membership, and the rights on `member` and its schema. (to_jsonb, because memberships have an inherit_option
-/// from PostgreSQL 16 on only.)
+/// By role, membership, and the rights on `member` and its schema. (to_jsonb, because memberships have an
+/// inherit_option only from PostgreSQL 16 on.)
 static FACTS: Statement = Statement {
     sql: c"select pg_catalog.concat_ws(' ', 'role', r.oid, r.rolname) from pg_catalog.pg_roles r
            union all
@@ -49,16 +49,16 @@ static FACTS: Statement = Statement {
 };
 
 thread_local! {
-    /// Grows when any of this may have changed.
+    /// Incremented when any of this may have changed.
     static EPOCH: Cell<u64> = const { Cell::new(1) };
-    /// How the catalog names the row of the table `member`.
+    /// The hash by which catalog invalidations identify the row of the table `member`.
     static TABLE: Cell<u32> = const { Cell::new(0) };
     static WATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
 #[derive(Default)]
 pub struct Rights {
-    /// Of which epochs (of the catalog, and of settings), and what was so then: hashes, in order.
+    /// The epochs (of the catalog, and of settings) of the last look, and sorted hashes of the facts.
     looked: (u64, u64),
     facts: Option<Vec<u64>>,
 }
@@ -68,8 +68,9 @@ impl Rights {
         self.looked != epochs()
     }
 
-    /// Look, if anything may have changed, and have the channels renamed if something is not so any more. In a
-    /// transaction that has the table locked: with the lock came the invalidations of all that was committed before.
+    /// Compare the rights, if they may have changed, and have the channels renamed if any right was lost. In a
+    /// transaction that has the table locked: locking it processes the invalidations of everything that was committed
+    /// before.
     pub fn look(&mut self, extension: &Extension) -> Result<()> {
         watch(extension);
         let epochs = epochs();
@@ -80,7 +81,7 @@ impl Rights {
         let database = extension.database;
         let are_kept = match &self.facts {
             Some(before) => before.iter().all(|fact| facts.binary_search(fact).is_ok()),
-            // Another worker may have been here before.
+            // There may have been another worker before.
             None => database.rights.are_kept_by(extension.member, &facts),
         };
         if !are_kept {
@@ -129,7 +130,7 @@ fn watch(extension: &Extension) {
     }
 }
 
-/// A hash of 0 stands for any row.
+/// A hash of 0 means any row.
 #[pg_guard]
 unsafe extern "C-unwind" fn changed(_argument: Datum, cache: i32, hash: u32) {
     let is_other_table =

@@ -11,20 +11,20 @@ use crate::pg::memory::Scratch;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
-/// Members of a room that are looked at; in a larger one a bell rings for all.
+/// At most this many members of a room are searched; in a larger room a doorbell rings.
 const MOST_MEMBERS: usize = 1_000;
-/// Listeners that are told of an event one by one.
+/// At most this many listeners are notified of an event one by one.
 const MOST_LISTENERS: usize = 64;
-/// Members that are looked at in one batch, where a room counts as some.
+/// At most this many members are searched in one batch; each room counts as some.
 const MOST_IN_BATCH: usize = 50_000;
 const ROOM: usize = 10;
 
 type Tokens = Rc<[Vec<u8>]>;
 
-/// Of one batch: as its snapshot has it.
+/// For one batch, by its snapshot.
 pub struct Roaming<'a> {
     extension: &'a Extension,
-    /// Whether there is anybody. All of them hold one of these doorbells, or nobody is in such a room.
+    /// Whether there are such listeners: all of them listen to one of these doorbells.
     is_wanted: bool,
     rooms: HashMap<Vec<u8>, Option<Tokens>>,
     looked_at: usize,
@@ -37,8 +37,8 @@ impl<'a> Roaming<'a> {
         Roaming { extension, is_wanted, rooms: HashMap::new(), looked_at: 0 }
     }
 
-    /// Of an event that is shared with this token, besides the token's channel for all rooms: the tokens of those who hear it
-    /// one by one, and the doorbells that ring.
+    /// For an event that is shared with this token, in addition to the token's channel for all rooms: the tokens of
+    /// listeners who are notified one by one, and the doorbells to ring.
     pub fn hear(&mut self, token: &[u8]) -> Result<(Tokens, &'static [&'static [u8]])> {
         let nobody: Tokens = [].into();
         match token.strip_prefix(b"room:") {
@@ -51,7 +51,7 @@ impl<'a> Roaming<'a> {
         }
     }
 
-    /// Those who are in the room; None if there are too many to look for, or to tell.
+    /// The users in the room; None if there are too many to search, or to notify.
     fn in_room(&mut self, room: &[u8]) -> Result<Option<Tokens>> {
         if let Some(known) = self.rooms.get(room) {
             return Ok(known.clone());

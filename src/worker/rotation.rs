@@ -26,20 +26,20 @@ use crate::shared::subscriber_counts::FIXED;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::*;
 
-/// From one rotation of a cell to the next, for each session that is to listen anew; and the longest.
+/// The pause between two rotations of a cell: this for each session that has to listen again, and at most the other.
 const PAUSE_EACH: u64 = 10_000;
 const LONGEST_PAUSE: u64 = 5_000_000;
 const REPEATS: [u64; 2] = [1_000_000, 5_000_000];
 
 #[derive(Clone, Default)]
 pub struct Rotation {
-    /// Somebody left who knows names of these, and it was not told yet.
+    /// Cells whose names somebody knows who has left, with the leave not yet published.
     leaving: HashSet<Cell>,
     /// Until when such a cell is not rotated again, by the boot clock.
     rotated: HashMap<Cell, u64>,
-    /// Users with a member in a room that is over, and has no leave yet that would tell them.
+    /// Users with an expired member in a room, without a leave yet that would tell them.
     over: HashSet<(Vec<u8>, Vec<u8>)>,
-    /// Where to say `relisten` again, and when.
+    /// Where to repeat `relisten`, and when.
     repeats: Vec<(u64, String)>,
 }
 
@@ -55,7 +55,7 @@ pub fn left(extension: &Extension, user_id: &[u8], room: &[u8]) {
     }
 }
 
-/// `rotate_channels`; no room is all.
+/// `rotate_channels`; without a room all.
 pub fn ask(extension: &Extension, room: Option<&[u8]>) {
     let names = &extension.database.names;
     match room {
@@ -65,7 +65,7 @@ pub fn ask(extension: &Extension, room: Option<&[u8]>) {
 }
 
 impl Rotation {
-    /// Leaves that are committed, and told with a later batch only.
+    /// Leaves that are committed, but published only with a later batch.
     pub fn will_be_told(&mut self, extension: &Extension, leaves: impl Iterator<Item = Record>) {
         self.leaving.clear();
         for record in leaves {
@@ -77,13 +77,13 @@ impl Rotation {
         }
     }
 
-    /// A member is over, and cannot be removed yet.
+    /// A member has expired, and cannot be removed yet.
     pub fn is_over(&mut self, extension: &Extension, user_id: &[u8], room: &[u8]) {
         left(extension, user_id, room);
         self.over.insert((user_id.to_vec(), room.to_vec()));
     }
 
-    /// Whom to tell that they may not be in these rooms any more.
+    /// Users who must be told that they may not be in these rooms any more.
     pub fn take_over(&mut self) -> HashSet<(Vec<u8>, Vec<u8>)> {
         std::mem::take(&mut self.over)
     }
@@ -96,22 +96,24 @@ impl Rotation {
 
     pub fn is_due(&self, extension: &Extension) -> bool {
         let (names, now) = (&extension.database.names, clock::boot());
-        // With a resync that is owed, or of which we know nothing: then it is no reason to write a batch.
+        // Not with a `resync` that is owed, or of which we do not know: then it is no reason to write a batch.
         (names.wants_all().is_some() && extension.database.owed_resync().is_none())
             || self.due_cells(names, now).next().is_some()
             || !self.over.is_empty()
     }
 
     fn due_cells<'n>(&'n self, names: &'n ChannelEpochs, now: u64) -> impl Iterator<Item = Cell> + 'n {
-        // With an authorizer, by which others than service roles may manage a room, channels for all rooms carry doorbells
-        // anyway: that can wait until there is none, and nobody sends all listeners round who may not.
+        // With an authorizer, by which others than service roles may manage a room, the channels for all rooms carry
+        // doorbells anyway. So their rotation waits until there is no authorizer, and nobody can make all listeners
+        // listen again without the right to do so.
         let is_harmless = |cell: &Cell| *cell == Cell::ALL_ROOMS && authorizer::is_set();
         let is_due = move |cell: &Cell| self.rotated.get(cell).is_none_or(|until| now >= *until);
         names.wanted().filter(move |cell| !is_harmless(cell) && is_due(cell))
     }
 
-    /// What rotates now: the channel (by its old name) that all hear who know the names, and what to renew at commit.
-    /// Who must list anew listens anew as well, so where a `resync` is owed both come together.
+    /// The rotations that are due: the channel (by its old name) on which everybody who knows the names is told, and
+    /// what to renew at commit. Whoever must list again listens again as well, so with an owed `resync` both come
+    /// together.
     pub fn take_due(&mut self, extension: &Extension, owes_resync: bool) -> Vec<(String, Renewal)> {
         let now = clock::boot();
         let names = &extension.database.names;
@@ -123,7 +125,7 @@ impl Rotation {
                 let mut rotating = Vec::with_capacity(due.len());
                 for cell in due {
                     let name = Channel::of_cell(extension, cell).name(extension);
-                    // A wish for a room is somebody's who may: it does not wait for the one before.
+                    // A request for a room comes from somebody who may manage it: it does not wait for the pause.
                     if matches!(cell, Cell::Present(_)) {
                         let listeners = extension.database.held.count(&name);
                         let pause = (u64::from(listeners) * PAUSE_EACH).min(LONGEST_PAUSE);
@@ -134,14 +136,14 @@ impl Rotation {
                 rotating
             }
         };
-        // The beacon says it again to all.
+        // The beacon repeats it to all.
         for (name, _) in rotating.iter().filter(|(_, renewal)| matches!(renewal, Renewal::Of(_))) {
             self.repeats.extend(REPEATS.map(|pause| (now + pause, name.clone())));
         }
         rotating
     }
 
-    /// Say `relisten` again where it is time, and to those who listen to old names only now.
+    /// Repeat `relisten` where it is time, and to those who have only now listened to old names.
     pub fn repeat(&mut self, extension: &Extension) -> Result<(), Failure> {
         let now = clock::boot();
         self.repeats.extend(extension.database.retired.take_asked().into_iter().map(|name| (now, name)));

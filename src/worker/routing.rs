@@ -15,20 +15,20 @@ use crate::pg::encoding::decode;
 use crate::pg::notify::notify;
 use crate::settings::{self, NotifyPayload};
 
-/// Whether notifications only say that there is something: by setting, or because the policies are not ours.
+/// Whether notifications are only doorbells: by a setting, or because the policies are not ours.
 pub fn rings_only(extension: &Extension) -> Result<bool> {
     Ok(settings::notify_payload() == NotifyPayload::Doorbell
         || narrowing::news(extension.database).is_some()
         || !policy::is_builtin(extension)?)
 }
 
-/// What a notification takes until the commit: PostgreSQL keeps channel and payload in memory that comes in powers of
-/// two, with an entry in a list and in a hash table.
+/// Memory of a notification until the commit: PostgreSQL allocates channel and payload in powers of two, with an entry
+/// in a list and in a hash table.
 pub fn memory_of(payload: usize) -> usize {
     (payload + 64).next_power_of_two() + 128
 }
 
-/// A name that is rung at the end, and its notification.
+/// Memory of a doorbell's name and its notification.
 const BELL: usize = 400;
 
 impl Writer<'_> {
@@ -67,7 +67,7 @@ impl Writer<'_> {
         if !whole.is_empty() || !service.is_empty() {
             let (payload, for_service) =
                 self.scratch.within(|| self.payloads(record, line, !service.is_empty()));
-            // What one line may take: the rest of an audience that is too wide hears that there is something.
+            // The limit for one line: the rest of a very wide audience gets a doorbell.
             let most = match self.is_flooded {
                 true => memory::FOR_PAYLOADS_OF_A_FLOODED_LINE,
                 false => memory::for_payloads_of_a_line(),
@@ -97,7 +97,7 @@ impl Writer<'_> {
         (payload, rendered.payload(record.kind, seq, line, Some((&audience, old.as_deref()))))
     }
 
-    /// Add the channel's name, if somebody listens to it; to the bells if who hears it may not read it any more.
+    /// Add the channel's name if it has listeners; to the doorbells if a listener may have lost the right.
     fn address(&self, scope: Scope, token: &[u8], names: Option<&mut Vec<String>>, bells: &mut Vec<String>) {
         let channel = Channel::new(self.extension, scope, token);
         if channel.is_held(self.extension) {
@@ -106,15 +106,15 @@ impl Writer<'_> {
         }
     }
 
-    /// To the user: the rooms you are in are not the same as before.
+    /// Tell the user that their set of rooms has changed.
     pub(super) fn relisten(&mut self, user_id: &[u8], room: &[u8]) -> Result<()> {
         let token = own_token(user_id);
-        // Who is about to commit a LISTEN, and does not hear it, finds out by this.
+        // A session that is about to commit a LISTEN, and does not hear this, finds out by the counter.
         self.extension.database.names.moved(moves_of(self.extension, Some(user_id)));
         self.signal_relisten(&Channel::new(self.extension, Scope::Database, &token), room)
     }
 
-    /// To service roles: rights in this room may have changed, ask for them again. (Of all rooms everybody is told.)
+    /// Tell service roles that rights in this room may have changed. (For all rooms everybody is told.)
     pub(super) fn relisten_for_service(&mut self, room: &[u8]) -> Result<()> {
         for scope in [Scope::Room(room), Scope::AllRooms] {
             let channel = Channel::new(self.extension, scope, SERVICE);

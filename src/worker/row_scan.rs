@@ -13,7 +13,7 @@ use crate::shared::leases::leases;
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
 
-/// Where the next 2,000 rows end.
+/// The last key of the next 2,000 rows.
 static END: Statement = statement!(
     [pg_sys::UUIDOID],
     "select key_hash from presence.member where key_hash operator(pg_catalog.>) $1 order by key_hash offset 1999 limit 1"
@@ -35,21 +35,21 @@ static ROWS: Statement = rows!(", reverts", "reverts is not null or ");
 static ROWS_OF_OLD: Statement = rows!("", "");
 
 pub struct RowScan {
-    /// Whom the last portion ended with; None at the end.
+    /// The last key of the previous portion; None at the end.
     after: Option<u128>,
-    /// How many changes without a slot the database had when it began, and how many such rows were found.
+    /// How many changes without a slot the database had at the beginning, and how many such rows were found.
     known: u64,
     found: u64,
-    /// When one of these is due, at the earliest.
+    /// A lower bound of their deadlines.
     pub due: u64,
 }
 
-/// Of one portion.
+/// The result of one portion.
 #[derive(Default)]
 pub struct Portion {
     pub over: Vec<u128>,
     pub reverting: Vec<u128>,
-    /// Those that are here, and have no slot.
+    /// Live members without a slot.
     pub slotless: Vec<u128>,
 }
 
@@ -75,7 +75,7 @@ impl RowScan {
             let has_slot = rows.get(row, 5).is_some_and(|has_slot| has_slot.value() != 0);
             let reverts_at = if has_notes { moment(&rows, row, 6) } else { 0 };
             if reverts_at != 0 && has_slot {
-                // A heartbeat that found a slot for it did not know.
+                // A heartbeat that found a slot for it did not know about the revert.
                 leases().note_revert(&key, lease.version, reverts_at);
             }
             if reverts_at != 0 && reverts_at <= now {
@@ -93,12 +93,12 @@ impl RowScan {
         Ok(Some(portion))
     }
 
-    /// So many of those found have a slot now.
+    /// This many of those found have a slot now.
     pub fn adopted(&mut self, many: u64) {
         self.found -= many.min(self.found);
     }
 
-    /// How many are left without one, at the end. Where there are none, nobody need look for them.
+    /// Returns how many are left without a slot. If there are none, rows need not be scanned.
     pub fn end(&self, extension: &Extension) -> u64 {
         if self.found == 0 {
             let _ = extension.database.slotless.compare_exchange(self.known, 0, AcqRel, Relaxed);

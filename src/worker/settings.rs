@@ -11,7 +11,7 @@ thread_local! {
     static APPLIED: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What ALTER DATABASE or ALTER SYSTEM may have set must not stop us.
+/// Settings of ALTER DATABASE or ALTER SYSTEM that could stop the worker.
 pub fn pin_settings(synchronous_commit: &'static CStr, lock_timeout: &'static CStr) {
     let pinned: &[(&CStr, &CStr)] = &[
         (c"default_transaction_read_only", c"off"),
@@ -33,7 +33,7 @@ pub fn pin_settings(synchronous_commit: &'static CStr, lock_timeout: &'static CS
     }
 }
 
-/// For the worker's own queries: a plan that was made while a table was small must do when it is large.
+/// For the worker's own queries: a plan that was made while a table was small must also suit a large one.
 pub fn prefer_indexes() {
     set(c"enable_seqscan", c"off", pg_sys::GucSource::PGC_S_OVERRIDE);
     set(c"jit", c"off", pg_sys::GucSource::PGC_S_OVERRIDE);
@@ -54,8 +54,8 @@ static DATABASE_SETTINGS: Statement = Statement {
     arguments: &[],
 };
 
-/// ALTER DATABASE ... SET presence.… reaches new sessions by itself, and us, who stay, by looking. False: a setting
-/// was taken back; begin anew with what is left.
+/// ALTER DATABASE ... SET presence.… applies to new sessions; this process stays connected and has to look. False: a
+/// setting was reset; the worker must restart.
 pub fn read_database_settings() -> Result<bool, Failure> {
     let found = transaction(c"reading settings", || {
         let connection = Connection::open()?;
@@ -63,7 +63,7 @@ pub fn read_database_settings() -> Result<bool, Failure> {
         let text = |row| rows.text(row, 0).map(<[u8]>::to_vec);
         Ok((0..rows.count).filter_map(text).collect::<Vec<Vec<u8>>>())
     })?;
-    // The first time everything is new: something may have been set since we connected.
+    // The first time everything counts as new: something may have been set since we connected.
     let before = APPLIED.replace(found.clone());
     let name = |setting: &[u8]| setting.split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
     if before.iter().any(|old| !found.iter().any(|new| name(new) == name(old))) {
@@ -77,7 +77,7 @@ pub fn read_database_settings() -> Result<bool, Failure> {
                 set(&name, &value, pg_sys::GucSource::PGC_S_DATABASE);
                 Ok(())
             });
-            // The others are none the worse for it; said once.
+            // A bad value does not affect the other settings; it is logged once.
             match applied {
                 Err(failure) if failure.cancelled => return Err(failure),
                 Err(failure) => {

@@ -25,15 +25,15 @@ use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
 const SECOND: u64 = 1_000_000;
-/// Between two attempts of a sink that fails.
+/// Longest pause between two attempts of a sink that fails.
 const LONGEST_PAUSE: u64 = 30 * SECOND;
 
 thread_local! {
-    /// As the database has it: the sink's function shall find what its author expects. Ours is pinned.
+    /// The database's search_path, which the author of the sink's function expects. Ours is pinned.
     static SEARCH_PATH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// From the database's worker, once a second: start the process if there is a sink and no process.
+/// Called by the database's worker once a second: start the process if there is a sink and no process.
 pub fn start_if_wanted(database: &'static Database) {
     if settings::sink().is_empty() {
         database.trouble.is_over(Part::Sink);
@@ -66,7 +66,7 @@ pub extern "C-unwind" fn presence_sink_worker(argument: Datum) {
     let search_path =
         unsafe { CStr::from_ptr(pg_sys::GetConfigOption(c"search_path".as_ptr(), false, false)) };
     SEARCH_PATH.set(search_path.to_bytes().to_vec());
-    // What a sink has committed, a crash must not undo: the log it was read from would be gone.
+    // A crash must not undo what a sink has committed: the log that it was read from would be gone.
     own_settings::pin_settings(c"on", c"30s");
     let Ok(extension) = transaction(c"starting", || match extension::member_table() {
         Some(_) => extension::current(),
@@ -110,7 +110,7 @@ fn run(extension: &Extension) {
                 LONGEST_PAUSE.min(100_000 << failures.min(16))
             }
         };
-        // After a failure events do not wake us: the back-off does.
+        // After a failure events do not wake us, only the timeout.
         let until = clock::boot() + pause;
         while clock::boot() < until {
             let left = (until - clock::boot().min(until)).min(SECOND);
@@ -146,7 +146,7 @@ static POSITION: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-/// A new sink begins with what happens from now on.
+/// A new sink starts with the next event.
 static BEGIN: Statement = Statement {
     sql: c"insert into _presence._sink (function_name, position, updated_at)
            values ($1, _presence._log_position(), pg_catalog.clock_timestamp()) returning position",
@@ -158,15 +158,15 @@ static ADVANCE: Statement = Statement {
     arguments: &[pg_sys::TEXTOID, pg_sys::INT8OID],
 };
 
-/// The next events, with what is large in them.
+/// What is large in the next events, to measure it.
 static NEXT: Statement = Statement {
     sql: c"select e.seq, e.state, e.metadata from presence.event e where e.seq operator(pg_catalog.>) $1
            order by e.seq limit 1000",
     arguments: &[pg_sys::INT8OID],
 };
 
-/// The next events up to a seq; where the log does not reach back, a `resync` comes first. The audience says whom a line is
-/// for: who gained sight has one of their own.
+/// The next events up to a seq; if the log does not reach back that far, a `resync` comes first. The audience contains
+/// those for whom a line is: those who gained sight have a line of their own.
 macro_rules! batch {
     ($arguments:expr, $of:literal) => {
         statement!(
@@ -191,13 +191,13 @@ macro_rules! batch {
     };
 }
 static BATCH: Statement = batch!([pg_sys::INT8OID, pg_sys::INT8OID], "");
-/// Of the server with this name: else what the function does would be done by each of several servers.
+/// Only events of this server: otherwise the function's work would be done by each of several servers.
 static OWN_BATCH: Statement = batch!(
     [pg_sys::INT8OID, pg_sys::INT8OID, pg_sys::TEXTOID],
     " filter (where coalesce((b.e).node, $3) operator(pg_catalog.=) $3)"
 );
 
-/// Give the function its next batch. Returns whether there was one.
+/// Call the function with its next batch. Returns whether there was one.
 fn feed(extension: &Extension) -> std::result::Result<bool, Failure> {
     let name = settings::sink();
     let position = transaction(c"calling the sink", || {
@@ -236,7 +236,7 @@ fn feed(extension: &Extension) -> std::result::Result<bool, Failure> {
     })
 }
 
-/// The seq up to which a batch takes as much memory as it may; one event at least.
+/// The seq up to which a batch fits into memory; at least one event.
 fn last_that_fits(connection: &Connection, position: i64) -> Result<i64> {
     let rows = connection.run(&NEXT, &[Some(Datum::from(position))], false)?;
     let (mut last, mut size) = (position, 0);
@@ -262,7 +262,7 @@ fn find_function(name: &[u8]) -> Result<(pg_sys::Oid, Vec<u8>)> {
     Ok((pg_sys::Oid::from(owner.value() as u32), function.to_vec()))
 }
 
-/// Call it as its owner, deferred triggers included: nothing of theirs may run as us at commit.
+/// Call it as its owner, deferred triggers included, so that nothing of theirs runs as us at commit.
 fn call(connection: &Connection, owner: pg_sys::Oid, function: &[u8], events: Datum) -> Result<()> {
     let sql = [b"select ".as_slice(), function, b"($1)"].concat();
     let sql = CString::new(sql)

@@ -15,9 +15,9 @@ use crate::shared::{self, Database};
 use pgrx::{pg_guard, pg_sys};
 use std::time::Duration;
 
-/// How often it looks.
+/// How often to look for a beat.
 const PAUSE: u64 = 1_000_000;
-/// And how often whether this is a standby still.
+/// How often to check whether this is still a standby.
 const SHORT: Duration = Duration::from_millis(100);
 
 static BEATS: Statement = Statement { sql: c"select node, epoch, beat from presence.node", arguments: &[] };
@@ -59,7 +59,7 @@ pub extern "C-unwind" fn presence_standby_worker(argument: pg_sys::Datum) {
             next = clock::boot() + PAUSE;
             match transaction(c"looking at beats", || look(&extension)) {
                 Ok(true) => database.trouble.is_over(Part::Beating),
-                // Dropped, or dropped and made anew.
+                // Dropped, or dropped and created again.
                 Ok(false) => return,
                 Err(failure) => {
                     database.trouble.failed(Part::Beating, &failure.message);

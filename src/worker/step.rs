@@ -9,16 +9,16 @@ use pgrx::PgSqlErrorCode;
 
 const FIRST_PAUSE: u64 = 100_000;
 const LONGEST_PAUSE: u64 = 6_400_000;
-/// Who has waited for a lock in vain so often in a row is locked out.
+/// After this many failed waits for a lock in a row the worker is locked out.
 const LOCKED_OUT: u32 = 4;
 
 pub struct Step {
     part: Part,
     doing: &'static str,
-    /// In a row.
+    /// Number of failures in a row.
     failures: u32,
     not_before: u64,
-    /// What the log was told last.
+    /// The last message that was logged.
     said: String,
 }
 
@@ -36,13 +36,13 @@ impl Step {
         clock::boot() >= self.not_before
     }
 
-    /// A cancel is obeyed: what it interrupted begins again later. What is cancelled each time is not cancelled by
-    /// anybody, but fails like that by itself.
+    /// Whether a cancel is obeyed: what it interrupted starts again later. A step that is "cancelled" each time fails
+    /// by itself.
     pub fn obeys_cancel(&self) -> bool {
         self.failures < 3
     }
 
-    /// Try it, if it is time.
+    /// Run the step, if it is time.
     pub fn attempt<T>(
         &mut self,
         database: &Database,
@@ -55,7 +55,7 @@ impl Step {
         self.note(database, result)
     }
 
-    /// An attempt went like this.
+    /// Record the result of an attempt.
     pub fn note<T>(&mut self, database: &Database, result: Result<T, Failure>) -> Option<T> {
         match result {
             Ok(value) => {
@@ -68,7 +68,7 @@ impl Step {
             Err(failure) => {
                 self.not_before = clock::boot() + (FIRST_PAUSE << self.failures.min(16)).min(LONGEST_PAUSE);
                 self.failures += 1;
-                // Somebody alters the table, as a rule for a moment.
+                // Somebody is altering the table, usually for a moment.
                 if failure.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE && self.failures < LOCKED_OUT {
                     return None;
                 }

@@ -20,20 +20,20 @@ use std::cell::Cell;
 use std::ffi::CStr;
 use std::sync::atomic::Ordering::*;
 
-/// Sweeps do not follow each other faster, however the deadlines lie.
+/// Minimum interval between rounds, whatever the deadlines are.
 const PAUSE: u64 = 50_000;
-/// For members that could not be deleted before, in one turn.
+/// Time in one turn for members that could not be deleted before.
 const RETRIES: u64 = 100_000;
-/// Lines about such members in one round.
+/// At most this many lines about such members are logged in one round.
 const MOST_LINES: u32 = 10;
-/// While slots are full, the rows are walked through when one of them is due, or after so many intervals: a fixed lease
-/// follows a wall clock that is set.
+/// While slots are full, the rows are scanned when one of them is due, or after this many intervals, because a fixed
+/// lease moves when the wall clock is set.
 const SELDOM: u64 = 10;
-/// So many free slots are worth a walk, if there are members for them; and of the time it may take a tenth.
+/// This many free slots are worth a scan, if there are members for them; it may take a tenth of the time.
 const WORTH_A_WALK: u64 = 1_000;
 const REST: u64 = 9;
 
-/// What is done with members that are due.
+/// What to do with members that are due.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Task {
     Remove,
@@ -69,7 +69,7 @@ pub struct Sweeping {
     freeing: Step,
     stuck: Stuck,
     overdue: Overdue,
-    /// The round that is on its way.
+    /// The current round.
     walk: Option<ExpiredScan>,
     /// When the last round began and ended.
     began: u64,
@@ -78,24 +78,24 @@ pub struct Sweeping {
     progress: bool,
     /// The last round found no room in the ring.
     no_room: bool,
-    /// Members of sessions that are over were still there.
+    /// Members of ended sessions were still there.
     sessions_left: bool,
     rows: RowWalks,
     lines: u32,
 }
 
-/// When the rows are walked through, because some have no slot.
+/// When the rows are scanned, because some have no slot.
 struct RowWalks {
-    /// One was begun. It may have been given up: then what it would have found is not known.
+    /// A scan was begun. If it was given up, its result is unknown.
     is_open: bool,
-    /// When the last one ended, how long it took, and how many it left without a slot.
+    /// When the last one ended, how long it took, and how many members it left without a slot.
     last: u64,
     took: u64,
     left: u64,
 }
 
 impl Default for RowWalks {
-    /// A worker that begins knows of none.
+    /// A new worker does not know of any.
     fn default() -> RowWalks {
         RowWalks { is_open: true, last: 0, took: 0, left: 0 }
     }
@@ -119,7 +119,7 @@ impl RowWalks {
 
     fn begin(&mut self, database: &Database) {
         self.is_open = true;
-        // What is committed without a slot from here on says when it is due by itself.
+        // Commits without a slot lower this from here on.
         database.slotless_due.store(u64::MAX, Release);
     }
 
@@ -156,7 +156,7 @@ impl Sweeping {
         next.max(self.step.not_before())
     }
 
-    /// At the earliest deadline, or within sweep_interval of it when rounds would come too thick.
+    /// At the earliest deadline, or within sweep_interval of it if rounds would be too frequent.
     fn next_round(&self, extension: &Extension) -> u64 {
         let database = extension.database;
         if database.ended_sessions.load(Acquire) > 0 {
@@ -168,7 +168,7 @@ impl Sweeping {
         let by_lease = if self.progress || self.no_room {
             earliest.saturating_add(1).max(soon)
         } else {
-            // What was due the last time and is still there must wait; others, of which we know no better, must not.
+            // Members that were due the last time and are still there must wait; others must not.
             let later = leases().earliest_after(extension.database_index, self.began);
             let held = if earliest <= self.began { self.began + interval } else { u64::MAX };
             later.saturating_add(1).max(soon).min(held.max(soon))
@@ -177,14 +177,14 @@ impl Sweeping {
         by_lease.min(by_session).min(self.rows.next(database).max(soon))
     }
 
-    /// Sweep a portion, if it is time. False: the extension is not the one we know any more.
+    /// Sweep a portion, if it is time. False: the extension is not the one that we know any more.
     pub fn turn(&mut self, extension: &Extension, publishing: &mut Publishing) -> bool {
         if clock::boot() < self.next(extension) {
             return true;
         }
         let swept = self.sweep(extension, publishing);
         if swept.is_err() {
-            // Whatever it was about: begin again.
+            // Whatever the cause: start again.
             self.walk = None;
             self.sessions_left = true;
         }
@@ -212,7 +212,7 @@ impl Sweeping {
         if !self.each(extension, publishing, Task::Remove, &due.keys)? {
             return Ok(false);
         }
-        // Also those that somebody has locked just now: their leave may be a long time coming.
+        // Also those that are locked just now: their leave may take a long time.
         if !due.keys.is_empty() {
             guarded(extension, c"looking who is overdue", || {
                 as_role(extension.owner_role, || {
@@ -269,7 +269,7 @@ impl Sweeping {
         }
     }
 
-    /// Do it with all of these. False: the extension is not the one we know any more.
+    /// Do it with all of these. False: the extension is not the one that we know any more.
     fn each(
         &mut self,
         extension: &Extension,
@@ -278,7 +278,7 @@ impl Sweeping {
         keys: &[u128],
     ) -> Result<bool, Failure> {
         let start = clock::boot();
-        // Those with which it could not be done before come last, and one by one.
+        // Those that failed before come last, and one by one.
         let (known, fresh): (Vec<u128>, Vec<u128>) =
             keys.iter().partition(|hash| self.stuck.since(**hash).is_some());
         for batch in Due::batches(&fresh) {
@@ -297,7 +297,7 @@ impl Sweeping {
         Ok(true)
     }
 
-    /// In as many transactions as it takes.
+    /// In as many transactions as needed.
     fn some(
         &mut self,
         extension: &Extension,
@@ -346,7 +346,7 @@ impl Sweeping {
         Ok(is_ours.get())
     }
 
-    /// With a member it cannot be done.
+    /// It failed for one member.
     fn failed(&mut self, extension: &Extension, task: Task, hash: u128, why: &str) {
         let is_new = self.stuck.failed(hash, clock::boot());
         let name = guarded(extension, c"looking for a name", || sweeper::name(hash));

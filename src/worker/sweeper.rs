@@ -22,7 +22,7 @@ use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::sync::atomic::Ordering::Acquire;
 
-/// Rows in key order, those that somebody has locked left for the next time; with what their leave will show as state.
+/// Rows in key order, without those that are locked; with the state that their leave will show.
 macro_rules! lock {
     ($state:literal, $reverts:literal) => {
         statement!(
@@ -51,15 +51,15 @@ static NAME: Statement = Statement {
     arguments: &[pg_sys::UUIDOID],
 };
 
-/// What became of members that may be over (or of which something has reverted).
+/// The result for members that may have expired (or have something to revert).
 #[derive(Default)]
 pub struct Swept {
     pub done: Vec<u128>,
-    /// They were ours to delete, and are still there: somebody's trigger or rule keeps their rows.
+    /// They were ours to delete, and are still there: a trigger or rule keeps their rows.
     pub kept: Vec<u128>,
     /// The event buffer has no room for their events.
     pub unfit: Vec<u128>,
-    /// What the events take in the event buffer.
+    /// The size of their events in the event buffer.
     pub bytes: u64,
 }
 
@@ -76,20 +76,20 @@ impl Swept {
     }
 }
 
-/// What the worker says before it deletes: whoever else has a say shall say it now, and as the extension's owner;
-/// and whoever holds a lock that somebody's trigger wants holds up the others for a moment only.
+/// What the worker runs before it deletes: added constraints must be checked now, as the extension's owner; and a lock
+/// that somebody's trigger needs may hold up the others only for a moment.
 pub const BEFORE: &CStr = c"set constraints all immediate; set local lock_timeout = '20ms'";
 
 /// How many bytes of events a transaction may make.
 #[derive(Clone, Copy)]
 pub struct Budget {
     together: u64,
-    /// One that is larger may go alone.
+    /// A larger event may be made alone.
     alone: u64,
 }
 
 impl Budget {
-    /// For the worker: at most half of what is free, so that others have the rest, and little enough to be soon done.
+    /// For the worker: at most half of what is free, to leave the rest to others, and not too much for one transaction.
     pub fn for_worker(extension: &Extension) -> Budget {
         let ring = extension.database.ring();
         let together = (ring.free() / 2).min(ring.size() / 8).min(memory::for_leaves() as u64);
@@ -98,7 +98,7 @@ impl Budget {
 
     /// Whether there is room for one more event behind others of so many bytes.
     pub fn has_room(&self, extension: &Extension, taken: u64, size: u64) -> bool {
-        // One that would never have room is not waited for.
+        // One that would never have room does not wait.
         let alone = taken == 0 && (size <= self.alone || size > extension.database.ring().size());
         taken + size <= self.together || alone
     }
@@ -121,7 +121,7 @@ pub fn sweeping(
     })
 }
 
-/// Delete these members, if their time is over and there is room for their leaves.
+/// Delete these members, if they have expired and there is room for their leaves.
 pub fn delete(extension: &Extension, keys: &[u128], room: Budget, before: &CStr) -> Result<Swept> {
     sweeping(extension, before, |connection, swept| {
         let locked = lock(extension, connection, keys, room, swept)?;
@@ -134,7 +134,7 @@ pub fn delete(extension: &Extension, keys: &[u128], room: Budget, before: &CStr)
     })
 }
 
-/// Lock the rows; those that fit.
+/// Lock the rows, as far as their events fit.
 fn lock(
     extension: &Extension,
     connection: &Connection,
@@ -154,15 +154,15 @@ fn lock(
     Ok(fitting)
 }
 
-/// What the event of a row will take in the event buffer, at most: there nothing is compressed, and what has reverted is
-/// in the column behind the image.
+/// The largest size that a row's event may have in the event buffer, where nothing is compressed; reverted parts are in
+/// the column behind the image.
 pub fn size_of_event(rows: &Rows, row: usize) -> u64 {
     // SAFETY: the eight columns of an image and one more, all of them varlena; looks at their headers.
     let length = |column| rows.get(row, column).map(|datum| unsafe { raw_length(datum) });
     (size_of_record(std::array::from_fn(|field| length(5 + field))) + length(13).unwrap_or(0)) as u64
 }
 
-/// How many bytes a value has, once it is neither compressed nor out of line.
+/// The size of a value that is neither compressed nor out of line.
 ///
 /// # Safety
 /// `datum` is a varlena.
@@ -171,7 +171,7 @@ pub unsafe fn raw_length(datum: Datum) -> usize {
     unsafe { pg_sys::toast_raw_datum_size(datum) as usize - pg_sys::VARHDRSZ }
 }
 
-/// A member, in words.
+/// A member's names, for the log.
 pub fn name(hash: u128) -> Result<String> {
     let connection = Connection::open()?;
     let rows = connection.run(&NAME, &[Some(uuid(hash))], false)?;
@@ -192,8 +192,8 @@ macro_rules! adoptable {
 static ADOPTABLE: Statement = adoptable!(", reverts");
 static ADOPTABLE_OF_OLD: Statement = adoptable!("");
 
-/// Give slots to these members, who have none: after a start without saved leases, and when slots were all taken. Their
-/// rows are locked, so what we read of them is the newest. Returns how many have one now.
+/// Give slots to these members, who have none: after a start without saved leases, or when slots were full. Their rows
+/// are locked, so what we read is the newest version. Returns how many got one.
 pub fn adopt(extension: &Extension, keys: &[u128]) -> Result<u64> {
     let connection = Connection::open()?;
     let has_notes = extension.has_later_columns;
@@ -212,7 +212,7 @@ pub fn adopt(extension: &Extension, keys: &[u128]) -> Result<u64> {
             deadline,
             last_seen: match deadline {
                 CLAIMED => now,
-                // The row says it.
+                // As in the row.
                 _ if lease.is_fixed => 0,
                 deadline => deadline.saturating_sub(ttl),
             },
@@ -232,8 +232,8 @@ pub fn adopt(extension: &Extension, keys: &[u128]) -> Result<u64> {
     Ok(rows.count as u64)
 }
 
-/// Free the slots whose rows are gone. A slot without a row is left over from a change that lost a race, or its
-/// DELETE was ours and has made it a tombstone, which goes once nothing older can commit.
+/// Free the slots without a row. Such a slot is left over from a change that lost a race, or its DELETE was ours and
+/// has made it a tombstone, which goes once no older change can commit.
 pub fn free_rowless(extension: &Extension, due: &Due) -> Result<()> {
     for batch in due.slots.chunks(BATCH) {
         let keys: Vec<u128> = batch.iter().map(|(key, _)| key.hash).collect();
@@ -260,15 +260,15 @@ static CONSTRAINTS: Statement = Statement {
     arguments: &[],
 };
 
-/// Constraints of the members that would be looked at when the caller commits: they shall speak up at once.
+/// The deferred constraints of `member`, which must be checked now and not when the caller commits.
 fn constraints() -> Result<CString> {
     let connection = Connection::open()?;
     let rows = connection.run(&CONSTRAINTS, &[], false)?;
     Ok(CString::new(rows.text(0, 0).unwrap_or_default()).unwrap_or_default())
 }
 
-/// SQL `presence.sweep()`: what the worker does, here and now. What does not fit into the event buffer, or cannot be
-/// done, is left to the worker. Returns how many members were removed.
+/// SQL `presence.sweep()`: what the worker does, here and now. What does not fit into the event buffer, or fails, is
+/// left to the worker. Returns how many members were removed.
 pub fn sweep_now(extension: &Extension) -> Result<usize> {
     let before = constraints()?;
     let mut walk = ExpiredScan::start(extension, true, extension.database.slotless.load(Acquire) > 0);
@@ -285,14 +285,14 @@ pub fn sweep_now(extension: &Extension) -> Result<usize> {
 }
 
 struct SweepNow {
-    /// In the event buffer.
+    /// Free bytes in the event buffer.
     free: u64,
     left: usize,
     why: String,
 }
 
 impl SweepNow {
-    /// Returns with how many it could be done.
+    /// Returns for how many it succeeded.
     fn each(&mut self, keys: &[u128], sweep: impl Fn(&[u128], Budget) -> Result<Swept>) -> usize {
         let mut done = 0;
         let mut parts: Vec<&[u128]> = Due::batches(keys).collect();

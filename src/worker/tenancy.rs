@@ -7,8 +7,8 @@ use crate::pg::subtransaction::Failure;
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
-/// Whether the extension is still the one that this worker knows, with the owner as whom it works; from then on, until the transaction ends, it is:
-/// DROP EXTENSION waits for our lock.
+/// Whether the extension is still the one that this worker knows, with the same owner. It stays so until the
+/// transaction ends, because DROP EXTENSION waits for our lock.
 pub fn is_still_ours(known: &Extension) -> Result<bool, Error> {
     // SAFETY: a lock on an oid; if the table is gone, the look-up after it says so.
     if !unsafe { pg_sys::ConditionalLockRelationOid(known.member, pg_sys::AccessShareLock as i32) } {
@@ -21,7 +21,7 @@ pub fn is_still_ours(known: &Extension) -> Result<bool, Error> {
     }
 }
 
-/// A transaction on the extension's tables. None: the extension is not the one we know any more.
+/// A transaction on the extension's tables. None: the extension is not the one that we know any more.
 pub fn guarded<T>(
     known: &Extension,
     activity: &CStr,

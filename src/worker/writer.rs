@@ -35,39 +35,39 @@ pub struct Writer<'a> {
     /// This server's name.
     pub(super) node: Option<Vec<u8>>,
     pub(super) written: Written,
-    /// No NOTIFY.
+    /// Do not NOTIFY.
     pub(super) quiet: bool,
-    /// Listeners are owed a `resync`, and this batch does not tell it.
+    /// Listeners are owed a `resync`, which this batch does not send.
     pub(super) owes_resync: bool,
-    /// Only say that there is something.
+    /// Send only doorbells.
     pub(super) doorbell: bool,
-    /// The same for those who listen to all rooms, where an authorizer decides room by room.
+    /// The same for listeners to all rooms, because an authorizer decides for each room.
     pub(super) doorbell_for_all_rooms: bool,
     pub(super) roaming: Roaming<'a>,
-    /// Doorbells to ring at the end: one a channel, with the newest seq.
+    /// Doorbells to ring at the end: one per channel, with the newest seq.
     pub(super) rung: HashMap<String, u64>,
-    /// For what one line takes.
+    /// Memory for one line.
     pub(super) scratch: Scratch,
-    /// Of one who floods: see `memory`.
+    /// The owner has much in the ring: see `memory`.
     pub(super) is_flooded: bool,
-    /// What is kept until the commit, for notifications and for what else grows with the batch.
+    /// Memory that is kept until the commit, for notifications and everything else that grows with the batch.
     pub(super) memory: usize,
 }
 
-/// What a subtransaction keeps until the commit.
+/// Memory of a subtransaction until the commit.
 const SUBTRANSACTION: usize = 16 * 1024;
 
-/// What a batch came to.
+/// The result of a batch.
 #[derive(Default)]
 pub struct Written {
     pub seq: u64,
     pub events: u64,
     pub notifications: u64,
-    /// Channels that have new names from the commit on, and by which old one that is told.
+    /// Channels that get new names with the commit, each with the old name on which that is announced.
     pub renewals: Vec<(String, Renewal)>,
 }
 
-/// In front of the audience of a line that the owner and service roles do not see: they see the `update`.
+/// Prefix of the audience of a line that the owner and service roles do not see, because they see the `update`.
 const NOT_FOR_OWNER: &[u8] = b"-";
 
 impl<'a> Writer<'a> {
@@ -97,12 +97,12 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// Whether it is time to commit: what is kept until then is as much as it may be.
+    /// Whether it is time to commit, because the memory that is kept until then has reached its limit.
     pub fn is_full(&self) -> bool {
         self.memory > memory::for_notifications()
     }
 
-    /// Try to write something that may fail: then nothing of it is counted.
+    /// Write something that may fail: then nothing of it is counted.
     pub fn attempt(
         &mut self,
         body: impl FnOnce(&mut Self) -> std::result::Result<(), Failure>,
@@ -118,7 +118,7 @@ impl<'a> Writer<'a> {
         result
     }
 
-    /// Ring the bells, rotate what is due.
+    /// Ring the doorbells, and rotate what is due.
     pub fn finish(mut self) -> Result<Written> {
         for (name, seq) in std::mem::take(&mut self.rung) {
             self.notify(&name, &payload::doorbell(seq))?;
@@ -169,7 +169,7 @@ impl<'a> Writer<'a> {
                 self.update(record, counted, audience, owner)?;
                 self.given_away(record, counted, owner)?;
                 if record.revived {
-                    // Who looked meanwhile was not in the room.
+                    // A user who has looked up names meanwhile was not in the room.
                     let room = record.image.get(Field::Room).unwrap_or_default();
                     self.relisten(owner, room)?;
                 }
@@ -205,14 +205,14 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// The user has no member in the room any more.
+    /// The user has no members in the room any more.
     fn gone_from(&mut self, user_id: &[u8], room: &[u8]) -> Result<()> {
         self.relisten(user_id, room)?;
         rotation::left(self.extension, user_id, room);
         Ok(())
     }
 
-    /// With a new owner, one user may have left the room and another entered it.
+    /// With a new owner one user may have left the room and another entered it.
     fn given_away(&mut self, record: &Record, counted: &Counted, owner: &[u8]) -> Result<()> {
         let before =
             record.old.as_ref().and_then(|old| old.get(Field::UserId)).filter(|before| *before != owner);
@@ -224,7 +224,7 @@ impl<'a> Writer<'a> {
         if counted.alive_of_old == 0 { self.gone_from(before, room) } else { Ok(()) }
     }
 
-    /// An update, and with a changed audience: a leave for those who lose sight, an enter for those who gain it.
+    /// An update; if the audience changed, also a leave for those who lose sight, and an enter for those who gain it.
     fn update(
         &mut self,
         record: &Record,
@@ -248,7 +248,8 @@ impl<'a> Writer<'a> {
                 },
             );
         };
-        // The owner sees it as by a token of their own: who gives the member away loses sight of it like anybody.
+        // The owner sees the member as if by a token of their own; whoever gives it away loses sight of it like
+        // anybody.
         let with_owner = |mut tokens: Vec<Vec<u8>>, image: &Image| {
             tokens.push(own_token(image.get(Field::UserId).unwrap_or_default()));
             tokens
@@ -262,7 +263,7 @@ impl<'a> Writer<'a> {
         let others = |tokens: Vec<Vec<u8>>| -> Vec<Vec<u8>> {
             std::iter::once(NOT_FOR_OWNER.to_vec()).chain(tokens).collect()
         };
-        // The functions of older SQL show what is there.
+        // The functions of older SQL show the column as it is.
         let logged =
             if extension::has_internal_schema() { with_gained(kept.clone(), &gained) } else { kept.clone() };
         if !lost.is_empty() {
@@ -314,7 +315,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// The log forgets a user, with the events that this very batch has written.
+    /// Delete a user from the log, including the events that this batch has written.
     fn forget(&mut self, user_id: &[u8]) -> Result<()> {
         log::forget(self.extension, self.connection, user_id).map(|_| ())
     }
@@ -339,7 +340,7 @@ impl<'a> Writer<'a> {
         )
     }
 
-    /// Write the line to the log and tell those who are meant.
+    /// Write the line to the log and notify its channels.
     fn line(&mut self, record: &Record, line: LogEntry) -> Result<()> {
         self.written.seq += 1;
         self.written.events += 1;
@@ -350,7 +351,7 @@ impl<'a> Writer<'a> {
         rendered
     }
 
-    /// Where it happened.
+    /// The server where it happened.
     pub(super) fn node_of<'r>(&'r self, record: &'r Record) -> Option<&'r [u8]> {
         record.node.as_deref().or(self.node.as_deref())
     }
@@ -378,7 +379,7 @@ impl<'a> Writer<'a> {
         ]
     }
 
-    /// To everybody: forget everything and list.
+    /// To everybody: list again.
     pub fn resync(&mut self) -> Result<()> {
         self.owes_resync = false;
         self.written.seq += 1;

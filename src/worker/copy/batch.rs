@@ -23,13 +23,13 @@ struct Left {
     member_id: Vec<u8>,
     connection_id: Vec<u8>,
     reason: Option<&'static str>,
-    /// jsonb; None: as it was.
+    /// jsonb; None: unchanged.
     state: Option<Vec<u8>>,
     version: u64,
     at: i64,
 }
 
-/// Whose version is as new as the leave has entered again.
+/// A row whose version is as new as the leave belongs to a later stay.
 macro_rules! left {
     ($what:literal) => {
         statement!(
@@ -73,7 +73,7 @@ impl Batch {
     }
 
     pub fn note(&mut self, record: &Record) {
-        // What is elsewhere its own server copies.
+        // Members of other servers are copied by their own server.
         if !self.is_wanted || record.node.is_some() {
             return;
         }
@@ -90,7 +90,7 @@ impl Batch {
                     version: record.version,
                     at: record.at,
                 });
-                // It may have entered again, with an event that is told in the next batch.
+                // It may have entered again, with an event of the next batch.
                 self.changed.push(record.hash);
             }
             Kind::Room | Kind::Rotate | Kind::Forget => {}
@@ -101,7 +101,7 @@ impl Batch {
         self.changed.is_empty()
     }
 
-    /// How many rows there are more.
+    /// Returns by how many the number of rows has grown.
     pub fn write(&self, node: &[u8]) -> Result<i64> {
         let connection = Connection::open()?;
         let mut more = 0;

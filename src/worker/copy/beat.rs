@@ -25,7 +25,7 @@ static BEAT: Statement = Statement {
     ],
 };
 
-/// Above the floor no version or seq was given out: whoever takes this server's place begins there.
+/// No version or seq was issued above the floor: a promoted server continues there.
 pub fn write(extension: &Extension, node: &[u8], members: i64, state: &str) -> Result<()> {
     let values = [
         Some(varlena(node)),

@@ -7,10 +7,9 @@ use crate::pg::datum::varlena;
 use crate::pg::spi::{Connection, Statement, statement};
 use pgrx::pg_sys;
 
-/// Write these rows of `presence.member` ($1 is the name) where the copy does not have them in this version. Each is found
-/// once, by the index, and then changed where it lies: an ON CONFLICT DO UPDATE would look again and lock it first, which
-/// is WAL. `more` is what a reader does not need.
-/// The result is made of `members` and `written`.
+/// Write these rows of `presence.member` ($1 is the name) where the copy does not have them in this version. Each one
+/// is looked up once, by the index, and then changed in place: ON CONFLICT DO UPDATE would look it up again and lock it
+/// first, which writes WAL. `more` are columns that readers do not need. The result is made of `members` and `written`.
 macro_rules! write {
     ($arguments:expr, $result:literal, $members:literal) => {
         statement!(
@@ -91,18 +90,18 @@ static COUNT: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-/// How far it has come: each page is a transaction.
+/// The progress: each page is a transaction.
 #[derive(Clone, Default)]
 pub struct Comparison {
-    /// The members are through: now those in the copy.
+    /// The members are done; now rows of the copy without a member.
     of_gone: bool,
-    /// The last key of the page before.
+    /// The last key of the previous page.
     after: [Vec<u8>; 3],
 }
 
 pub struct Page {
     pub next: Option<Comparison>,
-    /// At the end: how many rows there are.
+    /// At the end: the number of rows.
     pub members: Option<i64>,
 }
 
@@ -123,7 +122,7 @@ impl Comparison {
                 members: None,
             });
         }
-        // SQL that came while the server ran: who is here is here.
+        // The SQL was installed while the server ran: nobody has to be restored.
         connection.run(&NOTE_WHOLE, &[Some(varlena(node))], true)?;
         let members = connection.run(&COUNT, &[Some(varlena(node))], false)?.number(0, 0) as i64;
         Ok(Page { next: None, members: Some(members) })

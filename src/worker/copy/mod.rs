@@ -29,20 +29,20 @@ use restore::{Next, Restore};
 use std::ffi::CStr;
 use std::sync::atomic::Ordering::*;
 
-/// A turn of comparing: events wait no longer.
+/// The longest turn of comparing, because events wait meanwhile.
 const LONGEST: u64 = 20_000;
 
-/// What the worker knows of its copy.
+/// The worker's knowledge of its copy.
 pub struct Copy {
     /// This server's name.
     name: Vec<u8>,
-    /// Rows of ours, as counted by the last comparison and since.
+    /// The number of our rows, counted by the last comparison and updated since.
     members: i64,
-    /// What was written may not be all: how far the comparison has come.
+    /// The copy may be incomplete: the progress of the comparison.
     comparison: Option<Comparison>,
-    /// It could not be written: nothing is tried with each batch until the comparison goes on.
+    /// Writing failed: batches are not copied until the comparison makes progress.
     fails: bool,
-    /// How often events were lost, as of the last comparison.
+    /// The number of losses of events, as of the last comparison.
     losses: u64,
 }
 
@@ -53,7 +53,7 @@ impl Copy {
         settings::node_name().map(|name| Copy { name, members: 0, comparison, fails: false, losses: 0 })
     }
 
-    /// Write what a batch of events was about, in its transaction. A copy that cannot be written holds up no event.
+    /// Copy the members of a batch of events, in its transaction. A failure does not hold up the events.
     pub fn write(&self, batch: &Batch) -> Option<std::result::Result<i64, Failure>> {
         if self.fails || batch.is_empty() || !is_there() {
             return None;
@@ -61,7 +61,7 @@ impl Copy {
         Some(attempt(|| batch.write(&self.name)))
     }
 
-    /// That transaction is committed.
+    /// That transaction has committed.
     pub fn written(&mut self, extension: &Extension, written: std::result::Result<i64, Failure>) {
         match written {
             Ok(more) => {
@@ -83,8 +83,8 @@ static FORGET: Statement = Statement {
     arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
 };
 
-/// `presence.forget`: what other servers, or this one under another name, have left of a user. Our own rows go when the
-/// leaves are told. How many there were.
+/// `presence.forget`: delete the user's rows of other servers, or of this one under another name. Our own rows go when
+/// the leaves are published. Returns how many there were.
 pub fn forget(connection: &Connection, user_id: &[u8]) -> Result<usize> {
     if !is_there() {
         return Ok(0);
@@ -98,18 +98,18 @@ fn is_there() -> bool {
     extension::relation(c"shared").is_some()
 }
 
-/// What the worker does for its copy besides.
+/// The worker's other tasks for its copy.
 pub struct Copying {
     restore: Restore,
     restoring: Step,
     comparing: Step,
     beating: Step,
     next_beat: u64,
-    /// The tables were not there: when to look again.
+    /// The tables did not exist: when to look again.
     not_before: u64,
 }
 
-/// The SQL of this database is older than the tables.
+/// If the SQL of this database is too old to have the tables.
 const ABSENT_PAUSE: u64 = 1_000_000;
 
 impl Copying {
@@ -151,7 +151,7 @@ impl Copying {
         self.compare(extension, copy) && self.beat(extension, copy)
     }
 
-    /// Until that is done nothing may be deleted from the copy but what leaves.
+    /// Until this is done only rows of members that leave may be deleted from the copy.
     fn restore(&mut self, extension: &Extension, copy: &Copy) -> bool {
         let database = extension.database;
         let end = clock::boot() + LONGEST;
@@ -215,7 +215,7 @@ impl Copying {
         true
     }
 
-    /// The server stops: others need not wait until they hear nothing.
+    /// The server stops: announce it, so that others need not wait for the timeout.
     pub fn stop(&self, extension: &Extension, publisher: &Publisher) {
         let Some(copy) = publisher.copy.as_ref().filter(|copy| !copy.fails) else { return };
         if !extension.database.copy.is_whole() {
@@ -225,14 +225,14 @@ impl Copying {
             beat::write(extension, &copy.name, copy.members, "down")
         });
         if let Ok(Done::Is(())) = said {
-            // The launcher stops, too.
+            // The launcher is stopping, too.
             control().copied.note_commit();
             control().copied.flush();
         }
     }
 
-    /// Between batches, and never by anybody else: it would overtake what it stands for. None while the copy cannot be
-    /// written.
+    /// Only between batches and only by this process, so that the beat does not overtake what precedes it. None while
+    /// the copy cannot be written.
     fn beat(&mut self, extension: &Extension, copy: &mut Copy) -> bool {
         let now = clock::boot();
         if now < self.next_beat.max(self.not_before) || copy.fails || !self.beating.may_start() {
@@ -247,7 +247,7 @@ impl Copying {
                 control().copied.note_commit();
             }
             Some(Done::NotOurs) => return false,
-            // Somebody has renamed it: what is published meanwhile is missing when it comes back.
+            // The table was renamed: what is published meanwhile is missing when it comes back.
             Some(Done::Absent) => copy.comparison = Some(Comparison::default()),
             None => {}
         }
@@ -255,12 +255,12 @@ impl Copying {
     }
 }
 
-/// Who was here is here.
+/// The restore is finished.
 fn whole(database: &'static Database, count: u64) -> bool {
     crate::injection::stall("whole");
     if count > 0 {
         pgrx::log!("presence_ext: put back {count} members");
-        // Those of sessions are to leave; and whoever has listed meanwhile shall list again.
+        // Session members must leave; and whoever has listed meanwhile must list again.
         database.ended_sessions.fetch_add(1, AcqRel);
         database.ask_resync();
     }
@@ -268,7 +268,7 @@ fn whole(database: &'static Database, count: u64) -> bool {
     true
 }
 
-/// A worker begins where the server has no name: nothing is put back, and what it was once called is forgotten.
+/// A worker starts without a node name: nothing is restored, and former names are forgotten.
 pub fn begin_without_a_name(extension: &Extension) -> std::result::Result<(), Failure> {
     if settings::node_name().is_none() {
         as_owner(extension, c"forgetting the copy", || {
@@ -289,7 +289,7 @@ enum Done<T> {
     NotOurs,
 }
 
-/// A transaction on the tables.
+/// Run a transaction on the tables.
 fn as_owner<T>(
     extension: &Extension,
     activity: &CStr,

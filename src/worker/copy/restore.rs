@@ -38,7 +38,7 @@ static FLOOR: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-/// Whether there is a member whose row is older than this run of the server, so that its lease is of another clock.
+/// Whether there is a row older than this run of the server, so that its lease uses another clock.
 static OLD: Statement = Statement {
     sql: c"select exists (select from presence.member where version operator(pg_catalog.<) $1)",
     arguments: &[pg_sys::INT8OID],
@@ -88,7 +88,7 @@ pub(super) static NOTE_WHOLE: Statement = Statement {
     arguments: &[pg_sys::TEXTOID],
 };
 
-/// What the server was called before, or is not called any more.
+/// Former names of this server.
 static FORGET: [Statement; 3] = [
     Statement {
         sql: c"delete from presence.shared s using _presence._whole w
@@ -109,7 +109,7 @@ static FORGET: [Statement; 3] = [
 /// Room, member_id and connection_id.
 type Key = [Vec<u8>; 3];
 
-/// How far it has come.
+/// The progress.
 #[derive(Clone, Default)]
 pub enum Restore {
     #[default]
@@ -122,12 +122,12 @@ pub enum Restore {
 
 pub enum Next {
     Page(Restore),
-    /// Who was here is here; so many were put back.
+    /// The restore is finished; this many were restored.
     Whole(u64),
 }
 
 impl Restore {
-    /// One transaction of it.
+    /// One transaction of the restore.
     pub fn step(&self, extension: &Extension, node: &[u8], obeys_cancel: bool) -> Result<Next> {
         let connection = Connection::open()?;
         match self {
@@ -147,7 +147,7 @@ fn look(extension: &Extension, connection: &Connection, node: &[u8]) -> Result<N
     }
     let known = connection.run(&FLOOR, &name, false)?;
     let (floor, members) = (known.number(0, 0), known.number(0, 1));
-    // Before anybody gives out another.
+    // Before anybody is issued another version.
     control().next_version.fetch_max(floor, AcqRel);
     extension.database.seq.fetch_max(floor, AcqRel);
     extension.database.log_floor.fetch_max(extension.database.seq.load(Acquire), AcqRel);
@@ -159,8 +159,8 @@ fn look(extension: &Extension, connection: &Connection, node: &[u8]) -> Result<N
     Ok(Next::Page(Restore::Pages { after: Default::default(), count: 0 }))
 }
 
-/// Whom somebody's trigger, constraint or foreign key does not let in stays away, and keeps nobody else away: the comparison
-/// takes them out of the copy. What may pass is tried again, until it is no cancel either that is obeyed.
+/// A member that a trigger, constraint or foreign key refuses is left out, and does not prevent others: the comparison
+/// deletes it from the copy. Errors that may pass are retried, except a cancel that must be obeyed.
 fn page(
     extension: &Extension,
     connection: &Connection,
@@ -200,7 +200,7 @@ fn page(
     Ok(Next::Page(Restore::Pages { after: last.clone(), count: count + more }))
 }
 
-/// Those with these keys, which are in order. How many were not there.
+/// Restore the members with these sorted keys. Returns how many were missing.
 fn put_back(connection: &Connection, node: &[u8], keys: &[Key]) -> Result<u64> {
     let (Some(first), Some(last)) = (keys.first(), keys.last()) else { return Ok(0) };
     let ([room, member_id, connection_id], [to_room, to_member_id, to_connection_id]) =
@@ -224,14 +224,14 @@ fn end(extension: &Extension, connection: &Connection, node: &[u8]) -> Result<()
     Ok(())
 }
 
-/// Whoever has planned to read the copy, on a standby or until now, shall plan to read the members: all plans that call a
-/// function are made anew.
+/// Plans that read the copy, on a standby or until now, must be replaced by plans that read the members: invalidate all
+/// plans that call a function.
 pub fn plan_anew() {
     // SAFETY: others are told when the transaction commits.
     unsafe { pg_sys::CacheInvalidateCatalog(pg_sys::ProcedureRelationId) };
 }
 
-/// Also where the server has no name any more: then all are others.
+/// Also if the server has no name any more: then all names are others.
 pub fn forget_other_names(connection: &Connection, node: &[u8]) -> Result<()> {
     for statement in &FORGET {
         connection.run(statement, &[Some(varlena(node))], true)?;

@@ -8,24 +8,24 @@ use crate::extension::{Extension, Purpose};
 use crate::worker::connections::Counted;
 
 pub struct Change {
-    /// By hash.
+    /// Hash of the room.
     pub room: u64,
     pub name: Vec<u8>,
     pub members: i32,
     pub users: i32,
 }
 
-/// How a room is found by its name. Never 0.
+/// The key of a room, from its name. Never 0.
 pub fn key(extension: &Extension, room: &[u8]) -> u64 {
     extension.hash(Purpose::Numbers, &[room]).max(1)
 }
 
-/// Whether somebody listens to the room; it may be another one.
+/// Whether somebody listens to the room; there are false positives.
 pub fn is_listened_to(extension: &Extension, room: &[u8]) -> bool {
     Channel::of_cell(extension, room_cell(extension, room)).is_held(extension)
 }
 
-/// If the numbers are of any interest: the room is one of the known ones, or somebody listens to it.
+/// None unless the counts matter: the room is a known one, or somebody listens to it.
 pub fn of(
     extension: &Extension,
     record: &Record,
@@ -44,7 +44,7 @@ fn effect(record: &Record, counted: &Counted) -> Option<[i32; 2]> {
     match (record.kind, &record.old) {
         (Kind::Enter, _) => Some([1, first]),
         (Kind::Leave, _) => Some([-1, -last]),
-        // Given to another.
+        // The owner changed.
         (Kind::Update, Some(old)) if old.get(Field::UserId) != record.image.get(Field::UserId) => {
             Some([0, first - i32::from(counted.of_old_user == 0)])
         }

@@ -16,10 +16,10 @@ use crate::worker::memory;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-/// A user of whom something is not published, with its place in a map.
+/// A user with unpublished changes, with its place in a map.
 const USER_BYTES: usize = 64;
 
-/// In the transaction of the window's snapshot.
+/// Must run in the transaction of the window's snapshot.
 pub fn count(extension: &Extension, rooms: &[&[u8]], window: &Window) -> Result<Vec<Numbers>> {
     let places = rooms.iter().enumerate().map(|(at, room)| (*room, at)).collect();
     let scratch = Scratch::new();
@@ -42,7 +42,7 @@ struct Counting<'a> {
     hasher: RandomState,
 }
 
-/// Users by hash, some of them several times.
+/// Hashes of users, with duplicates.
 struct Users {
     seen: Vec<u64>,
     most: usize,
@@ -66,12 +66,12 @@ impl Users {
 }
 
 impl Counting<'_> {
-    /// The users in so many parts, one after the other; an error is how many parts it takes.
+    /// Count the users in this many passes; the error is how many passes it takes.
     fn in_parts(&self, parts: u64) -> Result<std::result::Result<Vec<Numbers>, u64>> {
         let most = memory::for_counting() / 32;
         let mut numbers = vec![[0i64; 2]; self.rooms.len()];
         for part in 0..parts {
-            // By room and user: what is published of them, if it is not what the table has.
+            // By room and user: how the published count differs from the table.
             let mut moving: HashMap<(usize, u64), i64> = HashMap::new();
             self.unpublished(|room, user, change| {
                 if part == 0 {
@@ -115,7 +115,7 @@ impl Counting<'_> {
         Ok(Ok(numbers.into_iter().map(of_room).collect()))
     }
 
-    /// The user of each member that the table has in the room.
+    /// The user of each member of the room in the table.
     fn members(&self, room: &[u8], mut body: impl FnMut(&[u8])) -> Result<()> {
         let mut rows = 0u32;
         let scanned = self.scratch.within(|| {
@@ -138,7 +138,7 @@ impl Counting<'_> {
         scanned
     }
 
-    /// What is not published yet of these rooms: the room's place, the user, how many members more.
+    /// The unpublished changes of these rooms: the room's index, the user, and the change in members.
     fn unpublished(&self, mut body: impl FnMut(usize, &[u8], i64)) {
         self.window.each(|record| {
             let room = record.image.get(Field::Room).unwrap_or_default();

@@ -4,15 +4,15 @@ use crate::shared::Database;
 use crate::shared::occupancy::{Numbers, OccupancyTable};
 
 pub trait Publish {
-    /// Keep the numbers of a room there from now on; false if there is no place.
+    /// Keep the counts of a room from now on; false if there is no place.
     fn put(&self, room: u64, numbers: Numbers, now: u64) -> bool;
-    /// Of these that are there.
+    /// Update the counts of the rooms that are kept.
     fn change(&self, changed: impl Iterator<Item = (u64, Numbers)>);
     fn remove(&self, room: u64);
     fn clear(&self);
     /// Whether somebody asks for the room.
     fn is_wanted(&self, room: u64, now: u64) -> bool;
-    /// Whether somebody may have seen other numbers than those that were told then.
+    /// Whether somebody may have seen other counts than those that were sent at that time.
     fn was_asked_since(&self, room: u64, time: u64) -> bool;
 }
 
@@ -21,7 +21,7 @@ pub trait Publish {
 pub struct Published(&'static Database);
 
 impl Published {
-    /// For a new worker: nobody has kept true what is there.
+    /// For a new worker: the existing contents are not up to date.
     pub fn of(database: &'static Database) -> Published {
         database.change_numbers(OccupancyTable::clear);
         Published(database)

@@ -32,7 +32,7 @@ use crate::{clock, settings};
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
 
-/// Rooms of one transaction, at most.
+/// At most this many rooms in one transaction.
 const MOST_ROOMS: usize = 256;
 
 pub struct Pushing {
@@ -40,13 +40,13 @@ pub struct Pushing {
     next: u64,
 }
 
-/// Which channels of a room hear of its numbers.
+/// The channels on which a room's counts are sent.
 #[derive(Default)]
 struct Hearers {
     whole: Vec<String>,
-    /// Who is in the audience by a token that has no channel there.
+    /// Doorbells for listeners in the audience by a token without a channel there.
     bells: Vec<String>,
-    /// Some shall have new names.
+    /// Some channels need new names.
     some_are_stale: bool,
 }
 
@@ -57,14 +57,14 @@ impl Pushing {
 
     /// When there is something to do next.
     pub fn next(&self, extension: &Extension, publisher: &Publisher) -> u64 {
-        // Lost events: their `resync` comes first.
+        // Events were lost: their `resync` comes first.
         if extension.database.owed_resync().is_some() {
             return u64::MAX;
         }
         publisher.rooms.next().max(self.next).max(self.step.not_before())
     }
 
-    /// Tell what is due, if it is time. False: the extension is not the one we know any more.
+    /// Send what is due. False: the extension is not the one that we know any more.
     pub fn turn(&mut self, extension: &Extension, publisher: &mut Publisher) -> bool {
         let now = clock::boot();
         publisher.rooms.clean(now, |room| is_listened_to(extension, room));
@@ -82,7 +82,7 @@ impl Pushing {
     }
 }
 
-/// What one transaction tells.
+/// The result of one transaction.
 #[derive(Default)]
 struct Told {
     outcomes: Vec<(u64, Outcome)>,
@@ -91,12 +91,12 @@ struct Told {
 }
 
 impl Publisher {
-    /// False: the extension is not the one we know any more.
+    /// False: the extension is not the one that we know any more.
     fn tell_numbers(&mut self, extension: &Extension, due: &[Due]) -> std::result::Result<bool, Failure> {
         let began = clock::boot();
         let told = guarded(extension, c"telling how many there are", || {
             let Some(window) = Window::open(extension)? else { return Ok(Told::default()) };
-            // As before a batch is told.
+            // As before a batch is published.
             self.rights.look(extension)?;
             let leaves = window.take(0, 0, false, |_| false).leaves;
             self.rotation.will_be_told(extension, leaves.iter().filter_map(|place| window.record(*place)));
@@ -115,7 +115,7 @@ impl Publisher {
     fn tell(&self, extension: &Extension, window: &Window, due: &[Due]) -> Result<Told> {
         let mut told = Told::default();
         if routing::rings_only(extension)? {
-            // Unless that is only until settings are read.
+            // Unless that is only until settings have been read.
             let is_passing = narrowing::news(extension.database).is_some();
             let outcome = if is_passing { Outcome::NotNow } else { Outcome::Nobody };
             told.outcomes.extend(due.iter().map(|due| (due.room, outcome)));
@@ -155,7 +155,7 @@ impl Publisher {
         }
         .into_iter();
         for (due, hearers) in hearing {
-            // In the order in which they were asked for.
+            // In the order of the requests.
             let Some(numbers) = due.numbers.or_else(|| counted.next()) else { continue };
             if told.memory > memory::for_notifications() {
                 continue;
@@ -214,7 +214,7 @@ impl Told {
     }
 }
 
-/// Whoever changes the table `room` right now is not waited for: events would wait with us.
+/// Do not wait for a transaction that changes the table `room`: events would wait, too.
 fn may_read_rooms() -> bool {
     extension::relation(c"room").is_some_and(|table| {
         // SAFETY: a lock on an oid, kept until the transaction ends.

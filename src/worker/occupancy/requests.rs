@@ -29,7 +29,7 @@ impl Requests {
         if may_count { self.step.not_before() } else { u64::MAX }
     }
 
-    /// Count what is asked for. False: the extension is not the one we know any more.
+    /// Count what is requested. False: the extension is not the one that we know any more.
     pub fn turn(&mut self, extension: &Extension, publisher: &mut Publisher) -> bool {
         if clock::boot() < self.next(extension) {
             return true;
@@ -57,7 +57,7 @@ impl Publisher {
         }
         let names: Vec<&[u8]> = unknown.iter().map(Vec::as_slice).collect();
         let counted = guarded(extension, c"counting rooms", || {
-            // They will be asked for again.
+            // They will be requested again.
             let Some(window) = Window::open(extension)? else { return Ok(Vec::new()) };
             as_role(extension.owner_role, || counting::count(extension, &names, &window))
         })?;

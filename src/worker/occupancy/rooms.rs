@@ -14,59 +14,59 @@ use crate::shared::occupancy::Numbers;
 use crate::worker::memory;
 use std::collections::{BTreeSet, HashMap};
 
-/// A room is told of at most this often.
+/// The counts of a room are sent at most this often.
 const PAUSE: u64 = 1_000_000;
-/// Who must listen anew hears so 1 s and 5 s later, too: so long the news wait for somebody who may hear them.
+/// `relisten` is repeated after 1 s and 5 s: until then counts wait for listeners that cannot hear them yet.
 const MOST_TRIES: u32 = 6;
-/// What a room takes, beside its name: here and among those that are due.
+/// Memory of a room in addition to its name, here and among those that are due.
 const ROOM_BYTES: usize = 200;
 
 struct Room {
     name: Vec<u8>,
-    /// None: nobody has counted yet.
+    /// None: not counted yet.
     numbers: Option<Numbers>,
-    /// What has changed since it was told last: members and users.
+    /// The changes in members and users since the counts were last sent.
     since: [i32; 2],
-    /// To be told even if that comes to nothing.
+    /// Send the counts even if they have not changed.
     anyway: bool,
-    /// Sessions have asked for it: it is shown to them.
+    /// Sessions have asked for the room: its counts are kept for them.
     asked: bool,
-    /// When it was looked at last.
+    /// Time of the last look.
     looked: u64,
     due: Option<u64>,
     tries: u32,
 }
 
-/// A room whose turn it is.
+/// A room that is due.
 pub struct Due {
     pub room: u64,
     pub name: Vec<u8>,
     pub numbers: Option<Numbers>,
-    /// There is something to tell.
+    /// The counts have changed.
     pub is_news: bool,
 }
 
-/// What came of it.
+/// The result for a room that was due.
 #[derive(Clone, Copy)]
 pub enum Outcome {
     NoNews,
-    /// Nobody may have the numbers.
+    /// Nobody may have the counts.
     Nobody,
-    /// Who may have them may be about to listen anew.
+    /// Those who may have them may be about to listen again.
     NobodyYet,
     Told(Numbers),
-    /// Some were told, others cannot be now.
+    /// Some were sent the counts, others cannot be now.
     ToldSome(Numbers),
     NotNow,
 }
 
 pub struct Rooms<S = Published> {
     rooms: HashMap<u64, Room>,
-    /// When, and which.
+    /// (time, room).
     due: BTreeSet<(u64, u64)>,
     bytes: usize,
     cleaned: u64,
-    /// Nothing could be told when it was tried last.
+    /// Nothing could be sent at the last try.
     is_stuck: bool,
     shown: S,
 }
@@ -77,7 +77,7 @@ impl<S: Publish + Copy> Rooms<S> {
         Rooms { rooms, due, bytes: 0, cleaned: 0, is_stuck: false, shown }
     }
 
-    /// What a batch did, once it is committed.
+    /// The changes of a committed batch.
     pub fn apply(&mut self, changes: Vec<Change>, now: u64) {
         let (mut shown, mut due) = (HashMap::new(), Vec::new());
         for Change { room, name, members, users } in changes {
@@ -110,7 +110,7 @@ impl<S: Publish + Copy> Rooms<S> {
         self.bytes < memory::for_rooms() / 2
     }
 
-    /// From now on sessions find the numbers of a room, which are those of what was published.
+    /// From now on sessions find the counts of a room, as published.
     pub fn show(&mut self, room: u64, name: Vec<u8>, numbers: Numbers, now: u64) {
         if self.shown.put(room, numbers, now) {
             let found = self.entry(room, name, now);
@@ -118,8 +118,8 @@ impl<S: Publish + Copy> Rooms<S> {
         }
     }
 
-    /// Whether more can be noted: else those that are due come first, and early. What cannot be told is given up, for
-    /// events must not wait for it.
+    /// Whether more rooms can be recorded. Otherwise those that are due come early, and what cannot be sent is given
+    /// up, because events must not wait for it.
     pub fn make_room(&mut self, now: u64) -> bool {
         if self.bytes > memory::for_rooms() {
             self.retain(|_, room| room.due.is_some());
@@ -140,12 +140,12 @@ impl<S: Publish + Copy> Rooms<S> {
         false
     }
 
-    /// Whether anything came of what was due.
+    /// Whether anything that was due could be sent.
     pub fn note_progress(&mut self, has_any: bool) {
         self.is_stuck = !has_any;
     }
 
-    /// Events were lost: nobody knows what there is now.
+    /// Events were lost: the counts are unknown.
     pub fn forget_numbers(&mut self, now: u64) {
         self.shown.clear();
         for (key, room) in &mut self.rooms {
@@ -162,12 +162,12 @@ impl<S: Publish + Copy> Rooms<S> {
         self.due.first().map_or(u64::MAX, |(at, _)| *at)
     }
 
-    /// The first ones that are due.
+    /// The first rooms that are due.
     pub fn due(&self, now: u64, most: usize) -> Vec<Due> {
         let due = self.due.iter().take_while(|(at, _)| *at <= now).take(most);
         due.filter_map(|(_, key)| {
             let room = self.rooms.get(key)?;
-            // Who has asked in between may have seen what then came to nothing.
+            // Somebody who asked in between may have seen counts that have changed back since.
             let is_news =
                 room.anyway || room.since != [0, 0] || self.shown.was_asked_since(*key, room.looked);
             Some(Due { room: *key, name: room.name.clone(), numbers: room.numbers, is_news })
@@ -175,7 +175,7 @@ impl<S: Publish + Copy> Rooms<S> {
         .collect()
     }
 
-    /// This came of one that was due, when it was looked at.
+    /// The result for a room that was due.
     pub fn settle(&mut self, key: u64, outcome: Outcome, now: u64) {
         let Some(room) = self.rooms.get_mut(&key) else { return };
         if let Some(at) = room.due.take() {
@@ -212,7 +212,7 @@ impl<S: Publish + Copy> Rooms<S> {
         }
     }
 
-    /// Now and then: forget those in which nothing happens, and to which nobody listens.
+    /// From time to time: forget rooms without changes and without listeners.
     pub fn clean(&mut self, now: u64, is_listened_to: impl Fn(&[u8]) -> bool) {
         if now < self.cleaned + PAUSE {
             return;
@@ -231,7 +231,7 @@ impl<S: Publish + Copy> Rooms<S> {
         });
     }
 
-    /// The room, which is here from now on.
+    /// Find or create the room's entry.
     fn entry(&mut self, room: u64, name: Vec<u8>, now: u64) -> &mut Room {
         let bytes = &mut self.bytes;
         self.rooms.entry(room).or_insert_with(|| {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Nobody asks.
+/// No session asks.
 #[derive(Clone, Copy)]
 struct Nowhere;
 
@@ -60,7 +60,7 @@ fn what_comes_to_nothing_is_no_news() {
     rooms.apply(change(-1, -1), SECOND);
     assert_eq!(due(&rooms, SECOND), Some((None, false)));
     rooms.settle(7, Outcome::NoNews, SECOND);
-    // As many members, of fewer users.
+    // The same number of members, of fewer users.
     rooms.apply(change(1, 0), 3 * SECOND);
     rooms.apply(change(-1, -1), 3 * SECOND);
     assert_eq!(due(&rooms, 3 * SECOND), Some((None, true)));
