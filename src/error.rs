@@ -48,7 +48,7 @@ pub enum Error {
     },
     KeyIsFixed,
     RoomIsFixed,
-    /// Nobody is asking: presence needs a name.
+    /// The caller has no identity: presence needs a user_id.
     NoIdentity,
     NotYourName {
         member_id: String,
@@ -56,26 +56,26 @@ pub enum Error {
     ServiceOnly {
         what: &'static str,
     },
-    /// `act_as` speaks for others: that takes a login that may.
+    /// `act_as` sets another identity, which only a trusted login may do.
     NotTrusted,
     OwnedByAnother,
-    /// The caller may write it, and something that was added to the table does not let it happen.
+    /// The caller may write the member, but something that was added to the table prevents it.
     Refused,
-    /// Others changed it at each try, or since a snapshot that must not see that.
+    /// Others changed the member at each try, or since the transaction's snapshot.
     ConcurrentUpdate,
     NotAuthorized {
         action: &'static str,
     },
-    /// The function that `presence.authorizer` names gave no answer: that is a no.
+    /// The function of `presence.authorizer` gave no answer, which means no.
     AuthorizerFailed {
         why: String,
     },
-    /// A statement that would lock others out, by one who may not.
+    /// A statement that would lock others out, by a role without the right to do so.
     NotYours {
         relation: String,
     },
     NoPreparedTransactions,
-    /// A trigger function of ours on a table of somebody else's, or called by hand.
+    /// A trigger function of ours on another table, or called directly.
     NotItsTrigger {
         table: &'static str,
     },
@@ -84,13 +84,13 @@ pub enum Error {
         what: &'static str,
         why: &'static str,
     },
-    /// What belongs to a client's session was asked for by code that no client asked for.
+    /// A feature of a client's own session, used in code that the client did not ask for.
     NotOwnSession {
         what: &'static str,
         why: &'static str,
     },
     ReadOnlyWithoutSlot,
-    /// A standby has members to read, and no more.
+    /// A standby can only read members.
     OnStandby {
         what: &'static str,
     },
@@ -98,7 +98,7 @@ pub enum Error {
         what: &'static str,
         limit: i32,
     },
-    /// So many transactions enter limited rooms at once that this one has to take turns.
+    /// So many transactions are entering limited rooms at once that this one has to take turns.
     TooManySeats,
     TooManyColumns,
     Spi {

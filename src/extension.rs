@@ -32,36 +32,37 @@ pub struct Extension {
     pub database_index: u32,
     /// The table has the columns that came after 0.2.0.
     pub has_later_columns: bool,
-    /// That of the catalog, when it was looked up.
+    /// The catalog epoch of the look-up.
     pub epoch: u64,
     secret: [u8; 32],
 }
 
-/// What a keyed hash is for, so that equal texts do not meet. The numbers stay: shared memory outlives a session.
+/// The purpose of a keyed hash, so that equal texts do not collide. The numbers are fixed: shared memory outlives a
+/// session.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 pub enum Purpose {
-    /// Who owns a member.
+    /// The owner of a member.
     Owner = 0,
-    /// Where those who listen to a channel are counted.
+    /// The counters of a channel's listeners.
     Channel = 1,
     /// The epoch of a room's channels.
     RoomEpoch = 2,
-    /// Those who enter under one user.
+    /// Seats of one user's members.
     UserSeats = 3,
     /// A user who was given the channel of those present in a room.
     RoomChannel = 4,
-    /// The name of an event that is no member's.
+    /// The name of an event without a member.
     Told = 5,
-    /// Those who enter one room.
+    /// Seats in one room.
     RoomSeats = 6,
-    /// Which names channels have.
+    /// The generation of channel names.
     Boot = 7,
     /// A user who is told to listen again.
     Moves = 8,
-    /// How many are in a room.
+    /// The occupancy counts of a room.
     Numbers = 9,
-    /// A server that has a name.
+    /// The name of a server.
     Node = 10,
 }
 
@@ -70,11 +71,11 @@ thread_local! {
     /// The table `member` and the view `online`.
     static WATCHED: Cell<Option<[Oid; 2]>> = const { Cell::new(None) };
     static CATALOG_EPOCH: Cell<u64> = const { Cell::new(0) };
-    /// The schema of internals, once it was seen to be ours.
+    /// The schema of internal objects, once it is known to be ours.
     static INTERNALS: Cell<Oid> = const { Cell::new(pg_sys::InvalidOid) };
 }
 
-/// Grows whenever the table's definition changed.
+/// Incremented whenever the table's definition changes.
 pub fn catalog_epoch() -> u64 {
     CATALOG_EPOCH.get()
 }
@@ -109,18 +110,18 @@ pub fn relation(name: &CStr) -> Option<Oid> {
     relation_in(schema(c"presence"), name)
 }
 
-/// One of those that are nobody's business.
+/// An internal table, index or view.
 pub fn internal_relation(name: &CStr) -> Option<Oid> {
     relation_in(internals(), name)
 }
 
-/// The schema of what is nobody's business: `_presence`; before 0.3.0 that is in `presence` with the rest.
+/// The schema of internal objects: `_presence`; before 0.3.0 they are in `presence`.
 pub fn internals() -> Oid {
     internal_schema().unwrap_or_else(|| schema(c"presence"))
 }
 
-/// Whether that is a schema of its own. Where it is not, it stays so until the transaction ends: ALTER EXTENSION UPDATE
-/// waits.
+/// Whether internal objects have their own schema. If not, it stays so until the transaction ends, because ALTER
+/// EXTENSION UPDATE waits.
 pub fn has_internal_schema() -> bool {
     accept_invalidations();
     internal_schema().is_some() || {
@@ -132,7 +133,8 @@ pub fn has_internal_schema() -> bool {
     }
 }
 
-/// Anybody who may make schemas may have made one of this name, where we have none.
+/// The schema is ours only if it belongs to the extension: anybody who may create schemas may have created one of this
+/// name.
 fn internal_schema() -> Option<Oid> {
     let schema = schema(c"_presence");
     if schema == pg_sys::InvalidOid || schema == INTERNALS.get() {
@@ -152,7 +154,7 @@ fn internal_schema() -> Option<Oid> {
     })
 }
 
-/// The one of this name, or none.
+/// The schema of this name, if it exists.
 pub fn schema(name: &CStr) -> Oid {
     // SAFETY: a look-up in the catalog, in a transaction.
     unsafe { pg_sys::get_namespace_oid(name.as_ptr(), true) }
@@ -188,8 +190,9 @@ fn look_up() -> Result<Extension> {
     Ok(Extension { member, online, owner_role, database, database_index, has_later_columns, epoch, secret })
 }
 
-/// A column of the only row of `secret`, by its number. Read whoever owns the table: whether we know our own keys is no
-/// question of rights. And no lock stays: ALTER EXTENSION UPDATE changes the table, and waits for no open transaction.
+/// A column of the only row of `secret`, by its number. Read whoever owns the table, because using our own keys is no
+/// question of rights. No lock is kept, because ALTER EXTENSION UPDATE changes the table and must not wait for open
+/// transactions.
 pub fn secret_column(number: i32) -> Result<Vec<u8>> {
     let table = internal_relation(c"secret").ok_or(Error::NotInstalled)?;
     // SAFETY: a scan of our own table as it is now, ended and closed below. Its columns are a bytea and a text.
@@ -210,7 +213,7 @@ pub fn secret_column(number: i32) -> Result<Vec<u8>> {
     }
 }
 
-/// When these change, the next call looks again. Called before anything is read of them.
+/// When these change, the next call looks again. Called before they are read.
 fn watch(member: Oid, view: Oid) {
     if WATCHED.replace(Some([member, view])).is_none() {
         // SAFETY: registered once a process; the callback only counts.
@@ -248,7 +251,7 @@ impl Extension {
         self.key_of_parts(&[room, member_id, connection_id])
     }
 
-    /// That of a member of another server: no member here has it.
+    /// The key of a member of another server, which no local member can have.
     pub fn key_elsewhere(&self, node: &[u8], room: &[u8], member_id: &[u8], connection_id: &[u8]) -> Key {
         self.key_of_parts(&[node, room, member_id, connection_id])
     }
@@ -272,14 +275,14 @@ impl Extension {
         self.was_granted(pg_sys::ACL_SELECT as _)
     }
 
-    /// Whether the current role was granted all that a verb does with a row.
+    /// Whether the current role was granted everything that a verb does with a row.
     pub fn may_do_all(&self) -> bool {
         self.was_granted(
             (pg_sys::ACL_SELECT | pg_sys::ACL_INSERT | pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE) as _,
         )
     }
 
-    /// Whether the current role may name our tables at all.
+    /// Whether the current role has USAGE on the schema.
     pub fn may_use_schema(&self) -> bool {
         is_granted(pg_sys::NamespaceRelationId, schema(c"presence"), pg_sys::ACL_USAGE)
     }
@@ -291,12 +294,12 @@ impl Extension {
         unsafe { pg_sys::pg_class_aclmask(self.member, pg_sys::GetUserId(), rights, ACLMASK_ALL) == rights }
     }
 
-    /// The owner as a slot knows it.
+    /// The hash of an owner, as in a slot.
     pub fn owner_hash(&self, user_id: &[u8]) -> u64 {
         self.hash(Purpose::Owner, &[user_id])
     }
 
-    /// A server as `Heard` knows it.
+    /// The hash of a server's name, as in `Heard`.
     pub fn node_hash(&self, name: &[u8]) -> u64 {
         self.hash(Purpose::Node, &[name]).max(1)
     }
@@ -313,7 +316,7 @@ impl Extension {
         hasher.finish()
     }
 
-    /// For channel names.
+    /// The key for channel names.
     pub fn secret(&self) -> &[u8; 32] {
         &self.secret
     }

@@ -34,7 +34,7 @@ mod points {
         if value(&STALL_AT) != point {
             return;
         }
-        // A test may die: nobody waits for ever.
+        // A test may die, so nobody waits for ever.
         for _ in 0..60_000 {
             if !is_on() {
                 return;
@@ -43,7 +43,7 @@ mod points {
         }
     }
 
-    /// As if nobody read notifications any more: by default it takes 8 GB of them to have that.
+    /// Behave as if nobody read notifications: filling the real queue takes 8 GB by default.
     pub fn fill_notify_queue() {
         if value(&STALL_AT) == "notify queue" && is_on() {
             pgrx::ereport!(

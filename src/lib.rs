@@ -48,13 +48,14 @@ extension_sql_file!("../sql/columns.sql", name = "columns", requires = ["nodes"]
 extension_sql_file!("../sql/kept.sql", name = "kept", requires = ["columns"]);
 extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
 
-/// Called when a process loads the library: the postmaster, if it is preloaded, and then nobody again.
+/// Called when a process loads the library: by the postmaster, if it is preloaded.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     // SAFETY: plain flags. pg_upgrade starts servers that must not have workers.
     let (preloading, upgrading) =
         unsafe { (pg_sys::process_shared_preload_libraries_in_progress, pg_sys::IsBinaryUpgrade) };
-    // Not preloaded: loading must not fail (pg_upgrade loads us), so functions say it when they are called.
+    // Not preloaded: loading must not fail (pg_upgrade loads the library), so functions raise the error when they are
+    // called.
     if !preloading {
         return;
     }
@@ -69,14 +70,14 @@ pub extern "C-unwind" fn _PG_init() {
     }
 }
 
-/// Errors that pass through Rust would carry a backtrace in their DETAIL where RUST_BACKTRACE is set; a caller can
-/// do nothing with it.
+/// Errors that pass through Rust would have a backtrace in their DETAIL if RUST_BACKTRACE is set, which is useless to a
+/// caller.
 fn quiet_backtraces() {
     // SAFETY: the postmaster has one thread.
     unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
 }
 
-/// What `cargo pgrx test` needs to know of its server.
+/// `cargo pgrx test` needs this to set up its server.
 #[cfg(test)]
 pub mod pg_test {
     pub fn setup(_options: Vec<&str>) {}

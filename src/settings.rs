@@ -62,7 +62,7 @@ static MAX_PER_USER: Int = GucSetting::<i32>::new(1_000);
 // Beyond one server.
 static NODE_NAME: Text = GucSetting::<Option<CString>>::new(Some(c""));
 
-// Who is who, and who sees what.
+// Identity and visibility.
 static TRUSTED_LOGIN_ROLES: Text = GucSetting::<Option<CString>>::new(Some(c"authenticator"));
 static ANONYMOUS_ROLES: Text = GucSetting::<Option<CString>>::new(Some(c"anon"));
 static SERVICE_ROLES: Text = GucSetting::<Option<CString>>::new(Some(c""));
@@ -78,13 +78,13 @@ static SESSION_FEATURES: GucSetting<bool> = GucSetting::<bool>::new(true);
 static FAST_PATH: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 thread_local! {
-    /// Grows when a setting changes that decides who somebody is: what identity remembers is then stale.
+    /// Incremented when a setting changes that determines identity: cached identities are then stale.
     static IDENTITY_EPOCH: Cell<u64> = const { Cell::new(0) };
-    /// Grows when `presence.status_rank` changes.
+    /// Incremented when `presence.status_rank` changes.
     static STATUS_RANK_EPOCH: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Who wants to know when a setting gets another value.
+/// Called when a setting gets another value.
 pub struct Hooks {
     pub authorizer: unsafe extern "C-unwind" fn(*const c_char, *mut c_void),
     pub notify_payload: unsafe extern "C-unwind" fn(c_int, *mut c_void),
@@ -419,7 +419,7 @@ fn identity(name: &'static CStr, what: &'static CStr, more: &'static CStr, setti
     }
 }
 
-/// Whoever sets it wrong hears it, not everybody who enters.
+/// Checked here, so that whoever sets a wrong value gets the error, not everybody who enters.
 #[pg_guard]
 unsafe extern "C-unwind" fn check_audience(
     value: *mut *mut c_char,
@@ -452,7 +452,7 @@ unsafe extern "C-unwind" fn check_status_rank(
     is_accepted(validate::status_rank(list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)))
 }
 
-/// The answer of a check hook; whoever sets it wrong is told what is.
+/// The result of a check hook, with the error for whoever sets a wrong value.
 fn is_accepted(checked: Result<()>) -> bool {
     let Err(error) = checked else { return true };
     if let Ok(detail) = CString::new(error.detail()) {
@@ -475,7 +475,7 @@ unsafe extern "C-unwind" fn forget_identity(_value: *const c_char, _extra: *mut 
     IDENTITY_EPOCH.with(|epoch| epoch.set(epoch.get() + 1));
 }
 
-/// What settings say of who somebody is: where it is not so any more, names of channels may be in the wrong hands.
+/// The settings that determine identity: if they change, channel names may be in the wrong hands.
 pub fn of_identity() -> Vec<Vec<u8>> {
     let settings = [
         ("trusted", &TRUSTED_LOGIN_ROLES),
@@ -503,7 +503,7 @@ pub fn event_buffer() -> usize {
     EVENT_BUFFER.get() as usize * 1024
 }
 
-/// In bytes: what a worker may use at most, besides what any process of the server needs.
+/// In bytes: the most that a worker may use, in addition to what any process of the server needs.
 pub fn worker_memory() -> usize {
     WORKER_MEMORY.get() as usize * 1024
 }

@@ -9,7 +9,7 @@ use std::ffi::{CStr, c_char};
 static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
 
 unsafe extern "C-unwind" {
-    // Called without pgrx's guard: an ERROR of any statement of the server passes as it is.
+    // Called without pgrx's guard, so that an ERROR of any statement passes unchanged.
     fn standard_ProcessUtility(
         statement: *mut pg_sys::PlannedStmt,
         text: *const c_char,
@@ -22,7 +22,7 @@ unsafe extern "C-unwind" {
     );
 }
 
-/// From _PG_init, while the postmaster preloads.
+/// Called from _PG_init in the postmaster.
 pub fn install_hook() {
     // SAFETY: the postmaster has one thread, and hooks are chained as every library does.
     unsafe {
@@ -31,7 +31,7 @@ pub fn install_hook() {
     }
 }
 
-/// Nothing in here needs dropping: an ERROR of the statement may jump over it.
+/// Nothing in here needs dropping, because an ERROR of the statement may jump over it.
 #[allow(clippy::too_many_arguments)]
 unsafe extern "C-unwind" fn run(
     statement: *mut pg_sys::PlannedStmt,
@@ -49,10 +49,10 @@ unsafe extern "C-unwind" fn run(
         strong_locks::check(node);
         let next = PREVIOUS.unwrap_or(standard_ProcessUtility);
         next(statement, text, read_only_tree, context, parameters, environment, receiver, completion);
-        // While it waited, a view that it names may have become another one.
+        // While the statement waited, a view that it names may have been replaced.
         strong_locks::check_again(node);
         listens(node);
-        // It is never part of a longer transaction, so nothing takes it back.
+        // It is never part of a longer transaction, so it cannot be rolled back.
         if discards_all(node) {
             subscriptions::unlisten_all();
             session::end();

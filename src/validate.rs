@@ -5,7 +5,7 @@ use crate::pg::encoding::{characters, database_encoding};
 use pgrx::pg_sys;
 
 pub const MAX_NAME: usize = 255;
-/// Bytes of room, member_id and connection_id together: an index has to take them.
+/// Bytes of room, member_id and connection_id together, limited by the size of an index entry.
 const MAX_KEY: usize = 2_048;
 const MAX_NODE_NAME: usize = 63;
 pub const MAX_TOKENS: usize = 64;
@@ -23,7 +23,7 @@ pub fn name(argument: &'static str, text: &[u8]) -> Result<()> {
     connection_id(argument, text)
 }
 
-/// A connection_id may be empty: the one connection of those who do not tell them apart.
+/// A connection_id may be empty, for users with a single connection.
 pub fn connection_id(argument: &'static str, text: &[u8]) -> Result<()> {
     if text.len() > MAX_NAME && characters(text) > MAX_NAME {
         let why = format!("It has {} characters; the limit is {MAX_NAME}.", characters(text));
@@ -35,7 +35,7 @@ pub fn connection_id(argument: &'static str, text: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// A server's name: read before there is a database, so in no encoding but ASCII.
+/// A server's name is read before there is a database, so only ASCII is allowed.
 pub fn node_name(name: &[u8]) -> Result<()> {
     let why = match () {
         _ if name.len() > MAX_NODE_NAME => {
@@ -47,7 +47,7 @@ pub fn node_name(name: &[u8]) -> Result<()> {
     Err(Error::InvalidName { argument: "presence.node_name", why })
 }
 
-/// What names a member.
+/// The names that identify a member.
 pub fn key(room: &[u8], member_id: &[u8], connection: &[u8]) -> Result<()> {
     name("room", room)?;
     name("member_id", member_id)?;
@@ -85,7 +85,7 @@ pub fn status(text: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Statuses in the order of their rank; the list of none is one empty element.
+/// Statuses in the order of their rank; an empty list is one empty element.
 pub fn status_rank<'a>(list: impl Iterator<Item = &'a [u8]>) -> Result<()> {
     let wrong = |why| Error::InvalidArgument { argument: "status_rank", why };
     let list: Vec<&[u8]> = list.collect();
@@ -112,12 +112,12 @@ pub fn ttl(microseconds: i128) -> Result<u64> {
     if (MIN_TTL..=MAX_TTL).contains(&microseconds) { Ok(microseconds as u64) } else { Err(Error::InvalidTtl) }
 }
 
-/// The ttl that a member is given: 0 is the default.
+/// The given ttl of a member: 0 is the default.
 pub fn given_ttl(microseconds: i128) -> Result<()> {
     if microseconds == 0 { Ok(()) } else { ttl(microseconds).map(|_| ()) }
 }
 
-/// Microseconds until a leave. Its time must be one that PostgreSQL can write.
+/// Microseconds until a leave, whose time must be a valid timestamp.
 pub fn after(microseconds: i128) -> Result<u64> {
     let why = match microseconds {
         ..0 => "It is negative.",
@@ -127,7 +127,7 @@ pub fn after(microseconds: i128) -> Result<u64> {
     Err(Error::InvalidArgument { argument: "after", why: why.into() })
 }
 
-/// The tokens in order and once each, `room` written out; so equal audiences are equal bytes.
+/// The tokens sorted and without duplicates, with `room` expanded, so that equal audiences have equal bytes.
 pub fn audience<T: AsRef<[u8]>>(tokens: impl IntoIterator<Item = T>, room: &[u8]) -> Result<Vec<Vec<u8>>> {
     let mut list = tokens.into_iter().map(|given| token(given.as_ref(), room)).collect::<Result<Vec<_>>>()?;
     list.sort();

@@ -1,6 +1,6 @@
 //! In-server tests (`#[pg_test]`): each runs in a transaction of its own that is rolled back.
 
-// pgrx looks for its tests in a schema, and thus in a module, of this name.
+// pgrx expects its tests in a schema, and thus in a module, of this name.
 #[allow(clippy::module_inception)]
 #[pgrx::pg_schema]
 mod tests {
@@ -155,7 +155,7 @@ mod tests {
         yes("select array_agg(room) = '{r}' from presence.heartbeat_many('{r}')");
     }
 
-    /// Every way out of a subtransaction, at two levels: (what is done, inner fails, outer fails) → the rooms.
+    /// Every way to end a subtransaction, at two levels: (changes, inner fails, outer fails) → the rooms.
     #[pg_test]
     fn savepoints_cut_back_what_is_pending() {
         for inner_fails in [false, true] {
@@ -224,7 +224,7 @@ mod tests {
         yes("select version > (select version from seen) from presence.upsert('r', '{\"a\": 1}')");
     }
 
-    /// RFC 7396, section 2, word for word.
+    /// RFC 7396, section 2, literally.
     fn merge_patch(target: Value, patch: &Value) -> Value {
         let Value::Object(patch) = patch else { return patch.clone() };
         let mut target = match target {
@@ -242,7 +242,7 @@ mod tests {
         Value::Object(target)
     }
 
-    /// Some JSON; the next of a fixed sequence. Few names, so that target and patch meet. (The library that the
+    /// Some JSON; the next of a fixed sequence. Few names, so that target and patch overlap. (The library that the
     /// server loads is built without the dependencies of tests, so without proptest.)
     fn some_json(random: &mut u64, depth: u32) -> Value {
         let mut below = |limit: u64| {
@@ -355,7 +355,7 @@ mod tests {
         yes(
             "select count(*) = 0 from (select presence.channels('a') except select name from names where room = 'a') x",
         );
-        // The database's and the user's own are in all; the others are each room's own.
+        // The channels of the database and of the user are in all; the others differ by room.
         yes("select count(*) = 2 from (select name from names group by 1 having count(*) > 1) x");
         run("reset role");
         yes("select count(*) < (select count(*) from names where room = 'a') from presence.channels('a')");
