@@ -106,7 +106,7 @@ pub fn define(hooks: Hooks) {
     int(
         c"presence.max_databases",
         c"Databases that may use presence.",
-        c"Each takes an event buffer and about 530 kB of shared memory.",
+        c"Each takes an event buffer and about 650 kB of shared memory.",
         &MAX_DATABASES,
         1..=1_000,
         postmaster,
