@@ -83,7 +83,7 @@ static STALE: Statement = Statement {
 
 static PAGES: Statement = Statement {
     sql: c"select pg_catalog.pg_relation_size('presence.member')
-                  operator(pg_catalog./) pg_catalog.current_setting('block_size')::bigint",
+                  operator(pg_catalog./) pg_catalog.current_setting('block_size')::pg_catalog.int8",
     arguments: &[],
 };
 
