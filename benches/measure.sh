@@ -69,7 +69,8 @@ worker_cpu() { # seconds
 watch_memory() { # PID
     watched=$1 memory_before=$(memory_of "$1")
     touch "$work/watching"
-    (while [ -e "$work/watching" ]; do memory_of "$watched"; sleep 0.02; done) >"$work/memory" 2>/dev/null &
+    # Without the listeners' standard input (hold): it would never end.
+    (exec 7>&-; while [ -e "$work/watching" ]; do memory_of "$watched"; sleep 0.02; done) >"$work/memory" 2>/dev/null &
     watching=$!
 }
 memory_of() { awk '/^RssAnon:/ { print $2 }' "/proc/$1/status"; }
