@@ -125,11 +125,14 @@ fn a_server_that_is_being_copied_is_said_to_be() {
     let (a, b) = (Node::start("a"), Node::start("b"));
     b.user("bob").run("select presence.upsert('lobby')");
     b.service().flush();
-    let mut holds = b.service();
-    holds.run("begin; lock table presence.shared in access exclusive mode");
+    // Nobody can write the copy here.
+    let mut holds = a.service();
+    holds.run("begin; lock table presence.shared in exclusive mode");
     a.follow(&b);
     let mut service = a.service();
-    until("its beats are here", || service.number("select count(*) from presence.node where node = 'b'") == 1);
+    until("its beats are here", || {
+        service.number("select count(*) from presence.node where node = 'b'") == 1
+    });
     assert_eq!(state(&mut service, "b"), "copying");
     assert!(problems(&mut service, "a").contains("is copying presence.shared"));
     holds.run("commit");

@@ -156,7 +156,9 @@ impl World {
         until_together(&nodes);
         for (node, listeners) in nodes.iter().zip(&mut self.listeners) {
             let mut service = node.service();
-            until(&format!("{what}: {} ends with what was done", node.name), || listed(&mut service) == *model);
+            until(&format!("{what}: {} ends with what was done", node.name), || {
+                listed(&mut service) == *model
+            });
             for (session, mirror) in listeners {
                 until(&format!("{what}: a listener of {}", node.name), || {
                     mirror.follow(session);
