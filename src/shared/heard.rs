@@ -40,8 +40,9 @@ struct Node {
     is_told: AtomicBool,
     /// Listeners hear, or have heard, that its members are gone.
     is_silent: AtomicBool,
-    /// The worker is not done with telling so, or with telling that they are back.
-    is_unsettled: AtomicBool,
+    /// How often it fell silent or came back, and up to which of these times listeners have been told.
+    turns: AtomicU64,
+    told_turns: AtomicU64,
     /// Its members are shown with this version at least: it is newer than the leaves of before.
     floor: AtomicU64,
     /// When a beat came of another epoch than the newest, by the boot clock; 0 is never. Two servers have the name.
@@ -95,7 +96,7 @@ impl Heard {
         node.at.store(clock::boot(), Release);
         self.has_peers.store(true, Release);
         if is_back {
-            node.is_unsettled.store(true, Release);
+            node.turns.fetch_add(1, AcqRel);
         }
         node.is_silent.store(false, Release);
         node.is_told.store(true, Release);
@@ -137,7 +138,7 @@ impl Heard {
         let Some(node) = self.find(name) else { return false };
         node.at.store(0, Release);
         node.is_silent.store(false, Release);
-        node.is_unsettled.store(false, Release);
+        node.told_turns.store(node.turns.load(Acquire), Release);
         node.is_told.swap(false, AcqRel)
     }
 
@@ -158,7 +159,7 @@ impl Heard {
 
     /// Whether some of its members may be told as gone: since this server has started it was silent.
     pub fn may_have_left(&self, name: u64) -> bool {
-        self.find(name).is_some_and(|node| node.is_silent.load(Acquire) || node.is_unsettled.load(Acquire))
+        self.find(name).is_some_and(|node| node.is_silent.load(Acquire) || node.is_unsettled())
     }
 
     /// The version that its members are shown with, if it is newer than their own.
@@ -169,25 +170,26 @@ impl Heard {
     /// Peers that are not heard any more are silent from now on.
     pub fn take_silent(&self) {
         for node in self.told().filter(|node| !node.is_heard() && !node.is_silent.load(Acquire)) {
-            node.is_unsettled.store(true, Release);
+            node.turns.fetch_add(1, AcqRel);
             node.is_silent.store(true, Release);
         }
     }
 
     /// Whether listeners wait to be told of a server's silence or return.
     pub fn is_unsettled(&self) -> bool {
-        self.told().any(|node| node.is_unsettled.load(Acquire))
+        self.told().any(Node::is_unsettled)
     }
 
-    /// The same of one of them.
-    pub fn is_unsettled_of(&self, name: u64) -> bool {
-        self.find(name).is_some_and(|node| node.is_unsettled.load(Acquire))
+    /// Which turn of this server listeners wait to be told of.
+    pub fn unsettled(&self, name: u64) -> Option<u64> {
+        let node = self.find(name).filter(|node| node.is_told.load(Acquire) && node.is_unsettled())?;
+        Some(node.turns.load(Acquire))
     }
 
-    /// They have been told.
-    pub fn settle(&self, name: u64) {
+    /// They have been told of that turn.
+    pub fn settle(&self, name: u64, turn: u64) {
         if let Some(node) = self.find(name) {
-            node.is_unsettled.store(false, Release);
+            node.told_turns.fetch_max(turn, AcqRel);
         }
     }
 
@@ -234,10 +236,13 @@ impl Heard {
     pub fn forget(&self) {
         self.has_peers.store(false, Release);
         for node in &self.nodes {
-            for number in [&node.epoch, &node.beat, &node.at, &node.conflict_at, &node.floor] {
+            let turns = [&node.turns, &node.told_turns];
+            for number in
+                [&node.epoch, &node.beat, &node.at, &node.conflict_at, &node.floor].into_iter().chain(turns)
+            {
                 number.store(0, Relaxed);
             }
-            for flag in [&node.is_told, &node.is_silent, &node.is_unsettled] {
+            for flag in [&node.is_told, &node.is_silent] {
                 flag.store(false, Relaxed);
             }
             node.name.store(0, Release);
@@ -249,6 +254,10 @@ impl Node {
     fn age(&self) -> Option<u64> {
         let at = self.at.load(Acquire);
         (at != 0).then(|| clock::boot().saturating_sub(at))
+    }
+
+    fn is_unsettled(&self) -> bool {
+        self.turns.load(Acquire) > self.told_turns.load(Acquire)
     }
 
     fn is_heard(&self) -> bool {

@@ -95,8 +95,9 @@ impl Peers {
                 self.told = telling;
                 self.tell_not_before = now + SHORT_PAUSE;
             }
+            Some(Some(Told::All)) => telling.into_iter().for_each(|telling| telling.settle(extension)),
             // Its row is not there yet.
-            Some(Some(Told::All)) => self.tell_not_before = now + PAUSE,
+            Some(Some(Told::Nothing)) => self.tell_not_before = now + PAUSE,
             Some(None) => return false,
             // Once more from the beginning.
             None => {}

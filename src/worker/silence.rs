@@ -16,8 +16,16 @@ use crate::pg::spi::{Connection, Statement};
 /// How far this is with a server.
 pub struct Telling {
     node: Vec<u8>,
-    is_silent: bool,
+    /// Which turn of it this tells of.
+    turn: u64,
     told: Place,
+}
+
+impl Telling {
+    /// It is committed, to the last member.
+    pub fn settle(self, extension: &Extension) {
+        extension.database.heard.settle(extension.node_hash(&self.node), self.turn);
+    }
 }
 
 #[derive(PartialEq, Eq)]
@@ -26,7 +34,10 @@ pub enum Told {
     Some,
     /// Somebody applies what a peer sends, or the event buffer has no room: a little later.
     Busy,
+    /// All of this server.
     All,
+    /// There is none to tell of.
+    Nothing,
 }
 
 static NODES: Statement = Statement { sql: c"select node from presence.node order by node", arguments: &[] };
@@ -45,39 +56,28 @@ pub fn tell(extension: &Extension, telling: &mut Option<Telling>) -> Result<Told
         let connection = Connection::open()?;
         connection.run_text(BY_INDEX, true)?;
         let heard = &extension.database.heard;
-        let name = |node: &[u8]| extension.node_hash(node);
         // It may have been forgotten meanwhile, or be back, or gone again.
-        telling.take_if(|at| {
-            !heard.is_unsettled_of(name(&at.node)) || heard.is_silent(name(&at.node)) != at.is_silent
-        });
-        let Some(at) = (match telling {
-            Some(at) => Some(at),
-            None => unsettled(extension, &connection)?.map(|node| {
-                let is_silent = heard.is_silent(name(&node));
-                telling.insert(Telling { node, is_silent, told: Place::default() })
-            }),
-        }) else {
-            return Ok(Told::All);
-        };
-        let told = if at.is_silent {
+        telling.take_if(|at| heard.unsettled(extension.node_hash(&at.node)) != Some(at.turn));
+        if telling.is_none() {
+            *telling = next(extension, &connection)?;
+        }
+        let Some(at) = telling else { return Ok(Told::Nothing) };
+        if heard.is_silent(extension.node_hash(&at.node)) {
             leaves(extension, &connection, at)
         } else {
             enters(extension, &connection, at)
-        }?;
-        if told == Told::All {
-            heard.settle(name(&at.node));
-            *telling = None;
-            return Ok(Told::Some);
         }
-        Ok(told)
     })
 }
 
-fn unsettled(extension: &Extension, connection: &Connection) -> Result<Option<Vec<u8>>> {
+/// A server of whose turn nobody was told yet.
+fn next(extension: &Extension, connection: &Connection) -> Result<Option<Telling>> {
     let nodes = connection.run(&NODES, &[], false)?;
-    let is_unsettled = |node: &&[u8]| extension.database.heard.is_unsettled_of(extension.node_hash(node));
-    let found = (0..nodes.count).filter_map(|row| nodes.text(row, 0)).find(is_unsettled).map(<[u8]>::to_vec);
-    Ok(found)
+    let telling = |node: &[u8]| {
+        let turn = extension.database.heard.unsettled(extension.node_hash(node))?;
+        Some(Telling { node: node.to_vec(), turn, told: Place::default() })
+    };
+    Ok((0..nodes.count).filter_map(|row| nodes.text(row, 0)).find_map(telling))
 }
 
 fn leaves(extension: &Extension, connection: &Connection, at: &mut Telling) -> Result<Told> {

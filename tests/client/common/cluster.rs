@@ -192,7 +192,7 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            eprintln!("the end of the server's log:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"));
+            eprintln!("the end of the server's log:\n{}", lines[lines.len().saturating_sub(80)..].join("\n"));
         }
         let _ = self.command("remove").output();
     }
