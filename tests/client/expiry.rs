@@ -105,7 +105,10 @@ fn one_leave_however_many_race_for_it() {
     let mut service = cluster.service();
     service.run("create table beat (member_id text, at timestamptz)");
     service.run("select presence.listen()");
-    for round in 1..=3 {
+    // Three times, and on a busy machine until a heartbeat has come in time.
+    let mut round = 0;
+    while round < 3 || (round < 20 && service.is("select count(*) = 0 from beat")) {
+        round += 1;
         service.run(&format!(
             "select presence.upsert('race', member_id => '{round}/' || n, user_id => 'u', ttl => '1 s')
              from generate_series(1, {MEMBERS}) n"
