@@ -1359,8 +1359,8 @@ alter table _presence._last_seen enable replica trigger presence_stays;
 alter table _presence._sink enable replica trigger presence_stays;
 
 grant select on presence.node to pg_monitor;
-grant execute on function _presence._peer(text), _presence._is_heard(text), _presence._cluster_problems(), presence.cluster()
-    to pg_monitor;
+grant execute on function _presence._peer(text), _presence._is_heard(text), _presence._is_copying(),
+    _presence._cluster_problems(), presence.cluster() to pg_monitor;
 
 -- New functions are executable by PUBLIC unless somebody says otherwise.
 revoke all on function
@@ -1368,7 +1368,8 @@ revoke all on function
     presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval),
     presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval),
     presence.update_many(jsonb), _presence._is_heard(text), _presence._is_elsewhere(text), _presence._reads(internal),
-    _presence._peer(text), _presence._cluster_problems(), presence.cluster(), presence.forget_node(text),
+    _presence._peer(text), _presence._is_copying(), _presence._cluster_problems(), presence.cluster(), presence.forget_node(text),
+    _presence._version_here(text, bigint),
     _presence._stays_here(), _presence._shared_before(), _presence._shared_after(), _presence._node_before(), _presence._node_after(),
     _presence._shared_get(text, text, text), _presence._shared_list(text, integer, text[]), _presence._shared_occupancy(text),
     _presence._shared_rooms(text, integer, text), _presence._shared_state(text), _presence._shared_users(text)
@@ -1392,6 +1393,7 @@ begin
                      ('_presence._is_alive', '_presence._node_name()'),
                      ('_presence._is_alive', '_presence._is_heard(text)'),
                      ('_presence._is_alive', '_presence._is_elsewhere(text)'),
+                     ('_presence._is_alive', '_presence._version_here(text, bigint)'),
                      ('presence.get', '_presence._shared_get(text, text, text)'),
                      ('presence.list', '_presence._shared_list(text, integer, text[])'),
                      ('presence.occupancy', '_presence._shared_occupancy(text)'),

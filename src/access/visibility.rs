@@ -11,6 +11,7 @@ use crate::member::row::Row;
 use crate::pg::datum::elements;
 use crate::settings;
 use pgrx::pg_sys;
+use std::collections::HashSet;
 
 /// Whether SQL would show the caller exactly what the built-in policies say.
 pub fn is_by_built_in_policies(extension: &Extension, caller: &Identity) -> Result<bool> {
@@ -36,18 +37,19 @@ fn shows_as_we_do(extension: &Extension, caller: &Identity) -> bool {
 pub struct Visibility<'a> {
     /// None: all members.
     caller: Option<&'a Identity>,
-    tokens: &'a [Vec<u8>],
+    tokens: HashSet<&'a [u8]>,
     /// The last audience and its result, because most members of a room have the same audience.
     last: (Vec<u8>, bool),
 }
 
 impl<'a> Visibility<'a> {
     pub fn all() -> Visibility<'a> {
-        Visibility { caller: None, tokens: &[], last: Default::default() }
+        Visibility { caller: None, tokens: HashSet::new(), last: Default::default() }
     }
 
     /// `tokens` are those that count: none if the authorizer says no.
     pub fn of(caller: &'a Identity, tokens: &'a [Vec<u8>]) -> Visibility<'a> {
+        let tokens = tokens.iter().map(Vec::as_slice).collect();
         Visibility { caller: Some(caller), tokens, last: Default::default() }
     }
 
@@ -66,7 +68,7 @@ impl<'a> Visibility<'a> {
         if self.last.0 != audience {
             self.last.0.clear();
             self.last.0.extend_from_slice(audience);
-            self.last.1 = shares(audience, self.tokens);
+            self.last.1 = shares(audience, &self.tokens);
         }
         if self.last.1 { Sight::Shared } else { Sight::None }
     }
@@ -82,8 +84,8 @@ pub enum Sight {
     Own,
 }
 
-fn shares(audience: &[u8], tokens: &[Vec<u8>]) -> bool {
+fn shares(audience: &[u8], tokens: &HashSet<&[u8]>) -> bool {
     // SAFETY: the column is text[].
     let given = unsafe { elements(audience) };
-    given.is_ok_and(|mut given| given.any(|given| tokens.iter().any(|token| token == given)))
+    given.is_ok_and(|mut given| given.any(|given| tokens.contains(given)))
 }

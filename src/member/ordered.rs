@@ -153,11 +153,17 @@ impl Condition {
 /// If the caller sees more rows than this, reading in the order of the key finds them soon enough.
 const MOST_SHARED: usize = 16_384;
 
-/// By the index on audience, sorted by key. OFFSET 0 forces that index, whatever condition follows.
+/// By the index on audience, sorted by key. OFFSET 0 forces that index, whatever condition follows. Some tokens at a time: each
+/// row that is found is compared with all that were asked for together, and each time the index is asked takes a while.
 static SHARED: Statement = Statement {
-    sql: c"select c.* from (select m.* from (
-               select m.* from presence.member m
-               where m.user_id operator(pg_catalog.=) $1 or m.audience operator(pg_catalog.&&) $2 offset 0) m
+    sql: c"select distinct on (c.room, c.member_id, c.connection_id) c.* from (select m.* from (
+               select m.* from presence.member m where m.user_id operator(pg_catalog.=) $1
+               union all
+               select m.* from (select pg_catalog.array_agg(token.token) as some
+                                from pg_catalog.unnest($2) with ordinality token
+                                group by (token.ordinality operator(pg_catalog.-) 1) operator(pg_catalog./) 32) t,
+                    lateral (select m.* from presence.member m
+                             where m.audience operator(pg_catalog.&&) t.some offset 0) m) m
                where ($3::pg_catalog.text is null or m.room operator(pg_catalog.=) $3)
                  and ($4::pg_catalog.text is null
                       or (m.room, m.member_id, m.connection_id) operator(pg_catalog.>) ($4, $5, $6))
