@@ -341,3 +341,28 @@ fn our_triggers_refuse_other_tables() {
     assert_eq!(refused.code, "39P01");
     cluster.assert_sound();
 }
+
+/// Few of many: the index on audience is asked, for some tokens at a time.
+#[test]
+fn who_sees_few_of_many_is_listed_the_same() {
+    let cluster = Cluster::with(&["presence.max_per_user=0", "presence.member_ids=any"]);
+    let mut service = cluster.service();
+    // Strangers first in the order of the key; alice in 100 rooms; some share with several of her rooms, some with one.
+    service.run(
+        "select count(presence.upsert('a' || n % 50, user_id => 's' || n, ttl => '1 h')) from generate_series(1, 6000) n;
+         select count(presence.upsert('m' || n, user_id => 'alice', ttl => '1 h')) from generate_series(1, 100) n;
+         select count(presence.upsert('n' || n, user_id => 'bob', ttl => '1 h',
+                audience => array['room:m' || n, 'room:m' || 101 - n, 'user:alice'])) from generate_series(1, 100) n;
+         select count(presence.upsert('o' || n, user_id => 'carol', ttl => '1 h', audience => array['room:m' || n]))
+         from generate_series(1, 100) n",
+    );
+    let all = "select room, member_id, user_id, audience from presence.list(max_rows => 10000)";
+    let page = "select room, member_id from presence.list(null, 70, '{n2,bob,\"\"}')";
+    for query in [all, page] {
+        let fast = cluster.user("alice").rows(query);
+        service.run("alter role alice set presence.fast_path = off");
+        assert_eq!(fast, cluster.user("alice").rows(query), "{query}");
+        service.run("alter role alice reset presence.fast_path");
+        assert_eq!(fast.len(), if query == all { 300 } else { 70 });
+    }
+}
