@@ -3,7 +3,7 @@
 use crate::access::identity;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
-use crate::nodes::remains;
+use crate::nodes::{remains, unreachable};
 use crate::pg::datum::{interval, varlena};
 use crate::pg::function::Call;
 use crate::pg::role::as_role;
@@ -44,6 +44,7 @@ fn forget_node(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     if extension.database.heard.is_heard(extension.node_hash(node)) {
         return refused("It is heard. Drop its subscription first.");
     }
+    unreachable::exclude_the_worker(&extension, node);
     if extension.database.heard.replace(extension.node_hash(node)) {
         extension.database.ask_resync();
     }

@@ -11,6 +11,7 @@ use crate::extension::{Extension, Purpose};
 use crate::lease::slot::Key;
 use crate::nodes;
 use crate::pg::datum::varlena;
+use crate::pg::own_lock;
 use crate::pg::role::as_role;
 use crate::pg::snapshot::with_new_snapshot;
 use crate::pg::spi::{Connection, Statement};
@@ -84,7 +85,7 @@ fn take_seat(connection: &Connection, key: &Key, place: u64, limit: Limit) -> Re
     let (mut others, crowded) = transaction::take_seat(key, place);
     if crowded {
         // Some transaction has seats without an entry, which nobody sees: it holds the lock instead.
-        if !try_lock(place) {
+        if !own_lock::try_exclusive(place) {
             transaction::leave_seat();
             return Err(Error::TooManySeats);
         }
@@ -118,24 +119,5 @@ fn is_in_progress(transaction: u32) -> bool {
     // SAFETY: a snapshot is active, and of the kind that knows transactions.
     unsafe {
         pg_sys::XidInMVCCSnapshot(pg_sys::TransactionId::from(transaction), pg_sys::GetActiveSnapshot())
-    }
-}
-
-/// Take the lock on a place until the transaction ends, unless another one holds it. Its tag is that of an advisory
-/// lock that SQL cannot take: SQL uses 1 and 2 in the last field.
-fn try_lock(place: u64) -> bool {
-    const OURS: u16 = 3;
-    // SAFETY: a lock like any other; it waits for nobody.
-    unsafe {
-        let tag = pg_sys::LOCKTAG {
-            locktag_field1: u32::from(pg_sys::MyDatabaseId),
-            locktag_field2: (place >> 32) as u32,
-            locktag_field3: place as u32,
-            locktag_field4: OURS,
-            locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
-            locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
-        };
-        let got = pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, true);
-        got != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 }

@@ -63,6 +63,14 @@ fn before(call: &Call) -> Result<Option<Datum>> {
     firing.proceed()
 }
 
+/// What is here of a server is copied anew: until both tables are there its beats say nothing of it.
+pub fn begin_anew(extension: &Extension, node: &[u8]) {
+    unreachable::exclude_the_worker(extension, node);
+    if extension.database.heard.replace(extension.node_hash(node)) {
+        extension.database.ask_resync();
+    }
+}
+
 /// A beat under this server's own name. Of another epoch it is another server's.
 fn note_echo(extension: &Extension, beat: &Beat) {
     let is_ours = beat.epoch == extension.database.copy.epoch();
@@ -87,7 +95,7 @@ fn after(call: &Call) -> Result<Option<Datum>> {
 }
 
 fn arrived(extension: &Extension, beat: &Beat) -> Result<()> {
-    unreachable::exclude_the_worker();
+    unreachable::exclude_the_worker(extension, &beat.node);
     let (database, name) = (extension.database, extension.node_hash(&beat.node));
     if beat.state == b"down" {
         database.heard.hide(name);

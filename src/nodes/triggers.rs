@@ -8,7 +8,7 @@ use super::check::is_sound;
 use super::events::{self, VISIBILITY, key_of};
 use super::row::{Shared, SharedRow, TYPES};
 use super::trigger_call::{Firing, Operation};
-use super::{remains, scan, subscription, unreachable};
+use super::{beats, remains, scan, subscription, unreachable};
 use crate::error::{Error, Result};
 use crate::event::record::Reason;
 use crate::event::transaction::issue_version;
@@ -115,12 +115,14 @@ fn replace(extension: &Extension, node: &[u8]) -> Result<()> {
     if !is_new {
         return Ok(());
     }
-    // Until both tables are there its beats say nothing of what is here.
-    if extension.database.heard.replace(extension.node_hash(node)) {
-        extension.database.ask_resync();
-    }
+    beats::begin_anew(extension, node);
+    make_way(extension, node).map(|_| ())
+}
+
+/// Delete what is here of a server, which listeners hear by a resync. Returns how many members that were.
+pub fn make_way(extension: &Extension, node: &[u8]) -> Result<usize> {
     let _replacing = Replacing::begin();
-    as_role(extension.owner_role, || remains::delete_members(&Connection::open()?, node)).map(|_| ())
+    as_role(extension.owner_role, || remains::delete_members(&Connection::open()?, node))
 }
 
 /// What is deleted meanwhile has not left. Ends also when an ERROR unwinds.
@@ -165,8 +167,9 @@ fn after(call: &Call) -> Result<Option<Datum>> {
     if is_own(&row) || IS_REPLACING.get() || subscription::is_copying(c"shared") {
         return Ok(Some(Datum::from(0)));
     }
-    unreachable::exclude_the_worker();
-    let name = extension.node_hash(row.text(Shared::Node).unwrap_or_default());
+    let node = row.text(Shared::Node).unwrap_or_default();
+    unreachable::exclude_the_worker(&extension, node);
+    let name = extension.node_hash(node);
     let heard = &extension.database.heard;
     if heard.is_told(name) {
         let has_left = heard.may_have_left(name) && unreachable::contains_now(&extension, &row)?;

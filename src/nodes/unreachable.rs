@@ -1,12 +1,13 @@
 //! Members of other servers that listeners were told have left, because their server is silent: their rows stay, as do these
 //! marks beside them, until it is heard again. The worker tells of all members of a server so, and of their return, part by
 //! part; in between whoever applies what the server sends goes by the marks. What both do is in order, since they exclude
-//! each other.
+//! each other, server by server.
 
 use super::row::{Shared, SharedRow};
 use crate::error::Result;
-use crate::extension::{self, Extension};
+use crate::extension::Extension;
 use crate::pg::datum::{text_array, varlena};
+use crate::pg::own_lock;
 use crate::pg::role::as_role;
 use crate::pg::rows::Rows;
 use crate::pg::spi::{Connection, Statement};
@@ -82,25 +83,15 @@ fn key(row: &SharedRow) -> [Option<Datum>; 4] {
     KEY.map(|column| Some(varlena(row.text(column).unwrap_or_default())))
 }
 
-/// For who applies what a server sends: until this transaction ends the worker takes no further step, and we have waited for
-/// the one that it was at.
-pub fn exclude_the_worker() {
-    if let Some(table) = table() {
-        // SAFETY: a lock on a relation that exists, until the transaction ends.
-        unsafe { pg_sys::LockRelationOid(table, pg_sys::RowExclusiveLock as i32) };
-    }
+/// For who applies what this server sends: until this transaction ends the worker takes no further step with it, and we have
+/// waited for the one that it was at.
+pub fn exclude_the_worker(extension: &Extension, node: &[u8]) {
+    own_lock::share(extension.node_hash(node));
 }
 
-/// For the worker. False: somebody applies something just now.
-pub fn exclude_appliers() -> bool {
-    // SAFETY: a lock on a relation that exists, until the transaction ends; it waits for nobody.
-    table().is_some_and(|table| unsafe {
-        pg_sys::ConditionalLockRelationOid(table, pg_sys::ExclusiveLock as i32)
-    })
-}
-
-fn table() -> Option<Oid> {
-    extension::internal_relation(c"_unreachable")
+/// For the worker, until its transaction ends. False: somebody applies something of this server just now.
+pub fn exclude_appliers(extension: &Extension, node: &[u8]) -> bool {
+    own_lock::try_exclusive(extension.node_hash(node))
 }
 
 /// Whether this one is told as gone, as the active snapshot has it.
@@ -152,14 +143,15 @@ impl Place {
     }
 }
 
-/// The next members of a server that are told as present.
+/// The next members of a server that are told as present. Looked for behind the lock: by a snapshot from before, what was
+/// applied last would be missing.
 pub fn next_present<'c>(connection: &'c Connection, node: &[u8], behind: &Place) -> Result<Rows<'c>> {
-    connection.run(&PRESENT, &behind.values(node), false)
+    connection.run(&PRESENT, &behind.values(node), true)
 }
 
 /// The next of those that are told as gone and whose rows are there.
 pub fn next_gone<'c>(connection: &'c Connection, node: &[u8], behind: &Place) -> Result<Rows<'c>> {
-    connection.run(&GONE, &behind.values(node), false)
+    connection.run(&GONE, &behind.values(node), true)
 }
 
 pub fn add_all(connection: &Connection, node: &[u8], members: &[Place]) -> Result<()> {

@@ -8,6 +8,7 @@ pub mod jsonb;
 pub mod latch;
 pub mod memory;
 pub mod notify;
+pub mod own_lock;
 pub mod role;
 pub mod rows;
 pub mod session_settings;

@@ -32,7 +32,7 @@ impl Telling {
 pub enum Told {
     /// Some; there may be more.
     Some,
-    /// Somebody applies what a peer sends, or the event buffer has no room: a little later.
+    /// Somebody applies what each of them sends, or the event buffer has no room: a little later.
     Busy,
     /// All of this server.
     All,
@@ -50,18 +50,22 @@ const BY_INDEX: &std::ffi::CStr =
 /// The next part, of a server that has any. In a transaction.
 pub fn tell(extension: &Extension, telling: &mut Option<Telling>) -> Result<Told> {
     as_role(extension.owner_role, || {
-        if !unreachable::exclude_appliers() {
-            return Ok(Told::Busy);
-        }
+        crate::injection::stall("telling");
         let connection = Connection::open()?;
         connection.run_text(BY_INDEX, true)?;
         let heard = &extension.database.heard;
         // It may have been forgotten meanwhile, or be back, or gone again.
-        telling.take_if(|at| heard.unsettled(extension.node_hash(&at.node)) != Some(at.turn));
-        if telling.is_none() {
-            *telling = next(extension, &connection)?;
-        }
-        let Some(at) = telling else { return Ok(Told::Nothing) };
+        telling.take_if(|at| {
+            !unreachable::exclude_appliers(extension, &at.node)
+                || heard.unsettled(extension.node_hash(&at.node)) != Some(at.turn)
+        });
+        let at = match telling {
+            Some(at) => at,
+            None => match next(extension, &connection)? {
+                Ok(at) => telling.insert(at),
+                Err(told) => return Ok(told),
+            },
+        };
         if heard.is_silent(extension.node_hash(&at.node)) {
             leaves(extension, &connection, at)
         } else {
@@ -70,14 +74,21 @@ pub fn tell(extension: &Extension, telling: &mut Option<Telling>) -> Result<Told
     })
 }
 
-/// A server of whose turn nobody was told yet.
-fn next(extension: &Extension, connection: &Connection) -> Result<Option<Telling>> {
+/// A server of whose turn nobody was told yet. One of which much is applied holds up no other.
+fn next(extension: &Extension, connection: &Connection) -> Result<std::result::Result<Telling, Told>> {
     let nodes = connection.run(&NODES, &[], false)?;
-    let telling = |node: &[u8]| {
-        let turn = extension.database.heard.unsettled(extension.node_hash(node))?;
-        Some(Telling { node: node.to_vec(), turn, told: Place::default() })
-    };
-    Ok((0..nodes.count).filter_map(|row| nodes.text(row, 0)).find_map(telling))
+    let unsettled = |node: &[u8]| extension.database.heard.unsettled(extension.node_hash(node));
+    let mut told = Told::Nothing;
+    for node in (0..nodes.count).filter_map(|row| nodes.text(row, 0)).filter(|node| unsettled(node).is_some())
+    {
+        if unreachable::exclude_appliers(extension, node)
+            && let Some(turn) = unsettled(node)
+        {
+            return Ok(Ok(Telling { node: node.to_vec(), turn, told: Place::default() }));
+        }
+        told = Told::Busy;
+    }
+    Ok(Err(told))
 }
 
 fn leaves(extension: &Extension, connection: &Connection, at: &mut Telling) -> Result<Told> {

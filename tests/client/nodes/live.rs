@@ -89,7 +89,7 @@ fn a_silent_server_is_hidden_and_comes_back() {
 }
 
 /// The next events of members, so many.
-fn next_of_members(session: &mut Session, count: usize) -> Vec<Event> {
+pub fn next_of_members(session: &mut Session, count: usize) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::new();
     while events.len() < count {
         let heard = session.hear_until("an event of a member", Event::is_of_member);

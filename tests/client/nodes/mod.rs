@@ -1,5 +1,6 @@
 //! Several servers, whose members PostgreSQL's logical replication carries to the others.
 
+mod by_hand;
 mod failover;
 mod faults;
 mod live;

@@ -1,0 +1,99 @@
+//! Peers that a session plays: what it writes counts as applied, so that it can be held or come in any order.
+
+use super::live::next_of_members;
+use super::{Node, until_heard};
+use crate::common::{Session, lines, until};
+
+/// A session whose changes are those of peers.
+fn peer(node: &Node) -> Session {
+    let mut session = node.service();
+    session.run("set session_replication_role = replica");
+    session
+}
+
+/// Each beat makes way for the one before.
+fn beat(node: &str, epoch: u32, state: &str) -> String {
+    format!(
+        "insert into presence.node (node, epoch, beat, state, members) values ('{node}', {epoch}, 1, '{state}', 1);"
+    )
+}
+
+fn enter(node: &str, member: &str) -> String {
+    format!(
+        "insert into presence.shared (node, room, member_id, connection_id, user_id, state, metadata, audience,
+             version, generation, joined_at, updated_at, last_seen_at)
+         values ('{node}', 'lobby', '{member}', '', '{member}', '{{}}', '{{}}', '{{any}}', 1, 1, now(), now(), now());"
+    )
+}
+
+/// From now on who has said nothing for so long is away.
+fn wait_for(node: &Node, time: &str) {
+    let mut service = node.service();
+    service.run(&format!("alter system set presence.node_timeout = '{time}'"));
+    service.run("select pg_reload_conf()");
+    until("it is set", || {
+        node.service().is(&format!("select current_setting('presence.node_timeout') = '{time}'"))
+    });
+}
+
+/// One that has no peers yet, and time for them.
+fn alone() -> Node {
+    let a = Node::start("a");
+    wait_for(&a, "1h");
+    a
+}
+
+/// A listener who has heard nothing yet.
+fn ear(node: &Node) -> Session {
+    let mut ear = node.service();
+    ear.run("select presence.listen()");
+    ear.flush();
+    ear.hear();
+    ear
+}
+
+#[test]
+fn a_server_of_which_much_is_applied_holds_up_no_other() {
+    let a = alone();
+    let (mut b, mut c) = (peer(&a), peer(&a));
+    b.run(&(beat("b", 1, "up") + &enter("b", "bob")));
+    c.run(&(beat("c", 1, "up") + &enter("c", "carol")));
+    until_heard(&a, 2);
+    let mut ear = ear(&a);
+    b.run(&format!("begin; {} {}", beat("b", 1, "up"), enter("b", "late")));
+    wait_for(&a, "2s");
+    assert_eq!(lines(&next_of_members(&mut ear, 1)), ["leave carol unreachable"]);
+    b.run("commit");
+    let heard = lines(&next_of_members(&mut ear, 3));
+    assert_eq!(heard, ["enter late", "leave bob unreachable", "leave late unreachable"]);
+    c.run(&beat("c", 1, "up"));
+    assert_eq!(lines(&next_of_members(&mut ear, 1)), ["enter carol"]);
+    a.assert_sound();
+}
+
+#[test]
+fn who_is_applied_last_leaves_too() {
+    let a = alone();
+    let mut b = peer(&a);
+    b.run(&(beat("b", 1, "up") + &enter("b", "bob")));
+    until_heard(&a, 1);
+    let mut ear = ear(&a);
+    let stall = a.stall();
+    for option in stall.options("telling") {
+        let (name, value) = option.split_once('=').expect("a setting");
+        a.service().run(&format!("alter system set {name} = '{value}'"));
+    }
+    a.service().run("select pg_reload_conf()");
+    b.run(&format!("begin; {} {}", beat("b", 1, "up"), enter("b", "adam")));
+    wait_for(&a, "2s");
+    let mut service = a.service();
+    until("it is about to be told", || {
+        service.is("select exists (select from pg_stat_activity where query like 'telling that members%' and state = 'active')")
+    });
+    b.run("commit");
+    drop(stall);
+    let mut heard = lines(&next_of_members(&mut ear, 3));
+    heard.sort();
+    assert_eq!(heard, ["enter adam", "leave adam unreachable", "leave bob unreachable"]);
+    a.assert_sound();
+}
