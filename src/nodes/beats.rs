@@ -98,7 +98,9 @@ fn arrived(extension: &Extension, beat: &Beat) -> Result<()> {
     unreachable::exclude_the_worker(extension, &beat.node);
     let (database, name) = (extension.database, extension.node_hash(&beat.node));
     if beat.state == b"down" {
-        database.heard.hide(name);
+        if !database.heard.hide(name, beat.epoch) {
+            note_conflict(extension, beat);
+        }
     } else {
         match database.heard.note_arrival(name, beat.epoch, beat.beat) {
             Arrival::Known => {}

@@ -126,11 +126,15 @@ impl Heard {
         (at != 0).then(|| clock::boot().saturating_sub(at))
     }
 
-    /// It has said that it stops: until the next beat nobody of it is here.
-    pub fn hide(&self, name: u64) {
-        if let Some(node) = self.find(name) {
-            node.at.store(0, Release);
+    /// It has said that it stops: until the next beat nobody of it is here. False: that is of an older epoch than the newest,
+    /// and does not count.
+    pub fn hide(&self, name: u64, epoch: u64) -> bool {
+        let Some(node) = self.find(name) else { return true };
+        if epoch < node.epoch.fetch_max(epoch, AcqRel) {
+            return false;
         }
+        node.at.store(0, Release);
+        true
     }
 
     /// What is here of it is being replaced. Whether listeners were told of it: they have to list anew.

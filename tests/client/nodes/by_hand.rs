@@ -52,6 +52,8 @@ fn ear(node: &Node) -> Session {
     ear
 }
 
+const NAMES: &str = "select member_id from presence.list('lobby') order by 1";
+
 #[test]
 fn a_server_of_which_much_is_applied_holds_up_no_other() {
     let a = alone();
@@ -95,5 +97,19 @@ fn who_is_applied_last_leaves_too() {
     let mut heard = lines(&next_of_members(&mut ear, 3));
     heard.sort();
     assert_eq!(heard, ["enter adam", "leave adam unreachable", "leave bob unreachable"]);
+    a.assert_sound();
+}
+
+#[test]
+fn that_an_older_start_stops_hides_nobody() {
+    let a = alone();
+    let mut b = peer(&a);
+    b.run(&(beat("b", 2, "up") + &enter("b", "bob")));
+    until_heard(&a, 1);
+    b.run(&beat("b", 1, "down"));
+    assert_eq!(b.rows(NAMES), [["bob"]]);
+    assert_eq!(b.rows("select state from presence.cluster() where node = 'b'"), [["conflict"]]);
+    b.run(&beat("b", 2, "down"));
+    assert!(b.rows(NAMES).is_empty());
     a.assert_sound();
 }
