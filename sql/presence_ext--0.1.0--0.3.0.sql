@@ -950,8 +950,8 @@ create view presence.shared_online with (security_invoker = true) as
 select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.metadata,
        case when s.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
             then s.audience end as audience,
-       s.version, s.joined_at, s.updated_at, s.last_seen_at, null::timestamptz as expires_at, s.ttl,
-       null::integer as session_pid, s.node
+       _presence._version_here(s.node, s.version) as version, s.joined_at, s.updated_at, s.last_seen_at,
+       null::timestamptz as expires_at, s.ttl, null::integer as session_pid, s.node
 from presence.shared s
 where _presence._is_heard(s.node);
 comment on view presence.shared_online is

@@ -113,3 +113,22 @@ fn that_an_older_start_stops_hides_nobody() {
     assert!(b.rows(NAMES).is_empty());
     a.assert_sound();
 }
+
+#[test]
+fn the_copy_shows_the_versions_that_members_have_here() {
+    let a = alone();
+    let mut b = peer(&a);
+    b.run(&(beat("b", 1, "up") + &enter("b", "bob")));
+    until_heard(&a, 1);
+    let mut ear = ear(&a);
+    wait_for(&a, "2s");
+    assert_eq!(lines(&next_of_members(&mut ear, 1)), ["leave bob unreachable"]);
+    wait_for(&a, "1h");
+    b.run(&beat("b", 1, "up"));
+    let back = next_of_members(&mut ear, 1);
+    for view in ["online", "shared_online"] {
+        let version = b.number(&format!("select version from presence.{view} where node = 'b'"));
+        assert_eq!(version, back[0].number("version"), "{view}");
+    }
+    a.assert_sound();
+}
