@@ -16,6 +16,7 @@ use crate::member::delete::{self, Removal};
 use crate::member::request::{Request, Written};
 use crate::member::store::Store;
 use crate::member::{checks, revert, session, upsert};
+use crate::nodes::remains;
 use crate::pg::datum::{bytes_of, interval_of, text_array, varlena};
 use crate::pg::function::Call;
 use crate::pg::jsonb::{self, Value};
@@ -23,7 +24,7 @@ use crate::pg::role::as_role;
 use crate::pg::spi::Connection;
 use crate::shared::leases::awaited_key;
 use crate::validate;
-use crate::worker::{copy, last_seen, log};
+use crate::worker::{last_seen, log};
 use pgrx::direct_function_call;
 use pgrx::pg_sys::{self, Datum};
 use std::collections::HashMap;
@@ -360,7 +361,9 @@ fn forget(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let past = as_role(extension.owner_role, || {
         let connection = Connection::open()?;
         let last_seen = connection.run(&last_seen::FORGET, &[Some(varlena(user_id))], true)?.count;
-        Ok(last_seen + copy::forget(&connection, user_id)? + log::forget(&extension, &connection, user_id)?)
+        Ok(last_seen
+            + remains::forget(&extension, &connection, user_id)?
+            + log::forget(&extension, &connection, user_id)?)
     })?;
     Ok(Some(Datum::from((members + past) as i32)))
 }

@@ -15,16 +15,14 @@ use super::step::Step;
 use super::tenancy::guarded;
 use crate::error::Result;
 use crate::extension::{self, Extension};
-use crate::pg::datum::varlena;
 use crate::pg::role::as_role;
-use crate::pg::spi::{Connection, Statement};
+use crate::pg::spi::Connection;
 use crate::pg::subtransaction::{Failure, attempt};
 use crate::shared::error_status::Part;
 use crate::shared::{Database, control};
 use crate::{clock, settings};
 use batch::Batch;
 use compare::Comparison;
-use pgrx::pg_sys;
 use restore::{Next, Restore};
 use std::ffi::CStr;
 use std::sync::atomic::Ordering::*;
@@ -77,24 +75,8 @@ impl Copy {
     }
 }
 
-static FORGET: Statement = Statement {
-    sql: c"delete from presence.shared
-           where user_id operator(pg_catalog.=) $1 and node operator(pg_catalog.<>) $2",
-    arguments: &[pg_sys::TEXTOID, pg_sys::TEXTOID],
-};
-
-/// `presence.forget`: delete the user's rows of other servers, or of this one under another name. Our own rows go when
-/// the leaves are published. Returns how many there were.
-pub fn forget(connection: &Connection, user_id: &[u8]) -> Result<usize> {
-    if !is_there() {
-        return Ok(0);
-    }
-    let name = settings::node_name().unwrap_or_default();
-    Ok(connection.run(&FORGET, &[Some(varlena(user_id)), Some(varlena(&name))], true)?.count)
-}
-
 /// Whether this database has the tables: its SQL may be older.
-fn is_there() -> bool {
+pub fn is_there() -> bool {
     extension::relation(c"shared").is_some()
 }
 

@@ -132,3 +132,25 @@ fn the_copy_shows_the_versions_that_members_have_here() {
     }
     a.assert_sound();
 }
+
+#[test]
+fn who_is_forgotten_here_leaves() {
+    let a = alone();
+    let mut b = peer(&a);
+    b.run(&(beat("b", 1, "up") + &enter("b", "bob") + &enter("b", "carol")));
+    until_heard(&a, 1);
+    let mut ear = ear(&a);
+    a.service().run("select presence.forget('bob')");
+    assert_eq!(lines(&next_of_members(&mut ear, 1)), ["leave bob left"]);
+    // What its server says of it afterwards is no news.
+    b.run("delete from presence.shared where member_id = 'bob'");
+    wait_for(&a, "2s");
+    assert_eq!(lines(&next_of_members(&mut ear, 1)), ["leave carol unreachable"]);
+    let marks = "select count(*) from _presence._unreachable";
+    assert_eq!(b.number(marks), 1);
+    a.service().run("select presence.forget('carol')");
+    assert_eq!(b.number(marks), 0);
+    b.run(&(beat("b", 1, "up") + &enter("b", "dora")));
+    assert_eq!(lines(&next_of_members(&mut ear, 1)), ["enter dora"]);
+    a.assert_sound();
+}
