@@ -83,7 +83,7 @@ comment on column presence.node.beat is 'grows every presence.node_beat';
 comment on column presence.node.beat_at is 'when that was, by the clock of that server';
 comment on column presence.node.state is
     'restoring (members of before a crash are being put back), up, or down: it has stopped';
-comment on column presence.node.members is 'how many members the copy has of it';
+comment on column presence.node.members is 'how many members the copy has of it; NULL while that is looked at';
 comment on column presence.node.floor is 'no version or seq at or above this one was given out';
 comment on column presence.node.library is 'the version of its library';
 comment on column presence.node.more is 'whatever later versions add';

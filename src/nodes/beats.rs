@@ -2,7 +2,7 @@
 //! it is applied here, by the clock of this server. Whoever has seen it has seen all that was sent before.
 
 use super::trigger_call::{Firing, Operation};
-use super::{remains, subscription, unreachable};
+use super::{remains, subscription, triggers, unreachable};
 use crate::error::{Error, Result, printable};
 use crate::extension::{self, Extension};
 use crate::pg::datum::{begins_with, bytes_of};
@@ -14,14 +14,22 @@ use crate::{settings, shared};
 use pgrx::pg_sys::{self, Datum, Oid};
 
 const TABLE: &str = "presence.node";
-const TYPES: [Oid; 5] =
-    [pg_sys::TEXTOID, pg_sys::INT8OID, pg_sys::INT8OID, pg_sys::TIMESTAMPTZOID, pg_sys::TEXTOID];
+const TYPES: [Oid; 6] = [
+    pg_sys::TEXTOID,
+    pg_sys::INT8OID,
+    pg_sys::INT8OID,
+    pg_sys::TIMESTAMPTZOID,
+    pg_sys::TEXTOID,
+    pg_sys::INT8OID,
+];
 
 struct Beat {
     node: Vec<u8>,
     epoch: u64,
     beat: u64,
     state: Vec<u8>,
+    /// How many members it has, if it knows that just now.
+    members: Option<u64>,
 }
 
 impl Beat {
@@ -39,7 +47,8 @@ impl Beat {
             };
             let text = |column| get(column).map(|value| bytes_of(value)).unwrap_or_default();
             let number = |column| get(column).map_or(0, |value| value.value() as u64);
-            Ok(Beat { node: text(1), epoch: number(2), beat: number(3), state: text(5) })
+            let members = get(6).map(|value| value.value() as u64);
+            Ok(Beat { node: text(1), epoch: number(2), beat: number(3), state: text(5), members })
         }
     }
 
@@ -58,6 +67,9 @@ fn before(call: &Call) -> Result<Option<Datum>> {
     // A table that is copied again must not stop the stream.
     if firing.operation == Operation::Insert {
         let extension = extension::current()?;
+        if subscription::is_copying(c"node") {
+            begin_anew(&extension, &beat.node);
+        }
         as_role(extension.owner_role, || remains::delete_beat(&Connection::open()?, &beat.node))?;
     }
     firing.proceed()
@@ -111,7 +123,19 @@ fn arrived(extension: &Extension, beat: &Beat) -> Result<()> {
             }
             // The worker tells who is back.
             Arrival::Back => {}
-            Arrival::Conflict => note_conflict(extension, beat),
+            Arrival::Conflict => {
+                note_conflict(extension, beat);
+                return Ok(());
+            }
+        }
+        // Where it has none, none was copied either that could have made way for what was here.
+        if beat.state == b"up"
+            && let Some(members) = beat.members
+            && database.heard.is_first_count(name)
+            && members == 0
+            && triggers::make_way(extension, &beat.node)? > 0
+        {
+            database.ask_resync();
         }
     }
     shared::wake(&database.worker.process);

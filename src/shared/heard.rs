@@ -38,6 +38,8 @@ struct Node {
     at: AtomicU64,
     /// Of a peer: listeners were told of its members, and hear what becomes of them.
     is_told: AtomicBool,
+    /// Since then it has said how many it has.
+    is_counted: AtomicBool,
     /// Listeners hear, or have heard, that its members are gone.
     is_silent: AtomicBool,
     /// How often it fell silent or came back, and up to which of these times listeners have been told.
@@ -94,6 +96,9 @@ impl Heard {
             node.floor.store(super::next_version(), Release);
         }
         node.at.store(clock::boot(), Release);
+        if is_new {
+            node.is_counted.store(false, Release);
+        }
         self.has_peers.store(true, Release);
         if is_back {
             node.turns.fetch_add(1, AcqRel);
@@ -144,6 +149,11 @@ impl Heard {
         node.is_silent.store(false, Release);
         node.told_turns.store(node.turns.load(Acquire), Release);
         node.is_told.swap(false, AcqRel)
+    }
+
+    /// It says how many members it has. Whether that is the first time since listeners were told of them.
+    pub fn is_first_count(&self, name: u64) -> bool {
+        self.find(name).is_some_and(|node| node.is_told.load(Acquire) && !node.is_counted.swap(true, AcqRel))
     }
 
     /// Whether there may be members of other servers: since this one started.
@@ -246,7 +256,7 @@ impl Heard {
             {
                 number.store(0, Relaxed);
             }
-            for flag in [&node.is_told, &node.is_silent] {
+            for flag in [&node.is_told, &node.is_counted, &node.is_silent] {
                 flag.store(false, Relaxed);
             }
             node.name.store(0, Release);

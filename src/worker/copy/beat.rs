@@ -26,12 +26,12 @@ static BEAT: Statement = Statement {
 };
 
 /// No version or seq was issued above the floor: a promoted server continues there.
-pub fn write(extension: &Extension, node: &[u8], members: i64, state: &str) -> Result<()> {
+pub fn write(extension: &Extension, node: &[u8], members: Option<i64>, state: &str) -> Result<()> {
     let values = [
         Some(varlena(node)),
         Some(Datum::from(extension.database.copy.epoch() as i64)),
         Some(varlena(state.as_bytes())),
-        Some(Datum::from(members)),
+        members.map(Datum::from),
         Some(Datum::from(control().floor.load(Acquire) as i64)),
         Some(varlena(extension::LIBRARY_VERSION.as_bytes())),
     ];

@@ -51,6 +51,11 @@ impl Copy {
         settings::node_name().map(|name| Copy { name, members: 0, comparison, fails: false, losses: 0 })
     }
 
+    /// How many rows there are; None while the comparison adds and deletes some.
+    fn counted(&self) -> Option<i64> {
+        self.comparison.is_none().then_some(self.members)
+    }
+
     /// Copy the members of a batch of events, in its transaction. A failure does not hold up the events.
     pub fn write(&self, batch: &Batch) -> Option<std::result::Result<i64, Failure>> {
         if self.fails || batch.is_empty() || !is_there() {
@@ -142,7 +147,7 @@ impl Copying {
             let step = as_owner(extension, c"putting members back", || {
                 let next = self.restore.step(extension, &copy.name, obeys_cancel)?;
                 if clock::boot() >= self.next_beat && !matches!(self.restore, Restore::Look) {
-                    beat::write(extension, &copy.name, copy.members, "restoring")?;
+                    beat::write(extension, &copy.name, copy.counted(), "restoring")?;
                 }
                 Ok(next)
             });
@@ -204,7 +209,7 @@ impl Copying {
             return;
         }
         let said = as_owner(extension, c"saying that this server stops", || {
-            beat::write(extension, &copy.name, copy.members, "down")
+            beat::write(extension, &copy.name, copy.counted(), "down")
         });
         if let Ok(Done::Is(())) = said {
             // The launcher is stopping, too.
@@ -221,7 +226,7 @@ impl Copying {
             return true;
         }
         let beat = as_owner(extension, c"saying that this server is alive", || {
-            beat::write(extension, &copy.name, copy.members, "up")
+            beat::write(extension, &copy.name, copy.counted(), "up")
         });
         match self.beating.note(extension.database, beat) {
             Some(Done::Is(_)) => {

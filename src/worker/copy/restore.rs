@@ -146,7 +146,8 @@ fn look(extension: &Extension, connection: &Connection, node: &[u8]) -> Result<N
         return Ok(Next::Whole(0));
     }
     let known = connection.run(&FLOOR, &name, false)?;
-    let (floor, members) = (known.number(0, 0), known.number(0, 1));
+    let floor = known.number(0, 0);
+    let members = known.get(0, 1).map(|members| members.value() as i64);
     // Before anybody is issued another version.
     control().next_version.fetch_max(floor, AcqRel);
     extension.database.seq.fetch_max(floor, AcqRel);
@@ -155,7 +156,7 @@ fn look(extension: &Extension, connection: &Connection, node: &[u8]) -> Result<N
     if connection.run(&OLD, &[Some(started)], false)?.get(0, 0).is_some_and(|found| found.value() == 0) {
         extension.database.copy.trust_rows();
     }
-    beat::write(extension, node, members as i64, "restoring")?;
+    beat::write(extension, node, members, "restoring")?;
     Ok(Next::Page(Restore::Pages { after: Default::default(), count: 0 }))
 }
 

@@ -1,7 +1,7 @@
 //! What a peer may send, and what must not stop the stream.
 
 use super::{Node, two, until_heard, until_together};
-use crate::common::{Session, until};
+use crate::common::{Mirror, Session, until};
 
 const NAMES: &str = "select member_id from presence.list('lobby') order by 1";
 
@@ -96,5 +96,19 @@ fn a_copy_made_anew_has_whom_there_is() {
     until_named(&mut here, &["m2", "m3", "m4"]);
     assert_eq!(here.value("select state from presence.get('lobby', 'm2')"), "7");
     assert_eq!(here.number("select count(*) from presence.shared"), 3);
+    // Also where there is nobody.
+    here.run("select presence.listen()");
+    let mut mirror = Mirror::of(&mut here);
+    here.run("drop subscription presence_from_b");
+    there.run("delete from presence.member");
+    a.follow(&b);
+    until("nobody is here", || {
+        mirror.follow(&mut here);
+        here.number("select count(*) from presence.shared") == 0 && mirror.members().is_empty()
+    });
+    until_heard(&a, 1);
+    mirror.assert_true(&mut here);
+    there.run("select presence.upsert('lobby', member_id => 'm5', user_id => 'm5')");
+    until_named(&mut here, &["m5"]);
     a.assert_sound();
 }
