@@ -1,6 +1,7 @@
 //! The triggers of `presence.node`, which fire only where rows are replicated: a beat of a peer counts from the moment at which
 //! it is applied here, by the clock of this server. Whoever has seen it has seen all that was sent before.
 
+use super::check::is_name;
 use super::trigger_call::{Firing, Operation};
 use super::{remains, subscription, triggers, unreachable};
 use crate::error::{Error, Result, printable};
@@ -62,6 +63,9 @@ fn before(call: &Call) -> Result<Option<Datum>> {
     let beat = Beat::of(&firing)?;
     if beat.is_own() {
         note_echo(&extension::current()?, &beat);
+        return firing.skip();
+    }
+    if !is_name(&beat.node) {
         return firing.skip();
     }
     // A table that is copied again must not stop the stream.

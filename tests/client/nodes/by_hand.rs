@@ -154,3 +154,17 @@ fn who_is_forgotten_here_leaves() {
     assert_eq!(lines(&next_of_members(&mut ear, 1)), ["enter dora"]);
     a.assert_sound();
 }
+
+#[test]
+fn a_server_whose_name_is_none_is_left_out() {
+    let a = alone();
+    let mut b = peer(&a);
+    for name in ["", "b\u{1}", "é", &"b".repeat(64)] {
+        b.run(&(beat(name, 1, "up") + &enter(name, "bob")));
+    }
+    b.run(&(beat("b", 1, "up") + &enter("b", "carol")));
+    assert_eq!(b.rows("select node from presence.shared"), [["b"]]);
+    assert_eq!(b.rows("select node from presence.node where node <> 'a'"), [["b"]]);
+    assert_eq!(a.log().matches("is left out").count(), 8);
+    a.assert_sound();
+}

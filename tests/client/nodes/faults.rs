@@ -30,13 +30,15 @@ fn what_is_not_sound_is_left_out() {
         r#"{"member_id": "m5", "audience": ["everybody"]}"#,
         r#"{"member_id": "m6", "audience": [["any"], ["users"]]}"#,
         r#"{"member_id": "m7", "joined_at": null}"#,
+        r#"{"member_id": "m8", "joined_at": "infinity"}"#,
+        r#"{"member_id": "m9", "updated_at": "-infinity"}"#,
     ] {
         there.run(&row("m", wrong));
     }
     there.run(&row("m", r#"{"member_id": "fine"}"#));
     until_named(&mut here, &["bob", "fine"]);
     let log = a.log();
-    assert_eq!(log.matches("is left out").count(), 7, "{log}");
+    assert_eq!(log.matches("is left out").count(), 9, "{log}");
     // A change to what is not sound leaves what there was.
     there.run("update presence.shared set user_id = '' where member_id = 'fine'");
     b.user("carol").run("select presence.upsert('lobby', audience => '{any}')");
