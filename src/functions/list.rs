@@ -56,9 +56,12 @@ fn list(call: &Call) -> Result<Option<Datum>> {
     });
     let tokens = match identity.service {
         true => Vec::new(),
-        false => identity.tokens(&user_rooms::all_rooms(&identity, &extension)?)?,
+        false => identity.tokens(&[])?,
     };
-    let visibility = if identity.service { Visibility::all() } else { Visibility::of(&identity, &tokens) };
+    let visibility = match identity.service {
+        true => Visibility::all(),
+        false => Visibility::asking(&identity, &tokens, &extension),
+    };
     let mut page = Page {
         extension: &extension,
         set: call.set(),
@@ -74,7 +77,7 @@ fn list(call: &Call) -> Result<Option<Datum>> {
         node: settings::node_name().map(|node| varlena(&node)),
         candidates: Vec::with_capacity(TOGETHER),
     };
-    page.fill(From { room, after }, &identity, &tokens)?;
+    page.fill(From { room, after }, &identity)?;
     Ok(None)
 }
 
@@ -134,7 +137,7 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    fn fill(&mut self, mut from: From, identity: &Identity, tokens: &[Vec<u8>]) -> Result<()> {
+    fn fill(&mut self, mut from: From, identity: &Identity) -> Result<()> {
         let extension = self.extension;
         let mut place = None;
         ordered::each(extension, &from, |tuple, layout| {
@@ -148,7 +151,8 @@ impl Page<'_> {
         if place.is_some() {
             from.after = place;
             let user_id = identity.user_id.as_deref();
-            let by_audience = ordered::each_shared(extension, &from, user_id, tokens, |tuple, layout| {
+            let tokens = identity.tokens(&user_rooms::all_rooms(identity, extension)?)?;
+            let by_audience = ordered::each_shared(extension, &from, user_id, &tokens, |tuple, layout| {
                 self.take(tuple, layout)
             });
             if by_audience?.is_none() {
@@ -188,7 +192,7 @@ impl Page<'_> {
     }
 
     fn sight(&mut self, row: &Row) -> Result<Sight> {
-        let sight = self.visibility.of_row(row);
+        let sight = self.visibility.of_row(row)?;
         if sight != Sight::Shared {
             return Ok(sight);
         }

@@ -131,17 +131,24 @@ fn count(extension: &Extension, room: &[u8], mut visibility: Visibility) -> Resu
     let is_calm = !is_one_for_all() && !extension.database.may_have_changed(read_since);
     // A keyed hash: among a million users two collide in one of ten million rooms.
     let hasher = RandomState::new();
-    let mut users = Vec::new();
+    let (mut users, mut failure) = (Vec::new(), None);
     pages::of_room(extension, room, |rows| {
         let now = clock::boot();
         rows.retain(|row| {
-            let is_seen = visibility.sight(row.user_id, row.audience) != Sight::None;
+            let sight = visibility.sight(row.user_id, row.audience);
+            let is_seen = sight.unwrap_or_else(|error| {
+                failure = Some(error);
+                Sight::None
+            }) != Sight::None;
             let is_here = is_calm && liveness::is_shown_by_row(&row.lease_read(read_since), &start, now);
             if is_seen && is_here {
                 users.push(hasher.hash_one(row.user_id));
             }
             is_seen && !is_here
         });
+        if let Some(error) = failure.take() {
+            return Err(error);
+        }
         // Slots are prefetched while others are looked up.
         for has_bucket in [false, true] {
             rows.iter().for_each(|row| leases().prefetch(&extension.key_of(row.hash), has_bucket));
