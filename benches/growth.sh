@@ -1,14 +1,14 @@
 # Sourced by benches/run: how cost grows with what there is more of, as a plot for each (plot.awk), in docs/growth/.
 
 growth=docs/growth
-if [ -n "${QUICK:-}${ROWS:-}" ]; then growth=$work/growth; fi
+# PLOTS=docs/growth keeps those of a run of its own.
+if [ -n "${QUICK:-}${ROWS:-}" ]; then growth=${PLOTS:-$work/growth}; fi
 mkdir -p "$growth"
 if [ "$seconds" -gt 2 ]; then briefly=2; else briefly=$seconds; fi
-titles=()
+plots=(members rooms listeners rooms-of-one events audiences)
 
 # A plot of what follows, a line a point: series, x, y.
 plot() { # NAME "TITLE" "X" "Y"
-    titles+=("$1|$2")
     awk -v title="$2" -v xlabel="$3" -v ylabel="$4" -f benches/plot.awk >"$growth/$1.svg"
 }
 # Microseconds a transaction takes one client.
@@ -24,13 +24,16 @@ point() { # SERIES X COMMAND...
     echo "$1 $2 $y"
 }
 growth_section() {
-    local entry
+    local name
     printf '\n## How cost grows\n\nOne client, %s s a point; other axes as in the table, both logarithmic.\n\n' "$briefly"
-    for entry in "${titles[@]}"; do printf '![%s](growth/%s.svg)\n' "${entry#*|}" "${entry%%|*}"; done
+    for name in "${plots[@]}"; do
+        printf '![%s](growth/%s.svg)\n' "$(sed -n 's:^<title>\(.*\)</title><style>.*:\1:p' "$growth/$name.svg")" "$name"
+    done
 }
 
 say "growth with members"
 sql postgres -c "create database growing"
+sql postgres -c "alter database growing set presence.default_audience = 'any'"
 sql growing -f benches/presence.sql >/dev/null
 before=0
 for members in 1000 10000 100000 $live; do
@@ -39,7 +42,7 @@ for members in 1000 10000 100000 $live; do
     for verb in heartbeat upsert; do
         rooms=$((members / 100)) point $verb $members each growing presence/$verb 1 app
     done
-    rooms=$((members / 100)) point "list(room_of_100)" $members each growing presence/list_room 1 app
+    rooms=$((members / 100)) point "list(room_of_100)" $members each growing presence/list_room 1 reader
 done | plot members "cost by members" "members live" "µs a call"
 
 say "growth with rooms"
