@@ -27,7 +27,7 @@ comment on column presence_api.event.status is 'the status after the event; NULL
 comment on column presence_api.event.state is 'the state after the event, of a leave the last one or the last word; NULL where the event is no member''s, or too much was written at once';
 comment on column presence_api.event.metadata is 'the metadata after the event, of the member or the room; NULL where too much was written at once';
 comment on column presence_api.event.connections is 'how many members with the same room, member_id and audience there are after the event: 1 on enter is "came", 0 on leave is "went"; NULL where the event is no member''s';
-comment on column presence_api.event.reason is 'of a leave: left, expired, disconnected, removed or hidden (from those who may not see it any more); else NULL';
+comment on column presence_api.event.reason is 'of a leave: left, expired, disconnected, removed, unreachable (its server is not heard) or hidden (from those who may not see it any more); else NULL';
 comment on column presence_api.event.at is 'when it happened; for an expiry, when the lease ended; NULL for position';
 comment on column presence_api.event.joined_at is 'when the stay began; NULL where the event is no member''s';
 comment on column presence_api.event.audience is 'whom the event is for: a list of tokens, which functions show to the owner and service roles only; if it begins with "-", for those who lost or gained sight and not for the owner';
