@@ -15,7 +15,7 @@ pub enum Field {
     Audience,
 }
 
-pub(super) const FIELDS: usize = 8;
+pub const FIELDS: usize = 8;
 const NULL: u32 = u32::MAX;
 
 /// A member as shown by one event: eight lengths, then the bytes, each aligned to 4 for jsonb.

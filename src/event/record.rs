@@ -73,11 +73,6 @@ pub fn size_of_record(fields: [Option<usize>; FIELDS]) -> usize {
     (FIXED + Image::length(fields)).next_multiple_of(8)
 }
 
-/// The same of an image.
-pub fn size_of_record_of(image: &Image) -> usize {
-    (FIXED + image.len()).next_multiple_of(8)
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub kind: Kind,

@@ -1,7 +1,8 @@
 //! A row of `presence.shared`. Its columns never change: it is what servers of different versions tell each other.
 
 use crate::error::{Error, Result};
-use crate::event::image::Image;
+use crate::event::image::{FIELDS, Image};
+use crate::event::record::size_of_record;
 use crate::pg::datum::{begins_with, bytes_in, text_in};
 use pgrx::pg_sys::{self, Datum, Oid};
 
@@ -101,7 +102,16 @@ impl SharedRow {
 
     /// As an event shows it.
     pub fn image(&self) -> Image {
-        Image::new([
+        Image::new(self.fields())
+    }
+
+    /// What an event that shows it takes in the event buffer.
+    pub fn size_of_event(&self) -> usize {
+        size_of_record(self.fields().map(|field| field.map(<[u8]>::len)))
+    }
+
+    fn fields(&self) -> [Option<&[u8]>; FIELDS] {
+        [
             self.text(Shared::Room),
             self.text(Shared::MemberId),
             self.text(Shared::ConnectionId),
@@ -110,6 +120,6 @@ impl SharedRow {
             self.varlena(Shared::State),
             self.varlena(Shared::Metadata),
             self.varlena(Shared::Audience),
-        ])
+        ]
     }
 }

@@ -23,12 +23,6 @@ static CONTAINS: Statement = Statement {
     arguments: &KEY_TYPES,
 };
 
-static ADD: Statement = Statement {
-    sql: c"insert into _presence._unreachable (node, room, member_id, connection_id) values ($1, $2, $3, $4)
-           on conflict do nothing",
-    arguments: &KEY_TYPES,
-};
-
 static REMOVE: Statement = Statement {
     sql: c"delete from _presence._unreachable
            where node operator(pg_catalog.=) $1 and room operator(pg_catalog.=) $2
@@ -109,20 +103,17 @@ fn look(extension: &Extension, row: &SharedRow, now: bool) -> Result<bool> {
 }
 
 pub fn add(extension: &Extension, row: &SharedRow) -> Result<()> {
-    change(extension, &ADD, &key(row))
+    let node = row.text(Shared::Node).unwrap_or_default();
+    as_role(extension.owner_role, || add_all(&Connection::open()?, node, &[Place::of(row)]))
 }
 
 pub fn remove(extension: &Extension, row: &SharedRow) -> Result<()> {
-    change(extension, &REMOVE, &key(row))
+    as_role(extension.owner_role, || Connection::open()?.run(&REMOVE, &key(row), true).map(|_| ()))
 }
 
 /// Nothing was told of this server's members.
 pub fn forget(extension: &Extension, node: &[u8]) -> Result<()> {
-    change(extension, &FORGET, &[Some(varlena(node))])
-}
-
-fn change(extension: &Extension, statement: &'static Statement, values: &[Option<Datum>]) -> Result<()> {
-    as_role(extension.owner_role, || Connection::open()?.run(statement, values, true).map(|_| ()))
+    as_role(extension.owner_role, || remove_up_to(&Connection::open()?, node, None))
 }
 
 /// A place in the order of a server's members.

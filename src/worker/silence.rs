@@ -4,7 +4,7 @@
 
 use super::sweeper::Budget;
 use crate::error::Result;
-use crate::event::record::{Reason, size_of_record_of};
+use crate::event::record::Reason;
 use crate::extension::Extension;
 use crate::nodes::events;
 use crate::nodes::row::{Shared, SharedRow};
@@ -98,7 +98,7 @@ fn leaves(extension: &Extension, connection: &Connection, at: &mut Telling) -> R
         events::left(extension, row, Reason::Unreachable);
         gone.push(Place::of(row));
     })?;
-    let Some(last) = gone.last() else { return Ok(all_or_busy(&rows)) };
+    let Some(last) = gone.last() else { return Ok(if rows.count == 0 { Told::All } else { Told::Busy }) };
     at.told = last.clone();
     unreachable::add_all(connection, &at.node, &gone)?;
     Ok(Told::Some)
@@ -113,19 +113,14 @@ fn enters(extension: &Extension, connection: &Connection, at: &mut Telling) -> R
         }
         last = Some(Place::of(row));
     })?;
-    let told = if last.is_some() { Told::Some } else { all_or_busy(&rows) };
-    match last {
-        None if told == Told::Busy => {}
-        place => {
-            unreachable::remove_up_to(connection, &at.node, place.as_ref())?;
-            at.told = place.unwrap_or_default();
-        }
+    if last.is_none() && rows.count > 0 {
+        return Ok(Told::Busy);
     }
-    Ok(told)
-}
-
-fn all_or_busy(rows: &Rows) -> Told {
-    if rows.count == 0 { Told::All } else { Told::Busy }
+    // Behind the last row there are only marks of who has left for good.
+    unreachable::remove_up_to(connection, &at.node, last.as_ref())?;
+    let Some(last) = last else { return Ok(Told::All) };
+    at.told = last;
+    Ok(Told::Some)
 }
 
 fn each_that_fits(extension: &Extension, rows: &Rows, mut body: impl FnMut(&SharedRow)) -> Result<()> {
@@ -134,7 +129,7 @@ fn each_that_fits(extension: &Extension, rows: &Rows, mut body: impl FnMut(&Shar
     for (tuple, descriptor) in rows.tuples() {
         // SAFETY: a row of the table, which lives as long as the rows.
         let row = unsafe { SharedRow::deform(tuple, descriptor) }?;
-        let size = size_of_record_of(&row.image()) as u64;
+        let size = row.size_of_event() as u64;
         if !room.has_room(extension, bytes, size) {
             break;
         }
