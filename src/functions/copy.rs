@@ -117,8 +117,9 @@ fn sql_is_elsewhere(call: &Call) -> Result<Option<Datum>> {
 /// SQL `_presence._version_here(node, version)`: the version with which a member of another server is shown.
 fn sql_version_here(call: &Call) -> Result<Option<Datum>> {
     let extension = extension::current()?;
-    let floor = call.text(0).map_or(0, |node| extension.database.heard.floor(extension.node_hash(node)));
-    Ok(call.datum(1).map(|version| Datum::from((version.value() as i64).max(floor as i64))))
+    let (Some(node), Some(version)) = (call.text(0), call.datum(1)) else { return Ok(call.datum(1)) };
+    let own = version.value() as u64;
+    Ok(Some(Datum::from(extension.database.heard.version_here(extension.node_hash(node), own))))
 }
 
 static MEMBERS: Statement =

@@ -48,8 +48,8 @@ pub fn left(extension: &Extension, row: &SharedRow, reason: Reason) {
 /// The server of one that was told as gone is heard again.
 pub fn returned(extension: &Extension, row: &SharedRow) {
     let node = row.text(Shared::Node).unwrap_or_default();
-    let floor = extension.database.heard.floor(extension.node_hash(node));
-    let version = floor.max(row.number(Shared::Version) as u64);
+    let own = row.number(Shared::Version) as u64;
+    let version = extension.database.heard.version_here(extension.node_hash(node), own);
     push(extension, row, What::Enter { lease: lease_of(row) }, version, clock::now());
 }
 

@@ -7,7 +7,7 @@
 //!            first beat since the start: resync                     no beat for node_timeout, or "down"
 //!  unknown ------------------------------------> told, present ----------------------------------------> told, silent
 //!     ^                                               ^                                                  (leaves)   |
-//!     |                                               +--------- a beat (enters, with the floor as version) --------+
+//!     |                                               +------- a beat (enters, with versions above the floor) -------+
 //!     +----- what is here of it is replaced by a new copy: resync ------- from either
 //! ```
 
@@ -16,6 +16,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 
 /// As many servers are known at once.
 const MOST: usize = 64;
+/// From a floor on, so many versions are given out at once to members whose own are older: each has one for itself, as versions
+/// of one server do not repeat within so many. Programs take a version for a name of what they show, as the gateway does.
+const SPREAD: u64 = 1 << 22;
 /// For so long after a beat of another epoch two servers have one name.
 const CONFLICT: u64 = 60_000_000;
 
@@ -45,7 +48,7 @@ struct Node {
     /// How often it fell silent or came back, and up to which of these times listeners have been told.
     turns: AtomicU64,
     told_turns: AtomicU64,
-    /// Its members are shown with this version at least: it is newer than the leaves of before.
+    /// Its members are shown with versions from here on: newer than the leaves of before.
     floor: AtomicU64,
     /// When a beat came of another epoch than the newest, by the boot clock; 0 is never. Two servers have the name.
     conflict_at: AtomicU64,
@@ -93,7 +96,7 @@ impl Heard {
         let is_back = node.is_silent.load(Acquire);
         if is_new || is_back {
             // Before they are shown.
-            node.floor.store(super::next_version(), Release);
+            node.floor.store(super::next_versions(SPREAD), Release);
         }
         node.at.store(clock::boot(), Release);
         if is_new {
@@ -176,9 +179,10 @@ impl Heard {
         self.find(name).is_some_and(|node| node.is_silent.load(Acquire) || node.is_unsettled())
     }
 
-    /// The version that its members are shown with, if it is newer than their own.
-    pub fn floor(&self, name: u64) -> u64 {
-        self.find(name).map_or(0, |node| node.floor.load(Acquire))
+    /// The version with which a member of that server is shown, whose own is this one.
+    pub fn version_here(&self, name: u64, version: u64) -> u64 {
+        let floor = self.find(name).map_or(0, |node| node.floor.load(Acquire));
+        if version < floor { floor + version % SPREAD } else { version }
     }
 
     /// Peers that are not heard any more are silent from now on.

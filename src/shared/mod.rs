@@ -127,7 +127,12 @@ pub fn seats() -> &'static seats::Seats<startup::SeatsLock> {
 
 /// A new version, greater than all before in any database.
 pub fn next_version() -> u64 {
-    control().next_version.fetch_add(1, AcqRel)
+    next_versions(1)
+}
+
+/// The first of so many.
+pub fn next_versions(many: u64) -> u64 {
+    control().next_version.fetch_add(many, AcqRel)
 }
 
 /// Wake the process whose PGPROC a worker left in shared memory.

@@ -133,6 +133,32 @@ fn the_copy_shows_the_versions_that_members_have_here() {
     a.assert_sound();
 }
 
+/// By their versions Phoenix clients tell two connections of one member apart.
+#[test]
+fn who_come_back_together_have_different_versions() {
+    let a = alone();
+    let mut b = peer(&a);
+    b.run(&(beat("b", 1, "up") + &enter("b", "bob") + &enter("b", "bea")));
+    until_heard(&a, 1);
+    let mut ear = ear(&a);
+    wait_for(&a, "2s");
+    let left = next_of_members(&mut ear, 2);
+    wait_for(&a, "1h");
+    b.run(&beat("b", 1, "up"));
+    let back = next_of_members(&mut ear, 2);
+    let versions = [&back[0], &back[1]].map(|event| event.number("version"));
+    assert_ne!(versions[0], versions[1]);
+    assert!(versions.iter().all(|version| left.iter().all(|event| event.number("version") < *version)));
+    for event in &back {
+        let shown = format!(
+            "select version from presence.list('lobby') where member_id = '{}'",
+            event.text("member_id")
+        );
+        assert_eq!(a.service().number(&shown), event.number("version"));
+    }
+    a.assert_sound();
+}
+
 #[test]
 fn who_is_forgotten_here_leaves() {
     let a = alone();
