@@ -142,10 +142,10 @@ impl<'a> Channel<'a> {
             }
         });
         let digest = hash.finalize().into_bytes();
-        let mut name = digest[..18].iter().fold(String::from(PREFIX), |mut name, byte| {
-            name.push_str(&format!("{byte:02x}"));
-            name
-        });
+        let mut name = String::with_capacity(64);
+        name.push_str(PREFIX);
+        let digits = digest[..18].iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        name.extend(digits.filter_map(|digit| char::from_digit(digit.into(), 16)));
         name.push_str(&self.counted_at(extension).digits());
         name
     }

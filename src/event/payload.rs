@@ -144,7 +144,8 @@ struct Ascii;
 impl Ascii {
     fn write<W: ?Sized + io::Write>(writer: &mut W, text: &str) -> io::Result<()> {
         let mut rest = text;
-        while let Some(at) = rest.find(|character: char| !character.is_ascii() || character == '\u{7f}') {
+        // By bytes, which is quick: the first one of a character outside ASCII is above it, too.
+        while let Some(at) = rest.bytes().position(|byte| byte >= 0x7f) {
             writer.write_all(&rest.as_bytes()[..at])?;
             let mut characters = rest[at..].chars();
             if let Some(character) = characters.next() {

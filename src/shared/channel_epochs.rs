@@ -228,8 +228,9 @@ impl ChannelEpochs {
 
 impl Cells {
     fn wanted(&self) -> impl Iterator<Item = u32> + '_ {
-        self.stale.iter().enumerate().flat_map(|(at, word)| {
-            let mut left = word.load(Acquire);
+        // Asked after each batch, and nearly always all are zero.
+        let words = self.stale.iter().map(|word| word.load(Acquire)).enumerate();
+        words.filter(|(_, word)| *word != 0).flat_map(|(at, mut left)| {
             std::iter::from_fn(move || {
                 let bit = left.trailing_zeros();
                 left &= left.wrapping_sub(1);
