@@ -41,8 +41,8 @@ struct Roles {
 const REMEMBERED: usize = 8;
 
 /// Versions of everything that determines an identity: roles, settings, and the extension, whose owner is a service
-/// role.
-type Epoch = [u64; 3];
+/// role. A tuple: an array is compared by a call.
+type Epoch = (u64, u64, u64);
 
 thread_local! {
     static ROLES: Cached<(Oid, Oid), Epoch, Rc<Roles>> = const { Cached::new(REMEMBERED) };
@@ -117,7 +117,7 @@ pub fn may_act_as(extension: &Extension) -> Result<bool> {
 fn roles(extension: &Extension) -> Result<Rc<Roles>> {
     // SAFETY: plain reads of this process's state.
     let (session, current) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::GetUserId()) };
-    let epoch = [settings::identity_epoch(), role_epoch(), extension.epoch];
+    let epoch = (settings::identity_epoch(), role_epoch(), extension.epoch);
     let look_up = |_: &(Oid, Oid)| Ok(Rc::new(look_up_roles(extension, session, current, epoch)));
     ROLES.with(|known| known.get((session, current), epoch, look_up))
 }

@@ -24,7 +24,7 @@ thread_local! {
     static WATCHED: Cell<Option<[Oid; 2]>> = const { Cell::new(None) };
     static WATCHING: Cell<bool> = const { Cell::new(false) };
     /// Whether a role has all rights that writing needs, until any right may have changed.
-    static RIGHTS: Cached<Oid, [u64; 3], bool> = const { Cached::new(REMEMBERED) };
+    static RIGHTS: Cached<Oid, RightsEpoch, bool> = const { Cached::new(REMEMBERED) };
     static SCHEMA_EPOCH: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -103,11 +103,14 @@ pub fn table_epoch() -> u64 {
     EPOCH.get()
 }
 
+/// Of tables, functions and schemas, and roles.
+pub type RightsEpoch = (u64, u64, u64);
+
 /// Changes when anything changes on which a role's rights on the extension's functions and tables depend, except rights
 /// on the view (`Extension::epoch`).
-pub fn rights_epoch() -> [u64; 3] {
+pub fn rights_epoch() -> RightsEpoch {
     watch();
-    [EPOCH.get(), SCHEMA_EPOCH.get(), role_epoch()]
+    (EPOCH.get(), SCHEMA_EPOCH.get(), role_epoch())
 }
 
 fn watch() {

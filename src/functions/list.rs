@@ -30,7 +30,7 @@ use pgrx::pg_sys::{self, Datum, INT4OID, Oid, TEXTARRAYOID, TEXTOID};
 
 thread_local! {
     /// Whether a role has all rights that reading needs, until any right may have changed.
-    static RIGHTS: Cached<Oid, ([u64; 3], u64), bool> = const { Cached::new(8) };
+    static RIGHTS: Cached<Oid, (policy::RightsEpoch, u64), bool> = const { Cached::new(8) };
 }
 
 /// The page size for all rooms if none is given.
