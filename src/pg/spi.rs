@@ -36,7 +36,7 @@ macro_rules! statement {
 pub(crate) use statement;
 
 /// How many plans a session keeps; each takes about 20 to 70 kB.
-const KEPT_PLANS: usize = 64;
+const KEPT_PLANS: usize = 32;
 
 thread_local! {
     static PLANS: RefCell<Plans> = RefCell::default();
