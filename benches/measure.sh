@@ -29,11 +29,12 @@ median() { sort -g | awk '{ a[NR] = $1 } END { print NR ? (NR % 2 ? a[(NR + 1) /
 calc() { awk "BEGIN { printf \"%.${2:-2}f\", $1 }" 2>/dev/null || echo nan; }
 holds() { awk "BEGIN { exit !($1) }"; }
 
-# Several commands in turn, for some rounds after a warm-up (round 0; not when it must be quick); ${of[NAME]} is the median of each, and `ratio A B` the
-# median of the rounds' quotients.
+# Several commands in turn, for some rounds after a warm-up (round 0; not when it must be quick); ${of[NAME]} is the median
+# of each, and `ratio A B` the median of the rounds' quotients. Many short rounds: what a virtual machine's neighbours do
+# changes within seconds, and shall meet those that are compared alike.
 declare -A of samples
 compare() { # NAME 'COMMAND'...
-    local round name command number
+    local round name command number seconds=$((seconds < 2 ? seconds : 2))
     samples=() of=()
     for ((round = warm_up; round <= rounds; round++)); do
         for ((number = 1; number < $#; number += 2)); do
