@@ -35,17 +35,22 @@ use std::rc::Rc;
 struct Element {
     /// Position in the array, from 1.
     place: usize,
-    fields: HashMap<String, Value>,
+    fields: Vec<(String, Value)>,
 }
 
 impl Element {
+    /// There are few: to look at each is quicker than to hash names.
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value)
+    }
+
     fn wrong(&self, why: impl std::fmt::Display) -> Error {
         Error::InvalidArgument { argument: "members", why: format!("Element {}: {why}", self.place) }
     }
 
     fn known(&self, names: &[&str]) -> Result<()> {
-        match self.fields.keys().find(|name| !names.contains(&name.as_str())) {
-            Some(unknown) => Err(self.wrong(format!(
+        match self.fields.iter().find(|(name, _)| !names.contains(&name.as_str())) {
+            Some((unknown, _)) => Err(self.wrong(format!(
                 "\"{}\" is not a name here; names are {}.",
                 crate::error::printable(unknown.as_bytes()),
                 names.join(", ")
@@ -55,7 +60,7 @@ impl Element {
     }
 
     fn text(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        match self.fields.get(name) {
+        match self.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Text(text)) => Ok(Some(text.clone())),
             Some(Value::Number(text)) => Ok(Some(text.clone())),
@@ -64,14 +69,14 @@ impl Element {
     }
 
     fn json(&self, name: &str) -> Option<Datum> {
-        match self.fields.get(name) {
+        match self.get(name) {
             None | Some(Value::Null) => None,
             Some(value) => Some(value.to_jsonb()),
         }
     }
 
     fn bool(&self, name: &str) -> Result<Option<bool>> {
-        match self.fields.get(name) {
+        match self.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(*value)),
             Some(_) => Err(self.wrong(format!("{name} is not a boolean."))),
@@ -90,7 +95,7 @@ impl Element {
     /// Checked here, where the element's position is known.
     fn audience(&self, room: &[u8]) -> Result<Option<Datum>> {
         let name = "audience";
-        let Some(value) = self.fields.get(name) else { return Ok(None) };
+        let Some(value) = self.get(name) else { return Ok(None) };
         let list = match value {
             Value::Null => return Ok(None),
             Value::List(list) => list,
@@ -115,7 +120,7 @@ fn elements(call: &Call) -> Result<Vec<Element>> {
     list.into_iter()
         .enumerate()
         .map(|(index, value)| match value {
-            Value::Object(fields) => Ok(Element { place: index + 1, fields: fields.into_iter().collect() }),
+            Value::Object(fields) => Ok(Element { place: index + 1, fields }),
             _ => Err(Error::InvalidArgument {
                 argument: "members",
                 why: format!("Element {} is not an object.", index + 1),
@@ -334,7 +339,7 @@ fn removal(identity: &Identity, element: &Element) -> Result<Removal> {
         Some(given) => given,
         None => identity.writer()?.to_vec(),
     };
-    let connection_id = match element.fields.get("connection_id") {
+    let connection_id = match element.get("connection_id") {
         Some(Value::Null) => None,
         _ => Some(element.text("connection_id")?.unwrap_or_default()),
     };

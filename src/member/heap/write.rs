@@ -81,17 +81,22 @@ impl Heap {
 
     /// Store a new row; false if its key exists. Waits for transactions that are entering under that key; of two at
     /// once the first one in the index wins.
+    ///
+    /// The caller has just looked for the key and found none. So, unlike the executor for ON CONFLICT DO NOTHING, this
+    /// asks the unique index only once an insertion has met somebody else there: one descent less for each member who
+    /// enters, and a dead row for each one who comes second.
     pub fn insert(&self, row: &mut Row) -> Result<bool> {
         // SAFETY: the row is one of this table, which is open and locked for writing, and so are its indexes. The slot is a
-        // copy that lives as long as we use it. What the executor does for ON CONFLICT DO NOTHING, in its order.
+        // copy that lives as long as we use it. The steps are the executor's.
         unsafe {
             let tuple = row.form(self.layout);
             let indexes = self.indexes();
             let slot = self.stored(tuple);
             let mut other = pg_sys::ItemPointerData::default();
+            let mut is_contested = false;
             let is_stored = loop {
                 pgrx::check_for_interrupts!();
-                if !indexes.are_free_for(slot, &mut other) {
+                if is_contested && !indexes.are_free_for(slot, &mut other) {
                     break false;
                 }
                 let transaction = pg_sys::GetCurrentTransactionId();
@@ -105,6 +110,7 @@ impl Heap {
                 if is_first {
                     break true;
                 }
+                is_contested = true;
             };
             pg_sys::ExecDropSingleTupleTableSlot(slot);
             pg_sys::CommandCounterIncrement();
