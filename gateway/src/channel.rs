@@ -1,4 +1,4 @@
-//! One channel of a socket: who it is, what it is shown, and the member that it is.
+//! One channel of a socket: its identity, what it is shown, and its member.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,29 +12,30 @@ use crate::protocol;
 use crate::row::Row;
 use crate::view::{Diff, View};
 
-/// Clients wait ten seconds for the answer to a join.
+/// How long a join may take; clients wait ten seconds for the answer.
 pub const JOINING: Duration = Duration::from_secs(8);
 
-/// Clients copy what they are shown by recursion: at some thousand levels that of everybody else fails for good.
+/// Maximum nesting of a state. Clients copy states recursively: at a few thousand levels, this fails for good
+/// in the clients of everybody else.
 const DEEPEST: usize = 100;
 
 pub struct Channel {
     pub join_ref: Value,
     pub view: View,
-    /// Text of the token it was joined or renewed with.
+    /// The token that the channel was joined or last renewed with.
     pub token: Option<Arc<str>>,
-    /// The presence key that was asked for.
+    /// The presence key that the client asked for.
     pub key: Option<Arc<str>>,
-    /// Whether it is shown who is here.
+    /// Whether the client is shown who is present.
     pub presence: bool,
-    /// Since when it waits for rights and rows, and the `ref` of the join; None once it is joined.
+    /// When the join began, and its `ref`, while it waits for rights and rows; None once it is answered.
     pub joining: Option<(Instant, Value)>,
     /// The first presence_state has been sent.
     pub begun: bool,
     pub member: Option<Arc<Member>>,
 }
 
-/// What a join asks for. Clients differ: a key may be a number, a boolean may be text.
+/// What a join asks for. Clients differ: a key may be a number, a boolean may be a string.
 #[derive(Default)]
 pub struct Join {
     pub key: Option<Arc<str>>,
@@ -62,7 +63,7 @@ impl Join {
     }
 }
 
-/// What a `presence` message wants.
+/// The call in a `presence` message.
 pub enum Call {
     Track(Arc<str>),
     Untrack,
@@ -94,7 +95,8 @@ impl Call {
     }
 }
 
-/// What is known of a channel once the database has said who it is: a member_id to be present with, or why not.
+/// The user_id and member_id that the channel's member gets, or why it cannot have a member. They are known
+/// once the database has said who the user is.
 pub fn member_id(channel: &Channel) -> Result<(Arc<str>, Arc<str>), String> {
     let Some(rights) = &channel.view.rights else { return Err("the channel is not joined".into()) };
     let Some(user_id) = &rights.user_id else {
@@ -107,7 +109,7 @@ pub fn member_id(channel: &Channel) -> Result<(Arc<str>, Arc<str>), String> {
     Ok((user_id.clone(), key.clone()))
 }
 
-/// Why these rights do not do for a join.
+/// Why the channel's rights do not suffice for a join.
 pub fn refusal(channel: &Channel) -> Option<String> {
     let rights = channel.view.rights.as_ref()?;
     if !rights.read {
@@ -121,7 +123,7 @@ pub fn refusal(channel: &Channel) -> Option<String> {
     }
 }
 
-/// Keys with their metas, as one JSON object. Rows of a key may come in any order.
+/// Keys with their metas, as one JSON object. The rows may come in any order.
 pub fn metas(rows: &[Arc<Row>]) -> String {
     let mut rows: Vec<_> = rows.iter().collect();
     rows.sort_by(|a, b| a.key.cmp(&b.key));
@@ -148,7 +150,7 @@ pub fn diff(diff: &Diff) -> String {
     format!(r#"{{"joins":{},"leaves":{}}}"#, metas(&diff.joins), metas(&diff.leaves))
 }
 
-/// A key that people choose must not be one that a JavaScript object has by itself.
+/// A key that a client chooses must not be a property that every JavaScript object has.
 pub fn check_key(key: Option<&str>) -> Result<(), String> {
     match key {
         Some(key) if protocol::is_name_of_object(key) => {

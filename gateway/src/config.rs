@@ -1,4 +1,5 @@
-//! What the command line and the environment say. Whatever is wrong is said in a sentence, at start.
+//! The configuration, from the command line and the environment. Configuration errors are reported at
+//! startup, one sentence each.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,16 +14,17 @@ use clap::{ArgGroup, Parser};
 #[derive(Parser, Debug, Clone)]
 #[command(name = "presence-gateway", version, group(ArgGroup::new("key").required(true).args(["jwt_secret", "jwks"])))]
 pub struct Config {
-    /// Connection string. The login is in presence.trusted_login_roles, or a superuser, and may SET ROLE to each --role
-    /// and to --service-role.
+    /// Connection string. The login must be a superuser or in presence.trusted_login_roles, and must be
+    /// allowed to SET ROLE to each --role and to --service-role.
     #[arg(long, env = "PRESENCE_GATEWAY_DATABASE", value_name = "URL", hide_env_values = true)]
     pub database: String,
 
-    /// Secret of HS256 tokens. A token's `kid` is not looked at: there is one key.
+    /// Secret for HS256 tokens. A token's `kid` is ignored: there is only one key.
     #[arg(long, env = "PRESENCE_GATEWAY_JWT_SECRET", value_name = "SECRET", hide_env_values = true)]
     pub jwt_secret: Option<String>,
 
-    /// File with a JSON Web Key Set: keys for HS256, RS256 and ES256. Read anew when it changes, and upon SIGHUP.
+    /// File with a JSON Web Key Set: keys for HS256, RS256 and ES256. Reloaded when it changes, and on
+    /// SIGHUP.
     #[arg(long, env = "PRESENCE_GATEWAY_JWKS", value_name = "FILE")]
     pub jwks: Option<PathBuf>,
 
@@ -30,30 +32,30 @@ pub struct Config {
     #[arg(long, env = "PRESENCE_GATEWAY_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:4000")]
     pub listen: SocketAddr,
 
-    /// Let those in who have no token: each socket is a user with a made-up id, of the first --role. With --jwt-secret,
-    /// POST /anonymous gives a token to a page that wants its visitor to stay the same person.
+    /// Admit clients without a token: each socket is a user with a generated id and the first --role. With
+    /// --jwt-secret, POST /anonymous issues a token to a page that wants its visitor to stay the same user.
     #[arg(long, env = "PRESENCE_GATEWAY_ANONYMOUS")]
     pub anonymous: bool,
 
-    /// Serve the files of this folder, too: a page and the gateway on one address.
+    /// Also serve the files in this folder, so that a page and the gateway share one address.
     #[arg(long, env = "PRESENCE_GATEWAY_PAGE", value_name = "FOLDER")]
     pub page: Option<PathBuf>,
 
-    /// How long members of a closed socket stay, in case it comes back.
+    /// How long the members of a closed socket stay, in case the client reconnects.
     #[arg(long, env = "PRESENCE_GATEWAY_LEAVE_GRACE", value_name = "TIME", default_value = "3s",
           value_parser = humantime::parse_duration)]
     pub leave_grace: Duration,
 
-    /// Pages that may connect, such as https://example.org; several separated by commas, or the flag repeated. Without
-    /// it, all. What sends no Origin is no browser, and may.
+    /// Origins of pages that may connect, such as https://example.org; separate several with commas, or
+    /// repeat the flag. By default all. Clients that send no Origin are not browsers, and may always connect.
     #[arg(long = "origin", env = "PRESENCE_GATEWAY_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub origins: Vec<String>,
 
-    /// The `aud` that tokens must have. Without it, any.
+    /// The `aud` that tokens must have. By default any.
     #[arg(long, env = "PRESENCE_GATEWAY_AUDIENCE", value_name = "AUDIENCE")]
     pub audience: Option<String>,
 
-    /// Database roles that a token may name in `role`; the first is for tokens that name none.
+    /// Database roles that a token may name in `role`; tokens that name none get the first.
     #[arg(
         long = "role",
         env = "PRESENCE_GATEWAY_ROLE",
@@ -63,44 +65,45 @@ pub struct Config {
     )]
     pub roles: Vec<String>,
 
-    /// Role that reads all, and renews and removes the members of this gateway. Without it, the login itself.
+    /// Role that reads everything, and renews and removes this gateway's members. By default the login
+    /// itself.
     #[arg(long, env = "PRESENCE_GATEWAY_SERVICE_ROLE", value_name = "ROLE")]
     pub service_role: Option<String>,
 
-    /// Connections for what users do. There are two more, for listening and for reading.
+    /// Connections for requests of users. The gateway opens two more, for listening and for its own requests.
     #[arg(long, env = "PRESENCE_GATEWAY_POOL", value_name = "NUMBER", default_value_t = 8,
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub pool: u16,
 
-    /// Name of this gateway, by which it finds its own members again when it is restarted. Two gateways on one database
-    /// have different names. By default a random one.
+    /// Name of this gateway, by which it finds its own members again after a restart. Two gateways on one
+    /// database must have different names. By default a random name.
     #[arg(long, env = "PRESENCE_GATEWAY_NAME", value_name = "NAME", value_parser = name)]
     pub name: Option<String>,
 
-    /// After SIGTERM: how long to take for closing all sockets, so that not all come back at once.
+    /// Time over which all sockets are closed after SIGTERM, so that clients do not all reconnect at once.
     #[arg(long, env = "PRESENCE_GATEWAY_DRAIN", value_name = "TIME", default_value = "5s",
           value_parser = humantime::parse_duration)]
     pub drain: Duration,
 
-    /// Most sockets and event streams at a time.
+    /// Maximum number of open sockets and event streams.
     #[arg(long, env = "PRESENCE_GATEWAY_MAX_SOCKETS", value_name = "NUMBER", default_value_t = 20_000)]
     pub max_sockets: usize,
 
-    /// Most sockets and event streams of one user.
+    /// Maximum number of open sockets and event streams of one user.
     #[arg(long, env = "PRESENCE_GATEWAY_MAX_SOCKETS_PER_USER", value_name = "NUMBER", default_value_t = 100)]
     pub max_sockets_per_user: usize,
 
-    /// Most channels of one socket.
+    /// Maximum number of channels of one socket.
     #[arg(long, env = "PRESENCE_GATEWAY_MAX_CHANNELS", value_name = "NUMBER", default_value_t = 100)]
     pub max_channels: usize,
 
-    /// Most calls a second of one socket; joins count as five, heartbeats do not count.
+    /// Maximum number of calls per second of one socket; joins count as five, heartbeats do not count.
     #[arg(long, env = "PRESENCE_GATEWAY_MAX_CALLS", value_name = "NUMBER", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_calls: u32,
 
-    /// Most rooms and members that are held only because audiences name their rooms. Beyond that, rooms whose audiences
-    /// name the most are listed as each user, at most once a second.
+    /// Maximum number of rooms and members that are held only because audiences name their rooms. Beyond
+    /// that, the rooms whose audiences name the most are listed as each user, at most once a second.
     #[arg(long, env = "PRESENCE_GATEWAY_MAX_NAMED", value_name = "NUMBER", default_value_t = 100_000)]
     pub max_named: usize,
 
@@ -118,7 +121,7 @@ fn name(given: &str) -> Result<String, String> {
 }
 
 impl Config {
-    /// What the parser cannot say of one flag alone.
+    /// Checks that the parser does not make, and brings origins into their canonical form.
     pub fn check(mut self) -> Result<Self, String> {
         if self.roles.iter().any(|role| role.is_empty() || role == "none") {
             return Err("--role: an empty name, or none, is no role".into());

@@ -1,4 +1,4 @@
-//! How to come to the database, and what must be true there before the first client is let in.
+//! Connects to the database, and checks its configuration before the first client is admitted.
 
 use std::time::Duration;
 
@@ -52,7 +52,8 @@ impl Connector {
         Ok(client)
     }
 
-    /// With a place for notifications. When that is full they are lost, and whoever reads it is told that some were.
+    /// Connects with a queue for notifications. When the queue is full, notifications are lost, and its
+    /// reader is told so.
     pub async fn connect_to_listen(&self, heard: mpsc::Sender<Heard>) -> Result<Client, Trouble> {
         let client = self.open(Some(heard)).await?;
         self.become_service(&client).await?;
@@ -79,7 +80,8 @@ impl Connector {
                 client
             }
         };
-        // What a database or role has set for others is not for us: notices, or an end in the middle.
+        // Overrides what the database or role sets for other clients: notices, or timeouts that end a
+        // session.
         client
             .batch_execute(
                 "set client_min_messages = warning; set statement_timeout = '8s'; \
@@ -90,7 +92,7 @@ impl Connector {
         Ok(client)
     }
 
-    /// Whether the login is as it must be, said in a sentence if not.
+    /// Checks the login's privileges; the error is a sentence.
     pub async fn check(&self, roles: &[String]) -> Result<(), String> {
         let failed = |e: Trouble| e.to_string();
         let client = self.connect().await.map_err(failed)?;
@@ -102,7 +104,7 @@ impl Connector {
             return Err("this database has no extension presence_ext: CREATE EXTENSION presence_ext".into());
         }
 
-        // A login that is not trusted would make everybody one person.
+        // If the login is not trusted, its claims are ignored, and all users would be the same person.
         for role in roles {
             let id: String = rand::rng().sample_iter(Alphanumeric).take(24).map(char::from).collect();
             let who = Identity {
@@ -165,7 +167,7 @@ impl Connector {
 
 pub enum Heard {
     Notification(Notification),
-    /// Some did not fit.
+    /// Some notifications did not fit into the queue.
     Lost,
 }
 

@@ -1,5 +1,5 @@
-//! Connections: a pool for what users do, each transaction as one user; one connection for what the gateway itself
-//! does, as the service role. The one that listens is in `listener`.
+//! Database connections: a pool for requests of users, where each transaction runs as one user, and one
+//! connection for the gateway's own requests, as the service role. The listening connection is in `listener`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ pub use crate::trouble::Trouble;
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What is done as a user.
+/// The requests that run as a user.
 #[derive(Clone, Copy)]
 pub enum Verb {
     Track,
@@ -35,7 +35,7 @@ const VERBS: [&str; 4] = [
     LIST,
 ];
 
-/// Rooms to the end, each member as JSON with the names of an event.
+/// Lists rooms completely, each member as JSON with the field names of an event.
 pub const LIST: &str = "select o.room, json_build_object('member_id', o.member_id, 'connection_id', o.connection_id, \
      'user_id', o.user_id, 'version', o.version, 'status', o.status, 'state', o.state, 'metadata', o.metadata, \
      'joined_at', to_char(o.joined_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), 'node', o.node, \
@@ -45,7 +45,7 @@ struct Connection {
     client: Client,
     become_user: Statement,
     verbs: Vec<Statement>,
-    /// Settings of the database are for new sessions.
+    /// Changed settings apply only to new sessions, so connections of an older generation are dropped.
     generation: u64,
 }
 
@@ -55,11 +55,11 @@ pub struct Database {
     permits: Semaphore,
     size: usize,
     generation: AtomicU64,
-    /// While it is away nobody waits for it; one in a while tries.
+    /// While the database is away, requests fail at once until this time; then one of them tries to connect.
     away_until: Mutex<Option<Instant>>,
     service: tokio::sync::Mutex<Option<(Arc<Client>, u64)>>,
     first_role: Arc<str>,
-    /// What databases and roles have set, as it was seen last.
+    /// The settings of databases and roles, as last seen.
     settings: Mutex<Option<String>>,
 }
 
@@ -86,12 +86,12 @@ impl Database {
         &self.connector
     }
 
-    /// Settings have changed: whoever comes next gets a new session.
+    /// Settings have changed: subsequent requests get new sessions.
     pub fn renew_sessions(&self) {
         self.generation.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns whether they are others than before: then sessions are new, too.
+    /// Returns whether the settings have changed; if so, subsequent requests get new sessions.
     pub fn see_settings(&self, now: String) -> bool {
         let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = settings.as_ref().is_some_and(|before| *before != now);
@@ -106,7 +106,7 @@ impl Database {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// One verb as one user: a transaction in one round trip. An error ends with its COMMIT, which undoes it.
+    /// Runs one verb as one user: a transaction in one round trip. After an error, its COMMIT rolls it back.
     pub async fn as_user(
         &self,
         who: &Identity,
@@ -119,8 +119,8 @@ impl Database {
             _ => return Err(Trouble::late()),
         };
         let mut result = Err(Trouble::late());
-        // An idle connection may have broken unnoticed: a second try is with a new one. What broke in the middle is not
-        // tried again unless it was broken before.
+        // An idle connection may have broken unnoticed, so a failure there is tried once more. A failure on a
+        // new connection is not.
         for _ in 0..2 {
             let (connection, fresh) = match self.take_idle() {
                 Some(connection) => (connection, false),
@@ -134,7 +134,7 @@ impl Database {
             if fresh {
                 break;
             }
-            // Its companions have broken with it.
+            // Drop the idle connections that have broken with it.
             self.lock_idle().retain(|other| !other.client.is_closed());
         }
         metrics::histogram!("presence_gateway_database_seconds").record(began.elapsed().as_secs_f64());
@@ -188,7 +188,7 @@ impl Database {
                 return Err(Trouble::late());
             }
             if away.is_some() {
-                *away = Some(now + Duration::from_millis(500)); // this one tries
+                *away = Some(now + Duration::from_millis(500)); // this request tries
             }
         }
         let made = timeout(PATIENCE, self.make()).await.unwrap_or(Err(Trouble::late()));
@@ -203,7 +203,7 @@ impl Database {
     async fn make(&self) -> Result<Connection, Trouble> {
         let generation = self.generation();
         let client = self.connector.connect().await?;
-        // Types of the parameters are given: nothing is looked up in the catalog.
+        // The parameter types are given, so nothing is looked up in the catalog.
         use tokio_postgres::types::Type;
         let become_user = client
             .prepare_typed(
@@ -211,7 +211,8 @@ impl Database {
                 &[Type::TEXT, Type::TEXT],
             )
             .await?;
-        // Only a role with the right to use presence may prepare; the statements then serve all roles.
+        // Only a role with the right to use presence can prepare the statements; they then work for all
+        // roles.
         client.batch_execute("begin").await?;
         client.execute(&become_user, &[&&*self.first_role, &"{}"]).await?;
         let mut verbs = Vec::new();
@@ -222,7 +223,7 @@ impl Database {
         Ok(Connection { client, become_user, verbs, generation })
     }
 
-    /// What the gateway does itself.
+    /// Runs one of the gateway's own requests.
     pub async fn as_service(
         &self,
         query: &str,
@@ -238,7 +239,7 @@ impl Database {
         }
     }
 
-    /// Several requests may wait on it at once: they are sent one behind the other.
+    /// The connection for the gateway's own requests. Concurrent requests share it and are pipelined.
     pub async fn service(&self) -> Result<Arc<Client>, Trouble> {
         let mut service = self.service.lock().await;
         let generation = self.generation();

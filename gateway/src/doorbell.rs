@@ -1,6 +1,7 @@
-//! Where notifications only say that there is something new, or policies are somebody's own: which rooms have changed
-//! is read from the log as the service role, and these are listed as each user who looks, at most once a second. So are
-//! rooms whose audiences name more than may be held (`room::named`).
+//! Doorbell mode: notifications only announce that something has changed, or custom policies decide who sees
+//! what. The rooms that have changed are read from the log as the service role, and listed as each user who
+//! looks at them, at most once a second. Rooms whose audiences name more than may be held (`room::named`) are
+//! listed in the same way.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +23,7 @@ pub struct Doorbell {
 
 #[derive(Default)]
 struct Waits {
-    /// Read up to here; None: not since it began.
+    /// The position up to which the log has been read; None before the first ring.
     read: Option<i64>,
     rang: bool,
     all: bool,
@@ -53,7 +54,7 @@ impl Doorbell {
         self.rang.notify_one();
     }
 
-    /// For ever: list what has changed.
+    /// Lists the rooms that have changed, whenever some have.
     pub async fn keep_answering(self: Arc<Self>) {
         let mut dirty: HashSet<String> = HashSet::new();
         let mut listed: HashMap<String, Instant> = HashMap::new();
@@ -87,7 +88,7 @@ impl Doorbell {
         }
     }
 
-    /// The rooms with changes since the last time; None: any.
+    /// The rooms that have changed since the last call; None: all of them may have.
     async fn changed(&self) -> Result<Option<HashSet<String>>, Trouble> {
         let (mut after, rang, all) = {
             let mut waits = self.waits();

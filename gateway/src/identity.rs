@@ -1,5 +1,6 @@
-//! Who a token says is there. The database decides what that means; here it is only made sure that the token is
-//! genuine: signed by one of our keys with the algorithm of that key, not over, and of a role that tokens may name.
+//! Whom a token identifies. The database decides what that means; this module only verifies that the token is
+//! genuine: signed by one of our keys with that key's algorithm, not expired, and for a role that tokens may
+//! name.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,14 +12,14 @@ use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
 
-/// Tokens are at most this long; claims go to the database with each write.
+/// Maximum length of a token in bytes; its claims are sent to the database with each transaction.
 const LONGEST: usize = 16 * 1024;
 
-/// For whom a transaction is: a role and claims.
+/// The user that a transaction runs as: a role and claims.
 #[derive(PartialEq, Eq, Hash)]
 pub struct Identity {
     pub role: Arc<str>,
-    /// The exact text that was signed, as `request.jwt.claims` gets it.
+    /// The value of `request.jwt.claims`: the exact text that was signed.
     pub claims: Box<str>,
     pub expires: Option<SystemTime>,
 }
@@ -33,14 +34,15 @@ impl Identity {
     }
 }
 
-/// Claims are nobody's business in a log line.
+/// Keeps the claims out of log lines.
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("role", &self.role).finish_non_exhaustive()
     }
 }
 
-/// Why a token was refused, for the developer of the page: code and reason, as Supabase's server says them.
+/// Why a token was refused, for the developer of the page: code and reason, in the wording of Supabase's
+/// server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     Missing,
@@ -70,7 +72,7 @@ struct Key {
 
 pub struct Keys {
     keys: Vec<Key>,
-    /// One secret has no name: `kid` has nothing to choose.
+    /// Whether `kid` selects the key: not for a single secret, which has no name.
     by_name: bool,
     audience: Option<String>,
     roles: Vec<Arc<str>>,
@@ -130,7 +132,7 @@ impl Keys {
         self
     }
 
-    /// Whom the token of a socket stands for. `made_up` is the id that the socket has where it needs none.
+    /// Whom a socket's token identifies. `made_up` is the user id of a socket that needs no token.
     pub fn identify(&self, token: Option<&str>, made_up: &str) -> Result<Identity, Refusal> {
         match token.filter(|token| is_jwt(token)) {
             Some(token) => self.verify(token),
@@ -210,7 +212,7 @@ impl Keys {
         Ok(Identity { role, claims: claims.into(), expires: Some(expires) })
     }
 
-    /// The key fixes the algorithm: what the header says is only compared with it.
+    /// The key determines the algorithm; the header's `alg` must only match it.
     fn key_for(&self, header: &Header) -> Result<&Key, Refusal> {
         let algorithm = match header.alg.as_str() {
             "HS256" => Algorithm::HS256,
@@ -263,7 +265,7 @@ impl Key {
     }
 }
 
-/// Whether it wants to be a JWT: a key such as sb_publishable_… does not.
+/// Whether it looks like a JWT: an API key such as sb_publishable_… does not.
 fn is_jwt(token: &str) -> bool {
     token.matches('.').count() == 2
 }

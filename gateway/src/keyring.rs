@@ -1,5 +1,5 @@
-//! The keys that hold now. Those of a file may be replaced while the gateway runs: it is read anew every few seconds, and
-//! at once upon SIGHUP. A file that is broken or gone leaves the keys as they were.
+//! The currently valid keys. A key file may be replaced while the gateway runs: it is read again every few
+//! seconds, and at once on SIGHUP. If the file becomes invalid or disappears, the previous keys stay valid.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::Config;
 use crate::identity::{Identity, Keys, Refusal};
 
-/// How often it is looked whether the file says something else.
+/// How often the file is checked for changes.
 const PAUSE: Duration = Duration::from_secs(5);
 
 pub struct KeyRing {
@@ -29,20 +29,20 @@ impl KeyRing {
         Ok(Self { keys: RwLock::new(Arc::new(restrict(keys, config))), stale: AtomicBool::new(false) })
     }
 
-    /// Whom the token of a socket stands for, by the keys that hold now.
+    /// Whom a socket's token identifies, according to the currently valid keys.
     pub fn identify(&self, token: Option<&str>, made_up: &str) -> Result<Identity, Refusal> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
         keys.identify(token, made_up)
     }
 
-    /// Whether older keys hold because the file is broken or gone.
+    /// Whether previous keys are in use because the file is invalid or missing.
     pub fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Relaxed)
     }
 
-    /// For ever: read the file, if the keys are of one.
+    /// Reads the file again and again, if the keys come from one.
     pub async fn keep_reading(self: Arc<Self>, config: Config) {
-        // Whoever has no file reloads nothing, and does not end of it.
+        // Set up even without a file, so that SIGHUP does not end the process.
         let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
         let Some(file) = config.jwks.clone() else { return };
         let mut known = None;

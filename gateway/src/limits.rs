@@ -1,11 +1,11 @@
-//! How much one client may have and do.
+//! Limits: how many connections may be open, in total and per user, and how many calls a socket may make.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// Sockets and event streams at a time: in all, and for each user.
+/// Open sockets and event streams, in total and per user.
 pub struct Seats {
     taken: AtomicUsize,
     most: usize,
@@ -13,7 +13,7 @@ pub struct Seats {
     most_per_user: usize,
 }
 
-/// Given back when dropped.
+/// One place among the open connections, returned when dropped.
 pub struct Seat {
     seats: Arc<Seats>,
     user_id: Option<Arc<str>>,
@@ -67,7 +67,7 @@ impl Drop for Seat {
     }
 }
 
-/// So many calls a second, and twice as many at once.
+/// Allows `a_second` calls per second, and bursts of twice as many.
 pub struct Rate {
     a_second: f64,
     left: f64,
@@ -80,7 +80,7 @@ impl Rate {
         Self { a_second, left: 2.0 * a_second, at: Instant::now() }
     }
 
-    /// Err: too many; how far beyond, in seconds.
+    /// Err if there are too many calls, with the number of seconds' worth by which they exceed the limit.
     pub fn spend(&mut self, calls: f64) -> Result<(), f64> {
         let now = Instant::now();
         let gained = now.duration_since(self.at).as_secs_f64() * self.a_second;

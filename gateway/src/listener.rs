@@ -1,5 +1,6 @@
-//! The connection that listens, and what follows from what it hears. The rule for clients of presence: listen; keep
-//! what comes; list to the end; replace; apply what is newer; and after each gap again.
+//! The listening connection, and the handling of its notifications. It follows the rule for clients of
+//! presence: listen; buffer events; list completely; replace the rows; apply newer events; repeat after each
+//! gap.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,9 +18,9 @@ use crate::rights::Asker;
 use crate::room::Rooms;
 use crate::row::Member;
 
-/// Notifications that wait. When there are more, all rooms are listed again.
+/// Capacity of the notification queue. When it overflows, all rooms are listed again.
 const WAITING: usize = 16_384;
-/// How often it is made sure that the connection lives.
+/// How often the connection is checked.
 const PULSE: Duration = Duration::from_secs(5);
 
 pub struct Listener {
@@ -28,12 +29,12 @@ pub struct Listener {
     pub members: Arc<Members>,
     pub asker: Arc<Asker>,
     pub doorbell: Arc<Doorbell>,
-    /// All rights are to be asked for again.
+    /// Signals that all rights must be queried again.
     pub recheck: Arc<Notify>,
     pub state: std::sync::Mutex<Hearing>,
 }
 
-/// For /healthz.
+/// Whether the gateway listens to the database: for /healthz, the metrics and the loader.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Hearing {
     Nothing,
@@ -59,7 +60,7 @@ struct Session {
 }
 
 impl Listener {
-    /// For ever: listen, and when that ends, again.
+    /// Listens, and reconnects whenever the session ends.
     pub async fn run(self: Arc<Self>) {
         let mut wait = Duration::from_millis(100);
         let mut seq: Option<i64> = None;
@@ -89,7 +90,8 @@ impl Listener {
         self.listen(&mut session).await?;
         self.look_at_mode().await?;
 
-        // Back after a while: first one's own, then those of others a moment later, then what there is.
+        // After a reconnect: first renew this gateway's members; after a crash, give other gateways a moment
+        // to do the same; then list all rooms.
         if let Some(seq) = *known {
             self.database.renew_sessions();
             let crashed = self.hear_reasons(seq).await?;
@@ -124,7 +126,7 @@ impl Listener {
         }
     }
 
-    /// The channels of a service role for all rooms, whose names may be others than before.
+    /// Listens to a service role's channels for all rooms; their names may have changed.
     async fn listen(&self, session: &mut Session) -> Result<(), Trouble> {
         within(async {
             let client = &session.client;
@@ -151,7 +153,8 @@ impl Listener {
         .await
     }
 
-    /// What was not heard: who was removed. True when the log does not reach back: the server has crashed.
+    /// Reads from the log who was removed while the gateway did not listen. Returns true if the log does not
+    /// reach back that far: the server has crashed.
     async fn hear_reasons(self: &Arc<Self>, since: i64) -> Result<bool, Trouble> {
         let mut after = since;
         loop {
@@ -172,7 +175,7 @@ impl Listener {
                             |n: usize| row.try_get::<_, Option<&str>>(n).map(Option::unwrap_or_default);
                         let key = crate::row::Key::here(text(4)?.into(), text(5)?.into());
                         let reason = text(7)?;
-                        // Those that expired meanwhile are entered again with the others.
+                        // Members that expired meanwhile are entered again by the renewal that follows.
                         if matches!(reason, "removed" | "left") {
                             self.members.heard_leave(text(2)?, text(3)?, &key, row.try_get(6)?, reason);
                         }
@@ -193,7 +196,7 @@ impl Listener {
         sender: i32,
         payload: &str,
     ) -> Result<(), Trouble> {
-        // Anybody can notify; all events come from the worker.
+        // Anybody can send notifications; genuine events come only from the worker.
         if session.worker != Some(sender) {
             session.worker = within(async {
                 Ok(session.client.query_one("select presence.worker_pid()", &[]).await?.try_get(0)?)
@@ -208,7 +211,7 @@ impl Listener {
         match event.event {
             "enter" | "update" | "leave" => {
                 if self.rooms.is_doorbell() {
-                    self.recheck.notify_one(); // not any more, it seems
+                    self.recheck.notify_one(); // apparently no longer in this mode
                 }
                 if let (Some(room), Ok(member)) = (event.room, serde_json::from_str::<Member>(payload)) {
                     self.hear_member(event.event, event.seq, &room, member, event.reason);
@@ -237,7 +240,7 @@ impl Listener {
                         tokio::spawn(async move { asker.ask_again(Some(&room)).await });
                     }
                     None => {
-                        // Who decides may be another, and settings are for new sessions.
+                        // The authorizer may have changed, and settings apply only to new sessions.
                         self.database.renew_sessions();
                         self.recheck.notify_one();
                     }

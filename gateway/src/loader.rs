@@ -1,4 +1,4 @@
-//! Loads what rooms want: all of their rows, or some that an event had no place for.
+//! Loads the rows that rooms want: all of them, or those that did not fit into an event.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -8,11 +8,11 @@ use crate::database::{LIST, Trouble};
 use crate::listener::{Hearing, Listener};
 use crate::row::{Key, Member};
 
-/// Rooms in one list.
+/// Maximum number of rooms, and of single rows, in one query.
 const BATCH: usize = 200;
 
 impl Listener {
-    /// Load what rooms want.
+    /// Loads the rows that rooms want, whenever they want some.
     pub async fn keep_loading(self: Arc<Self>) {
         loop {
             let rooms = self.rooms.begin_loading(BATCH);
@@ -21,7 +21,7 @@ impl Listener {
                 self.rooms.wanted.notified().await;
                 continue;
             }
-            // What is listed before the connection listens would miss what comes between.
+            // A list made before the connection listens would miss the changes in between.
             let hears = *self.state.lock().unwrap_or_else(PoisonError::into_inner) == Hearing::All;
             let loaded = if hears { self.load(&rooms, &rows).await } else { Err(Trouble::late()) };
             if let Err(trouble) = loaded {
@@ -36,7 +36,7 @@ impl Listener {
 
     async fn load(&self, rooms: &[Arc<str>], rows: &[(Arc<str>, Arc<Key>)]) -> Result<(), Trouble> {
         if !rooms.is_empty() {
-            // In this order: what is published by now is in the list.
+            // The order matters: events published up to this seq are then in the list.
             let seq = self.database.as_service("select presence.seq()", &[]).await?;
             let seq: i64 = seq.first().ok_or_else(Trouble::unexpected)?.try_get(0)?;
             let names: Vec<&str> = rooms.iter().map(|room| &**room).collect();

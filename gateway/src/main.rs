@@ -1,8 +1,8 @@
 //! presence-gateway: presence for browsers. `docs/gateway.md` says how to use it.
 //!
-//! What comes in goes `http` → `socket` or `sse` → `channel`; what the database says comes by `listener` into `room`,
-//! and from there, through each viewer's `view`, to the socket. `identity` and `rights` say who may see what, `member`
-//! and `members` keep those who are here through this gateway.
+//! Requests go through `http` → `socket` or `sse` → `channel`. Changes come from the database through
+//! `listener` into `room`, and from there, through each viewer's `view`, to the socket. `identity` and
+//! `rights` determine who may see what; `member` and `members` manage the members of this gateway.
 
 mod channel;
 mod config;
@@ -53,9 +53,9 @@ use crate::members::Members;
 use crate::rights::Asker;
 use crate::room::Rooms;
 
-/// With an authorizer, rights may change without a word.
+/// Interval of rights checks with an authorizer, whose decisions can change without a notification.
 const RECHECK: Duration = Duration::from_secs(10);
-/// Without one only what roles inherit may.
+/// Without an authorizer, only role inheritance can change unnoticed, so every so many rounds suffice.
 const RARELY: u32 = 6;
 
 pub struct App {
@@ -71,7 +71,7 @@ pub struct App {
 }
 
 impl App {
-    /// An id for a socket that needs no token; as a UUID, which is what policies expect.
+    /// A random id for a socket without a token, as a UUID because policies expect one.
     pub fn made_up_id(&self) -> String {
         let bits: u128 = rand::random();
         let hex =
@@ -164,7 +164,7 @@ async fn run(config: Config) -> Result<(), String> {
     http::serve(app, listening, metrics).await
 }
 
-/// Ask for rights again: when it was said that they may have changed, and every now and then.
+/// Queries all rights again: when they may have changed, and periodically.
 async fn keep_checking(listener: Arc<Listener>, recheck: Arc<Notify>) {
     let (mut round, mut asked) = (0, false);
     loop {
@@ -173,7 +173,7 @@ async fn keep_checking(listener: Arc<Listener>, recheck: Arc<Notify>) {
             () = tokio::time::sleep(RECHECK) => false,
         };
         round += 1;
-        // Its answer may ask for a recheck, which then comes at once.
+        // This may request a recheck, which then follows at once.
         if let Err(trouble) = listener.look_at_mode().await {
             tracing::debug!(reason = %trouble, "could not look at the database's mode");
             continue;

@@ -1,9 +1,10 @@
-//! How the database tells of changes, and which settings hold for new sessions.
+//! How the database reports changes, and whether settings that apply only to new sessions have changed.
 
 use crate::database::Trouble;
 use crate::listener::Listener;
 
-/// Doorbells: asked for, or because somebody has added or changed a policy. The twin has those that were made with it.
+/// Doorbell mode applies if it is configured, or if somebody has added or changed a policy: the twin table
+/// has only the policies that the extension created.
 const MODE: &str = "with policies as ( \
          select c.relname, p.polname, p.polcmd, p.polpermissive, p.polroles, pg_get_expr(p.polqual, p.polrelid) as rule \
          from pg_catalog.pg_policy p join pg_catalog.pg_class c on c.oid = p.polrelid \
@@ -17,8 +18,8 @@ const MODE: &str = "with policies as ( \
      coalesce((select string_agg(s::text, ' ' order by s::text) from pg_catalog.pg_db_role_setting s), '')";
 
 impl Listener {
-    /// Whether events tell everything, or only that there is something; and whether settings are others now, which hold
-    /// for new sessions.
+    /// Checks whether events carry everything or only announce that something has changed, and whether
+    /// settings that apply only to new sessions have changed.
     pub async fn look_at_mode(&self) -> Result<(), Trouble> {
         loop {
             let rows = self.database.as_service(MODE, &[]).await?;
@@ -26,7 +27,7 @@ impl Listener {
             let (doorbell, settings): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
             if self.database.see_settings(settings) {
                 self.recheck.notify_one();
-                continue; // by a new session
+                continue; // in a new session
             }
             if self.rooms.set_doorbell(doorbell) {
                 self.rooms.want_all();

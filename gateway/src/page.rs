@@ -1,5 +1,5 @@
-//! Files of one folder, for a page that is served from the address it connects to (`--page`). For trying out and for
-//! small installations; where there is a web server, that is the better place.
+//! Serves the files of one folder, so that a page comes from the address it connects to (`--page`). Meant for
+//! trials and small installations; an existing web server is the better place.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use tower_http::services::ServeDir;
 
-/// The page and what belongs to it; nothing of elsewhere, neither in what it shows nor where it connects to.
+/// Allows the page and its own files; no content from, and no connections to, other origins.
 const POLICY: &str = "default-src 'self'; img-src 'self' data:; frame-ancestors 'self'; base-uri 'none'";
 
 const HEADERS: [(HeaderName, &str); 3] = [
@@ -23,7 +23,7 @@ pub fn files(folder: &Path) -> Router {
     Router::new().fallback_service(ServeDir::new(folder)).layer(from_fn(guard))
 }
 
-/// No hidden files, and what the browser may do with the others.
+/// Refuses hidden files, and adds headers that restrict what the browser may do with the others.
 async fn guard(request: Request, next: Next) -> Response {
     let path = percent_encoding::percent_decode_str(request.uri().path()).decode_utf8_lossy();
     if path.split(['/', '\\']).any(|part| part.starts_with('.')) {

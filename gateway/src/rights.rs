@@ -1,5 +1,6 @@
-//! What the database says of a user's rights: who it is, which tokens it has, whether it may read a room. Asked when a
-//! channel is joined, when it gets a new token, on `relisten`, and every ten seconds where an authorizer decides.
+//! A user's rights according to the database: the user id, the audience tokens, and whether the user may read
+//! a room. They are queried when a channel is joined, when it gets a new token, on `relisten`, and every ten
+//! seconds if an authorizer decides.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,17 +17,17 @@ use crate::row::{Member, Row};
 
 pub struct Rights {
     pub user_id: Option<Arc<str>>,
-    /// Without those of rooms: who is present where is known from the rows.
+    /// Without the tokens of rooms: who is present in which room is known from the rows.
     pub tokens: HashSet<Arc<str>>,
     pub read: bool,
-    /// Whether members may be named otherwise than their user.
+    /// Whether a member_id may differ from the user id.
     pub any_member_id: bool,
-    /// Where audiences do not tell, or name too many rooms: what the user's own list shows.
+    /// The user's own list, where audiences do not decide who is visible, or name too many rooms.
     pub listed: Option<Arc<[Arc<Row>]>>,
 }
 
 impl Rights {
-    /// The same user, without any.
+    /// The same user without any rights.
     pub fn none(of: &Self) -> Self {
         Self {
             user_id: of.user_id.clone(),
@@ -40,18 +41,19 @@ impl Rights {
 
 pub struct Answer {
     pub asked: u64,
-    /// For whom: who has another token meanwhile is not meant.
+    /// The identity that the rights were queried for: they do not apply to a viewer with another token by
+    /// now.
     pub identity: Arc<Identity>,
     pub rights: Result<Arc<Rights>, Trouble>,
 }
 
-/// A viewer whose rights are asked for.
+/// A viewer whose rights are queried.
 pub type Asking = (Arc<str>, ViewerId, Arc<Mailbox>);
 
-/// Rooms in one question.
+/// Maximum number of rooms in one query.
 const MOST_ROOMS: usize = 100;
 
-/// Who could not be asked is asked again after so long, with all others.
+/// If a query fails, all rights are queried again after this time.
 const SOON: Duration = Duration::from_secs(1);
 
 pub struct Asker {
@@ -59,7 +61,7 @@ pub struct Asker {
     pub rooms: Arc<Rooms>,
     asked: AtomicU64,
     recheck: Arc<Notify>,
-    /// A recheck comes anyway.
+    /// Whether a recheck is already scheduled.
     soon: Arc<AtomicBool>,
 }
 
@@ -68,10 +70,10 @@ impl Asker {
         Self { database, rooms, asked: AtomicU64::new(1), recheck, soon: Arc::default() }
     }
 
-    /// Ask for one user, in some rooms, and post the answers.
+    /// Queries the rights of one user in some rooms, and posts the answers.
     pub async fn ask(&self, identity: &Arc<Identity>, viewers: &[Asking]) {
         for viewers in viewers.chunks(MOST_ROOMS) {
-            // What is asked later is at least as new, whichever answer comes first.
+            // The answer to a later query is at least as new, whichever answer comes first.
             let asked = self.asked.fetch_add(1, Ordering::Relaxed);
             let rooms: Vec<&str> = viewers.iter().map(|(room, ..)| &**room).collect();
             for ((_, viewer, mailbox), rights) in viewers.iter().zip(self.answers(identity, &rooms).await) {
@@ -86,7 +88,7 @@ impl Asker {
         }
     }
 
-    /// What was asked says that something may be different, so nobody may wait for the next round.
+    /// A query means that something may have changed, so a failed one does not wait for the next round.
     fn recheck_soon(&self) {
         if self.soon.swap(true, Ordering::Relaxed) {
             return;
@@ -99,8 +101,8 @@ impl Asker {
         });
     }
 
-    /// One for each room. An authorizer that fails for one of them fails the question: then each is asked by itself, since
-    /// the others are what they were.
+    /// One answer for each room. If the authorizer fails for one room, the whole query fails; then each room
+    /// is queried separately, since the rights in the others are unaffected.
     async fn answers(&self, identity: &Identity, rooms: &[&str]) -> Vec<Result<Arc<Rights>, Trouble>> {
         match self.question(identity, rooms).await {
             Ok(rights) => rights.into_iter().map(Ok).collect(),
@@ -143,7 +145,7 @@ impl Asker {
                     tokens: tokens.clone(),
                     read: read == Some(true),
                     any_member_id,
-                    // Two sockets of a user may look at one room.
+                    // Cloned, not removed: two sockets of a user may look at one room.
                     listed: listing
                         .contains(room)
                         .then(|| listed.get(*room).cloned().unwrap_or_default().into()),
@@ -167,7 +169,7 @@ impl Asker {
         Ok(listed)
     }
 
-    /// Ask again for all who look at this room, or at any; a user's rooms together.
+    /// Queries again the rights of all viewers of this room, or of any; all rooms of a user together.
     pub async fn ask_again(self: &Arc<Self>, room: Option<&str>) {
         let mut users: HashMap<Arc<Identity>, Vec<Asking>> = HashMap::new();
         for (room, id, viewer) in self.rooms.viewers(room) {
@@ -184,7 +186,7 @@ impl Asker {
                 drop(permit);
             });
         }
-        // Only when all have their answer may another round begin.
+        // The next round may begin only when all have their answer.
         let _ = at_once.acquire_many(self.database.size() as u32).await;
     }
 }

@@ -1,5 +1,6 @@
-//! Encryption on the way to the database. As with libpq the default, `sslmode=prefer`, encrypts where the server can,
-//! whoever that is: a server of Debian has a certificate that nobody can verify. `sslmode=require` verifies, too.
+//! Encryption of database connections. As in libpq, the default, `sslmode=prefer`, encrypts if the server
+//! can, but does not verify the server: PostgreSQL on Debian comes with a certificate that nobody can verify.
+//! `sslmode=require` also verifies it.
 
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ pub fn connect(verify: bool) -> Result<MakeRustlsConnect, String> {
     Ok(MakeRustlsConnect::new(config.with_no_client_auth()))
 }
 
-/// Takes any certificate, if the server has its key.
+/// Accepts any certificate, provided that the server has its private key.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 

@@ -1,13 +1,13 @@
-//! Why the database did not do something.
+//! Why a database request failed.
 
 use std::error::Error;
 use std::fmt;
 
 #[derive(Debug, Clone)]
 pub enum Trouble {
-    /// The database did not answer: try again. Why is for the operator.
+    /// The database did not answer: try again. The reason is for the operator.
     Away(String),
-    /// It said no.
+    /// The database refused the request.
     Refused { code: String, message: String, hint: Option<String> },
 }
 
@@ -24,8 +24,8 @@ impl Trouble {
         }
     }
 
-    /// Whether it says something of rights. Else it passes, and who is asked again gets another answer: deadlocks,
-    /// conflicts, locks and statements that took too long.
+    /// Whether the error says something about rights. Otherwise it is transient, and a retry may get another
+    /// answer: deadlocks, serialization conflicts, lock and statement timeouts.
     pub fn is_verdict(&self) -> bool {
         match self {
             Trouble::Away(_) => false,
@@ -33,7 +33,7 @@ impl Trouble {
         }
     }
 
-    /// For the developer of a page.
+    /// The message for the developer of a page.
     pub fn reason(&self) -> String {
         match self {
             Trouble::Away(_) => "UnableToConnectToProject: the database does not answer".into(),
@@ -48,7 +48,7 @@ impl Trouble {
     }
 }
 
-/// For the operator.
+/// The message for the operator.
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -62,7 +62,7 @@ impl fmt::Display for Trouble {
 impl From<tokio_postgres::Error> for Trouble {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.as_db_error() {
-            // Shutdown, crash, too many connections, starting up: it will be back.
+            // Shutdown, crash, too many connections, startup: the database will be back.
             Some(e) if e.code().code().starts_with("57P") || e.code().code().starts_with("53") => {
                 Trouble::Away(e.message().into())
             }
@@ -75,7 +75,7 @@ impl From<tokio_postgres::Error> for Trouble {
                 let mut why = error.to_string();
                 let mut source = error.source();
                 while let Some(cause) = source {
-                    // Some say their cause themselves.
+                    // Some errors already include their cause.
                     if !why.contains(&cause.to_string()) {
                         why.push_str(&format!(": {cause}"));
                     }
