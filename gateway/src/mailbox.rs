@@ -1,5 +1,5 @@
-//! How a socket is told of changes: not the changes themselves, only where to look. A socket that is slow looks later
-//! and finds them all at once; however slow it is, this stays small.
+//! How a socket is notified of changes: it receives not the changes, only where to look. A slow socket looks
+//! later, and finds them all at once; however slow it is, its mailbox stays small.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use crate::rights::Answer;
 use crate::room::ViewerId;
 use crate::row::Key;
 
-/// More rows than this, and all are compared.
+/// If more rows than this have changed, all are compared.
 const MOST_ROWS: usize = 256;
 
 pub enum Change {
@@ -60,7 +60,7 @@ impl Mailbox {
         self.arrived.notify_one();
     }
 
-    /// Waits until there is something.
+    /// Waits until there are changes.
     pub async fn arrived(&self) {
         self.arrived.notified().await;
     }

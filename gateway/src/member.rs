@@ -1,6 +1,6 @@
-//! The members that sockets of this gateway are: what each shall be, one write at a time, and who renews and ends them.
-//! A member outlives its socket for the grace: the next track of the same user, room and key takes it over, so that a
-//! reloaded page changes nothing for others.
+//! A member of this gateway: the state it should have, its writes, one at a time, and when it must be renewed
+//! and ended. A member outlives its socket by the grace period: the next track of the same user, room and key
+//! takes it over, so that others do not notice a reloaded page.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::identity::Identity;
 use crate::room::ViewerId;
 use crate::row::Key;
 
-/// How long a member outlives a gateway that was killed.
+/// How long a member outlives a killed gateway.
 pub const LEASE: &str = "30 s";
 
 pub struct Member {
@@ -23,10 +23,10 @@ pub struct Member {
     wish: Mutex<Wish>,
 }
 
-/// Calls that wait for an answer: `join_ref` and `ref` of each.
+/// Calls awaiting an answer: `join_ref` and `ref` of each.
 pub type Calls = Vec<(Value, Value)>;
 
-/// What the channel is told.
+/// Messages to the channel's socket.
 pub enum Told {
     Done {
         viewer: ViewerId,
@@ -48,24 +48,25 @@ pub struct Channel {
 
 struct Next {
     state: Option<Arc<str>>,
-    /// Nobody has called: it is to be what it was.
+    /// No client has called: the member must enter again as it was.
     again: bool,
 }
 
 #[derive(Default)]
 struct Wish {
     identity: Option<Arc<Identity>>,
-    /// What it is, as far as is known; None: it is not there.
+    /// The member's state as far as known; None: it is not present.
     state: Option<Arc<str>>,
-    /// The write that waits: only the last one is sent.
+    /// The pending write: only the latest is sent.
     next: Option<Next>,
-    /// Calls of the channel that the write that waits will answer, and those that the one on its way will.
+    /// The channel's calls that the pending write will answer, and those that the write in progress will
+    /// answer.
     waiting: Calls,
     asked: Calls,
-    /// A write is on its way; if so, whether it is one that ends the member.
+    /// Some while a write is in progress: whether it ends the member.
     writing: Option<bool>,
     version: i64,
-    /// The version with which somebody else ended it.
+    /// The version with which somebody else ended the member.
     ended: i64,
     channel: Option<Channel>,
     leave_at: Option<Instant>,
@@ -80,7 +81,7 @@ impl Member {
         self.wish.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It was found in the database, from before a restart.
+    /// The member was found in the database, from before a restart.
     pub fn adopt(&self, version: i64, leave_at: Instant) {
         let mut wish = self.wish();
         wish.version = version;
@@ -88,7 +89,7 @@ impl Member {
         wish.leave_at = Some(leave_at);
     }
 
-    /// Take over what a closed socket has left. False when somebody has it.
+    /// Takes over what a closed socket has left. Returns false if the member has a channel.
     pub fn take_over(&self, channel: &Channel) -> bool {
         let mut wish = self.wish();
         let free = wish.channel.is_none() && wish.leave_at.is_some();
@@ -103,8 +104,8 @@ impl Member {
         self.wish().channel = Some(channel.clone());
     }
 
-    /// The channel is gone. The member leaves at this time unless somebody takes it over. Returns the calls that have no
-    /// answer yet: it would come to whoever takes over, whose calls may have the same numbers.
+    /// The channel is gone. The member leaves at this time unless it is taken over. Returns the calls that
+    /// have no answer yet: their answers would go to the next channel, whose calls may have the same numbers.
     pub fn release(&self, leave_at: Instant) -> Calls {
         let mut wish = self.wish();
         wish.channel = None;
@@ -114,7 +115,8 @@ impl Member {
         calls
     }
 
-    /// Whether it is time to leave: not if somebody has taken it over, not while a write is on its way.
+    /// Whether it is time to leave: not if the member was taken over, and not while a write is in progress.
+    /// The error says when to check again, if at all.
     pub fn is_due(&self, now: Instant) -> Result<(), Option<Instant>> {
         let wish = self.wish();
         match wish.leave_at {
@@ -124,7 +126,7 @@ impl Member {
         }
     }
 
-    /// Whether there is something to renew.
+    /// Whether the member is present, so that its lease must be renewed.
     pub fn is_there(&self) -> bool {
         let wish = self.wish();
         wish.state.is_some() && wish.version > 0
@@ -144,7 +146,8 @@ impl Member {
         wish.writing.is_none()
     }
 
-    /// The database does not know it any more, and nobody has said that it should go. Returns whether to call `write`.
+    /// The database has lost the member. It enters again unless somebody has ended it. Returns whether
+    /// `write` must be called.
     #[must_use]
     pub fn enter_again(&self) -> bool {
         let mut wish = self.wish();
@@ -158,7 +161,7 @@ impl Member {
         }
     }
 
-    /// Somebody else ended it. Returns the channel to tell.
+    /// The member was ended. If somebody else did it, returns the channel to tell.
     pub fn was_ended(&self, version: i64, reason: &str) -> Option<Channel> {
         let mut wish = self.wish();
         let by_us = wish.writing == Some(true) || wish.leave_at.is_some();
@@ -167,13 +170,13 @@ impl Member {
         }
         wish.ended = wish.ended.max(version);
         if wish.writing.is_some() {
-            return None; // what is written now is newer than what was ended, or will be found to be older
+            return None; // the write in progress is newer than this end, or turns out to be older
         }
         wish.state.take()?;
         wish.channel.clone()
     }
 
-    /// Send what waits, one after the other.
+    /// Sends pending writes, one after the other.
     pub async fn write(&self, database: &Database) {
         loop {
             let (identity, state, again) = {
@@ -215,7 +218,7 @@ impl Member {
                         Ok(())
                     }
                     Err(trouble) => {
-                        // It was to enter again, and may not.
+                        // The member was to enter again, and the database refuses it.
                         if again && trouble.is_verdict() {
                             wish.state = None;
                             removed = Some(trouble.reason());
@@ -292,7 +295,7 @@ mod tests {
         member.bind(&channel);
         member.wish().state = Some("{}".into());
         member.wish().version = 5;
-        assert!(member.was_ended(4, "removed").is_none()); // an earlier stay
+        assert!(member.was_ended(4, "removed").is_none()); // of an earlier stay
         assert!(member.enter_again());
         member.wish().next = None;
         assert!(member.was_ended(6, "removed").is_some());

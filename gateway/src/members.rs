@@ -1,4 +1,5 @@
-//! All members of this gateway: found by room, user and key, renewed together, and ended when their grace is over.
+//! All members of this gateway: found by room, user and member_id, renewed together, and ended after their
+//! grace period.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +13,9 @@ use crate::database::{Database, Trouble};
 use crate::member::{Calls, Channel, Member, Told};
 use crate::row::Key;
 
-/// A third of the lease: two renewals may fail.
+/// A third of the lease, so that two renewals may fail.
 const RENEWAL: Duration = Duration::from_secs(10);
-/// How much longer members from before a restart are kept: clients come back after 1, 2, 5, 10 s.
+/// How much longer members from before a restart are kept: clients reconnect after 1, 2, 5, 10 s.
 const ADOPTED: Duration = Duration::from_secs(10);
 const BATCH: usize = 1000;
 
@@ -42,12 +43,12 @@ impl Members {
         self.held().values().map(Vec::len).sum()
     }
 
-    /// Whose socket is gone, until their grace is over.
+    /// Number of entries in the queue of members whose socket or channel is gone.
     pub fn count_leaving(&self) -> usize {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// The member that a channel will be: one that a closed socket of the same user has left, or a new one.
+    /// The member for a channel: one left behind by a closed socket of the same user, or a new one.
     pub fn claim(
         &self,
         room: &Arc<str>,
@@ -70,7 +71,7 @@ impl Members {
         member
     }
 
-    /// Send what the member wants to be.
+    /// Sends the member's pending write.
     pub fn write(self: &Arc<Self>, member: Arc<Member>) {
         let members = self.clone();
         tokio::spawn(async move {
@@ -78,7 +79,8 @@ impl Members {
         });
     }
 
-    /// Its socket is gone, or its channel: it leaves after this time. Returns the calls that will have no answer.
+    /// The member's socket or channel is gone: it leaves after this time. Returns the calls that will get no
+    /// answer.
     pub fn release(&self, member: &Arc<Member>, grace: Duration) -> Calls {
         let at = Instant::now() + grace;
         let calls = member.release(at);
@@ -93,7 +95,8 @@ impl Members {
         self.wake.notify_one();
     }
 
-    /// A leave was heard. If it is of a member of ours that should be here, its channel is told.
+    /// Handles a leave event. If it is about a member of this gateway that should be present, its channel is
+    /// told, or the member enters again.
     pub fn heard_leave(self: &Arc<Self>, room: &str, user_id: &str, key: &Key, version: i64, reason: &str) {
         if !key.connection_id.starts_with(&*self.name) {
             return;
@@ -105,7 +108,7 @@ impl Members {
         match reason {
             "removed" | "left" => {
                 if let Some(Channel { viewer, told }) = member.was_ended(version, reason) {
-                    // The channel is bounded by what it has asked for; who does not read learns by its own list.
+                    // Dropped if the queue is full: a slow client still sees it in what it is shown.
                     let _ = told.try_send(Told::Removed { viewer, reason: reason.into() });
                 }
             }
@@ -119,7 +122,8 @@ impl Members {
         }
     }
 
-    /// Members from before a restart under the same name. Those of a gateway of that name at another server have no lease here.
+    /// Adopts members from before a restart under the same name. Members of a gateway of that name at another
+    /// server have no lease here.
     pub async fn adopt(self: &Arc<Self>) -> Result<usize, Trouble> {
         let rows = self
             .database
@@ -142,7 +146,7 @@ impl Members {
         Ok(rows.len())
     }
 
-    /// Renew all, and enter those again that the database has lost. Returns how many these were.
+    /// Renews all members, and enters again those that the database has lost. Returns how many it has lost.
     pub async fn renew(self: &Arc<Self>) -> Result<usize, Trouble> {
         let all: Vec<_> =
             self.held().values().flatten().filter(|member| member.is_there()).cloned().collect();
@@ -200,7 +204,8 @@ impl Members {
         leaving.keys().next().map_or_else(|| Instant::now() + Duration::from_secs(3600), |(at, _)| *at)
     }
 
-    /// The gateway ends: all leave, unless they come back before, to a gateway of the same name.
+    /// The gateway shuts down: all members leave soon, unless their clients return before to a gateway of the
+    /// same name.
     pub async fn leave_soon(&self) {
         let all: Vec<_> =
             self.held().values().flatten().filter(|member| member.is_there()).cloned().collect();
@@ -242,7 +247,7 @@ impl Members {
         }
         let mut ending = Vec::new();
         for member in due {
-            // Whoever takes over does so under the same lock: nobody does while it is decided.
+            // Takeovers hold the same lock, so none can happen between this check and the removal.
             let mut held = self.held();
             let due = member.is_due(now);
             if due.is_ok() {

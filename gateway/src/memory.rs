@@ -1,33 +1,33 @@
-//! What the gateway has allocated, and that the rest goes back to the system. glibc keeps what a burst has needed for as
-//! long as something that was allocated later lives above it, and sockets live long: without this, the memory of the
-//! process says how bad its worst minute was.
+//! Measures the allocated memory, and returns free memory to the system. glibc keeps the memory of a burst
+//! for as long as something allocated later lives above it, and sockets live long: without this, the memory
+//! of the process reflects its worst minute.
 
 use std::time::Duration;
 
 const PAUSE: Duration = Duration::from_secs(30);
-/// Less than this is not worth the walk through the heap.
+/// For less than this, walking the heap is not worthwhile.
 const WORTH: usize = 4 << 20;
 
 pub struct Heap {
     pub allocated: usize,
-    /// Held for later allocations, or given back and only counted.
+    /// Held for later allocations, or already returned to the system but still counted.
     pub free: usize,
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn heap() -> Option<Heap> {
-    // SAFETY: it takes no arguments, and locks each arena while it reads it.
+    // SAFETY: mallinfo2 takes no arguments, and locks each arena while it reads it.
     let info = unsafe { libc::mallinfo2() };
     Some(Heap { allocated: info.uordblks + info.hblkhd, free: info.fordblks })
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn give_back() {
-    // SAFETY: it gives back pages that hold nothing allocated, and locks each arena meanwhile.
+    // SAFETY: malloc_trim returns only pages that hold nothing allocated, and locks each arena meanwhile.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Other allocators give back by themselves, or not at all.
+/// Other allocators return memory by themselves, or not at all.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn heap() -> Option<Heap> {
     None
@@ -36,12 +36,12 @@ pub fn heap() -> Option<Heap> {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn give_back() {}
 
-/// For ever: give back what is free, when that is much.
+/// Periodically returns free memory to the system, if there is much of it.
 pub async fn keep_giving_back() {
     loop {
         tokio::time::sleep(PAUSE).await;
         if heap().is_some_and(|heap| heap.free > WORTH.max(heap.allocated / 8)) {
-            // Sockets do not wait for it, except where they allocate in the same arena.
+            // Sockets do not wait for it, except when they allocate in the arena that is locked.
             let _ = tokio::task::spawn_blocking(give_back).await;
         }
     }
@@ -51,7 +51,7 @@ pub async fn keep_giving_back() {
 mod tests {
     use super::*;
 
-    /// Of this process, in bytes.
+    /// Resident memory of this process, in bytes.
     fn resident() -> usize {
         let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
         pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096

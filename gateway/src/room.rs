@@ -1,8 +1,9 @@
-//! The rows of the rooms that somebody looks at, as a service role sees them, and who looks. What a socket shows is a
-//! function of these rows and of its rights (`view`), so nothing here depends on how a change came about.
+//! The rows of the rooms that have viewers, as a service role sees them, and those viewers. What a socket
+//! shows is a function of these rows and of its rights (`view`), so nothing here depends on how a change came
+//! about.
 //!
-//! A room is held while somebody looks at it, and while the audience of a member that somebody may look at names it
-//! (`room:X`): who is present there is asked here, too (`named`).
+//! A room is held while it has viewers, and while the audience of a member in a viewed room names it
+//! (`room:X`): who is present there then decides who sees that member (`named`).
 
 mod loading;
 mod named;
@@ -21,22 +22,22 @@ use crate::row::{Key, Row};
 
 pub type ViewerId = u64;
 
-/// Who looks at a room. Kept here to be told of changes, and to be asked for when rights may have changed.
+/// A viewer of a room, kept to notify it of changes, and to query its rights when they may have changed.
 #[derive(Clone)]
 pub struct Viewer {
     pub identity: Arc<Identity>,
     pub mailbox: Arc<Mailbox>,
-    /// As the database says; None until it has said it, and for nobody.
+    /// According to the database; None until it has answered, and for a token without a user.
     pub user_id: Option<Arc<str>>,
 }
 
 pub struct Rooms {
     state: Mutex<State>,
-    /// There are rooms or rows to be loaded.
+    /// Signals that there are rooms or rows to load.
     pub wanted: Notify,
-    /// Rooms are to be listed as each user.
+    /// Signals that there are rooms to list as each user.
     pub to_list: Notify,
-    /// Users must be shown what their own list says: audiences do not tell.
+    /// Whether users must be shown their own lists, because audiences do not decide who is visible.
     doorbell: AtomicBool,
 }
 
@@ -45,7 +46,7 @@ pub struct Counts {
     pub rooms: usize,
     pub rows: usize,
     pub viewers: usize,
-    /// Rooms that are listed as each user.
+    /// Number of rooms that are listed as each user.
     pub listed: usize,
 }
 
@@ -55,37 +56,37 @@ pub struct State {
     wanted: HashSet<Arc<str>>,
     wanted_rows: HashSet<(Arc<str>, Arc<Key>)>,
     next_viewer: ViewerId,
-    /// How much is held of rooms without viewers, and how much may be.
+    /// How many rooms without viewers, and members in them, are held, and how many may be.
     weight: usize,
     most_named: usize,
-    /// Rooms that are listed as each user, because their audiences name more than may be held.
+    /// Rooms that are listed as each user because their audiences name more than may be held.
     listed: HashSet<Arc<str>>,
-    /// Rooms whose viewers are to be asked for again: listed ones that may show others now, and those that begin or cease
-    /// to be listed.
+    /// Rooms whose viewers' rights must be queried again: listed rooms whose lists may have changed, and
+    /// rooms that have begun or ceased to be listed.
     to_list: HashSet<Arc<str>>,
 }
 
 #[derive(Default)]
 struct Room {
     rows: BTreeMap<Arc<Key>, Arc<Row>>,
-    /// How many rows each user has here.
+    /// Number of rows of each user.
     users: HashMap<Arc<str>, usize>,
-    /// How many rows name each other room in their audience.
+    /// For each other room, the number of rows that name it in their audience.
     names: HashMap<Arc<str>, usize>,
     /// Rooms with viewers whose rows name this one.
     named_by: HashSet<Arc<str>>,
-    /// Without any, rows are held without what a client is shown of them.
+    /// If there are none, the rows are held without what clients are shown of them.
     viewers: HashMap<ViewerId, Viewer>,
-    /// Its part of the state's weight.
+    /// Its share of `State::weight`.
     weight: usize,
     loaded: bool,
     loading: Option<Loading>,
-    /// Events up to this one are in the rows.
+    /// Events up to this one are reflected in the rows.
     seq: i64,
 }
 
 impl Rooms {
-    /// `most_named`: how many rooms and members may be held only because audiences name them.
+    /// `most_named`: the maximum number of rooms and members held only because audiences name their rooms.
     pub fn new(most_named: usize) -> Self {
         Self {
             state: Mutex::new(State { most_named, ..State::default() }),
@@ -103,7 +104,7 @@ impl Rooms {
         self.doorbell.load(Ordering::Relaxed)
     }
 
-    /// Returns whether that is another than before.
+    /// Returns whether the mode has changed.
     pub fn set_doorbell(&self, doorbell: bool) -> bool {
         self.doorbell.swap(doorbell, Ordering::Relaxed) != doorbell
     }
@@ -115,7 +116,7 @@ impl Rooms {
         let held = state.hold(room);
         held.viewers.insert(id, viewer);
         if held.viewers.len() == 1 {
-            // What was held is not all that is shown.
+            // Rows held so far lack what clients are shown: load them again.
             held.loaded = false;
             state.hold(room);
             state.weigh(room);
@@ -137,21 +138,21 @@ impl Rooms {
         }
     }
 
-    /// What the database says of who looks: from now on the viewer is found by its user.
+    /// Stores the viewer's user id according to the database: from now on the viewer is found by it.
     pub fn know(&self, room: &Arc<str>, viewer: ViewerId, user_id: Option<&Arc<str>>) {
         if let Some(viewer) = self.lock().rooms.get_mut(room).and_then(|room| room.viewers.get_mut(&viewer)) {
             viewer.user_id = user_id.cloned();
         }
     }
 
-    /// The viewer has another token.
+    /// Stores the viewer's new identity after it got another token.
     pub fn identify(&self, room: &Arc<str>, viewer: ViewerId, identity: &Arc<Identity>) {
         if let Some(viewer) = self.lock().rooms.get_mut(room).and_then(|room| room.viewers.get_mut(&viewer)) {
             viewer.identity = identity.clone();
         }
     }
 
-    /// Everybody who looks at this room, or at any.
+    /// The viewers of this room, or of all rooms.
     pub fn viewers(&self, room: Option<&str>) -> Vec<(Arc<str>, ViewerId, Viewer)> {
         let state = self.lock();
         let of = |(name, room): (&Arc<str>, &Room)| {
@@ -177,7 +178,7 @@ impl Rooms {
         }
     }
 
-    /// After each change: what follows from it for others.
+    /// Called after each change: keeps the rooms within the bound, and signals new work.
     fn act(&self, mut state: MutexGuard<'_, State>) {
         state.shed();
         if !state.wanted.is_empty() || !state.wanted_rows.is_empty() {
@@ -190,7 +191,7 @@ impl Rooms {
 
     // Events
 
-    /// A member entered or changed. Without `seq` it comes from a list and not from an event.
+    /// A member entered or changed. `seq` is None if the row comes from a list and not from an event.
     pub fn put(&self, room: &str, row: Row, seq: Option<i64>) {
         let mut state = self.lock();
         let Some((name, held)) = state.rooms.get_key_value(room) else { return };
@@ -201,7 +202,7 @@ impl Rooms {
         }
     }
 
-    /// A member left, with this version.
+    /// A member left with this version.
     pub fn remove(&self, room: &str, key: &Key, version: i64, seq: i64) {
         let mut state = self.lock();
         let Some((name, held)) = state.rooms.get_key_value(room) else { return };
@@ -212,7 +213,7 @@ impl Rooms {
         }
     }
 
-    /// An event had no room for the state: read the row.
+    /// The state did not fit into the event: the row must be loaded.
     pub fn want_row(&self, room: &str, key: Key) {
         let mut state = self.lock();
         if let Some((name, _)) = state.rooms.get_key_value(room) {

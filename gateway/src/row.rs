@@ -1,4 +1,4 @@
-//! A member as the gateway holds it: what decides who sees it, and what they are shown.
+//! A member as the gateway holds it: what determines who sees it, and what they are shown.
 
 use std::sync::Arc;
 
@@ -11,17 +11,18 @@ use crate::protocol;
 pub struct Key {
     pub member_id: Arc<str>,
     pub connection_id: Arc<str>,
-    /// Of several servers: the one where the member is. None of members of this gateway, who are where it writes them.
+    /// With several servers, the one where the member is. None for keys that this gateway writes: those
+    /// members are at the server that it writes to.
     pub node: Option<Arc<str>>,
 }
 
 impl Key {
-    /// One that this gateway writes.
+    /// The key of a member that this gateway writes.
     pub fn here(member_id: Arc<str>, connection_id: Arc<str>) -> Self {
         Self { member_id, connection_id, node: None }
     }
 
-    /// The same, but perhaps on different servers.
+    /// Whether the keys are the same, apart from the server.
     pub fn is_alike(&self, other: &Self) -> bool {
         self.member_id == other.member_id && self.connection_id == other.connection_id
     }
@@ -32,13 +33,13 @@ pub struct Row {
     pub user_id: Arc<str>,
     pub audience: Box<[Arc<str>]>,
     pub version: i64,
-    /// For Phoenix: its state with `phx_ref`.
+    /// For Phoenix: the state with `phx_ref`.
     pub meta: Box<str>,
-    /// For server-sent events: all there is, but for the key.
+    /// For server-sent events: everything except the key.
     pub details: Box<str>,
 }
 
-/// The part of an event, or of a row as JSON, that is about the member.
+/// The fields of an event, or of a row as JSON, that describe the member.
 #[derive(Deserialize)]
 pub struct Member {
     pub member_id: Arc<str>,
@@ -59,7 +60,7 @@ impl Member {
         Key { member_id: self.member_id.clone(), connection_id: self.connection_id.clone(), node }
     }
 
-    /// None where the event was too long to have all of it.
+    /// None if the event was too long to carry everything.
     pub fn into_row(self) -> Option<Row> {
         let (state, metadata) = (self.state.as_ref()?, self.metadata.as_ref()?);
         let phx_ref = match &self.node {
@@ -88,7 +89,7 @@ impl Member {
 }
 
 impl Row {
-    /// Only who is present.
+    /// Keeps only who is present.
     pub fn stripped(&self) -> Arc<Self> {
         Arc::new(Self {
             key: self.key.clone(),
@@ -100,19 +101,19 @@ impl Row {
         })
     }
 
-    /// Whether it is the same state of the member.
+    /// Whether both are the same state of the same member.
     pub fn is_same(&self, other: &Self) -> bool {
         self.version == other.version && self.key == other.key
     }
 
-    /// Rooms other than its own that its audience names.
+    /// The rooms other than its own that its audience names.
     pub fn rooms_named<'a>(&'a self, own: &'a str) -> impl Iterator<Item = Arc<str>> + 'a {
         self.audience
             .iter()
             .filter_map(move |token| token.strip_prefix("room:").filter(|room| *room != own).map(Arc::from))
     }
 
-    /// One JSON object.
+    /// The row as one JSON object.
     pub fn json(&self) -> String {
         let mut key = serde_json::json!({
             "member_id": self.key.member_id, "connection_id": self.key.connection_id,

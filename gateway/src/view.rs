@@ -1,4 +1,4 @@
-//! What one viewer is shown of a room: the difference between what it was shown and what it may see now.
+//! What one viewer is shown of a room: differences between what it was shown and what it may see now.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub struct View {
     pub id: ViewerId,
     pub identity: Arc<Identity>,
     pub rights: Option<Arc<Rights>>,
-    /// Which answer the rights are of: an older one that comes later changes nothing.
+    /// The query that the rights come from: a late answer to an earlier one is ignored.
     asked: u64,
     shown: HashMap<Arc<Key>, Arc<Row>>,
 }
@@ -39,13 +39,13 @@ impl View {
         Self { rooms: rooms.clone(), room, id, identity, rights: None, asked: 0, shown: HashMap::new() }
     }
 
-    /// From now on it is for this token; what was asked for the one before does not count.
+    /// Switches to another token; answers to queries for the previous one are ignored.
     pub fn identify(&mut self, identity: Arc<Identity>) {
         self.rooms.identify(&self.room, self.id, &identity);
         self.identity = identity;
     }
 
-    /// Whether this is the newest that the database has said, of this token.
+    /// Whether this is the newest answer so far, and for the current token.
     pub fn is_news(&mut self, answer: &Answer) -> bool {
         let news = answer.asked >= self.asked && answer.identity == self.identity;
         if news {
@@ -59,7 +59,7 @@ impl View {
         self.rights = Some(rights);
     }
 
-    /// Whether there is something to show: rights, and rows.
+    /// Whether what is to be shown is known: rights, and rows.
     pub fn is_ready(&self) -> bool {
         self.rights.as_ref().is_some_and(|rights| {
             let state = self.rooms.lock();
@@ -67,12 +67,12 @@ impl View {
         })
     }
 
-    /// Whether the rows of the room say what is shown; else the user's own list does.
+    /// Whether the rows of the room determine what is shown; otherwise the user's own list does.
     fn is_by_rows(&self, state: &State) -> bool {
         !self.rooms.is_doorbell() && !state.is_listed(&self.room)
     }
 
-    /// All that may be seen now, as the beginning of a client's picture.
+    /// Everything that is visible now, as the client's initial state.
     pub fn begin(&mut self) -> Vec<Arc<Row>> {
         self.shown.clear();
         let mut rows = self.compare_all().joins;
@@ -121,7 +121,7 @@ impl View {
             Some(listed) => listed.to_vec(),
             None => {
                 let state = self.rooms.lock();
-                // Until its rows, or the user's own list, have come, it shows what it showed.
+                // What is shown stays until the rows, or the user's own list, have arrived.
                 if !self.is_by_rows(&state) || !state.is_loaded(&self.room) {
                     return Diff::default();
                 }
@@ -147,7 +147,8 @@ impl Drop for View {
     }
 }
 
-/// The rule of visibility: one's own; else, where one may read, what is shared with a token that one has.
+/// The visibility rule: users see their own rows and, in rooms that they may read, rows whose audience names
+/// a token that they have.
 fn sees(state: &State, rights: &Rights, row: &Row) -> bool {
     if rights.user_id.as_ref() == Some(&row.user_id) {
         return true;

@@ -1,5 +1,5 @@
-//! Visitors without an account (`--anonymous`). A socket without a token is a new person each time; a page that wants
-//! its visitors to stay who they are, over reloads and in all tabs, asks for a token and keeps it.
+//! Visitors without an account (`--anonymous`). A socket without a token is a new user each time; a page that
+//! wants its visitors to stay the same users, across reloads and in all tabs, requests a token and stores it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::App;
 
-/// From the last visit; each asks for another token.
+/// Lifetime of a token. Requesting another one in time prolongs it for the same visitor.
 const STAY: Duration = Duration::from_secs(30 * 24 * 3600);
 
 #[derive(Serialize, Deserialize)]
@@ -26,7 +26,7 @@ struct Claims {
     aud: Option<String>,
 }
 
-/// POST: a token of a new visitor; of the same one, if the token of a visitor comes along.
+/// POST: issues a token for a new visitor, or for the same one if the request carries a visitor's token.
 pub async fn welcome(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let Some(secret) = app.config.jwt_secret.as_ref().filter(|_| app.config.anonymous) else {
         return (StatusCode::NOT_FOUND, "tokens are given with --anonymous and --jwt-secret").into_response();

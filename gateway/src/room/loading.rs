@@ -1,4 +1,4 @@
-//! How the rows of a room come into it: what was listed, and what has happened since the list was asked for.
+//! Loading the rows of a room: merges a list with the changes since it was requested.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Rooms;
 use crate::row::{Key, Row};
 
-/// What has happened since the list was asked for: newer than it, whatever it says.
+/// The changes since the list was requested; they take precedence over rows of the list that are not newer.
 #[derive(Default)]
 pub(super) struct Loading {
     rows: HashMap<Arc<Key>, Arc<Row>>,
@@ -14,7 +14,7 @@ pub(super) struct Loading {
 }
 
 impl Rooms {
-    /// After a gap: list all again. What is shown stays until then.
+    /// After a gap: requests new lists of all rooms. What is shown stays until they arrive.
     pub fn want_all(&self) {
         let mut state = self.lock();
         state.wanted = state.rooms.keys().cloned().collect();
@@ -23,7 +23,8 @@ impl Rooms {
         self.act(state);
     }
 
-    /// These have changed, who knows how: load those that are held. Returns them and all that their members may see into.
+    /// These rooms have changed in unknown ways: requests those that are held. Returns these, and the rooms
+    /// whose audiences name the changed ones, so that what their users see there may have changed.
     pub fn want_also(&self, rooms: HashSet<String>) -> HashSet<String> {
         let mut state = self.lock();
         let mut concerned = HashSet::new();
@@ -40,7 +41,7 @@ impl Rooms {
         concerned
     }
 
-    /// Up to so many of the rooms that are wanted. From here on their events are kept for `install`.
+    /// Takes up to `at_most` of the wanted rooms. From here on their events are kept for `install`.
     pub fn begin_loading(&self, at_most: usize) -> Vec<Arc<str>> {
         let mut state = self.lock();
         let rooms: Vec<_> = state.wanted.iter().take(at_most).cloned().collect();
@@ -69,7 +70,8 @@ impl Rooms {
         state.wanted_rows.extend(rows);
     }
 
-    /// The rows of a room as a list said, and what has happened meanwhile. `seq`: events up to it are in the list.
+    /// Replaces the rows of a room by those of a list and the changes since. `seq`: events up to it are in
+    /// the list.
     pub fn install(&self, room: &Arc<str>, listed: Vec<Row>, seq: i64) {
         let mut state = self.lock();
         let Some(held) = state.rooms.get_mut(room) else { return };

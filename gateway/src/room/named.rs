@@ -1,8 +1,9 @@
-//! Rooms that nobody looks at, but whose members may see a member that somebody looks at, by its audience (`room:X`). Who
-//! is present there is held, and only that.
+//! Rooms without viewers, whose members may see a member of a viewed room because its audience names them
+//! (`room:X`). Only who is present there is held.
 //!
-//! Anybody may name rooms, so there is a bound. Where it is met, the room whose audiences name the most is listed as each
-//! user instead, at most once a second (`doorbell`), until its audiences name no room any more or nobody looks at it.
+//! Anybody may name rooms, so there is a bound. When it is exceeded, the room whose audiences name the most
+//! is listed as each user instead, at most once a second (`doorbell`), until its audiences no longer name any
+//! room or it has no viewers.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,17 +11,17 @@ use std::sync::Arc;
 use super::{Room, Rooms, State};
 
 impl Rooms {
-    /// Whether what is shown of the room is each user's own list.
+    /// Whether users are shown their own lists of the room.
     pub fn is_listed(&self, room: &str) -> bool {
         self.is_doorbell() || self.lock().is_listed(room)
     }
 
-    /// Rooms whose viewers are to be asked for again.
+    /// Takes the rooms whose viewers' rights must be queried again.
     pub fn take_to_list(&self) -> HashSet<Arc<str>> {
         std::mem::take(&mut self.lock().to_list)
     }
 
-    /// Somebody came into a room or went, whether it is held or not: that concerns listed rooms that name it.
+    /// Somebody entered or left a room, held or not: the lists of listed rooms that name it may have changed.
     pub fn moved(&self, room: &str) {
         let mut state = self.lock();
         let naming: Vec<_> = state.listed_naming(room).cloned().collect();
@@ -50,7 +51,7 @@ impl State {
         room
     }
 
-    /// Returns whether it is not held any more.
+    /// Drops a room that has no viewers and that no audience names. Returns whether it did.
     pub(super) fn drop_if_unused(&mut self, name: &Arc<str>) -> bool {
         let unused =
             self.rooms.get(name).is_some_and(|room| room.viewers.is_empty() && room.named_by.is_empty());
@@ -61,7 +62,7 @@ impl State {
         unused
     }
 
-    /// The rows of a room name these rooms now, and those no more.
+    /// The rows of a room now name the rooms in `named`, and no longer those in `not_named`.
     pub(super) fn name_others(&mut self, name: &Arc<str>, named: &[Arc<str>], not_named: &[Arc<str>]) {
         let Some(room) = self.rooms.get(name).filter(|room| !room.viewers.is_empty()) else { return };
         if self.listed.contains(name) {
@@ -92,7 +93,7 @@ impl State {
         self.drop_if_unused(named);
     }
 
-    /// After a change of its viewers or rows.
+    /// Updates the weight of a room after a change of its viewers or rows.
     pub(super) fn weigh(&mut self, name: &str) {
         let Some(room) = self.rooms.get_mut(name) else { return };
         let weight = if room.viewers.is_empty() { 1 + room.rows.len() } else { 0 };
@@ -100,7 +101,7 @@ impl State {
         room.weight = weight;
     }
 
-    /// Keep within the bound.
+    /// Lists rooms as each user until the rest is within the bound.
     pub(super) fn shed(&mut self) {
         while self.weight > self.most_named {
             let weight = |named: &Arc<str>| self.rooms.get(named).map_or(0, |room| room.weight);

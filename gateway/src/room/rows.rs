@@ -1,4 +1,4 @@
-//! What a change of rows means: who is present, which rooms are named, and whom it may concern.
+//! The effects of changed rows: who is present, which rooms are named, and which viewers to notify.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,13 +8,14 @@ use crate::mailbox::Change;
 use crate::row::{Key, Row};
 
 impl Room {
-    /// The row as it is held here: without viewers it only says who is present.
+    /// The row as it is held: without viewers, only who is present.
     fn keep(&self, row: &Arc<Row>) -> Arc<Row> {
         if self.viewers.is_empty() { row.stripped() } else { row.clone() }
     }
 
-    /// Each row that comes from the database has a key of its own. Of a member that is known, the one that is held is used
-    /// on: whoever is shown it holds its first key for as long as it is shown.
+    /// Each row from the database comes with its own copy of the key. For a known member, the held copy is
+    /// reused: otherwise each viewer would retain the first copy that it saw for as long as it is shown the
+    /// member.
     pub(super) fn share_key(&self, row: &mut Row) {
         if let Some((key, _)) = self.rows.get_key_value(&row.key) {
             row.key = key.clone();
@@ -56,12 +57,13 @@ impl State {
         }
     }
 
-    /// A row of the room is another now.
+    /// A row of the room was added, replaced or removed.
     fn changed(&mut self, name: &Arc<str>, old: Option<Arc<Row>>, new: Option<Arc<Row>>) {
         let Some(room) = self.rooms.get_mut(name) else { return };
         let Some(key) = new.as_ref().or(old.as_ref()).map(|row| row.key.clone()) else { return };
 
-        // Who came or went here: what is for those present is another question for them.
+        // Users who entered or left the room: what is shared with those present may be visible to them or not
+        // now.
         let (old_user, new_user) =
             (old.as_ref().map(|row| &row.user_id), new.as_ref().map(|row| &row.user_id));
         let mut moved: Vec<Arc<str>> = Vec::new();
@@ -133,7 +135,7 @@ impl State {
         self.weigh(name);
     }
 
-    /// Nobody looks any more, but others name it: keep who is present.
+    /// The room has no viewers any more, but audiences name it: keeps only who is present.
     pub(super) fn strip(&mut self, name: &Arc<str>) {
         let Some(room) = self.rooms.get_mut(name) else { return };
         room.names.clear();
@@ -142,14 +144,14 @@ impl State {
     }
 }
 
-/// Whether it is the first.
+/// Returns whether it is the first.
 fn count_up(counts: &mut HashMap<Arc<str>, usize>, what: &Arc<str>) -> bool {
     let count = counts.entry(what.clone()).or_default();
     *count += 1;
     *count == 1
 }
 
-/// Whether it was the last.
+/// Returns whether it was the last.
 fn count_down(counts: &mut HashMap<Arc<str>, usize>, what: &str) -> bool {
     match counts.get_mut(what) {
         Some(count) if *count > 1 => {
