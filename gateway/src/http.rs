@@ -1,5 +1,5 @@
-//! What answers at which address. Upgrades are refused only for origins, versions and limits: a browser cannot see
-//! why, and comes back for ever. Whatever else is wrong is said in the answer to a join.
+//! The HTTP routes. Upgrades are refused only because of origins, versions and limits: a browser cannot see
+//! the reason, and retries forever. All other errors are reported in the answer to a join.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::protocol::Version;
 use crate::{page, socket, sse, visitor};
 
-/// For the head of a request, the first and each that follows on the same connection.
+/// How long the head of a request may take, for the first and each later request on a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 type Parameters = Query<HashMap<String, String>>;
@@ -57,7 +57,7 @@ pub async fn serve(app: Arc<App>, listening: TcpListener, metrics: Metrics) -> R
         () = accept(listening, routes) => {}
         () = stopping => {}
     }
-    // Whoever comes now is refused; the sockets are closed one after the other.
+    // New connections are refused from now on; the sockets are closed one after the other.
     tracing::info!(sockets = app.seats.taken(), "closing");
     app.draining.send_replace(true);
     let until = tokio::time::Instant::now() + app.config.drain + Duration::from_secs(1);
@@ -68,7 +68,7 @@ pub async fn serve(app: Arc<App>, listening: TcpListener, metrics: Metrics) -> R
     Ok(())
 }
 
-/// For ever. As `axum::serve`, but who connects and says nothing does not stay.
+/// Accepts connections. Unlike `axum::serve`, it closes those that send no request.
 async fn accept(mut listening: TcpListener, routes: Router) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
@@ -120,7 +120,7 @@ async fn room_events(
     stream(app, &room, &parameters, &headers)
 }
 
-/// A room whose name does not fit into a path: browsers fold `..`.
+/// For rooms whose names do not fit into a path: browsers resolve `..`.
 async fn events(State(app): State<Arc<App>>, Query(parameters): Parameters, headers: HeaderMap) -> Response {
     match parameters.get("room") {
         Some(room) => stream(app, room, &parameters, &headers),
@@ -139,7 +139,7 @@ fn stream(app: Arc<App>, room: &str, parameters: &HashMap<String, String>, heade
     response
 }
 
-/// A page of another origin may not get tokens, whoever looks at it.
+/// Pages of origins that are not allowed get no tokens, whoever visits them.
 async fn visitor(state: State<Arc<App>>, headers: HeaderMap) -> Response {
     if !is_origin_allowed(&state, &headers) {
         return refused_origin();
@@ -158,7 +158,7 @@ async fn health(State(app): State<Arc<App>>) -> Response {
     }
 }
 
-/// Only browsers send an Origin, and they always do.
+/// Requests without an Origin are allowed: only browsers send one, and they always do where it matters.
 fn is_origin_allowed(app: &App, headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return true };
     let allowed = &app.config.origins;
@@ -175,7 +175,8 @@ pub fn bearer(headers: &HeaderMap) -> Option<String> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
 }
 
-/// In a header, in the list of subprotocols as phoenix does it, or in the query.
+/// The token from the Authorization header, from the list of subprotocols as phoenix sends it, or from the
+/// query.
 fn token(parameters: &HashMap<String, String>, headers: &HeaderMap) -> Option<String> {
     let subprotocol = || {
         let encoded = headers

@@ -1,11 +1,11 @@
-//! Tokens that are good, and all the ways in which one is not.
+//! Valid tokens, and the ways in which a token can be invalid.
 
 use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::{EncodingKey, crypto};
 
 use super::*;
 
-// Keys of these tests alone.
+// Keys that only these tests use.
 const RSA: &str = "MIIEpAIBAAKCAQEAkV1w2oW+oD/Ef0ZK/Rru6QrnQl/8aiIPmj7J7YwSI5atNrgWWKByYkexUwmdWtOzaiFMMHuzMZdCFXdP\
      QCrLX0RrFyVJP3T8TlmDZrhE+vHBIiJGkScwsVaSaK2PZG5Zz4rjQ+O0c2ivyghKM4VT4eT+ak4cAg03H8ThEkf/BQtfvAq3\
      WHSOKU+j36SJhG/faWMQemrHD/AwPdpZjrWGQt41a4axCJhSWl0XG1CoHEVsgGmvn66eD+VWJ7jQ7jNMFw8aWyIxeY6SCTkO\
@@ -106,7 +106,7 @@ fn every_kind_of_key_works_and_only_by_its_name() {
         (r#"{"alg":"HS256","kid":"h2"}"#, true),
         (r#"{"alg":"HS256","kid":"h3"}"#, false),
         (r#"{"alg":"HS256","kid":"r"}"#, false),
-        (r#"{"alg":"HS256"}"#, false), // there are two
+        (r#"{"alg":"HS256"}"#, false), // two keys fit
     ] {
         assert_eq!(!is_invalid(&keys, &by_secret(header, &claims(""))), good, "{header}");
     }
@@ -118,7 +118,7 @@ fn every_kind_of_key_works_and_only_by_its_name() {
 
 #[test]
 fn the_key_fixes_the_algorithm() {
-    // The public key as a secret: the confusion that has broken many.
+    // The public key used as an HMAC secret: the classic algorithm confusion attack.
     let modulus: &'static [u8] = RSA_N.as_bytes();
     let confused = token(Signer::Secret(modulus), r#"{"alg":"HS256","kid":"r"}"#, &claims(""));
     assert!(is_invalid(&key_set(), &confused));

@@ -1,4 +1,4 @@
-//! Numbers for Prometheus, at /metrics.
+//! Prometheus metrics, at /metrics.
 
 use std::time::Duration;
 
@@ -45,7 +45,8 @@ pub fn install() -> Result<Metrics, String> {
 }
 
 impl Metrics {
-    /// Samples of histograms are kept one by one until they are counted, which must not wait for somebody who reads them.
+    /// Histogram samples are stored one by one until they are aggregated, which must not wait for somebody to
+    /// read the metrics.
     pub async fn keep_counting(self) {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;

@@ -1,5 +1,5 @@
-//! Frames of Phoenix channels: an object in version 1.0.0 of the serializer, an array in 2.0.0; binary ones of 2.0.0
-//! are read as far as an answer needs.
+//! Frames of Phoenix channels: an object in version 1.0.0 of the serializer, an array in 2.0.0. Binary frames
+//! of 2.0.0 are read only as far as an answer requires.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub enum Version {
 }
 
 impl Version {
-    /// What `vsn` of the address asks for; missing is the first.
+    /// The version that the `vsn` query parameter asks for; version 1 if it is missing.
     pub fn of(vsn: Option<&str>) -> Option<Self> {
         match vsn.map(|vsn| vsn.split('.').next().unwrap_or(vsn)) {
             None | Some("1") => Some(Version::One),
@@ -24,19 +24,19 @@ impl Version {
     }
 }
 
-/// What a client sends. References are echoed as they came, text or not.
+/// A frame from a client. References are echoed as received, whether strings or not.
 #[derive(Debug, Default, Clone)]
 pub struct Frame {
     pub join_ref: Value,
     pub reference: Value,
     pub topic: String,
     pub event: String,
-    /// As it was written: numbers keep their digits.
+    /// The payload's text, so that numbers keep their digits.
     pub payload: Option<Box<RawValue>>,
 }
 
 impl Frame {
-    /// The payload, if it is an object with such fields.
+    /// The payload, if it is an object with these fields.
     pub fn fields<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
         serde_json::from_str(self.payload.as_ref()?.get()).ok()
     }
@@ -73,7 +73,7 @@ pub fn read_text(version: Version, text: &str) -> Result<Frame, &'static str> {
     }
 }
 
-/// References come back with each message: they are short, and null, text or a number.
+/// References are repeated in each answer, so they must be short: null, a string or a number.
 fn short(reference: Value) -> Result<Value, &'static str> {
     match &reference {
         Value::Null | Value::Number(_) => Ok(reference),
@@ -82,7 +82,7 @@ fn short(reference: Value) -> Result<Value, &'static str> {
     }
 }
 
-/// Header of a binary frame: a push of phoenix (kind 0) or a broadcast of realtime-js (kind 3).
+/// Reads the header of a binary frame: a push of phoenix (kind 0) or a broadcast of realtime-js (kind 3).
 pub fn read_binary(bytes: &[u8]) -> Result<Frame, &'static str> {
     const BAD: &str = "a binary frame of this kind is not known";
     let (kind, fixed) = match bytes.first() {
@@ -108,7 +108,7 @@ pub fn read_binary(bytes: &[u8]) -> Result<Frame, &'static str> {
     })
 }
 
-/// A frame for a client; `payload` is the text of a JSON object.
+/// Writes a frame for a client; `payload` is the text of a JSON object.
 pub fn write(
     version: Version,
     join_ref: &Value,
@@ -119,7 +119,7 @@ pub fn write(
 ) -> String {
     let topic = Value::from(topic);
     match version {
-        // Python wants `ref` in every message.
+        // The Python client requires `ref` in every message.
         Version::One => format!(
             r#"{{"topic":{topic},"event":"{event}","payload":{payload},"ref":{reference},"join_ref":{join_ref}}}"#
         ),
@@ -129,14 +129,14 @@ pub fn write(
 
 pub const OK: &str = r#"{"status":"ok","response":{}}"#;
 
-/// supabase-kt takes a join as done only by this key.
+/// supabase-kt considers a join done only if `postgres_changes` is there.
 pub const JOINED: &str = r#"{"status":"ok","response":{"postgres_changes":[]}}"#;
 
 pub fn error(reason: &str) -> String {
     format!(r#"{{"status":"error","response":{{"reason":{}}}}}"#, Value::from(reason))
 }
 
-/// A `system` message; `status` error makes Python join again.
+/// A `system` message; `status` error makes the Python client join again.
 pub fn system(status: &str, message: &str, topic: &str) -> String {
     let channel = Value::from(room_of(topic));
     format!(
@@ -160,7 +160,7 @@ pub fn check_room(room: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// What a client shows for a member: its state with a `phx_ref` that is another after each update.
+/// What a client shows for a member: its state with a `phx_ref` that changes with each update.
 pub fn meta(phx_ref: &str, state: &RawValue) -> Box<str> {
     let phx_ref = Value::from(phx_ref);
     match serde_json::from_str::<BTreeMap<String, &RawValue>>(state.get()) {
@@ -175,7 +175,7 @@ pub fn meta(phx_ref: &str, state: &RawValue) -> Box<str> {
     }
 }
 
-/// How many levels a JSON text has.
+/// The nesting depth of a JSON text.
 pub fn depth(json: &str) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
     let (mut in_text, mut escaped) = (false, false);
@@ -196,7 +196,8 @@ pub fn depth(json: &str) -> usize {
     deepest
 }
 
-/// Names that a JavaScript object has by itself: as a key they make older clients deaf.
+/// Properties that every JavaScript object has: as presence keys, they make older clients miss all later
+/// events.
 pub fn is_name_of_object(key: &str) -> bool {
     matches!(
         key,

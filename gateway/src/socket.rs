@@ -1,5 +1,5 @@
-//! A WebSocket: one task that reads what the client says, and writes what there is to say to it. Whatever takes time is
-//! done elsewhere and comes back through the mailbox (rights, rows) or as `Told` (writes).
+//! A WebSocket: one task that reads the client's frames and writes frames to it. Slow work runs in other
+//! tasks, whose results arrive through the mailbox (rights, rows) or as `Told` (writes).
 
 mod answers;
 mod calls;
@@ -25,27 +25,28 @@ use crate::protocol::{self, Frame, Version};
 use crate::room::ViewerId;
 
 const PING: Duration = Duration::from_secs(25);
-/// Browsers slow the timers of hidden tabs to one a minute.
+/// A socket that is silent for this long is closed. Browsers slow the timers of hidden tabs to one a minute.
 const IDLE: Duration = Duration::from_secs(100);
-/// Who does not read for this long is gone.
+/// A client that does not read for this long is disconnected.
 const STUCK: Duration = Duration::from_secs(20);
-/// Come back: all clients do, at once or after a second. Never 1000, after which some do not.
+/// All clients reconnect after this code, at once or after a second. Never 1000, after which some do not.
 const RESTART: u16 = 1012;
 const OFFENCE: u16 = 1008;
 const TOO_LARGE: u16 = 1009;
 const NO_TEXT: u16 = 1007;
-/// A channel that was ended for its token comes back after 1 or 3 s: so long its member stays.
+/// A channel that was ended because of its token is joined again after 1 or 3 s: its member stays at least
+/// this long.
 const NEW_TOKEN: Duration = Duration::from_secs(5);
 
-/// When there is nothing to wait for.
+/// How long to wait when there is no deadline.
 const FAR: Duration = Duration::from_secs(300);
 
 struct Socket {
     app: Arc<App>,
     version: Version,
-    /// Who it is where it needs no token.
+    /// The user id if no token is needed.
     made_up: String,
-    /// The token in the address.
+    /// The token of the upgrade request.
     token: Option<Arc<str>>,
     channels: HashMap<Arc<str>, Channel>,
     topics: HashMap<ViewerId, Arc<str>>,
@@ -59,9 +60,9 @@ struct Socket {
 }
 
 enum End {
-    /// The client can mend it: it joins again with its newest token.
+    /// The client can recover: it joins again with its newest token.
     Mendable(String),
-    /// The same, and the member goes at once.
+    /// The same, but the member leaves at once.
     AnotherUser,
 }
 
@@ -136,14 +137,14 @@ pub async fn serve(app: Arc<App>, socket: WebSocket, version: Version, token: Op
         if !matches!(tokio::time::timeout(STUCK, sent).await, Ok(Ok(()))) || is_last {
             break;
         }
-        // What a burst has needed is not kept.
+        // Do not keep the capacity that a burst needed.
         if state.out.capacity() > 16 {
             state.out = Vec::new();
         }
     }
     let close = state.close;
     state.end();
-    // Closed with something unread, the client would hear a broken connection instead of the reason.
+    // If data were left unread at the close, the client would see a broken connection instead of the reason.
     if let Some((code, _)) = close {
         let unread = async {
             while let Some(Ok(_)) = reader.next().await {}
@@ -155,7 +156,7 @@ pub async fn serve(app: Arc<App>, socket: WebSocket, version: Version, token: Op
     }
 }
 
-/// Why a frame could not be read, for its sender; None: the connection is broken.
+/// The close code and reason for a frame that could not be read; None: the connection is broken.
 fn unreadable(error: &axum::Error) -> Option<(u16, &'static str)> {
     match error.source()?.downcast_ref()? {
         tungstenite::Error::Capacity(_) => Some((TOO_LARGE, "the frame is too large (--max-frame)")),
@@ -218,7 +219,7 @@ impl Socket {
         Some(channel)
     }
 
-    /// Its calls that wait are answered before its end is told.
+    /// Releases the channel's member. Pending calls are answered before the end of the channel is reported.
     fn release(&mut self, topic: &str, channel: &Channel, grace: Duration) {
         let Some(member) = &channel.member else { return };
         let payload = protocol::error("the channel has ended before the answer");

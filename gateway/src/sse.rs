@@ -1,5 +1,5 @@
-//! Server-sent events: a room for whoever only looks. Each connection begins with `state`, then come `enter`, `update`
-//! and `leave`; nothing is resumed, because the state says all.
+//! Server-sent events: a room for clients that only look. Each stream begins with `state`, followed by
+//! `enter`, `update` and `leave`; streams are not resumed, because `state` contains everything.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -36,8 +36,8 @@ struct Stream {
     ended: bool,
 }
 
-/// EventSource sees neither status nor body, and stops for good on anything but 200: who is refused here is refused
-/// for good, and why is for the developer's tools.
+/// EventSource sees neither status nor body, and gives up on any status but 200: a refusal here is final, and
+/// its reason appears only in the browser's developer tools.
 pub fn serve(app: Arc<App>, room: &str, token: Option<String>) -> Response {
     if let Err(reason) = protocol::check_room(room) {
         return (StatusCode::BAD_REQUEST, reason).into_response();
@@ -107,7 +107,7 @@ impl Stream {
         }
     }
 
-    /// The browser comes back by itself, with the same address: why it ended is told before.
+    /// Ends the stream. The browser reconnects by itself, to the same address, so the reason is sent first.
     fn end(&mut self, reason: &str) {
         self.waiting = vec![Event::default().event("end").data(protocol::error(reason))];
         self.ended = true;

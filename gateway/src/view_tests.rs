@@ -1,4 +1,4 @@
-//! Rows come and go in every order; what is shown follows.
+//! Changes of rows arrive in any order; what is shown follows them.
 
 use super::*;
 use crate::mailbox::Mailbox;
@@ -22,7 +22,7 @@ impl Page {
         Self { view, mailbox }
     }
 
-    /// Who came, who went.
+    /// Members that joined, and members that left.
     fn diff(&mut self) -> (Vec<String>, Vec<String>) {
         let Some(changes) = self.mailbox.take().remove(&self.view.id) else { return Default::default() };
         let diff = self.view.diff(&changes);
@@ -63,7 +63,7 @@ fn load(rooms: &Rooms, room: &str, rows: Vec<Row>) {
     rooms.install(&room.into(), rows, 0);
 }
 
-/// Rooms, their rows, and rooms that are listed as each user.
+/// Number of rooms, of their rows, and of rooms that are listed as each user.
 fn held(rooms: &Rooms) -> (usize, usize, usize) {
     let held = rooms.count();
     (held.rooms, held.rows, held.listed)
@@ -104,11 +104,11 @@ fn the_newest_version_wins_and_old_news_is_none() {
     page.diff();
     rooms.put("r", row("a", 4, &["any"]), Some(101));
     rooms.remove("r", &key("a"), 4, 102);
-    rooms.put("r", row("ghost", 3, &["any"]), Some(100)); // the list knew better
+    rooms.put("r", row("ghost", 3, &["any"]), Some(100)); // the list is newer
     assert_eq!(page.diff(), (vec![], vec![]));
     rooms.put("r", row("a", 6, &["any"]), Some(103));
     assert_eq!(page.diff(), (list(&["a 6"]), list(&["a 5"])));
-    // Several changes before anybody looks are one.
+    // Several changes before a look are one change.
     rooms.remove("r", &key("a"), 7, 104);
     rooms.put("r", row("a", 8, &["any"]), Some(105));
     assert_eq!(page.diff(), (list(&["a 8"]), list(&["a 6"])));
@@ -123,7 +123,7 @@ fn the_members_of_another_room_are_known_from_its_rows() {
     let mut page = Page::open(&rooms, "r", "me", &["any"]);
     load(&rooms, "r", vec![row("a", 1, &["room:other"]), row("b", 2, &["room:r"])]);
     assert_eq!(page.diff(), (vec![], vec![]));
-    // The other room is wanted by now, and held as long as somebody's audience names it.
+    // The other room is wanted by now, and held as long as an audience names it.
     load(&rooms, "other", vec![]);
     rooms.put("other", row("me", 3, &[]), Some(1));
     assert_eq!(page.diff(), (list(&["a 1"]), vec![]));
@@ -146,10 +146,10 @@ fn of_a_room_that_nobody_looks_at_only_who_is_present_is_held() {
     load(&rooms, "r", vec![row("a", 1, &["room:other"])]);
     load(&rooms, "other", vec![row("me", 2, &["room:third"])]);
     assert_eq!(page.diff().0, ["a 1"]);
-    assert_eq!(held(&rooms), (2, 2, 0)); // what it names is nobody's business
+    assert_eq!(held(&rooms), (2, 2, 0)); // rooms that it names are not held
     assert!(rooms.lock().row("other", &key("me")).is_some_and(|row| row.meta.is_empty()));
 
-    // Who looks at it now waits for all of it; who is present there is known meanwhile.
+    // A new viewer waits for the full rows; who is present there is known meanwhile.
     let mut other = Page::open(&rooms, "other", "you", &["any"]);
     assert!(!other.view.is_ready());
     rooms.put("r", row("b", 3, &["room:other"]), Some(1));
@@ -180,16 +180,16 @@ fn where_audiences_name_too_much_the_room_that_names_most_is_listed() {
     assert_eq!((few.diff().0, many.diff().0), (list(&["a 1"]), vec![]));
     assert_eq!(held(&rooms).2, 0);
 
-    // By one member more in a room that is named.
+    // One more member in a named room exceeds the bound.
     rooms.put("1", row("me", 4, &[]), Some(2));
     assert_eq!(held(&rooms), (3, 3, 1));
     assert!(rooms.is_listed("many") && !rooms.is_listed("few"));
     assert_eq!(rooms.take_to_list(), ["many".into()].into());
-    assert_eq!(many.diff(), (vec![], vec![])); // its own list is on its way
+    assert_eq!(many.diff(), (vec![], vec![])); // the user's own list is on its way
     rooms.remove("lobby", &key("me"), 5, 3);
     assert_eq!(few.diff().1, ["a 1"]);
 
-    // What may change the list asks for it: a row, and who comes to a room that is named.
+    // Whatever may change the list requests it: a row, or somebody who enters or leaves a named room.
     assert!(rooms.take_to_list().is_empty());
     rooms.moved("elsewhere");
     assert!(rooms.take_to_list().is_empty());
@@ -200,7 +200,7 @@ fn where_audiences_name_too_much_the_room_that_names_most_is_listed() {
     rooms.want_all();
     assert_eq!(rooms.take_to_list().len(), 1);
 
-    // As long as it names rooms, and somebody looks.
+    // It is listed only as long as it names rooms and has viewers.
     rooms.put("many", row("b", 7, &["any"]), Some(5));
     assert!(!rooms.is_listed("many"));
     assert_eq!(rooms.take_to_list().len(), 1);

@@ -1,4 +1,4 @@
-//! What a client is told: answers to joins, who is here, and what became of its writes.
+//! What a client is told: answers to joins, who is present, and the results of its writes.
 
 use std::sync::Arc;
 
@@ -41,7 +41,8 @@ impl Socket {
                 let reason = trouble.reason();
                 return self.answer_join(topic, Some(reason));
             }
-            // Who cannot be asked now is asked again; whom the database refuses sees no more than a list would show.
+            // A query that failed for now is repeated; after a refusal, the user sees no more than a list
+            // would show.
             Some(Err(trouble)) if !trouble.is_verdict() => {}
             Some(Err(_)) => {
                 if let Some(rights) = channel.view.rights.clone() {

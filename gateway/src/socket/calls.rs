@@ -1,4 +1,4 @@
-//! What a client says: joins, leaves, calls, tokens.
+//! What a client sends: joins, leaves, presence calls, tokens.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ impl Socket {
         metrics::counter!("presence_gateway_joins_total").increment(1);
         let room = protocol::room_of(&frame.topic);
         let asked = Join::read(frame.payload.as_deref());
-        // The same topic again ends the first, before the answer to the second.
+        // Joining a topic again ends the first channel, before the second join is answered.
         if let Some(old) = self.take(&frame.topic) {
             self.release(&frame.topic, &old, self.app.config.leave_grace);
             self.send(&old.join_ref, &old.join_ref, &frame.topic, "phx_close", "{}");
@@ -108,7 +108,7 @@ impl Socket {
     }
 
     fn leave(&mut self, frame: &Frame) {
-        // A late one of an earlier join ends nothing.
+        // A late leave of an earlier join ends nothing.
         let is_current = self
             .channels
             .get(&*frame.topic)
@@ -174,7 +174,7 @@ impl Socket {
             return;
         }
         match self.app.keys.identify(Some(&token), &self.made_up) {
-            // Anonymous it was, anonymous it is.
+            // The same identity, such as an anonymous user that stays anonymous.
             Ok(identity) if identity == *channel.view.identity => channel.token = Some(token.into()),
             Ok(identity) => {
                 let identity = Arc::new(identity);
