@@ -1,20 +1,20 @@
-// Who is here, where they point, and what they write: presence with supabase-js, and nothing else.
+// Shows who is here, where they point, and what they write, using only presence with supabase-js.
 //
-// Each tab tracks one object, `me`. Everybody gets everybody's, and shows it. That is all there is to it.
+// Each tab tracks one object, `me`. All tabs receive the objects of all others and show them. That is all.
 const COLOURS = ['#1d4ed8', '#b42318', '#047857', '#7c3aed', '#b45309', '#be185d', '#0e7490', '#4d7c0f', '#a21caf', '#475569']
 const NAMES = ['Amber Fox', 'Brave Otter', 'Calm Heron', 'Dapper Lynx', 'Eager Wren', 'Fleet Hare', 'Gentle Moth', 'Happy Crane',
   'Ivory Seal', 'Jolly Newt', 'Keen Raven', 'Lucky Toad', 'Merry Finch', 'Noble Bison', 'Olive Gecko', 'Proud Robin']
-const OFTEN = 50      // ms between two tracks: as smooth as eyes need
+const OFTEN = 50      // ms between two tracks: smooth enough for the eye
 const TYPING = 2500   // ms after the last key
 const AWAY = 10000    // ms after which a hidden tab is away
 
 const $ = (id) => document.getElementById(id), board = $('board'), note = $('note')
 
-/// A visitor of the gateway, the same in all tabs of this browser. In your app this is the token of your login.
+/// The token of a visitor of the gateway, the same in all tabs of this browser. In your app, use your login's token.
 let visitor, asking
 async function accessToken() {
   visitor = JSON.parse(localStorage.visitor ?? 'null')
-  if (!visitor || visitor.expires_at < Date.now() / 1000 + 15 * 86400) { // half of its time is over
+  if (!visitor || visitor.expires_at < Date.now() / 1000 + 15 * 86400) { // half of its lifetime is over
     const headers = visitor ? { Authorization: `Bearer ${visitor.access_token}` } : {}
     asking ??= fetch('/anonymous', { method: 'POST', headers }).then((answer) => (answer.ok ? answer.json() : Promise.reject(answer.status)))
       .finally(() => { asking = null })
@@ -23,12 +23,12 @@ async function accessToken() {
   return visitor.access_token
 }
 
-/// What others know of this tab. After a reload it is the same again, so that nobody sees one.
+/// What others know of this tab. It survives a reload, so that others do not notice one.
 const me = { name: null, colour: 0, since: Date.now(), status: 'online', away: false, typing: false, cursor: null, at: 0,
   note: [0, ''], ...JSON.parse(sessionStorage.me ?? '{}'), ...JSON.parse(localStorage.me ?? '{}') }
 addEventListener('pagehide', () => { sessionStorage.me = JSON.stringify({ ...me, typing: false, away: false }) })
 
-/// Name, colour and status are those of all tabs of this browser.
+/// All tabs of this browser share name, colour and status.
 const remember = () => { localStorage.me = JSON.stringify({ name: me.name, colour: me.colour, status: me.status }) }
 const fill = () => { [$('name').value, $('status').value] = [me.name, me.status] }
 addEventListener('storage', ({ key, newValue }) => {
@@ -40,7 +40,7 @@ addEventListener('storage', ({ key, newValue }) => {
 const client = supabase.createClient(location.origin, 'visitor', { accessToken })
 const channel = client.channel(new URLSearchParams(location.search).get('room') || 'live', { config: { presence: { enabled: true } } })
 
-/// Change what others know, at most every OFTEN ms. What the server did not get is said again.
+/// Changes what others know, at most every OFTEN ms. If the server did not get it, it is sent again.
 let entered = false, waiting = null, last = 0
 function track(change) {
   Object.assign(me, change)
@@ -59,15 +59,15 @@ channel.on('presence', { event: 'sync' }, () => {
 })
 await accessToken().catch(() => {})
 channel.subscribe(async (status, error) => {
-  entered = false // and track again, once it is known who else is here
+  entered = false // track again once it is known who else is here
   connected(status === 'SUBSCRIBED')
-  if (/jwt/i.test(error?.message)) { // from before the server had a new secret
+  if (/jwt/i.test(error?.message)) { // the token is from before the server had a new secret
     if (localStorage.visitor === JSON.stringify(visitor)) delete localStorage.visitor // another tab may have a new one
     await client.realtime.setAuth()
   }
 })
 
-/// A newcomer takes a name and a colour that nobody has yet.
+/// A newcomer gets a name and a colour that nobody has yet.
 function enter() {
   const others = people()
   const free = (all, key) => all.find((value) => !others.some((other) => other[key] === value)) ?? all[0]
@@ -80,11 +80,11 @@ function enter() {
   track()
 }
 
-/// Others' states may be anything: what is no number counts as `or`.
+/// The states of others may contain anything: returns `or` for what is not a number.
 const number = (value, or = 0) => (Number.isFinite(value) ? value : or)
 const share = (value) => Math.min(Math.max(number(value), 0), 1)
 
-/// The members of the room, each once: tabs of one person are entries below one key.
+/// The people in the room, each once: the tabs of one person are entries under one key.
 function people() {
   return Object.entries(channel.presenceState()).map(([id, tabs]) => {
     const { name, colour, status, cursor } = tabs.reduce((a, b) => (number(b.at) > number(a.at) ? b : a))
@@ -95,12 +95,12 @@ function people() {
   }).sort((a, b) => a.since - b.since || (a.id < b.id ? -1 : 1))
 }
 
-// Show it. Elements stay as long as the person does, and only what has changed is touched.
+// Rendering. Elements stay as long as the person does, and only what has changed is updated.
 
-/// Whether that was a change.
+/// Sets a property. Returns whether that was a change.
 const set = (element, property, value) => element[property] !== value && (element[property] = value, true)
 
-/// One child of `parent` for each person, in their order; made from the template that is called like it.
+/// Keeps one child of `parent` for each person, in their order, made from the template with this id.
 function each(parent, template, all, update) {
   const old = new Map([...parent.children].filter((child) => !child.classList.contains('leaving')).map((child) => [child.dataset.id, child]))
   let next = parent.firstElementChild
@@ -150,12 +150,12 @@ function show() {
   known = names
 }
 
-/// The note is the newest that anybody has. Who reads one carries it on, so that it outlives its writer. Of two who write at
-/// the same moment one wins: an editor for several people needs more (Yjs), and shows with presence only who is there.
+/// The newest note of anybody counts. Readers of a note track it too, so that it outlives its writer. If two write at the
+/// same moment, one wins: a collaborative editor needs more (Yjs), and uses presence only to show who is there.
 let carrying
 function takeNote(notes) {
   const newer = (a, b) => b[0] > a[0] || (b[0] === a[0] && b[1] > a[1])
-  const fits = (one) => Array.isArray(one) && Number.isSafeInteger(one[0]) && one[0] < me.note[0] + 1e6 // more than is ever typed
+  const fits = (one) => Array.isArray(one) && Number.isSafeInteger(one[0]) && one[0] < me.note[0] + 1e6 // more than anybody types
     && typeof one[1] === 'string' && one[1].length <= note.maxLength
   const found = notes.filter(fits).reduce((a, b) => (newer(a, b) ? b : a), me.note)
   if (found === me.note) return
@@ -164,7 +164,7 @@ function takeNote(notes) {
   clearTimeout(carrying)
   carrying = setTimeout(track, 1000 + Math.random() * 2000)
   if (before === after) return
-  let same = 0 // the caret stays at its letter
+  let same = 0 // the caret stays at the same letter
   while (same < before.length && before[same] === after[same]) same++
   const move = (at) => (at <= same ? at : Math.max(same, at + after.length - before.length))
   note.value = after
@@ -176,7 +176,7 @@ function connected(is) {
   set($('connection'), 'className', is ? 'ok' : '')
 }
 
-// What one does.
+// Input.
 const point = (x, y) => track({ cursor: [x, y].map((part) => Math.round(share(part) * 1e4) / 1e4), at: Date.now() })
 board.addEventListener('pointermove', ({ clientX, clientY }) => {
   const box = board.getBoundingClientRect()

@@ -1,5 +1,5 @@
-// How much the gateway takes, with examples/load.rs as its clients. scripts/bench-gateway runs it; a mark that is missed is an
-// error. SOAK=MINUTES is load that goes on, instead, under which nothing may grow.
+// Measures the load that the gateway sustains, with examples/load.rs as its clients. scripts/bench-gateway runs it; a
+// missed mark is an error. SOAK=MINUTES runs continuous load instead, under which memory must not grow.
 import { spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import { cpus } from 'node:os'
@@ -17,7 +17,7 @@ const soak = Number(process.env.SOAK ?? 0)
 const db = await Database.start(['max_connections=100', 'presence.max_members=200000'])
 const gateway = await Gateway.start(db, { args: ['--name', 'bench', '--max-sockets', '50000'], quiet: true })
 
-/// The clients. Lines go in, answers come out; see examples/load.rs.
+/// The process of the clients. It reads commands and writes answers, one per line; see examples/load.rs.
 class Load {
   constructor() {
     this.process = spawn(`${root}/gateway/target/release/examples/load`, [gateway.ws], {
@@ -41,13 +41,13 @@ class Load {
   }
 }
 
-/// What the server's processes have used, in seconds; `since` is what they had used before.
+/// The parent and the processor time, in seconds, of a process.
 function ticks(pid) {
   try {
     const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/.*\) /, '').split(' ')
     return { parent: Number(fields[1]), used: (Number(fields[11]) + Number(fields[12])) / 100 }
   } catch {
-    return { parent: 0, used: 0 } // it has ended
+    return { parent: 0, used: 0 } // the process has ended
   }
 }
 function used() {
@@ -59,7 +59,7 @@ function cores(before, after, seconds) {
   const database = [...after.database].reduce((sum, [pid, used]) => sum + used - (before.database.get(pid) ?? 0), 0)
   return { gateway: ((after.gateway - before.gateway) / seconds).toFixed(2), database: (database / seconds).toFixed(2) }
 }
-/// What it has allocated, in kB: what is free in its heap belongs to the process, too, until it is given back.
+/// What the gateway has allocated, in kB; the process also has the free memory of its heap, until that is returned.
 const allocated = async () => Math.round(Number(/^presence_gateway_allocated_bytes (\S+)/m.exec(await (await fetch(`${gateway.http}/metrics`)).text())[1]) / 1024)
 const memory = () => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${gateway.process.pid}/status`, 'utf8'))[1])
 
@@ -85,7 +85,8 @@ async function bench() {
   const cpu = cores(before, used(), told.seconds)
   const what = `${thousands(rate)} tracks a second for ${seconds} s, each told to ten`
   report(`${what}: from track to the diff`, `p50 ${told.p50?.toFixed(1)} ms, p99 ${told.p99?.toFixed(1)} ms, most ${told.max?.toFixed(0)} ms`, 'p50 ≤ 25 ms, p99 ≤ 100 ms', told.p50 <= 25 && told.p99 <= 100)
-  // All that were sent are in one of these. Exact for the last of each client; of earlier ones see `count` in examples/load.rs.
+  // Every track is counted in one of these: exactly for the last of each client; for earlier ones, see `count` in
+  // examples/load.rs.
   const all = told.told + told.conflated + told.lost === told.sent * 10
   report('of these', `${thousands(told.told)} told, ${thousands(told.conflated)} left out as their client's next came before the slowest diff, ${thousands(told.lost)} lost`, 'none lost, the last of each client told to all', all && told.lost === 0)
   report('processor', `gateway ${cpu.gateway}, database ${cpu.database} cores`, 'measured', true)
@@ -108,7 +109,7 @@ async function bench() {
   let wrong = 0
   for (let n = 0; n < kills; n++) {
     const way = Object.keys(ways)[n % 3]
-    const tracks = load.say('rate 100 1') // in the middle of it
+    const tracks = load.say('rate 100 1') // gateway and database are killed in the middle of it
     if (way !== 'sockets') await ways[way]()
     await tracks
     if (way === 'sockets') await ways[way]()
@@ -125,7 +126,7 @@ async function keepOn(minutes) {
   await load.say('open 1000 10')
   await sleep(3000)
   const began = Date.now()
-  const [seen, held] = [[], []] // after each round, when nothing waits
+  const [seen, held] = [[], []] // after each round, when nothing is pending
   const marks = new Map([[0, memory()]]) // minute: memory
   while (Date.now() < began + minutes * 60000) {
     await load.say('rate 300 20')
@@ -151,7 +152,7 @@ async function keepOn(minutes) {
 if (soak) await keepOn(soak)
 else await bench()
 
-/// Two sections of one page: each run writes its own, and leaves the other.
+/// Writes the results. The page has two sections: each kind of run replaces its own, and leaves the other.
 function write() {
   const page = `${root}/docs/performance-gateway.md`
   const second = '## Load that goes on'

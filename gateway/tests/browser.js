@@ -1,4 +1,4 @@
-// People with Chromium: each in a browser context of their own, with what the page did wrong.
+// Users with Chromium: each has a separate browser context, and collects what the page did wrong.
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
@@ -7,7 +7,7 @@ import puppeteer from 'puppeteer-core'
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..')
 
-/// The folder for --page.
+/// Makes the folder for --page.
 export function page(dir) {
   const folder = mkdtempSync(`${dir}/page.`)
   execFileSync(`${root}/scripts/live-page`, [folder])
@@ -29,7 +29,7 @@ export class Browser {
     return this.process.close()
   }
 
-  /// A person: their own storage. `tab()` opens the page once more.
+  /// A user with separate storage. `tab()` opens the page in another tab.
   async person(address, { width = 1100, height = 700, dark = false, calm = false } = {}) {
     const context = await this.process.createBrowserContext()
     const person = { context, wrong: [], pages: [] }

@@ -1,4 +1,4 @@
-// Clients that exist, unmodified: what their programs see.
+// Existing clients, unmodified: what an application that uses them sees.
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
 import { createClient } from '@supabase/supabase-js'
@@ -48,13 +48,13 @@ for (const [name, options, Client] of [
     assert.equal(await bob.channel.track({ y: 2 }), 'ok')
     await until('ann sees the update', () => ann.state().bob?.[0].y === 2)
     assert.deepEqual(plain(ann.state().bob), [{ y: 2 }])
-    // One message with both: the key never vanishes in between.
+    // One message carries the join and the leave: the key never vanishes in between.
     assert.deepEqual(ann.events.map((e) => e.event), ['join', 'leave', 'sync'])
     assert.deepEqual(plain(ann.events[0].metas), [{ y: 2 }])
     assert.deepEqual(plain(ann.events[1].metas), [{ y: 1 }])
 
     ann.events.length = 0
-    assert.equal(await bob.channel.track({ y: 2 }), 'ok') // the same: nothing changes
+    assert.equal(await bob.channel.track({ y: 2 }), 'ok') // the same state: nothing changes
     assert.equal(await bob.channel.untrack(), 'ok')
     await until('bob is gone', () => keys(ann) === 'ann' && keys(bob) === 'ann')
     assert.deepEqual(ann.events.map((e) => e.event), ['leave', 'sync'])
@@ -91,7 +91,7 @@ test("keys: one's own, or a label where members may have any; another's is refus
   await until('refused', () => name.statuses.some((s) => /not allowed/.test(s.error)))
 
   await db.set('presence.member_ids', 'any')
-  await db.sql('select presence.rotate_channels()') // settings are for new sessions: so does whoever changes one
+  await db.sql('select presence.rotate_channels()') // settings apply only to new sessions: rotate, as an operator would
   try {
     await until('a label', async () => {
       const label = follow(user('bob'), 'keys 3', { key: 'player one', track: {} })
@@ -137,7 +137,7 @@ test('removeChannel ends the member at once', async () => {
 test('a token that ends is renewed: the page stays, and so does the member', async () => {
   const watcher = follow(user('ann'), 'renewal', { track: {} })
   await watcher.joined()
-  // A page that renews its token only when it is over.
+  // A page that renews its token only after it has expired.
   const end = () => Math.floor(Date.now() / 1000)
   let exp = 0
   let current

@@ -1,4 +1,4 @@
-// The keys of --jwks, which are replaced while the gateway runs.
+// Replacing the keys of --jwks while the gateway runs.
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
 import { readFileSync, renameSync, writeFileSync } from 'node:fs'
@@ -21,7 +21,7 @@ after(async () => {
   await db?.remove()
 })
 
-/// As one should: never half of it.
+/// Replaces the file atomically, as an operator should.
 const write = (text) => {
   writeFileSync(`${file}.next`, text)
   renameSync(`${file}.next`, file)

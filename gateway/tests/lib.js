@@ -1,4 +1,4 @@
-// A cluster, a gateway, and people: what the tests share.
+// What the tests share: a database cluster, a gateway, and clients.
 import { spawn, execFileSync } from 'node:child_process'
 import { createHmac } from 'node:crypto'
 import { mkdtempSync, chmodSync, readFileSync, openSync, rmSync } from 'node:fs'
@@ -19,7 +19,7 @@ pg.types.setTypeParser(20, Number)
 
 export const sleep = (ms) => new Promise((done) => setTimeout(done, ms))
 
-/// Waits for a condition; says what it saw last when that does not come.
+/// Waits for a condition; on a timeout, the error says what it saw last.
 export async function until(what, condition, ms = 15000) {
   const end = Date.now() + ms
   let last
@@ -36,7 +36,7 @@ export async function until(what, condition, ms = 15000) {
   }
 }
 
-/// What a test that was interrupted leaves running.
+/// Cleans up what an interrupted test leaves running.
 const left = new Set()
 process.on('exit', () => left.forEach((end) => end()))
 
@@ -82,12 +82,12 @@ export class Database {
     await this.client.connect()
   }
 
-  /// As a superuser; several statements at once where there are no values.
+  /// Runs SQL as a superuser; without values, it may be several statements.
   async sql(text, values) {
     return (await this.client.query(text, values)).rows ?? []
   }
 
-  /// As a user: what a direct read would show.
+  /// Runs SQL as a user, to see what a direct read shows.
   async as(claims, text, values) {
     const client = this.reader ?? new pg.Client({ host: '127.0.0.1', port: this.port, user: 'authenticator', database: 'postgres' })
     if (!this.reader) {
@@ -104,7 +104,7 @@ export class Database {
         await client.query('commit')
       }
     }
-    // One after the other on one connection.
+    // One transaction after the other, on one connection.
     const turn = (this.turn ?? Promise.resolve()).then(run, run)
     this.turn = turn.catch(() => {})
     return turn
@@ -183,10 +183,10 @@ export class Gateway {
   }
 }
 
-/// A page with a realtime client, as supabase-js makes one.
+/// The realtime client of a page, as supabase-js makes it.
 export function realtime(gateway, accessToken, options = {}, Client = RealtimeClient) {
   const client = new Client(`${gateway.ws}/realtime/v1`, {
-    // Older clients have a defect there, and find `ws` by themselves.
+    // Older clients have a defect in this option, and find `ws` by themselves.
     ...(Client === RealtimeClient ? { transport: WebSocket } : {}),
     params: { apikey: typeof accessToken === 'string' ? accessToken : 'sb_publishable_x' },
     reconnectAfterMs: () => 200,
@@ -197,7 +197,7 @@ export function realtime(gateway, accessToken, options = {}, Client = RealtimeCl
   return client
 }
 
-/// Subscribes, and keeps what it is told.
+/// Subscribes to a channel, and collects its events and statuses.
 export function follow(client, topic, { key, track } = {}) {
   const channel = client.channel(topic, { config: { presence: { enabled: true, ...(key ? { key } : {}) } } })
   const events = []
@@ -213,7 +213,7 @@ export function follow(client, topic, { key, track } = {}) {
   return { channel, events, statuses, state: () => channel.presenceState(), joined: () => until('joined', () => statuses.some((s) => s.status === 'SUBSCRIBED') || statuses) }
 }
 
-/// A plain socket that says frames and keeps what comes.
+/// A plain socket that sends frames and collects those that arrive.
 export class Raw {
   static async open(gateway, { vsn = '2.0.0', query = '', protocols, headers } = {}) {
     const raw = new Raw()

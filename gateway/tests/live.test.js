@@ -1,4 +1,4 @@
-// The page of `make live` in Chromium, with people.
+// The page of `make live` in Chromium, with several users.
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
 import { mkdirSync, writeFileSync } from 'node:fs'
@@ -29,7 +29,7 @@ const list = (person) => person.page.$$eval('#people li:not(.leaving)', (all) =>
 const cursor = (person, of) => person.page.$$eval('#cursors > div:not(.leaving)', (all, of) => all.find((arrow) => arrow.innerText === of)?.dataset.at ?? null, of)
 const shows = (person, what, fits) => until(what, async () => fits((await list(person)).join(' | ')) || (await list(person)))
 
-/// What changes for who looks, from now on.
+/// Records every change that the page shows from now on.
 const watch = async ({ page }) => {
   await until('who has left is no more', () => page.$$eval('.leaving', (all) => all.length === 0))
   await page.evaluate(() => {
@@ -47,7 +47,7 @@ test('the folder is served, and nothing beside it', async () => {
   writeFileSync(join(folder, '.git', 'config'), 'secret')
   writeFileSync(join(db.dir, 'beside.html'), 'secret')
   const get = (path) => new Promise((resolve, reject) => {
-    // As it is: fetch would resolve the dots.
+    // Sends the path unchanged: fetch would resolve the dots.
     request(gateway.http, { path }, (answer) => { answer.resume(); resolve(answer) }).on('error', reject).end()
   })
   for (const path of ['/', '/index.html', '/live.js']) {
@@ -91,7 +91,7 @@ test('what is typed is there at once, and typing ends by itself', async () => {
   await until('the note', async () => (await bob.page.$eval('#note', (note) => note.value)) === 'bread and wine')
   await until('typing', async () => (await text(bob.page, '#typing')) === `${of} is typing…`)
   await until('no more', async () => (await text(bob.page, '#typing')) === '', 6000)
-  // Somebody else writes before the caret: it stays at its letter.
+  // Another user writes before the caret: it stays at the same letter.
   await bob.page.focus('#note')
   await bob.page.keyboard.down('Control')
   await bob.page.keyboard.press('Home')
@@ -146,13 +146,13 @@ test('states of others may be anything', async () => {
 
 test('a reload changes nothing for others', async () => {
   await until('nobody types', async () => !(await list(bob)).join().includes('Typing'))
-  await sleep(3500) // who has read the note carries it on
+  await sleep(3500) // readers of the note have tracked it by now
   await watch(bob)
   const before = await list(ann)
   await ann.page.reload()
   await until('she is back', async () => (await list(ann)).join() === before.join() || (await list(ann)))
   assert.equal(await ann.page.$eval('#note', (note) => note.value), 'buy bread and wine')
-  await sleep(2500) // longer than the grace
+  await sleep(2500) // longer than the grace period
   assert.deepEqual(await changes(bob), [])
   nothingWrong()
 })
@@ -223,7 +223,7 @@ test('database and gateway are killed, and come back', async () => {
     assert.ok(!(await changes(bob)).some((change) => /childList (people|cursors)|left\./.test(change)), `nobody was seen to go: ${await changes(bob)}`)
   }
   assert.ok((await list(bob)).join().includes(of))
-  // That a server is not there is said by Chromium itself.
+  // Chromium itself logs that the server is not there.
   for (const person of [ann, bob]) person.wrong = person.wrong.filter((wrong) => !/WebSocket connection|ERR_CONNECTION_REFUSED/.test(wrong))
   nothingWrong()
 })
@@ -250,7 +250,7 @@ test('a visitor stays the same person as long as the token is kept', async () =>
   await closed.kill()
 })
 
-/// In the page: each element with text of its own, and the contrast of that text.
+/// Runs in the page: returns each element with text of its own, and the contrast of that text.
 function contrasts() {
   const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true })
   const rgba = (colour) => {

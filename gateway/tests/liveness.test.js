@@ -1,4 +1,4 @@
-// Who is here stays here, and who is gone is gone: leases, grace, kicks, restarts, kills.
+// Present members stay, and those that are gone disappear: leases, grace periods, kicks, restarts, kills.
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
 import { Database, Gateway, Raw, token, until, sleep } from './lib.js'

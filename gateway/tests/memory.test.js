@@ -1,5 +1,5 @@
-// Nothing is kept of who is gone: sockets that break in the middle of everything, over and over, and what the gateway still
-// holds afterwards. PRESENCE_SOCKETS=2500 PRESENCE_ROUNDS=4 is more than the soak breaks in an hour.
+// The gateway keeps nothing of clients that are gone: sockets break in the middle of everything, over and over, and
+// afterwards nothing of them is held. PRESENCE_SOCKETS=2500 PRESENCE_ROUNDS=4 is more than the soak breaks in an hour.
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
 import { Database, Gateway, Raw, token, until } from './lib.js'
@@ -22,7 +22,7 @@ async function gauges() {
   return Object.fromEntries([...text.matchAll(/^presence_gateway_(\w+) (\S+)$/gm)].map(([, name, value]) => [name, Number(value)]))
 }
 
-/// One life: it ends while it joins, in the middle of its tracks, or when all are answered; with or without a word.
+/// One socket: it ends during its join, in the middle of its tracks, or after all answers; with or without a close.
 async function live(n) {
   const room = `room ${n % 7}`
   const raw = await Raw.open(gateway)
@@ -36,7 +36,7 @@ async function live(n) {
   await raw.closed
 }
 
-/// A stream that is let go of after its first piece.
+/// A stream that is aborted after its first chunk.
 async function look(n) {
   const stop = new AbortController()
   const response = await fetch(`${gateway.http}/events?room=room%20${n % 7}&access_token=${token({ sub: `u${n % 50}` })}`, { signal: stop.signal })
@@ -59,9 +59,9 @@ test('what sockets have needed is given up when they are gone', async (t) => {
     t.diagnostic(`after ${(round + 1) * sockets} sockets: ${now.allocated_bytes} bytes, ${now.tasks} tasks`)
     seen.push(now)
   }
-  // The first round opens connections to the database, and makes tables as large as they are needed.
+  // The first round opens database connections and grows tables to the size that they need: it is not compared.
   const [first, last] = [seen[1], seen.at(-1)]
   assert.ok(last.tasks <= first.tasks + 10, `${first.tasks} tasks, then ${last.tasks}`)
-  // What threads keep at hand counts as allocated, and fills up: some hundred kB.
+  // Thread caches count as allocated, and fill up: some hundred kB.
   if (first.allocated_bytes) assert.ok(last.allocated_bytes < first.allocated_bytes + 512 * 1024, `${first.allocated_bytes} bytes, then ${last.allocated_bytes}`)
 })

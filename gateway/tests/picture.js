@@ -1,9 +1,9 @@
-// What the frames of a channel, or the events of a stream, add up to, and when that was something else last.
+// The presence state that the frames of a channel, or the events of a stream, add up to, and when it last changed.
 import { Raw, token, until } from './lib.js'
 
 let calls = 100
 
-/// Which version of which server, as `phx_ref` has it.
+/// The version and its server, in the format of `phx_ref`.
 export const reference = ({ node, version }) => (node ? `${node}.${version}` : `${version}`)
 
 class Shown {
@@ -88,7 +88,7 @@ export class Picture extends Shown {
     return [...this.shown.keys()].map((id) => id.slice(0, id.lastIndexOf(' '))).sort().join()
   }
 
-  /// As presence.state would have it.
+  /// In the format that the tests make from presence.list.
   versions() {
     return [...this.shown].map(([id, { phx_ref, ...state }]) => `${id} ${JSON.stringify(state)}`).sort().join('\n')
   }
@@ -149,7 +149,7 @@ export class Events extends Shown {
   }
 }
 
-/// The keys that the frames of a socket add up to.
+/// The presence keys that the frames of a socket add up to.
 export function added(frames, topic) {
   const picture = Object.assign(new Picture(), { topic, replies: new Map() })
   for (const frame of frames) picture.take(frame)

@@ -1,18 +1,18 @@
-// The test that matters: whatever happens, what everybody is shown is what presence.list shows them. On one server
-// (property.test.js), and on two that see each other (nodes.test.js), each with gateways of its own.
+// The most important test: whatever happens, each client is shown what presence.list shows its user. It runs on one
+// server (property.test.js), and on two that replicate to each other (nodes.test.js), each with its own gateways.
 //
-// A step is something that people, administrators or accidents do; after each, all pictures must become equal to the
-// lists of their users, and within 200 ms where nothing was broken. PRESENCE_SEED repeats a run, PRESENCE_CASES says how
-// many steps, PRESENCE_ACCIDENTS that each so many is an accident; PRESENCE_TRACE prints each.
+// A step is an action of users or administrators, or an accident; after each, all pictures must become equal to the
+// lists of their users, within 200 ms unless something was broken. PRESENCE_SEED repeats a run, PRESENCE_CASES sets the
+// number of steps, PRESENCE_ACCIDENTS=N makes every Nth step an accident, and PRESENCE_TRACE prints each step.
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
 import { Database, Gateway, until, sleep } from './lib.js'
 import { Picture, Events, reference } from './picture.js'
 import { Stalls } from './stalls.js'
 
-/// What docs/gateway.md says: equal within so many milliseconds of a change.
+/// The promise of docs/gateway.md: equal within this many milliseconds of a change.
 const PROMISE = 200
-/// Steps that may take longer than that and than what the machine held up: not all that holds up is seen.
+/// How many steps may exceed the promise plus the measured stalls: not all stalls are measurable.
 const MISHAPS = 2
 
 const seed = Number(process.env.PRESENCE_SEED ?? Math.floor(Math.random() * 1e9))
@@ -29,11 +29,11 @@ const pick = (list) => list[Math.floor(next() * list.length)]
 
 const users = ['ann', 'bob', 'cat', 'dan', 'eve']
 const rooms = ['one', 'two', 'three']
-// Nobody looks at these, but audiences name them.
+// These rooms have no viewers, but audiences name them.
 const halls = ['lobby', 'cellar']
 const tokens = ['any', 'users', 'room', 'room:one', 'room:two', 'room:lobby', 'room:cellar', 'user:ann', 'user:bob', 'team:1', 'team:2', 'role:authenticated']
 
-/// One of the servers, a step's; tests of one server have one.
+/// The server that the current action runs on; with one server, always the same.
 let db
 const dbs = []
 let stalls
@@ -45,7 +45,7 @@ const took = []
 const tardy = new Map()
 let gone = 0
 
-/// A server by itself, or one of several.
+/// Starts a single server, or, with a name, one of several.
 async function server(name) {
   const several = ['wal_level=logical', 'presence.node_beat=200ms', 'presence.node_timeout=2s', 'wal_retrieve_retry_interval=200ms']
   const made = await Database.start(['presence.sweep_interval=100', ...(name ? [`presence.node_name=${name}`, ...several] : [])])
@@ -63,7 +63,7 @@ async function follow(here, there) {
   await here.sql(`create subscription presence connection '${there.url('postgres')}' publication presence with (streaming = on, slot_name = 'to_${here.name}')`)
 }
 
-/// For a test file: on these servers, so many steps.
+/// Called by a test file: runs this many steps on these servers.
 export function start(nodes, cases) {
   before(async () => {
     for (const name of nodes) dbs.push(await server(name))
@@ -73,7 +73,7 @@ export function start(nodes, cases) {
       await follow(dbs[1], dbs[0])
     }
     stalls = new Stalls(dbs, gateways)
-    // One of them may hold hardly anything of rooms that audiences name.
+    // One gateway may hold hardly anything of the rooms that audiences name.
     for (const [at, [name, ...more]] of [['g'], ['h'], ['small', '--max-named', '1']].entries()) {
       gateways.push(await Gateway.start(dbs[at % dbs.length], { args: ['--name', name, '--leave-grace', '300ms', ...more] }))
     }
@@ -105,7 +105,7 @@ async function listed(viewer) {
 /// Waits until all pictures are equal to the lists.
 async function settle(what, ms) {
   const end = Date.now() + ms
-  // All of them equal in one pass: equality of some is none when a later change has come between.
+  // All must be equal in one pass: a later change may have come in between if only some were.
   for (let late = viewers; ; ) {
     const different = []
     for (const viewer of late) {
@@ -123,7 +123,7 @@ async function settle(what, ms) {
   }
 }
 
-/// What is written is on all servers, and they show each other's members.
+/// Waits until all writes have reached all servers, and these show each other's members.
 async function together() {
   if (dbs.length < 2) return
   for (const made of dbs) {
@@ -136,7 +136,7 @@ async function together() {
   })
 }
 
-/// Nothing is broken any more: promises about time count again.
+/// Waits until nothing is broken any more: from then on, the promise applies again.
 async function well() {
   for (const made of dbs) await until('the worker is there', async () => (await made.sql(`select presence.worker_pid() is not null as here`))[0].here)
   for (const gateway of gateways) {
@@ -145,7 +145,7 @@ async function well() {
   }
 }
 
-/// A picture that is right is right soon after the change: after what was just done, or after somebody's time was over.
+/// Checks that pictures became right soon after the change: after the last action, or after a lease or grace ended.
 async function inTime(what, began, held) {
   const over = await db.sql(`select extract(epoch from at)::float8 * 1000 as at from presence.event
     where event = 'leave' and reason in ('expired', 'left') and at > to_timestamp($1)`, [began / 1000])
@@ -153,7 +153,7 @@ async function inTime(what, began, held) {
     const since = Math.max(began, ...over.map(({ at }) => at).filter((at) => at <= viewer.changedAt))
     const late = Math.round(viewer.changedAt - since)
     if (late <= 0) continue
-    // A room that is listed as each user is listed once a second.
+    // Rooms that are listed as each user are listed at most once a second.
     const listed = viewer.gateway.args.includes('--max-named')
     const limit = PROMISE + (listed ? 1000 : 0) + held
     if (!listed) took.push(late)
@@ -266,14 +266,14 @@ async function play(steps) {
     const accident = step % rarity === rarity - 1
     const name = accident ? names[Math.floor(step / rarity) % names.length] : pick(Object.keys(everyday))
     if (process.env.PRESENCE_TRACE) console.log(step, name)
-    // Some at once, before anybody looks.
+    // Several actions at once, before the pictures are compared.
     const more = accident ? [] : Array.from({ length: Math.floor(next() * 5) }, () => pick(Object.keys(everyday)))
     for (const action of [name, ...more]) {
       db = pick(dbs)
       try {
         await (everyday[action] ?? accidents[action])()
       } catch (error) {
-        // Somebody else's key, no right to a room, a connection that was just cut.
+        // Expected: another user's key, no right to a room, a connection that was just cut.
         if (!error.code && !/not within|closed|terminated/.test(error.message)) throw error
         if (process.env.PRESENCE_TRACE) console.log(step, action, error.message)
       }
@@ -291,6 +291,6 @@ async function play(steps) {
   const changes = viewers.reduce((sum, viewer) => sum + viewer.changes, gone)
   const at = (share) => Math.round(took[Math.min(took.length - 1, Math.floor(took.length * share))])
   console.log(`seed ${seed}: pictures changed ${changes} times, ${took.length} times after the last action: p50 ${at(0.5)} ms, p95 ${at(0.95)} ms, p99 ${at(0.99)} ms, max ${at(1)} ms; too late in ${tardy.size} steps`)
-  // However busy the machine is, this is a matter of the gateway.
+  // The median depends on the gateway, however busy the machine is.
   assert.ok(took.length === 0 || at(0.5) <= PROMISE, `seed ${seed}: half of all changes took more than ${at(0.5)} ms`)
 }

@@ -1,4 +1,4 @@
-// Frames, byte for byte: what clients depend on, and what bad input gets.
+// Frames, byte for byte: what clients depend on, and the answers to bad input.
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
@@ -117,7 +117,7 @@ test('calls that wait are answered when their channel ends, and by nobody elses 
     await other.frame('close', (f) => f.event === 'phx_close')
     assert.deepEqual(other.frames.filter((f) => f.event !== 'presence_state').map((f) => f.ref), ['1', '2', '3', '4', '1'])
     refused(other.frames.find((f) => f.ref === '3').payload, /has ended/)
-    // A reloaded page counts from one again.
+    // A reloaded page starts its refs at 1 again.
     track(first, '3', { n: 2 })
     track(first, '4', { big: 'x'.repeat(70000) })
     await until('the write waits', async () => (await db.sql(`select from pg_locks where not granted`)).length >= 2)
@@ -259,7 +259,7 @@ test('a socket that never reads holds up nobody, and is right when it reads agai
   slow.socket.pause()
   const fast = await Raw.open(gateway)
   await fast.join('slow', token({ sub: 'fast' }))
-  // In one call: a socket that is silent for long is taken for dead.
+  // In one call, because a socket that is silent for long is considered dead.
   await db.sql(`do $$ begin for n in 0..299 loop
     perform presence.upsert('slow', jsonb_build_object('text', repeat('x', 20000), 'n', n), user_id => 'writer'); commit;
   end loop; end $$`)

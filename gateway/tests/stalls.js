@@ -1,15 +1,15 @@
-// How long this machine has held up those who had something to do. A promise about time cannot be kept while nobody runs.
+// How long this machine has delayed the processes under test. A latency promise cannot be kept while they do not run.
 //
-// From a change to a page it goes from hand to hand: the writer, the worker, the gateway, this program. Linux says how
-// long each thread was ready and waited for a processor; together they cannot have held it up longer. What stands still
-// as a whole, such as a virtual machine, is noticed by a thread that only sleeps; and what this program does itself, by a
-// timer that comes late. Processes that began and ended meanwhile are not seen, and who waited finds cold caches: so all of
-// that counts twice.
+// A change passes through several processes on its way to a page: the writer, the worker, the gateway, this program. Linux
+// reports how long each thread was runnable and waited for a processor; the sum is an upper bound of the delay. A thread
+// that only sleeps notices when the whole machine stands still, such as a virtual machine; a late timer notices when this
+// program itself was busy. Processes that began and ended in between are not measured, and a thread that has waited finds
+// cold caches: so the result is doubled.
 import { readFileSync, readdirSync } from 'node:fs'
 import { Worker } from 'node:worker_threads'
 
 const TICK = 5
-/// Whatever stands still may do so in each hand.
+/// The number of processes on the way: the machine may stand still in each.
 const HANDS = 4
 
 const sleeper = `
@@ -25,7 +25,7 @@ const read = (file) => {
   try {
     return readFileSync(file, 'utf8')
   } catch {
-    return '' // it has ended, or this is not Linux
+    return '' // the process has ended, or this is not Linux
   }
 }
 
@@ -60,12 +60,12 @@ export class Stalls {
     return new Map(pids.flatMap(threads).map((thread) => [thread, Number(read(`${thread}/schedstat`).split(' ')[1] ?? 0) / 1e6]))
   }
 
-  /// To compare with later.
+  /// The current values, for `since`.
   now() {
     return { waits: this.waits(), lost: Atomics.load(this.lost, 0), busy: this.busy }
   }
 
-  /// What to allow for, in ms, since then.
+  /// The delay to allow for since then, in ms.
   since({ waits, lost, busy }) {
     let waited = 0
     for (const [thread, ms] of this.waits()) waited += Math.max(0, ms - (waits.get(thread) ?? 0))

@@ -1,4 +1,4 @@
-// Encryption on the way to the database, and what an operator reads when there is no way.
+// Encryption of database connections, and the errors that an operator reads when a connection fails.
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
@@ -12,7 +12,7 @@ before(async () => {
     '-addext', 'subjectAltName=DNS:localhost', '-addext', 'basicConstraints=critical,CA:FALSE',
     '-keyout', `${db.dir}/key.pem`, '-out', `${db.dir}/cert.pem`], { stdio: 'ignore' })
   for (const name of ['key.pem', 'cert.pem']) {
-    // Where the server's user, who owns the folder, may read it.
+    // Into the data directory, readable for the server's user, who owns it.
     execFileSync('install', ['-m', '600', ...(process.getuid() === 0 ? ['-o', 'postgres'] : []), `${db.dir}/${name}`, `${db.data}/${name}`])
   }
   await db.set('ssl_cert_file', `${db.data}/cert.pem`)

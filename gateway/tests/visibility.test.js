@@ -1,4 +1,4 @@
-// Who sees whom: audiences, authorizer, tokens, rotations, policies, and server-sent events.
+// Who sees whom: audiences, the authorizer, tokens, rotations, policies, and server-sent events.
 import { test, before, after } from 'node:test'
 import assert from 'node:assert/strict'
 import { Database, Gateway, Raw, token, until, sleep } from './lib.js'
@@ -85,7 +85,7 @@ test('an authorizer decides, and may change its mind', async () => {
   await db.sql(`delete from app.denied`)
   await db.sql(`select presence.rotate_channels('auth')`)
   await sees(page, 'ann')
-  await db.sql(`insert into app.denied values ('cat', 'read')`) // without a word
+  await db.sql(`insert into app.denied values ('cat', 'read')`) // without a notification
   await until('asked again', () => page.keys() === '', 12000)
   await db.sql(`alter database postgres reset presence.authorizer`)
   await sees(page, 'ann')
@@ -129,7 +129,7 @@ test('who could not be asked is asked again soon', async () => {
     await sees(page, 'ann')
     await db.sql(`update app.gate set state = 'busy'`)
     await db.sql('select presence.rotate_channels()')
-    await sleep(300) // it was asked meanwhile, and told to try again
+    await sleep(300) // the rights have been queried by now, and the query failed with a transient error
     await db.sql(`update app.gate set state = 'shut'`)
     const began = Date.now()
     await sees(page, '')
