@@ -1,9 +1,9 @@
-//! A cancel is a cancel, in whatever code it comes: never a shorter answer. (In the authorizer: `visibility::authorizer`; of the
-//! worker: `faults::resilience`.)
+//! A cancel always ends the statement with an error, whatever code is running at that moment: it never
+//! shortens the result. (In the authorizer: `visibility::authorizer`; for the worker: `faults::resilience`.)
 
 use crate::common::Cluster;
 
-/// Triggers and policies that others add are part of the statement too.
+/// Triggers and policies that others add are part of the statement, too.
 #[test]
 fn a_cancel_in_code_of_others_ends_the_statement() {
     let cluster = Cluster::with(&["presence.member_ids=any"]);

@@ -1,4 +1,4 @@
-//! The programs of docs/drivers.md: whatever happens, each ends with what is listed.
+//! The programs of docs/drivers.md: whatever happens, each ends up showing what is listed.
 
 use crate::common::{Cluster, attempt, node, shell, try_shell};
 use std::io::{BufRead, BufReader};
@@ -10,14 +10,14 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The blocks of the page in this language.
+/// The page's code blocks in this language.
 fn blocks(language: &str) -> Vec<String> {
     let page = std::fs::read_to_string(root().join("docs/drivers.md")).expect("the page");
     let text = |rest: &str| rest.split("\n```\n").next().expect("the end of a block").to_owned();
     page.split(&format!("```{language}\n")).skip(1).map(text).collect()
 }
 
-/// The programs among them: the file that each names in its first line, and the text.
+/// The complete programs among them: the file name from the first line, and the text.
 fn programs(language: &str) -> Vec<(String, String)> {
     let program = |text: String| {
         let (name, _) = text.lines().next()?.trim_start_matches(['/', '#', ' ']).split_once(": ")?;
@@ -26,7 +26,7 @@ fn programs(language: &str) -> Vec<(String, String)> {
     blocks(language).into_iter().filter_map(program).collect()
 }
 
-/// A program that runs, as the user that its file is called after.
+/// A running program, connected as the user named after its file.
 struct Running {
     user: String,
     child: Child,
@@ -74,7 +74,7 @@ fn in_order(list: &str) -> String {
     members.join(", ")
 }
 
-/// What `list` says in the form in which the programs print it, once it has so many members.
+/// The listed members in the format that the programs print, once there are `count` of them.
 fn listed(cluster: &Cluster, count: usize) -> Option<String> {
     let mut service = cluster.try_session("postgres", "app")?;
     let rows =
@@ -160,7 +160,7 @@ fn javascript_and_python_show_what_is_listed() {
     everything_happens_to(&cluster, &running);
 }
 
-/// They take minutes to compile: `make test-all`.
+/// The programs take minutes to compile: `make test-all`.
 #[test]
 #[ignore]
 fn rust_shows_what_is_listed() {
@@ -193,7 +193,8 @@ fn types_are_as_the_page_says() {
     shell("\"$(scripts/python-modules)\"/bin/python tests/python/types_of_drivers.py \"$1\"", &[&cluster]);
 }
 
-/// What the page says of tools that read the catalog, where they can be had; in minutes, as `make test-all` has them.
+/// Checks what the page says about tools that read the catalog, where they are available. It takes minutes,
+/// so it is part of `make test-all`.
 #[test]
 #[ignore]
 fn tools_read_the_catalog() {

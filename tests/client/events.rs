@@ -1,4 +1,4 @@
-//! What listeners hear.
+//! The events that listeners receive.
 
 use crate::common::{Cluster, Event, Mirror, lines, millis};
 use serde_json::json;
@@ -50,7 +50,7 @@ fn a_listener_hears_who_comes_changes_and_goes() {
     assert_eq!(leave["joined_at"], event["joined_at"]);
     assert!(leave.number("version") > update.number("version") && leave.seq() > update.seq());
 
-    // Who is not there is told nothing.
+    // Users outside the room receive no events.
     let mut carol = cluster.user("carol");
     carol.listen("lobby");
     alice.run("select presence.upsert('lobby')");
@@ -64,7 +64,7 @@ fn the_size_of_a_payload_and_the_number_of_tabs() {
     let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
     service.listen("lobby");
 
-    // One tab more, one tab less: 1 on enter is "came", 0 on leave is "went".
+    // Connections are counted: 1 on enter means that the user arrived, 0 on leave that the user is gone.
     for (call, line, connections) in [
         ("upsert('lobby')", "enter alice", 1),
         ("upsert('lobby', connection_id => 'phone')", "enter alice/phone", 2),
@@ -77,7 +77,7 @@ fn the_size_of_a_payload_and_the_number_of_tabs() {
         assert_eq!(the(&heard, line)["connections"], connections, "{line}");
     }
 
-    // Right up to what NOTIFY takes, escapes included; above it without the data.
+    // Payloads are complete up to the limit of NOTIFY, escapes included; above it they omit the data.
     for length in [10, 1_200, 1_300, 1_400, 7_000, 7_400, 7_700, 8_200, 15_000] {
         for character in ['x', 'é', '🦀'] {
             alice.run(&format!("select presence.upsert('lobby', to_jsonb(repeat('{character}', {length})))"));
@@ -96,7 +96,7 @@ fn the_size_of_a_payload_and_the_number_of_tabs() {
     }
     assert_eq!(service.number("select length(state #>> '{}') from presence.get('lobby', 'alice')"), 15_000);
 
-    // Control characters and quotes come through as they are; longest names still fit.
+    // Control characters and quotes arrive intact; the longest names still fit.
     let mut bob = cluster.user("bob");
     bob.run("select presence.upsert(repeat('р', 255), '\"a\\\"\\\\\\u0001\\u007f\\n\"', connection_id => repeat('є', 255))");
     service.run("select presence.listen()");
@@ -128,19 +128,19 @@ fn fast_updates_are_conflated_and_nothing_else_is() {
     assert_eq!(updates.last().expect("one")["state"], json!({"turn": 400}), "the newest arrives");
     assert!(updates.is_sorted_by_key(|event| event.number("version")));
 
-    // Everybody who came and went is heard of, in turns.
+    // Every enter and leave is published, alternately.
     let bobs: Vec<String> = lines(&heard).into_iter().filter(|line| line.contains("bob")).collect();
     assert_eq!(bobs.len(), 80);
     assert!(bobs.chunks(2).all(|pair| pair == ["enter bob", "leave bob left"]), "{bobs:?}");
     let seqs: Vec<i64> = heard.iter().filter(|event| event.is_of_member()).map(Event::seq).collect();
     assert!(seqs.is_sorted_by(|a, b| a < b));
 
-    // Update and leave in one flush: the update may be swallowed or not, the leave is last.
+    // Update and leave in one flush: the update may be omitted, and the leave comes last.
     alice.run("select presence.update('lobby', '{\"turn\": 0}')");
     alice.run("select presence.delete('lobby')");
     assert_eq!(lines(&service.hear()).last().expect("a leave"), "leave alice left");
 
-    // Identical and empty changes say nothing.
+    // Identical and empty changes cause no event.
     alice.run("select presence.upsert('lobby', '{\"a\": 1}', ttl => '50 s')");
     service.hear();
     alice.run("select presence.upsert('lobby', '{\"a\": 1}')");
@@ -184,12 +184,12 @@ fn a_listener_that_saw_only_events_ends_with_what_list_says() {
                 let mut random = Random(number as u64 + 1);
                 while Instant::now() < end {
                     if session.try_run(&random.change()).is_err() {
-                        session.run("rollback"); // a deadlock: they lock members in any order
+                        session.run("rollback"); // a deadlock, because they lock members in any order
                     }
                 }
             });
         }
-        // Reading all the time, as clients do, and in one go at the end.
+        // One mirror reads continuously, as clients do; the other reads everything at the end.
         while Instant::now() < end {
             if let Some(event) = service.next_event(millis(20)) {
                 mirror.apply(&mut service, &event);
@@ -203,7 +203,7 @@ fn a_listener_that_saw_only_events_ends_with_what_list_says() {
     assert!(!mirror.members().is_empty());
     assert_eq!(mirror.resyncs(), 0);
 
-    // The log is whole and in order, and ends with the same.
+    // The log is complete and in order, and its final state matches the list.
     assert!(service.is("select max(seq) - min(seq) + 1 = count(*) from presence.event"));
     assert_eq!(service.value(
         "select count(*) from (select event, lag(event) over (partition by room, member_id, connection_id order by seq)
@@ -219,7 +219,7 @@ fn a_listener_that_saw_only_events_ends_with_what_list_says() {
     cluster.assert_sound();
 }
 
-/// The event of this line, which must be the only one of a member, however many channels brought it.
+/// The event with this line. It must be the only member event, although several channels may deliver it.
 fn the<'a>(heard: &'a [Event], line: &str) -> &'a Event {
     let found: Vec<&Event> = heard.iter().filter(|event| event.is_of_member()).collect();
     assert!(!found.is_empty() && found.iter().all(|event| event.line() == line), "{line}: {heard:#?}");
@@ -227,7 +227,7 @@ fn the<'a>(heard: &'a [Event], line: &str) -> &'a Event {
     found[0]
 }
 
-/// xorshift: the same run every time, as far as the writers go.
+/// xorshift: the writers make the same choices in every run.
 struct Random(u64);
 
 impl Random {
@@ -238,7 +238,7 @@ impl Random {
         self.0 % limit
     }
 
-    /// Something that somebody may do to a few members, also several things at once or nothing in the end.
+    /// A random transaction on a few members: one or more statements, possibly rolled back.
     fn change(&mut self) -> String {
         let statements: Vec<String> = (0..1 + self.below(3)).map(|_| self.statement()).collect();
         let end = if self.below(6) == 0 { "rollback" } else { "commit" };

@@ -1,4 +1,4 @@
-//! A lease that runs out: gone at once, and one leave.
+//! A lease that ends: the member is gone at once, with one leave.
 
 use crate::common::{Cluster, lines, millis, until};
 use std::collections::{HashMap, HashSet};
@@ -16,7 +16,7 @@ fn an_expired_member_is_gone_at_its_deadline_worker_or_not() {
 
     let frozen = cluster.freeze_worker();
     let alive = "select now() < expires_at from presence.online where member_id = 'alice'";
-    // A long transaction does not stop the clock.
+    // The clock runs on within a long transaction.
     bob.run("begin isolation level repeatable read; select presence.list('lobby')");
     assert!(bob.is(alive));
     until("the deadline is over", || alice.rows(alive).is_empty());
@@ -38,7 +38,8 @@ fn an_expired_member_is_gone_at_its_deadline_worker_or_not() {
     }
     assert_eq!(service.number("select count(*) from presence.member"), 2, "the row waits for the sweeper");
 
-    // Whoever sweeps or comes back and then rolls back has changed nothing: it is still gone, and leaves later, once.
+    // A sweep or a return that is rolled back changes nothing: the member is still gone, and leaves later,
+    // once.
     for undone in ["select presence.sweep()", "select presence.upsert('lobby', ttl => '1 s')"] {
         service.run(&format!("begin; {undone}"));
         assert!(!alice.is("select presence.heartbeat('lobby')"), "{undone}");
@@ -48,7 +49,7 @@ fn an_expired_member_is_gone_at_its_deadline_worker_or_not() {
         assert_eq!(alice.rows("select 1 from presence.get('lobby')").len(), 0, "{undone}");
     }
 
-    // Who comes back before the sweeper has left and enters.
+    // A member who returns before the sweep leaves and enters.
     let rows = alice.rows("select state, joined_at from presence.upsert('lobby', ttl => '1 s')");
     assert_eq!(rows[0][0], "{}", "nothing is left of the old stay");
     assert_ne!(rows[0][1], joined);
@@ -97,7 +98,7 @@ fn a_thousand_that_expire_together_leave_once_each() {
     cluster.assert_sound();
 }
 
-/// Sweeps, deletes, heartbeats and expiry itself, all at the same members at their deadlines.
+/// Sweeps, deletes, heartbeats and expiry itself all act on the same members at their deadlines.
 #[test]
 fn one_leave_however_many_race_for_it() {
     const MEMBERS: usize = 60;
@@ -105,7 +106,7 @@ fn one_leave_however_many_race_for_it() {
     let mut service = cluster.service();
     service.run("create table beat (member_id text, at timestamptz)");
     service.run("select presence.listen()");
-    // Three times, and on a busy machine until a heartbeat has come in time.
+    // Three rounds, and on a busy machine more until a heartbeat has come in time.
     let mut round = 0;
     while round < 3 || (round < 20 && service.is("select count(*) = 0 from beat")) {
         round += 1;
@@ -113,13 +114,13 @@ fn one_leave_however_many_race_for_it() {
             "select presence.upsert('race', member_id => '{round}/' || n, user_id => 'u', ttl => '1 s')
              from generate_series(1, {MEMBERS}) n"
         ));
-        // One of those that are about to run out.
+        // A member whose lease is about to end.
         let one =
             "select member_id from presence.online where expires_at < clock_timestamp() + interval '3 ms'
                    order by random() limit 1";
         let sweep = "select presence.sweep()".to_owned();
         let delete = format!("select presence.delete('race', member_id) from ({one}) m");
-        // Not everybody, or nobody would ever leave. The time is taken before the heartbeat.
+        // Only some members, or none would ever expire. The time is taken before the heartbeat.
         let beat = format!(
             "with one as materialized (select member_id, clock_timestamp() as at from ({one}) m
                                        where member_id like '%3' or member_id like '%7')
@@ -149,13 +150,13 @@ fn one_leave_however_many_race_for_it() {
     cluster.assert_sound();
 }
 
-/// The functions behind `online` share one look at a row: within a query, and no longer.
+/// The functions behind `online` share one lookup per row within a query, but not across queries.
 #[test]
 fn a_query_is_not_answered_with_what_an_earlier_one_saw() {
     let cluster = Cluster::start();
     let mut alice = cluster.service();
     alice.run("select presence.upsert('lobby', ttl => '1 hour')");
-    // `count(*)` asks whether the row is alive, and for nothing else.
+    // `count(*)` only checks whether the row is alive.
     let look = "select count(*) from presence.online";
     let seen =
         "select _presence._last_seen_at(key_hash, version, generation, deadline, session, ttl, last_seen_at)
@@ -172,7 +173,7 @@ fn a_query_is_not_answered_with_what_an_earlier_one_saw() {
         ] {
             assert_ne!(alice.value(&client), before, "{client}");
         }
-        // In one statement of the client's, whose time and command number are the same throughout.
+        // Within one client statement, whose timestamp and command number stay the same throughout.
         alice.run(&format!(
             "create or replace function public.ask() returns boolean language plpgsql as $$
              declare before timestamptz; after timestamptz; here bigint; begin

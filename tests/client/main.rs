@@ -1,4 +1,4 @@
-//! Real clients on private servers. `tests/README.md` says which kind of test is for what.
+//! Tests with real clients on private servers. `tests/README.md` says what each kind of test is for.
 
 mod cancel;
 mod catalog;

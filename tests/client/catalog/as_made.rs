@@ -1,9 +1,10 @@
-//! The short ways are for what the extension made, and for who may do all of it: what was changed for all tables alike,
-//! what was taken back of rights, and what is around a verb counts as it does in plain SQL.
+//! The fast paths are only for the schema as the extension created it, and for callers with full rights:
+//! changes made to all tables alike, revoked rights, and the code around a verb have the same effect as in
+//! plain SQL.
 
 use crate::common::{Cluster, Session, until};
 
-/// As a loop over all tables, or an event trigger, does it: to the twin of `member`, too.
+/// Applies the DDL to the twin of `member`, too, as a loop over all tables or an event trigger would.
 fn to_both(service: &mut Session, ddl: &str) {
     for table in ["presence.member", "_presence.member_twin"] {
         service.run(&ddl.replace("%", table));
@@ -60,7 +61,7 @@ fn what_is_made_for_all_tables_is_not_taken_for_ours() {
     assert_eq!(alice.fails("select presence.upsert('hall', '11')").code, "42501");
     to_both(&mut service, "alter policy member_change on % to public");
 
-    // As it was: the short way again.
+    // Everything is as it was: the fast path is used again.
     let before = service.number("select fast_writes from presence.health");
     alice.run("select presence.upsert('hall', '12')");
     if service.is("select current_setting('presence.fast_path')::boolean") {
@@ -106,7 +107,7 @@ fn policies_ask_with_the_rights_of_the_caller() {
         service.run(&format!("grant execute on function {function} to alice"));
     }
     alice.run("select presence.upsert('hall', '2')");
-    // Another function under the same number: the policies ask that one.
+    // A replaced function keeps its OID: the policies call the new body.
     service.run(
         "create or replace function presence.user_id() returns text language sql stable parallel restricted as
              $$ select 'nobody' $$",
@@ -115,7 +116,8 @@ fn policies_ask_with_the_rights_of_the_caller() {
     assert_eq!(alice.fails("select presence.upsert('side')").code, "42501");
 }
 
-/// Who calls a verb by way of somebody's function needs no USAGE for that; the verb's own statements do.
+/// Calling a verb through somebody's function requires no USAGE on the schema, but the verb's own statements
+/// do.
 #[test]
 fn the_schema_may_be_closed() {
     let cluster = Cluster::start();
@@ -132,7 +134,7 @@ fn the_schema_may_be_closed() {
     assert_eq!(alice.value("select say('hall', '3')"), "3");
 }
 
-/// Defaults of what the triggers fill run as well, as whoever writes.
+/// Defaults of columns that the triggers fill are evaluated as well, with the rights of the writer.
 #[test]
 fn a_default_runs_as_the_caller() {
     let cluster = Cluster::start();
@@ -151,7 +153,8 @@ fn a_default_runs_as_the_caller() {
     alice.run("select presence.upsert('side')");
 }
 
-/// A constant runs nothing, and the triggers replace it: those that the extension has made, and others.
+/// A constant default runs no code, and the triggers replace its value: both the extension's own defaults and
+/// added ones.
 #[test]
 fn a_constant_default_changes_nothing() {
     let cluster = Cluster::start();
@@ -180,7 +183,7 @@ fn a_constant_default_changes_nothing() {
     cluster.assert_sound();
 }
 
-/// The owner's rights are a short way, and nobody's condition.
+/// The owner's rights enable a fast path; they are not a condition for anybody.
 #[test]
 fn an_owner_who_may_not_enter_keeps_nobody_out() {
     let cluster = Cluster::bare(&[]);
@@ -195,7 +198,7 @@ fn an_owner_who_may_not_enter_keeps_nobody_out() {
     cluster.assert_sound();
 }
 
-/// A statement whose row a verb has changed under it says so.
+/// A statement whose row a verb modifies while the statement runs fails with an error.
 #[test]
 fn a_verb_is_a_command_of_its_own() {
     let cluster = Cluster::start();
@@ -211,7 +214,7 @@ fn a_verb_is_a_command_of_its_own() {
     assert_eq!(alice.value("select state from presence.get('hall')"), "1");
 }
 
-/// A trigger that refuses is asked once, and the answer is no conflict.
+/// A trigger that rejects a row runs once, and its answer is not treated as a conflict.
 #[test]
 fn what_a_trigger_refuses_is_not_tried_again() {
     let cluster = Cluster::start();
@@ -256,12 +259,12 @@ fn occupancy_counts_what_a_select_shows() {
     let both =
         "select o.members, (select count(*) from presence.list('hall')) from presence.occupancy('hall') o";
     assert_eq!(bob.rows(both)[0], ["0", "0"]);
-    // PostgreSQL holds no policies against members of the owner's role.
+    // PostgreSQL does not apply policies to members of the owner's role.
     service.run("grant successor to bob");
     assert_eq!(bob.rows(both)[0], ["1", "1"]);
     service.run("revoke successor from bob");
     until("she may not any more", || bob.rows(both)[0] == ["0", "0"]);
-    // And a SELECT reads tables that inherit.
+    // And a SELECT also reads inheriting tables.
     service.run(
         "create table public.kid () inherits (presence.member);
          insert into public.kid select * from presence.member;

@@ -1,9 +1,9 @@
-//! What administrators do to a database with presence in it, and to the extension's own tables: publications, settings,
-//! columns, indexes, triggers.
+//! What administrators do to a database that has the extension, and to the extension's own tables:
+//! publications, settings, columns, indexes, triggers.
 
 use crate::common::{Cluster, Session, lines, until, use_everything};
 
-/// A server with an empty database `app`, for a CREATE EXTENSION that meets something.
+/// A server with an empty database `app`, for tests in which CREATE EXTENSION meets an existing environment.
 fn without_extension() -> Cluster {
     let cluster = Cluster::bare(&[]);
     cluster.sql("postgres", "create database app");
@@ -26,7 +26,7 @@ const WITHOUT_IDENTITY: &str = "
       and c.relkind = 'r' and c.relpersistence = 'p' and c.relreplident <> 'f'
       and not exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)";
 
-/// What is published needs a replica identity, else PostgreSQL refuses to change or delete it.
+/// A published table needs a replica identity; otherwise PostgreSQL rejects UPDATE and DELETE on it.
 #[test]
 fn a_publication_of_all_tables_is_in_nobodys_way() {
     let cluster = without_extension();
@@ -37,7 +37,7 @@ fn a_publication_of_all_tables_is_in_nobodys_way() {
 
     let (mut service, mut alice, mut bob) = people(&cluster);
     use_everything(&mut service, &mut alice, &mut bob);
-    // Each logged table once more, with UPDATE and DELETE of rows that are there.
+    // Write to each logged table once more, with UPDATE and DELETE of existing rows.
     service.run("select presence.set_room('side', '{\"n\": 1}'); select presence.set_room('side', patch => '{\"n\": 2}')");
     service.run("update presence.room set ttl = '1 min'; select presence.delete_room('side')");
     service.run(
@@ -52,7 +52,7 @@ fn a_publication_of_all_tables_is_in_nobodys_way() {
     service.run("select presence.forget('alice'); select presence.forget('bob')");
     service.run("delete from _presence._sink; delete from _presence._last_seen");
     assert_eq!(service.value("select last_error from presence.health"), "");
-    // It and a sink at work may lock tables the other way round.
+    // DROP EXTENSION and a running sink may lock tables in opposite order.
     until("it is dropped", || match service.try_run("drop extension presence_ext cascade") {
         Ok(()) => true,
         Err(failure) => {
@@ -75,7 +75,7 @@ fn an_update_goes_through_where_all_tables_are_published() {
     }
 }
 
-/// Each reader and doorbell depends on whether policies are the built-in ones.
+/// Each reader and doorbell depends on detecting that the policies are the built-in ones.
 #[test]
 fn created_with_quote_all_identifiers() {
     let cluster = without_extension();
@@ -90,7 +90,7 @@ fn created_with_quote_all_identifiers() {
 #[test]
 fn reader_with_quote_all_identifiers() {
     let cluster = Cluster::start();
-    // The worker and the sink, too.
+    // Set it for the worker and the sink, too.
     cluster.sql("app", "alter database app set quote_all_identifiers = on");
     cluster.sql("app", "select pg_terminate_backend(presence.worker_pid())");
     cluster.until_worker("app");
@@ -113,7 +113,7 @@ fn reader_with_quote_all_identifiers() {
     until("the sink has it", || service.is("select count(*) > 0 from \"Our App\".heard"));
 }
 
-/// A column of somebody else's, live and then dropped, in sessions that knew the table before and in new ones.
+/// Adds and then drops a user-defined column, in sessions that already knew the table and in new ones.
 fn try_columns(table: &str, columns: &[&str]) {
     let cluster = Cluster::start();
     let (mut service, mut alice, mut bob) = people(&cluster);
@@ -129,7 +129,7 @@ fn try_columns(table: &str, columns: &[&str]) {
         let name = column.split(' ').next().expect("a name");
         for ddl in [format!("add column {column}"), format!("drop column {name}")] {
             if let Err(refused) = service.try_run(&format!("alter table {table} {ddl}")) {
-                // Since 15.20 PostgreSQL refuses some by itself: functions return these rows.
+                // Since 15.20 PostgreSQL itself refuses some of these, because functions return these rows.
                 assert_eq!(refused.code, "0A000", "{refused:?}");
                 assert_ne!(table, "presence.member");
                 break;
@@ -140,7 +140,7 @@ fn try_columns(table: &str, columns: &[&str]) {
             check_lines(&mut service, &mut alice);
         }
     }
-    // What the log never had begins with a resync, made by the names of columns.
+    // A position that the log never had starts with a resync, which is built by column name.
     service.run("alter table presence.event add column mine text");
     service.run("update _presence._sink set position = -1");
     until("the sink begins anew", || {
@@ -149,7 +149,7 @@ fn try_columns(table: &str, columns: &[&str]) {
     cluster.assert_sound();
 }
 
-/// Rows of the log and of rooms have in each column what belongs there.
+/// Rows of the log and of rooms have the right value in each column.
 fn check_lines(service: &mut Session, alice: &mut Session) {
     alice.run("select presence.upsert('lines', '{\"n\": 1}', status => 'online', audience => '{any}')");
     service.flush();
@@ -192,7 +192,8 @@ fn columns_of_others_in_room() {
     try_columns("presence.room", &COLUMNS);
 }
 
-/// A column that says more than ours does is obeyed as in any INSERT: the log is not written past it.
+/// A column type that does more than the original is honoured as in any INSERT: the log writer does not
+/// bypass it.
 #[test]
 fn changed_columns_of_the_log_are_obeyed() {
     let cluster = Cluster::start();
@@ -211,7 +212,7 @@ fn changed_columns_of_the_log_are_obeyed() {
     cluster.assert_sound();
 }
 
-/// Found by what it indexes; without one the table is read through.
+/// The index is found by what it indexes, not by name; without one the table is scanned.
 #[test]
 fn an_index_by_any_name_or_none() {
     let cluster = Cluster::start();
@@ -240,7 +241,7 @@ fn an_index_by_any_name_or_none() {
     cluster.assert_sound();
 }
 
-/// A partial index is not asked for the rows that it has not got, nor one that cannot be asked yet.
+/// Rows that a partial index lacks are not looked up in it, and an invalid index is not used at all.
 #[test]
 fn an_index_that_lacks_rows_is_not_used() {
     let cluster = Cluster::start();
@@ -262,7 +263,7 @@ fn an_index_that_lacks_rows_is_not_used() {
     cluster.assert_sound();
 }
 
-/// Our trigger functions read rows of our tables. Others do not pass such.
+/// The extension's trigger functions read rows of its own tables, and refuse to run for other triggers.
 #[test]
 fn a_trigger_function_of_ours_is_for_our_triggers_alone() {
     let cluster = Cluster::start();
@@ -310,7 +311,7 @@ fn a_trigger_function_of_ours_is_for_our_triggers_alone() {
         let failure = owner.fails(&format!("select _presence.{function}()"));
         assert!(["39P01", "0A000"].contains(&failure.code.as_str()), "{failure:?}");
     }
-    // Ours still work.
+    // The extension's own triggers still work.
     assert_eq!(owner.value("select status from presence.upsert('lobby', status => 'busy')"), "busy");
     assert_eq!(owner.number("select max_members from presence.set_room('lobby', max_members => 4)"), 4);
     owner.run("select presence.delete('lobby')");

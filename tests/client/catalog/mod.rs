@@ -1,4 +1,4 @@
-//! What others change of the catalog: verbs still do what plain SQL would.
+//! Catalog changes made by others: verbs still do what plain SQL would.
 
 mod as_made;
 mod ddl;

@@ -1,4 +1,4 @@
-//! Who owns what: the schema that was there before, an owner who changes or loses rights, roles that are dropped.
+//! Ownership: a schema that already existed, an owner who changes or loses rights, dropped roles.
 
 use crate::common::{Cluster, Session, until, use_everything};
 
@@ -6,7 +6,7 @@ fn people(cluster: &Cluster) -> (Session, Session, Session) {
     (cluster.service(), cluster.user("alice"), cluster.user("bob"))
 }
 
-/// Whoever owns the schema, or anything in it, can put what it likes beside ours.
+/// Whoever owns the schema, or an object in it, can place objects of their own next to the extension's.
 #[test]
 fn a_schema_of_somebody_else_is_not_used() {
     let cluster = Cluster::bare(&[]);
@@ -22,7 +22,7 @@ fn a_schema_of_somebody_else_is_not_used() {
 
     bob.run("create schema presence");
     refused(&mut owner, "schema presence");
-    // One's own is not enough, while somebody else has something in it.
+    // Owning the schema is not enough while somebody else owns an object in it.
     for (statement, what) in [
         (
             "create function presence.upsert(text) returns text language sql begin atomic select $1; end",
@@ -54,7 +54,7 @@ fn a_schema_of_somebody_else_is_not_used() {
     cluster.assert_sound();
 }
 
-/// A server whose extension belongs to the superuser `admin`.
+/// A server on which the extension belongs to the superuser `admin`.
 fn of_admin() -> Cluster {
     let cluster = Cluster::bare(&[]);
     cluster.sql("postgres", "create database app");
@@ -114,14 +114,14 @@ fn reassigned_to_somebody_who_is_no_superuser() {
     service.run("select pg_terminate_backend(presence.worker_pid())");
     use_everything(&mut service, &mut alice, &mut bob);
     successor.run("select presence.grant_access('carol')");
-    // And in the middle of it all, undone.
+    // And in the middle of all this, a rolled-back change of owner.
     service.run("create role third; begin; reassign owned by successor to third; select presence.upsert('lobby'); rollback");
     service.run("select presence.delete('lobby')");
     use_everything(&mut service, &mut alice, &mut bob);
     cluster.assert_sound();
 }
 
-/// The keys of all hashes are read whoever owns them.
+/// The hash keys are readable whoever owns their table.
 #[test]
 fn tables_with_other_owners() {
     let cluster = of_admin();

@@ -1,15 +1,16 @@
-//! Random changes of the table by its owner, of grants and of settings, between the verbs of two users. The same steps in
-//! three databases: with verbs that may go past the executor, with verbs that may not, and with plain SQL in the place
-//! of verbs. What each step answers and what is in the tables afterwards must agree.
+//! Random changes to the table by its owner, to grants and to settings, interleaved with verbs of two users.
+//! The same steps run in three databases: with verbs that may bypass the executor, with verbs that may not,
+//! and with plain SQL instead of verbs. The result of each step and the contents of the tables afterwards
+//! must agree.
 //!
-//! PRESENCE_CASES says how many cases (default 60), PRESENCE_SEED which ones.
+//! PRESENCE_CASES sets the number of cases (default 60), PRESENCE_SEED selects them.
 
 use crate::common::{Cluster, Session};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use std::cell::RefCell;
 
-/// What an owner may do to the table, and how to take it back.
+/// What an owner may do to the table, and how to undo it.
 const CHANGES: [(&str, &str); 24] = [
     (
         "create policy p1 on presence.member as restrictive for update using (status is distinct from 'a')",
@@ -101,7 +102,7 @@ const CHANGES: [(&str, &str); 24] = [
     ("revoke insert on presence.member from bob", "grant insert on presence.member to bob"),
 ];
 
-/// What a user may set, and how to take it back.
+/// What a user may set, and how to undo it.
 const SETTINGS: [(&str, &str); 3] = [
     ("set row_security = off", "reset row_security"),
     ("set default_transaction_read_only = on", "reset default_transaction_read_only"),
@@ -125,7 +126,7 @@ const FUNCTIONS: &str = "
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Make a change, or take it back.
+    /// Make a change, or undo it if it is in effect.
     Change(usize),
     Set(usize, usize),
     Upsert {
@@ -188,7 +189,7 @@ impl Place {
         }
     }
 
-    /// By verbs or by plain SQL. What came of it: the rows, or the SQLSTATE and the message.
+    /// Runs the step as a verb or as plain SQL, and returns the rows, or the SQLSTATE and the message.
     fn take(&mut self, user: usize, step: &Step) -> Answer {
         let sql = if self.name == "plain" { plain(user, step) } else { verb(step) };
         match self.users[user].try_rows(&sql) {
@@ -238,7 +239,7 @@ fn verb(step: &Step) -> String {
     }
 }
 
-/// What an application would write that has no verbs, and leaves alone what is right already.
+/// What an application without verbs would write, which leaves rows alone that are already right.
 fn plain(user: usize, step: &Step) -> String {
     let of = |room| format!("room = '{room}' and member_id = '{0}' and connection_id = ''", USERS[user]);
     let change = |room, state: &str, status: &str| {
@@ -311,11 +312,11 @@ fn run(places: &mut [Place; 3], steps: &[Step]) -> Result<(), String> {
     result
 }
 
-/// A change that one of them refuses (rows that violate it) is made in none.
+/// A change that one database refuses (existing rows violate it) must be refused by all.
 fn change(places: &mut [Place; 3], at: usize, made: &mut Vec<usize>) -> Result<(), String> {
     let there = made.iter().position(|known| *known == at);
     let (make, undo) = CHANGES[at];
-    // They take back each other's grants, and `member_change` is one policy.
+    // These changes undo each other's grants, and `member_change` is a single policy.
     if there.is_none() && made.iter().any(|known| CHANGES[*known].1 == undo || conflict(*known, at)) {
         return Ok(());
     }
@@ -346,10 +347,10 @@ fn compare(places: &mut [Place; 3], user: usize, step: &Step) -> Result<(), Stri
     if answers[0] != answers[1] {
         return Err(format!("fast: {:?}, not fast: {:?}", answers[0], answers[1]));
     }
-    // Plain SQL changes no row in silence where an upsert must say that it did nothing; and one that changes nothing
-    // asks for the right to.
+    // Plain SQL silently changes no row where an upsert must report that it did nothing; and an upsert that
+    // changes nothing still checks the right to change.
     let says_more = ["42501", "25006"].contains(&answers[1].error.as_str()) && answers[2].error.is_empty();
-    // Of two refusals either may come first.
+    // If both refuse, the reasons may be checked in either order.
     let [verbs, plain] = [1, 2].map(|at| answers[at].error.as_str());
     let refused = !verbs.is_empty() && !plain.is_empty() && (verbs == "25006" || plain == "25006");
     if verbs != plain && !says_more && !refused {
@@ -379,7 +380,8 @@ fn verbs_do_what_sql_does_whatever_was_done_to_the_table() {
         Place::new(&cluster, "slow", "off"),
         Place::new(&cluster, "plain", "off"),
     ]);
-    // Before anything was done to the table: a column that was added and dropped again leaves it changed for good.
+    // Before anything is done to the table: a column that was added and dropped again leaves it changed
+    // permanently.
     for place in places.borrow_mut().iter_mut() {
         place.users[0].run("select presence.upsert('first', '1'); select presence.upsert('first', '2')");
         place.owner.run("delete from presence.member; truncate audit");

@@ -1,9 +1,9 @@
-//! A verb does what plain SQL would do at that moment, whatever way it takes inside: what others add to the table takes
-//! part, also when it was added a moment ago.
+//! A verb does what plain SQL would do at that moment, whichever path it takes internally: anything that
+//! others add to the table takes effect, even if it was added a moment ago.
 
 use crate::common::{Cluster, Session, until};
 
-/// Alice waits in a verb for the lock of `ddl`, which then commits.
+/// Alice's verb waits for the lock held by `ddl`, which then commits.
 fn wait_for(cluster: &Cluster, alice: &mut Session, ddl: &str, verb: &str) {
     let mut admin = cluster.service();
     alice.run("select presence.upsert('hall', '{\"n\": 1}', status => 'here')");
@@ -107,7 +107,8 @@ fn after_such_a_wait_the_log_shows_no_more_than_the_list() {
     assert!(bob.rows("select * from presence.last_seen where user_id = 'alice'").is_empty());
 }
 
-/// The table changed twice: once while the session was in a transaction that had it locked, once afterwards.
+/// The table changes twice: once while the session is in a transaction that has it locked, and once
+/// afterwards.
 #[test]
 fn no_change_of_the_table_is_missed_behind_another() {
     let cluster = Cluster::start();
@@ -120,7 +121,7 @@ fn no_change_of_the_table_is_missed_behind_another() {
     assert_eq!(alice.fails("select presence.upsert('hall', '4')").code, "42501");
     service.run("drop policy frozen on presence.member");
     alice.run("select presence.upsert('hall', '4')");
-    // In the same transaction, by one who may do both.
+    // In the same transaction, as a user who may do both.
     service.run("begin; select presence.upsert('hall', '5', user_id => 'alice')");
     service.run("alter table presence.member alter status set not null");
     let refused = service.fails("select presence.upsert('hall', '6', user_id => 'alice', status => '')");
@@ -151,7 +152,7 @@ fn a_read_only_transaction_reads_and_renews() {
             alice.run("rollback");
         }
         alice.run(begin);
-        alice.run("select presence.upsert('hall', '1')"); // the same again writes nothing
+        alice.run("select presence.upsert('hall', '1')"); // an unchanged state writes nothing
         assert!(alice.is("select presence.heartbeat('hall')"));
         alice.run("commit");
     }
@@ -196,7 +197,8 @@ fn constraints_children_and_settings_are_not_passed_by() {
     alice.run("select presence.upsert('hall', '4', status => '')");
 }
 
-/// What others add behind our columns is theirs: no verb loses it, and dropped again it is as it was.
+/// Columns that others add after ours stay intact: no verb loses their values, and dropping them restores the
+/// original behaviour.
 #[test]
 fn columns_of_others_are_kept() {
     let cluster = Cluster::start();
@@ -227,7 +229,7 @@ fn columns_of_others_are_kept() {
     cluster.assert_sound();
 }
 
-/// A verb looks at what is there now, not at what its statement began with, and nobody's change is lost.
+/// A verb acts on the current row, not on its statement's snapshot, and no change is lost.
 #[test]
 fn nothing_is_decided_on_an_old_row() {
     let cluster = Cluster::start();
@@ -259,7 +261,7 @@ fn nothing_is_decided_on_an_old_row() {
     }
 }
 
-/// Triggers of somebody else's may write members, too: that is their own doing, not the verb's.
+/// Somebody else's triggers may write members, too; these writes do not inherit the verb's parameters.
 #[test]
 fn what_a_trigger_writes_is_its_own() {
     let cluster = Cluster::start();
@@ -291,7 +293,7 @@ fn what_a_trigger_writes_is_its_own() {
         "{\"doc left {\\\"page\\\": 3}\",\"site left {\\\"bye\\\": 1}\"}"
     );
 
-    // The sweeper expires one, and the trigger removes the other, which is alive.
+    // The sweeper expires one member, and the trigger removes the other, whose lease has not ended.
     let seq = service.number("select presence.seq()");
     alice.run("select presence.upsert('site', ttl => '1 s')");
     until("both are gone", || service.is("select count(*) = 0 from presence.member"));
@@ -300,7 +302,7 @@ fn what_a_trigger_writes_is_its_own() {
     assert!(left.contains("doc removed") && left.contains("site expired"), "{left}");
 }
 
-/// A trigger function with its owner's rights writes as its owner.
+/// A SECURITY DEFINER trigger function writes as its owner.
 #[test]
 fn a_security_definer_trigger_writes_as_its_owner() {
     let cluster = Cluster::start();
@@ -320,7 +322,7 @@ fn a_security_definer_trigger_writes_as_its_owner() {
     );
 }
 
-/// Our trigger functions know one table.
+/// The extension's trigger functions work on one table only.
 #[test]
 fn our_triggers_refuse_other_tables() {
     let cluster = Cluster::start();
@@ -342,12 +344,13 @@ fn our_triggers_refuse_other_tables() {
     cluster.assert_sound();
 }
 
-/// Few of many: the index on audience is asked, for some tokens at a time.
+/// The user sees few of many members: the index on audience is searched with a few tokens at a time.
 #[test]
 fn who_sees_few_of_many_is_listed_the_same() {
     let cluster = Cluster::with(&["presence.max_per_user=0", "presence.member_ids=any"]);
     let mut service = cluster.service();
-    // Strangers first in the order of the key; alice in 100 rooms; some share with several of her rooms, some with one.
+    // Strangers come first in key order; alice is in 100 rooms; bob's members share several of her rooms,
+    // carol's one.
     service.run(
         "select count(presence.upsert('a' || n % 50, user_id => 's' || n, ttl => '1 h')) from generate_series(1, 6000) n;
          select count(presence.upsert('m' || n, user_id => 'alice', ttl => '1 h')) from generate_series(1, 100) n;

@@ -1,5 +1,5 @@
-//! Random steps that shrink when they fail. PRESENCE_CASES says how many cases, PRESENCE_SEED which ones;
-//! PRESENCE_SOAK=minutes goes on for so long instead.
+//! Random sequences of steps, shrunk on failure. PRESENCE_CASES sets the number of cases, PRESENCE_SEED
+//! selects them; PRESENCE_SOAK=minutes runs for that long instead.
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-/// What the environment says about numbers.
+/// A numeric environment variable.
 pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|value| value.parse().ok())
 }
@@ -17,7 +17,8 @@ pub fn seed() -> u64 {
         .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_micros() as u64)
 }
 
-/// `default` cases, half of PRESENCE_CASES if that is set: there are two such tests. Each stream has cases of its own.
+/// Runs `default` cases, or half of PRESENCE_CASES if that is set, because two tests share it. Each stream
+/// generates its own cases.
 pub fn cases<S: Debug>(
     mut seed: u64,
     stream: u64,

@@ -1,4 +1,4 @@
-//! A clock that a test moves, for one server: the wall clock and the boot clock, each by itself (`clock.c`).
+//! Controllable clocks for one server: the wall clock and the boot clock, independently (`clock.c`).
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Clock {
     dir: PathBuf,
     file: File,
-    /// Microseconds ahead: wall, boot.
+    /// Offsets in microseconds: wall clock, boot clock.
     offsets: Mutex<[i64; 2]>,
 }
 
@@ -22,7 +22,7 @@ impl Clock {
         let name = format!("presence.clock.{}.{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir).expect("a directory for the clock");
-        // The server's user reads both.
+        // The server's user reads the library and the offsets.
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).expect("its permissions");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/client/common/clock.c");
         let library = dir.join("clock.so");
@@ -44,18 +44,18 @@ impl Clock {
         Clock { dir, file, offsets: Mutex::new([0; 2]) }
     }
 
-    /// What the server's environment needs.
+    /// The environment variables that the server needs.
     pub fn environment(&self) -> [(&'static str, PathBuf); 2] {
         [("LD_PRELOAD", self.dir.join("clock.so")), ("PRESENCE_TEST_CLOCK", self.dir.join("offsets"))]
     }
 
-    /// Time goes by, on all clocks.
+    /// Advances all clocks.
     pub fn pass(&self, time: Duration) {
         let microseconds = time.as_micros() as i64;
         self.change(|[wall, boot]| [wall + microseconds, boot + microseconds]);
     }
 
-    /// Somebody steps the wall clock.
+    /// Steps the wall clock only.
     pub fn step_wall(&self, seconds: i64) {
         self.change(|[wall, boot]| [wall + seconds * 1_000_000, boot]);
     }

@@ -1,4 +1,4 @@
-//! A private server, kept by `scripts/cluster`.
+//! A private server, managed by `scripts/cluster`.
 
 use super::{Clock, Session, attempt};
 use std::ops::Deref;
@@ -14,26 +14,27 @@ const USERS: &str = "
 const GRANTS: &str = "
     select presence.grant_access('alice'), presence.grant_access('bob'), presence.grant_access('carol')";
 
-/// Stopped and deleted when it is dropped.
+/// Stops and deletes the server on drop.
 pub struct Cluster {
     dir: PathBuf,
     clock: Option<Clock>,
-    /// Of another PostgreSQL than the one under test.
+    /// Set to run a different PostgreSQL than the one under test.
     pg_config: Option<PathBuf>,
 }
 
 impl Cluster {
-    /// A server with the database `app`, the extension in it, its worker at work and the users alice, bob, carol.
+    /// Starts a server with the database `app`, the extension installed in it, its worker running, and the
+    /// users alice, bob and carol.
     pub fn start() -> Cluster {
         Cluster::with(&[])
     }
 
-    /// The same, with settings of the server: `name=value`.
+    /// Like `start`, with server settings: `name=value`.
     pub fn with(options: &[&str]) -> Cluster {
         Cluster::bare(options).prepared()
     }
 
-    /// The same, with clocks that the test moves.
+    /// Like `with`, with clocks that the test controls.
     pub fn with_clock(options: &[&str]) -> Cluster {
         Cluster::made(None, options, Some(Clock::new())).with_users().prepared()
     }
@@ -50,7 +51,7 @@ impl Cluster {
         self.clock.as_ref().expect("a cluster made by with_clock")
     }
 
-    /// Only the server and the users.
+    /// Only the server and the users, without a database or the extension.
     pub fn bare(options: &[&str]) -> Cluster {
         Cluster::made(None, options, None).with_users()
     }
@@ -60,7 +61,7 @@ impl Cluster {
         self
     }
 
-    /// As initdb leaves it, and running.
+    /// A running server, as initdb creates it.
     pub fn empty(pg_config: Option<&Path>, options: &[&str]) -> Cluster {
         Cluster::made(pg_config, options, None)
     }
@@ -71,14 +72,14 @@ impl Cluster {
         let dir = std::env::temp_dir().join(name);
         let cluster = Cluster { dir, clock, pg_config: pg_config.map(Path::to_path_buf) };
         let fast_path = way().map(|way| format!("presence.fast_path={way}"));
-        // What is said by the clock stays out of what a test expects to hear.
+        // The periodic beacon would add events that tests do not expect.
         let options =
             ["presence.beacon=0"].into_iter().chain(fast_path.as_deref()).chain(options.iter().copied());
         cluster.script("start", &options.flat_map(|option| ["-o", option]).collect::<Vec<_>>());
         cluster
     }
 
-    /// Whether verbs went the way that they were told: past the executor or through it.
+    /// Checks that verbs took the configured path: bypassing the executor, or through it.
     pub fn assert_way(&self) {
         let mut service = self.service();
         let is_on = service.is("select current_setting('presence.fast_path')::boolean");
@@ -125,7 +126,7 @@ impl Cluster {
         self.session(user, "app")
     }
 
-    /// A session of the superuser in `app`, for which everything is visible.
+    /// A superuser session in `app`, which sees everything.
     pub fn service(&self) -> Session {
         self.user("postgres")
     }
@@ -134,20 +135,20 @@ impl Cluster {
         Session::open(&self.dir, user, database)
     }
 
-    /// None while the server does not take connections.
+    /// None while the server does not accept connections.
     pub fn try_session(&self, user: &str, database: &str) -> Option<Session> {
         Session::try_open(&self.dir, user, database).ok()
     }
 
-    /// Run something as the superuser, on a connection of its own.
+    /// Runs a script as the superuser, on its own connection.
     pub fn sql(&self, database: &str, sql: &str) {
         self.session("postgres", database).run(sql);
     }
 
-    /// Wait until the database has its worker. Its pid.
+    /// Waits until the database has its worker, and returns the worker's pid.
     pub fn until_worker(&self, database: &str) -> i64 {
         let mut session = self.session("postgres", database);
-        // One that is just going may still be said to run.
+        // A worker that is about to exit may still be reported as running.
         let (mut health, mut pid) = (String::new(), None);
         let runs = attempt(|| {
             let row = session.rows("select to_jsonb(h), h.worker_pid, h.worker_state from presence.health h");
@@ -159,12 +160,12 @@ impl Cluster {
         pid.unwrap_or_default()
     }
 
-    /// The worker of `app` does nothing for as long as the guard lives.
+    /// Suspends the worker of `app` for the lifetime of the guard.
     pub fn freeze_worker(&self) -> Frozen {
         Frozen::new(self.service().number("select presence.worker_pid()"))
     }
 
-    /// A file that the server's user can see: sessions stall while it exists.
+    /// Creates a file that the server's user can see; sessions stall while it exists.
     pub fn stall(&self) -> Stall {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let file = self.dir.join(format!("stall{}", COUNT.fetch_add(1, Relaxed)));
@@ -172,12 +173,12 @@ impl Cluster {
         Stall { file }
     }
 
-    /// What the server's log says.
+    /// The contents of the server's log.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(self.dir.join("log")).unwrap_or_default()).into_owned()
     }
 
-    /// Nothing crashed, also not in a way that the server survived.
+    /// Asserts that nothing crashed, including crashes that the server survived.
     pub fn assert_sound(&self) {
         let log = self.log();
         for line in log.lines() {
@@ -198,7 +199,7 @@ impl Drop for Cluster {
     }
 }
 
-/// PRESENCE_FAST_PATH=off: everything by SQL.
+/// With PRESENCE_FAST_PATH=off everything goes through SQL.
 fn way() -> Option<String> {
     std::env::var("PRESENCE_FAST_PATH").ok()
 }
@@ -207,8 +208,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Run a piece of bash with the functions of scripts/common.sh and `$bin`, where the programs of PostgreSQL are.
-/// Whether it succeeded, and what it said.
+/// Runs a bash script with the functions of scripts/common.sh; `$bin` is the directory of PostgreSQL's
+/// programs. Returns whether it succeeded, and its output.
 pub fn try_shell(script: &str, arguments: &[&Path]) -> (bool, String) {
     let script = format!("source scripts/common.sh; bin=$(\"$PG_CONFIG\" --bindir); {script}");
     let run = Command::new("bash").args(["-c", &script, "bash"]).args(arguments).current_dir(root()).output();
@@ -217,13 +218,13 @@ pub fn try_shell(script: &str, arguments: &[&Path]) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&said).into_owned())
 }
 
-/// The same, and it must succeed.
+/// Like `try_shell`, but panics if the script fails.
 pub fn shell(script: &str, arguments: &[&Path]) {
     let (done, said) = try_shell(script, arguments);
     assert!(done, "{said}");
 }
 
-/// Run a program of tests/node against this server. Nothing there crashes.
+/// Runs a program of tests/node against this server, and asserts that nothing crashed.
 pub fn node(program: &str, cluster: &Cluster) {
     shell(&format!("scripts/node-modules; node tests/node/{program} \"$1\""), &[cluster]);
     cluster.assert_sound();
@@ -234,7 +235,7 @@ pub fn signal(name: &str, pid: i64) {
     assert!(status.success(), "kill -{name} {pid}");
 }
 
-/// A process that is stopped until this is dropped.
+/// A process that is stopped until this guard is dropped.
 pub struct Frozen {
     pid: i64,
 }
@@ -252,18 +253,18 @@ impl Drop for Frozen {
     }
 }
 
-/// Sessions that stall at this file go on when it is dropped.
+/// A guard: sessions that stall on this file continue when it is dropped.
 pub struct Stall {
     file: PathBuf,
 }
 
 impl Stall {
-    /// The settings with which a session stalls at this point.
+    /// The session settings that make a session stall at this point.
     pub fn at(&self, point: &str) -> String {
         format!("set presence.stall_at = '{point}'; set presence.stall_while = '{}';", self.file.display())
     }
 
-    /// The same, of the server: for those who have no session.
+    /// The same as server options, for processes without a client session.
     pub fn options(&self, point: &str) -> [String; 2] {
         [format!("presence.stall_at={point}"), format!("presence.stall_while={}", self.file.display())]
     }

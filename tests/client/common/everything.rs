@@ -1,10 +1,11 @@
-//! All that one can do with presence, once.
+//! Calls every feature of the extension once.
 
 use super::{Mirror, Session};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// All verbs, readers and ways in which a member goes. Alice, and nobody else, is in the lobby afterwards. The rest is
-/// in a room of its own: the channel of a room that bob has just left would still wait for its next name.
+/// Calls all verbs and readers, and removes members in every way. Afterwards alice is the only member of the
+/// lobby. Everything else happens in a room of its own: the channel of a room that bob has just left would
+/// still be waiting for its next name.
 pub fn use_everything(service: &mut Session, alice: &mut Session, bob: &mut Session) {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let room = format!("room{}", COUNT.fetch_add(1, Relaxed));
@@ -13,7 +14,7 @@ pub fn use_everything(service: &mut Session, alice: &mut Session, bob: &mut Sess
     alice
         .run(&format!("select presence.upsert('{room}', '{{\"n\": 0}}', metadata => '{{\"name\": \"A\"}}')"));
     bob.run(&format!("select presence.upsert('{room}', session => true)"));
-    // All names may be about to change, where rights were taken away a moment ago.
+    // All channel names may be about to change if rights were revoked a moment ago.
     for _ in 0..5 {
         bob.run(&format!("select presence.listen('{room}')"));
         if !bob.hear().iter().any(|event| event.kind() == "relisten") {

@@ -1,9 +1,9 @@
-//! What a process of the server takes, as the system tells it.
+//! A server process's memory usage, as reported by the operating system.
 
 use super::{Over, millis};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// A figure of a process's memory, in kB.
+/// A field of /proc/PID/status, in kB.
 pub fn kilobytes(pid: i64, figure: &str) -> i64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
     let line = status.lines().find(|line| line.starts_with(figure)).expect(figure);
@@ -15,8 +15,8 @@ pub fn memory(pid: i64, figure: &str) -> i64 {
     kilobytes(pid, figure) / 1024
 }
 
-/// Watches a process's own memory while something happens: the most it had, in MB. (The peak that the system counts
-/// has shared memory in it: a large ring is read, and that is all.)
+/// The peak private memory of a process while `body` runs, in MB. (The peak that the system reports includes
+/// shared memory, so merely reading a large ring would raise it.)
 pub fn peak(pid: i64, body: impl FnOnce()) -> i64 {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! A listener that follows the rule for clients on one connection, at once.
+//! A listener that follows the client rule on a single connection and handles each event immediately.
 
 use super::rule::{self, Ask, Key, Member, OnBell, Rule};
 use super::{Event, Session};
@@ -9,14 +9,14 @@ pub struct Mirror {
 }
 
 impl Default for Mirror {
-    /// It holds nothing, and listens already.
+    /// Holds no members, and is already listening.
     fn default() -> Mirror {
         Mirror { rule: Rule::new(vec![None], OnBell::Read, None).where_nobody_is() }
     }
 }
 
 impl Mirror {
-    /// As a client starts, having listened before.
+    /// Starts the way a client does that is already listening: with a list.
     pub fn of(session: &mut Session) -> Mirror {
         let mut mirror = Mirror::default();
         mirror.list(session);
@@ -28,7 +28,7 @@ impl Mirror {
         self.act(session);
     }
 
-    /// Follow what the session has heard.
+    /// Applies everything that the session has received.
     pub fn follow(&mut self, session: &mut Session) {
         for event in session.hear() {
             self.apply(session, &event);
@@ -60,14 +60,14 @@ impl Mirror {
         self.rule.members()
     }
 
-    /// What it has heard is what is.
+    /// Asserts that the members it holds are the ones that the database lists.
     pub fn assert_true(&self, session: &mut Session) {
         let listed = listed(session);
         assert!(rule::is_listed(self.members(), &listed), "held: {:#?}\nlisted: {listed:#?}", self.members());
     }
 }
 
-/// Everything that the session may see, page by page.
+/// All members that the session may see, fetched page by page.
 pub fn listed(session: &mut Session) -> BTreeMap<Key, Member> {
     rule::listed(vec![None], |sql| session.try_rows(sql)).unwrap_or_else(|failure| panic!("{failure:?}"))
 }

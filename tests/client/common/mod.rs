@@ -1,6 +1,7 @@
-//! What all client tests share: a private server, sessions of real users on it, what they hear, a listener's model.
+//! Shared by all client tests: a private server, sessions of real users on it, the events they receive, and a
+//! model of a listener.
 
-#![allow(dead_code, unused_imports)] // no test needs all of it
+#![allow(dead_code, unused_imports)] // no single test uses all of it
 
 mod cases;
 mod clock;
@@ -28,19 +29,19 @@ pub use standby::Standby;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::time::{Duration, Instant};
 
-/// Nothing in these tests takes longer on a machine that works.
+/// On a working machine nothing in these tests takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 
-/// Ask until the answer is yes.
+/// Polls until the condition holds, and panics after PATIENCE.
 pub fn until(what: &str, condition: impl FnMut() -> bool) {
     assert!(attempt(condition), "not within {PATIENCE:?}: {what}");
 }
 
-/// Ask until the answer is yes, or patience is over.
+/// Polls until the condition holds or PATIENCE has passed; returns whether it holds.
 pub fn attempt(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
@@ -52,7 +53,7 @@ pub fn attempt(mut condition: impl FnMut() -> bool) -> bool {
     false
 }
 
-/// What the owner of anything of ours granted to others.
+/// All grants on the extension's objects to roles other than their owners.
 pub const GRANTS: &str = "
     select name, grantee::regrole, string_agg(privilege_type, ' ' order by privilege_type)
     from (select oid::regclass::text as name, relacl as acl, relowner as owner from pg_class
@@ -62,7 +63,7 @@ pub const GRANTS: &str = "
           where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace)) o, aclexplode(acl)
     where grantee <> owner group by 1, 2 order by 1, 2";
 
-/// Says that it is over when it is dropped, also by a panic: threads that wait for it end.
+/// Sets a flag when it is dropped, also during a panic, so that threads waiting for the flag end.
 pub struct Over<'a>(&'a AtomicBool);
 
 impl Over<'_> {

@@ -1,5 +1,6 @@
-//! The rule of docs/clients.md to the letter, without a connection: what a client asks next, and what it holds. Whoever
-//! has one does the asking, when it likes, and says what it hears.
+//! The client rule of docs/clients.md, implemented to the letter and without a connection: what a client asks
+//! next, and what it holds. The owner of a connection sends the queries when it likes, and passes in the
+//! events.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
@@ -16,26 +17,26 @@ pub struct Member {
     pub metadata: Value,
 }
 
-/// The rows of a page of all rooms.
+/// The default page size of a list of all rooms.
 const ALL_ROOMS: usize = 1000;
 
-/// What a client does when a bell rings: it may as well list.
+/// How a client reacts to a `changes` event: reading the log or, also allowed, listing again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnBell {
     Read,
     List,
 }
 
-/// What a client is to do.
+/// What a client must do next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Listen to its rooms, and commit.
     Listen,
-    /// Run this, on any connection; each row is one JSON.
+    /// Run this query, on any connection; each row is one JSON value.
     Query(String),
 }
 
-/// Where it is in the rule.
+/// The current stage of the rule.
 #[derive(Debug)]
 enum Stage {
     Deaf,
@@ -50,13 +51,13 @@ enum Stage {
 pub struct Rule {
     rooms: Vec<Option<String>>,
     on_bell: OnBell,
-    /// Rows of a page; None is a whole room, and of all rooms what a page has.
+    /// Rows per page. None fetches a whole room at once; a list of all rooms then has the default page size.
     page: Option<usize>,
     stage: Stage,
-    /// Heard, and not applied yet.
+    /// Received but not yet applied.
     buffer: VecDeque<Value>,
     members: BTreeMap<Key, Member>,
-    /// Also of those who left, until the next list.
+    /// Also keeps the versions of members who left, until the next list.
     versions: BTreeMap<Key, i64>,
     position: i64,
     boot: Option<Value>,
@@ -64,7 +65,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Of a client that listens to these rooms; None is all.
+    /// A client that listens to these rooms; None means all rooms.
     pub fn new(rooms: Vec<Option<String>>, on_bell: OnBell, page: Option<usize>) -> Rule {
         Rule {
             rooms,
@@ -80,19 +81,19 @@ impl Rule {
         }
     }
 
-    /// It listens already, where nobody is yet.
+    /// Skips listening and listing: it already listens, and there are no members yet.
     pub fn where_nobody_is(self) -> Rule {
         Rule { stage: Stage::Following, ..self }
     }
 
-    /// Its connection is a new one.
+    /// Called when the client has a new connection.
     pub fn connect(&mut self) {
         self.buffer.clear();
         self.boot = None;
         self.stage = Stage::Deaf;
     }
 
-    /// List, and hold that.
+    /// Starts a new list, which replaces the members held.
     pub fn list(&mut self) {
         self.stage = match self.on_bell {
             OnBell::Read => Stage::Marking,
@@ -104,7 +105,7 @@ impl Rule {
         self.buffer.push_back(event);
     }
 
-    /// What it needs next. Nothing: it has applied all that it heard.
+    /// What the client needs next. None means that it has applied all it received.
     pub fn next(&mut self) -> Option<Ask> {
         loop {
             let sql = match &self.stage {
@@ -151,7 +152,8 @@ impl Rule {
         self.page.or(self.rooms[room].is_none().then_some(ALL_ROOMS))
     }
 
-    /// `listen` is committed. What was heard until then is answered by the list, but for a signal to do it again.
+    /// Called when `listen` has committed. The list covers whatever was received before, except for a signal
+    /// to listen again.
     pub fn listens(&mut self) {
         self.list();
         for event in std::mem::take(&mut self.buffer) {
@@ -161,7 +163,7 @@ impl Rule {
         }
     }
 
-    /// What the query said.
+    /// Takes the rows of the query.
     pub fn answered(&mut self, rows: &[Vec<String>]) {
         let rows: Vec<Value> =
             rows.iter().map(|row| serde_json::from_str(&row[0]).expect("what is no JSON")).collect();
@@ -195,7 +197,7 @@ impl Rule {
         }
     }
 
-    /// Lines of the log are events like others.
+    /// Rows of the log are handled like other events.
     fn read(&mut self, mut rows: Vec<Value>, until: i64) {
         let position = rows.pop().expect("a position");
         assert_eq!(kind(&position), "position", "at the end of what `changes` says");
@@ -262,19 +264,20 @@ impl Rule {
         &self.members
     }
 
-    /// It has more to do.
+    /// Whether it has more work to do.
     pub fn is_busy(&self) -> bool {
         !matches!(self.stage, Stage::Following) || !self.buffer.is_empty()
     }
 
-    /// It is told to look, or to listen anew.
+    /// Whether it has been told to read changes, or to listen again.
     pub fn is_called(&self) -> bool {
         !matches!(self.stage, Stage::Following)
             || self.buffer.iter().any(|event| matches!(kind(event), "changes" | "relisten" | "resync"))
     }
 }
 
-/// Whether it is what is listed. A change of ttl or session has a version and no event.
+/// Whether the members held are the ones listed. A change of ttl or session raises the version without an
+/// event.
 pub fn is_listed(held: &BTreeMap<Key, Member>, listed: &BTreeMap<Key, Member>) -> bool {
     let same = |(held, listed): (&Member, &Member)| {
         held.version <= listed.version && *held == Member { version: held.version, ..listed.clone() }
@@ -288,7 +291,7 @@ impl Stage {
     }
 }
 
-/// All that the database lists to whoever asks; `rows` runs a query whose rows are one JSON each.
+/// Everything that the database lists for the caller; `rows` runs a query whose rows are one JSON value each.
 pub fn listed<E>(
     rooms: Vec<Option<String>>,
     mut rows: impl FnMut(&str) -> Result<Vec<Vec<String>>, E>,

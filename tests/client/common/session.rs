@@ -1,4 +1,4 @@
-//! A connection of a user, and what it hears.
+//! A user's connection, and the events it receives.
 
 use super::{PATIENCE, millis};
 use postgres::fallible_iterator::FallibleIterator;
@@ -22,7 +22,7 @@ pub struct Event {
     pub fields: Value,
 }
 
-/// What the server answered instead.
+/// An error that the server returned.
 #[derive(Debug)]
 pub struct Failure {
     pub code: String,
@@ -42,27 +42,27 @@ impl Session {
             .host_path(host)
             .user(user)
             .dbname(database)
-            .options("-c statement_timeout=60s") // no test hangs for ever
+            .options("-c statement_timeout=60s") // so that no test hangs
             .connect(NoTls)?;
         Ok(Session { client })
     }
 
-    /// Run one or several statements.
+    /// Runs one or several statements.
     pub fn run(&mut self, sql: &str) {
         self.client.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {}", explain(&error)));
     }
 
-    /// Run it, whatever comes of it.
+    /// Runs them and returns the error, if any.
     pub fn try_run(&mut self, sql: &str) -> Result<(), Failure> {
         self.client.batch_execute(sql).map_err(|error| failure(&error))
     }
 
-    /// It must fail.
+    /// Runs statements that must fail.
     pub fn fails(&mut self, sql: &str) -> Failure {
         self.try_run(sql).expect_err(sql)
     }
 
-    /// The rows of the last statement that has some, as text; NULL is the empty string.
+    /// The rows of the last statement that returns any, as text; NULL becomes the empty string.
     pub fn rows(&mut self, sql: &str) -> Vec<Vec<String>> {
         self.try_rows(sql).unwrap_or_else(|failure| panic!("{sql}: {failure:?}"))
     }
@@ -83,7 +83,7 @@ impl Session {
         Ok(rows)
     }
 
-    /// The rows of a statement that is prepared as drivers do it; its arguments and columns are text.
+    /// The rows of a statement that is prepared the way drivers do it; its arguments and columns are text.
     pub fn prepared(&mut self, sql: &str, arguments: &[&str]) -> Vec<Vec<String>> {
         let arguments: Vec<&(dyn ToSql + Sync)> =
             arguments.iter().map(|text| text as &(dyn ToSql + Sync)).collect();
@@ -117,18 +117,18 @@ impl Session {
         self.run(&format!("select presence.listen('{room}')"));
     }
 
-    /// Wait until everything committed so far is published.
+    /// Waits until everything committed so far is published.
     pub fn flush(&mut self) {
         assert!(self.is("select presence.wait_for_flush('20 s')"), "the worker does not publish");
     }
 
-    /// Everything that was published before the call and not heard yet.
+    /// Everything that was published before the call and has not been returned yet.
     pub fn hear(&mut self) -> Vec<Event> {
         self.flush();
         self.heard()
     }
 
-    /// What has arrived. A query brings all notifications that were sent before it.
+    /// The notifications that have arrived. The round trip of a query delivers all that were sent before it.
     pub fn heard(&mut self) -> Vec<Event> {
         self.run("");
         let mut notifications = self.client.notifications();
@@ -140,7 +140,7 @@ impl Session {
         events
     }
 
-    /// Wait for an event like this; it is the last of those returned.
+    /// Waits for a matching event; it is the last of those returned.
     pub fn hear_until(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Vec<Event> {
         let deadline = Instant::now() + PATIENCE;
         let mut events = Vec::new();
@@ -165,7 +165,7 @@ impl Event {
     fn new(notification: &postgres::Notification) -> Event {
         let payload = notification.payload().to_owned();
         let fields = serde_json::from_str(&payload).unwrap_or_else(|error| {
-            // A number beyond what a double holds is JSON, and no Value.
+            // A number outside the range of a double is valid JSON, but cannot be a Value.
             let checked = serde_json::from_str::<&serde_json::value::RawValue>(&payload);
             assert!(checked.is_ok(), "{payload}: {error}");
             Value::Null
@@ -194,7 +194,7 @@ impl Event {
         self.number("seq")
     }
 
-    /// It tells of a member, not of the connection itself.
+    /// Whether it concerns a member rather than the connection itself.
     pub fn is_of_member(&self) -> bool {
         matches!(self.kind(), "enter" | "update" | "leave")
     }
@@ -220,7 +220,7 @@ impl Index<&str> for Event {
     }
 }
 
-/// The events of members, a line each.
+/// The member events, one line each.
 pub fn lines(events: &[Event]) -> Vec<String> {
     events.iter().filter(|event| event.is_of_member()).map(Event::line).collect()
 }

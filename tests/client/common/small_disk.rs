@@ -1,4 +1,4 @@
-//! A file system that is soon full.
+//! A file system that fills up quickly.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// None: only root may mount one.
+    /// None if it cannot be mounted: only root may do that.
     pub fn mount(size: &str) -> Option<SmallDisk> {
         let dir = std::env::temp_dir().join(format!("presence.disk.{}", std::process::id()));
         std::fs::create_dir(&dir).expect("a directory");

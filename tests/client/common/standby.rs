@@ -3,13 +3,14 @@
 use super::{Cluster, Session, shell, until};
 use std::path::{Path, PathBuf};
 
-/// Stopped and deleted when it is dropped.
+/// Stops and deletes the standby on drop.
 pub struct Standby {
     dir: PathBuf,
 }
 
 impl Standby {
-    /// It follows, and takes connections. It has the settings of its primary.
+    /// Creates a standby that follows the primary and accepts connections. It has the settings of its
+    /// primary.
     pub fn of(cluster: &Cluster) -> Standby {
         let standby = Standby { dir: cluster.with_extension("s") };
         shell(
@@ -39,7 +40,7 @@ impl Standby {
         shell(stop, &[&self.dir, Path::new(mode)]);
     }
 
-    /// It has all that the primary has written by now.
+    /// Waits until it has replayed everything that the primary has written so far.
     pub fn until_caught_up(&self, primary: &mut Session) {
         let end = primary.value("select pg_current_wal_insert_lsn()");
         let mut own = self.service();

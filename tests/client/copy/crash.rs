@@ -1,4 +1,4 @@
-//! A crash of the server: whoever was here is here again.
+//! After a crash of the server, its members come back.
 
 use super::{named, until_copied};
 use crate::common::{Cluster, Frozen, Session, Stall, millis, signal, until};
@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::Instant;
 
-/// The server is killed, and up again.
+/// Kills the server and starts it again.
 fn crash(cluster: &Cluster) {
     cluster.stop("immediate");
     cluster.start_again();
 }
 
-/// The worker stalls where it puts members back.
+/// Starts the server so that the worker stalls while it restores members.
 fn start_stalled(cluster: &Cluster, stall: &Stall, point: &str) {
     let options = stall.options(point);
     cluster.start_again_with(&options.each_ref().map(String::as_str));
@@ -21,7 +21,8 @@ fn start_stalled(cluster: &Cluster, stall: &Stall, point: &str) {
 pub fn until_restored(cluster: &Cluster) -> Session {
     cluster.until_worker("app");
     let mut service = cluster.service();
-    // It waits until all are back; what the node said of itself before the crash may still stand there.
+    // The heartbeat waits until all members are restored; the node's row from before the crash may still be
+    // there.
     service.run("select presence.heartbeat('lobby')");
     until("the node is up", || service.rows("select state from presence.node") == [["up"]]);
     service
@@ -52,14 +53,14 @@ fn members_come_back_as_they_were() {
 
     let started = Instant::now();
     crash(&cluster);
-    // The first to come find everybody, heartbeats are true.
+    // The first clients to connect find all members, and heartbeats return true.
     let mut alice = cluster.user("alice");
     assert!(alice.is("select presence.heartbeat('lobby')"));
     assert_eq!(alice.number("select count(*) from presence.heartbeat_many('{lobby,short}')"), 0);
     let mut service = until_restored(&cluster);
     assert_eq!(service.rows(held), before);
     let grace = "select room, ceil(extract(epoch from expires_at - clock_timestamp())) from presence.list() order by 1";
-    // bob's session members leave; who typed has stopped, and who wanted to leave will.
+    // Bob's session members leave; the typing status reverts, and the scheduled leave is still scheduled.
     until("bob's leaves", || {
         service.number("select count(*) from presence.member where session is not null") == 0
     });
@@ -84,7 +85,7 @@ fn members_come_back_as_they_were() {
         .map(|row| (row[0].clone(), row[1].parse().expect("seconds")))
         .collect();
     assert!(graces["lobby"] > 3_590.0 && graces["typing"] > 3_590.0 && graces["short"] <= 8.0, "{graces:?}");
-    // Who does not come leaves once, when the grace is over; numbers go on.
+    // A member who does not return leaves once, when the grace period ends; sequence numbers continue.
     service.run("select presence.listen()");
     let heard = service.hear_until("an expiry", |event| event.kind() == "leave");
     assert_eq!(heard.last().expect("it")["room"], "short");
@@ -102,7 +103,7 @@ fn members_come_back_as_they_were() {
     cluster.assert_sound();
 }
 
-/// What nobody is told of a member is copied, too.
+/// Changes of a member that cause no event are copied, too.
 #[test]
 fn what_no_event_told_comes_back() {
     let cluster = named(&["presence.restart_grace=1s"]);
@@ -124,7 +125,7 @@ fn what_no_event_told_comes_back() {
     );
     until_copied(&mut service);
     let told = service.number("select count(*) from presence.event");
-    // No event for any of these.
+    // None of these causes an event.
     alice.run(
         "select presence.update('longer', ttl => '1 h');
          select presence.upsert('staying');
@@ -150,7 +151,7 @@ fn what_no_event_told_comes_back() {
     cluster.assert_sound();
 }
 
-/// A plan that is made at the very end of it, too, reads the members.
+/// Even a plan made at the very end of the restore reads the members afterwards.
 #[test]
 fn no_plan_goes_on_reading_the_copy() {
     let cluster = named(&[]);
@@ -162,7 +163,7 @@ fn no_plan_goes_on_reading_the_copy() {
     start_stalled(&cluster, &stall, "whole");
     let mut service = cluster.service();
     until("everybody is back", || service.number("select count(*) from _presence._whole") == 1);
-    // A lease is in the members only.
+    // Only the member table has leases, the copy has none.
     let lease = "execute lease";
     service.run("set plan_cache_mode = force_generic_plan;
                  prepare lease as select count(*) from presence.list('lobby') l where l.expires_at is not null");
@@ -173,7 +174,7 @@ fn no_plan_goes_on_reading_the_copy() {
     cluster.assert_sound();
 }
 
-/// Whoever listed before all were back is told to list again.
+/// A client that listed before all members were restored is told to list again.
 #[test]
 fn who_comes_too_early_lists_again() {
     let cluster = named(&[]);
@@ -186,7 +187,7 @@ fn who_comes_too_early_lists_again() {
     let mut service = cluster.service();
     service.run("select presence.listen()");
     until("some are back", || service.rows("select state from presence.node") == [["restoring"]]);
-    // The table has not all of them, functions look into the copy.
+    // The table does not have all of them yet; functions read the copy.
     assert!(service.number("select count(*) from presence.online") < 900);
     assert_eq!(service.number("select count(*) from presence.list(max_rows => 10000)"), 900);
     drop(stall);
@@ -197,7 +198,7 @@ fn who_comes_too_early_lists_again() {
     cluster.assert_sound();
 }
 
-/// What is deleted while members are put back stays deleted.
+/// A member that is deleted during the restore stays deleted.
 #[test]
 fn verbs_wait_for_those_who_come_back() {
     let cluster = named(&[]);
@@ -248,7 +249,7 @@ fn verbs_wait_for_those_who_come_back() {
     cluster.assert_sound();
 }
 
-/// At every point of it, again and again: nobody is there twice, nobody is lost.
+/// Crashes at each point of the restore, repeatedly: no member is duplicated, none is lost.
 #[test]
 fn a_crash_while_members_are_put_back() {
     let cluster = named(&["presence.max_per_user=0"]);
@@ -269,7 +270,7 @@ fn a_crash_while_members_are_put_back() {
         drop(stall);
         cluster.start_again();
         if point == "restored" {
-            // And a worker that is killed in between.
+            // And also kill a worker in between.
             cluster.until_worker("app");
             signal("TERM", cluster.service().number("select presence.worker_pid()"));
         }
@@ -281,10 +282,11 @@ fn a_crash_while_members_are_put_back() {
     cluster.assert_sound();
 }
 
-/// As when the power goes: what nobody has flushed is lost. The member is not, and numbers go on.
+/// Simulates a power failure: WAL that was not flushed is lost. The member is not, and sequence numbers
+/// continue.
 #[test]
 fn the_last_moment_may_be_missing_and_nothing_else() {
-    // Sessions write hint bits, and would flush at their commit what was written before.
+    // Sessions write hint bits, and would otherwise flush earlier WAL at their commit.
     let cluster = named(&["presence.node_beat=60s", "synchronous_commit=off"]);
     let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
     alice.run("select presence.upsert('lobby', '1', ttl => '1 h'), presence.upsert('side', ttl => '1 h')");
@@ -292,7 +294,7 @@ fn the_last_moment_may_be_missing_and_nothing_else() {
     until("that is on disk", || {
         service.is("select pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()")
     });
-    // All who would flush.
+    // Freeze every process that would flush.
     let frozen = ["presence_ext launcher", "walwriter"].map(|kind| {
         let pid = format!("select pid from pg_stat_activity where backend_type = '{kind}'");
         Frozen::new(service.number(&pid))
@@ -306,7 +308,8 @@ fn the_last_moment_may_be_missing_and_nothing_else() {
     cluster.start_again();
     let mut service = until_restored(&cluster);
     let list = "select room, state from presence.list() order by 1";
-    // Who has left in that moment is there until the grace ends; who entered enters again.
+    // A member whose leave was lost is present until the grace period ends; one whose enter was lost must
+    // enter again.
     assert_eq!(service.rows(list), [["lobby", "1"], ["side", "{}"]]);
     let mut alice = cluster.user("alice");
     assert!(alice.is("select presence.heartbeat('lobby')"));
@@ -318,7 +321,7 @@ fn the_last_moment_may_be_missing_and_nothing_else() {
     cluster.assert_sound();
 }
 
-/// More members than slots: their leases live in the rows.
+/// More members than slots: the leases of the rest are stored in their rows.
 #[test]
 fn members_come_back_without_slots() {
     let cluster =
@@ -335,7 +338,7 @@ fn members_come_back_without_slots() {
     cluster.assert_sound();
 }
 
-/// Who is back has their seat, and is counted.
+/// Restored members keep their seats, and are counted.
 #[test]
 fn limits_and_numbers_hold_for_those_who_come_back() {
     let cluster = named(&["presence.max_per_user=3"]);
@@ -363,7 +366,7 @@ fn limits_and_numbers_hold_for_those_who_come_back() {
     cluster.assert_sound();
 }
 
-/// With another name nobody comes back, and nothing of the old one is left behind.
+/// Under a different name no member comes back, and nothing of the old name remains.
 #[test]
 fn another_name_is_another_server() {
     let cluster = named(&[]);
@@ -395,7 +398,7 @@ fn another_name_is_another_server() {
     cluster.assert_sound();
 }
 
-/// Whom somebody's foreign key or trigger does not let in any more.
+/// Members that a foreign key or a trigger no longer accepts.
 #[test]
 fn who_cannot_be_put_back_keeps_nobody_else_away() {
     let cluster = named(&["presence.max_per_user=0"]);

@@ -1,12 +1,12 @@
-//! Whatever happens to the server while it is used: who was in the copy is here afterwards.
+//! Whatever happens to the server under load: members in the copy are present afterwards.
 
 use super::crash::until_restored;
 use super::{named, until_copied};
 use crate::common::{Over, SmallDisk, millis, number, shell, signal, until};
 use std::sync::atomic::{AtomicBool, Ordering::*};
 
-/// Under load, at any moment, also of the restore: who was here is here, nobody is there twice, numbers go on. PRESENCE_CRASHES
-/// says how often.
+/// Crashes under load at any moment, including during the restore: members come back, no member is
+/// duplicated, and sequence numbers continue. PRESENCE_CRASHES sets the number of crashes.
 #[test]
 fn crashes_under_load() {
     let cluster = named(&["presence.max_per_user=0", "presence.restart_grace=60s"]);
@@ -48,7 +48,7 @@ fn crashes_under_load() {
             cluster.start_again();
         }
         if round % 3 == 0 {
-            // And once more, while members are put back, or about then.
+            // And crash once more, during the restore or close to it.
             until("it is there", || cluster.try_session("postgres", "app").is_some());
             std::thread::sleep(millis(7 * round % 60));
             cluster.stop("immediate");
@@ -72,11 +72,11 @@ fn crashes_under_load() {
         until_copied(&mut service);
     }
     service.flush();
-    // No leave of anybody who did not ask for it.
+    // There is no leave that nobody asked for.
     assert_eq!(service.number("select count(*) from presence.event where event = 'leave' and reason <> 'left' and reason <> 'removed'"), 0);
 }
 
-/// PostgreSQL stops where it cannot write WAL. With room again everybody is back.
+/// PostgreSQL stops when it cannot write WAL. Once there is room again, all members come back.
 #[test]
 fn a_full_disk_under_the_wal() {
     let Some(disk) = SmallDisk::mount("80m") else {
@@ -97,7 +97,7 @@ fn a_full_disk_under_the_wal() {
     let rows = "select member_id, state, version from presence.list('lobby') order by 1";
     let before = service.rows(rows);
 
-    // As the slot of a standby that is gone does, it keeps all WAL.
+    // Like the slot of a lost standby, it retains all WAL.
     service.run("select pg_create_physical_replication_slot('gone', true); create table noise (words text)");
     disk.fill();
     until("the server stops", || {

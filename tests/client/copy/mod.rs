@@ -1,4 +1,4 @@
-//! The logged copy of the members, where `presence.node_name` is set.
+//! The logged copy of the members, which exists if `presence.node_name` is set.
 
 mod crash;
 mod faults;
@@ -7,13 +7,13 @@ mod standby;
 
 use crate::common::{Cluster, Session, until};
 
-/// A server with the name `a`, which beats often.
+/// A server named `a`, with a short beat interval.
 pub fn named(options: &[&str]) -> Cluster {
     let name = ["presence.node_name=a", "presence.node_beat=200ms"];
     Cluster::with(&[&name[..], options].concat())
 }
 
-/// Members as a restore would need them, of the table or of its copy.
+/// The columns that a restore needs, from the member table or from its copy.
 fn rows(session: &mut Session, table: &str, is_bound: &str) -> Vec<Vec<String>> {
     session.rows(&format!(
         "select room, member_id, connection_id, user_id, status, state, metadata, audience, version, generation, joined_at,
@@ -22,7 +22,7 @@ fn rows(session: &mut Session, table: &str, is_bound: &str) -> Vec<Vec<String>> 
     ))
 }
 
-/// Wait until the copy has exactly what the table has.
+/// Waits until the copy matches the table exactly.
 pub fn until_copied(service: &mut Session) {
     until("the copy has what the table has", || {
         rows(service, "presence.member", "session is not null") == rows(service, "presence.shared", "session")

@@ -1,4 +1,4 @@
-//! What is written into the copy, and what it costs those who have none.
+//! What is written to the copy, and what servers without a copy pay for it.
 
 use super::{named, until_copied};
 use crate::common::{Cluster, signal, until};
@@ -37,7 +37,7 @@ fn members_are_copied_as_they_are() {
     alice.run("select presence.upsert('lobby', '{\"x\": 1}', status => 'away', metadata => '[1]', ttl => '1 h', audience => '{any}')");
     bob.run("select presence.upsert('lobby', session => true)");
     service.flush();
-    // In the very transaction that tells of it.
+    // The copy is written in the same transaction that publishes the event.
     assert_eq!(service.rows(COUNTS), [["2", "1"]]);
     until_copied(&mut service);
     assert_eq!(service.rows("select distinct node from presence.shared"), [["a"]]);
@@ -49,7 +49,7 @@ fn members_are_copied_as_they_are() {
     service.flush();
     until_copied(&mut service);
     assert!(service.heard().iter().filter(|event| event.kind() == "enter").all(|event| event["node"] == "a"));
-    // What is no event for anybody is copied with the next one.
+    // Changes that cause no event are copied with the next event.
     alice.run("select presence.delete('lobby', after => '1 h', state => '\"bye\"')");
     alice.run("select presence.upsert('side', '1', revert_after => '1 h')");
     alice.run("select presence.update('lobby', '{\"x\": 3}')");
@@ -75,8 +75,9 @@ fn members_are_copied_as_they_are() {
     cluster.assert_sound();
 }
 
-/// Nothing of a user is left in it, whoever wrote that: with the batch that tells of the leaves, and at once what other servers,
-/// or this one under another name, have left behind.
+/// Nothing of a forgotten user remains in the copy, whoever wrote it: this server's own rows go with the
+/// batch that publishes the leaves; rows left behind by other servers, or by this one under another name, go
+/// immediately.
 #[test]
 fn whoever_is_forgotten_is_gone_from_the_copy() {
     let cluster = named(&["presence.max_per_user=0"]);
@@ -91,13 +92,13 @@ fn whoever_is_forgotten_is_gone_from_the_copy() {
         + service.number("select count(*) from presence.event e where e.user_id = 'alice'");
     {
         let _frozen = cluster.freeze_worker();
-        // Perhaps also when she was last seen.
+        // The count may include her `last_seen` row.
         assert!((rows..=rows + 1).contains(&service.number("select presence.forget('alice')")));
         assert_eq!(service.rows(left), [["a", "alice"], ["a", "alice"], ["a", "bob"], ["old", "bob"]]);
     }
     service.flush();
     assert_eq!(service.rows(left), [["a", "bob"], ["old", "bob"]]);
-    // They come and go again: expired, left, taken out; and a crash brings nobody back.
+    // Members come and go again: expired, left, removed; and a crash brings none of them back.
     alice.run("select presence.upsert('lobby', '1', ttl => '1 s'), presence.upsert('side'), presence.upsert('here', ttl => '1 h')");
     service.flush();
     alice.run("select presence.delete('side')");
@@ -114,7 +115,7 @@ fn whoever_is_forgotten_is_gone_from_the_copy() {
     let mut service = super::crash::until_restored(&cluster);
     assert_eq!(service.rows("select member_id from presence.list()"), [["bob"]]);
     assert_eq!(service.rows(left), [["a", "bob"], ["old", "bob"]]);
-    // Without a name it is no other.
+    // A server without a name does not treat the rows of its former name as another server's.
     cluster.restart_with(&["presence.node_name="]);
     cluster.until_worker("app");
     let mut service = cluster.service();
@@ -124,7 +125,8 @@ fn whoever_is_forgotten_is_gone_from_the_copy() {
     cluster.assert_sound();
 }
 
-/// Who follows the table (a peer, change data capture) hears of a leave why, and how it was last.
+/// Followers of the table (a peer, change data capture) learn the reason for a leave, and the member's last
+/// state.
 #[test]
 fn a_leave_is_said_before_the_row_goes() {
     let cluster = named(&[]);
@@ -137,7 +139,7 @@ fn a_leave_is_said_before_the_row_goes() {
     );
     let mut alice = cluster.user("alice");
     alice.run("select presence.upsert('lobby', '1', ttl => '1 s'), presence.upsert('side', '1')");
-    // Of a stay that is shorter than a batch there is nothing to say.
+    // A stay shorter than a batch is not recorded at all, so let the batch end.
     service.flush();
     alice.run("select presence.delete('side', state => '\"bye\"')");
     let heard = "select what, h.reason, h.state, h.version = e.version
@@ -147,7 +149,7 @@ fn a_leave_is_said_before_the_row_goes() {
     cluster.assert_sound();
 }
 
-/// A buffer that is too small loses events; the table and its copy end up alike all the same.
+/// A buffer that is too small loses events; the copy matches the table in the end all the same.
 #[test]
 fn what_was_missed_is_found_by_comparing() {
     let cluster = named(&["presence.event_buffer=64kB", "presence.max_per_user=0"]);
@@ -164,7 +166,7 @@ fn what_was_missed_is_found_by_comparing() {
         service.run("select count(presence.upsert('r', to_jsonb(n), member_id => 'm' || n, user_id => 'u')) from generate_series(1, 2000) n");
     }
     until_copied(&mut service);
-    // A worker that was not there, and somebody who lays hands on the copy.
+    // The worker is interrupted, and somebody modifies the copy.
     signal("TERM", service.number("select presence.worker_pid()"));
     service.run("update presence.shared set version = 1, state = '0' where member_id like '%3'; delete from presence.shared where member_id like '%4'");
     service.run("insert into presence.shared (node, room, member_id, connection_id) values ('a', 'lobby', 'ghost', ''), ('b', 'lobby', 'peer', '')");
@@ -180,7 +182,7 @@ fn what_was_missed_is_found_by_comparing() {
     cluster.assert_sound();
 }
 
-/// Events are told, and the copy follows once it can.
+/// Events are published, and the copy catches up once it can be written.
 #[test]
 fn a_copy_that_cannot_be_written_holds_up_nobody() {
     let cluster = named(&[]);
@@ -208,7 +210,7 @@ fn a_copy_that_cannot_be_written_holds_up_nobody() {
     cluster.assert_sound();
 }
 
-/// Whatever its owner does to the copy: events are told, and it is right again once it can be.
+/// Whatever its owner does to the copy, events are published, and the copy is repaired once that is possible.
 #[test]
 fn what_was_done_to_the_copy_is_mended() {
     let cluster = named(&["wal_level=logical"]);
@@ -250,7 +252,7 @@ fn what_was_done_to_the_copy_is_mended() {
             2,
             "{done}"
         );
-        // A beat later at least.
+        // Wait for at least one beat.
         std::thread::sleep(std::time::Duration::from_millis(300));
         service.run(undone);
         until_copied(&mut service);
@@ -290,7 +292,7 @@ fn nobody_else_writes_the_copy() {
     cluster.assert_sound();
 }
 
-/// Of a standby nothing is here that is not on its way within a moment.
+/// What the worker writes is flushed promptly, so that a standby lags by no more than a moment.
 #[test]
 fn what_is_written_is_on_disk_soon() {
     let cluster = named(&["wal_writer_delay=10s", "presence.node_beat=60s"]);
@@ -304,7 +306,7 @@ fn what_is_written_is_on_disk_soon() {
         until("it is flushed", || service.is(&format!("select pg_current_wal_flush_lsn() >= '{end}'")));
         flushed_late += usize::from(began.elapsed() > std::time::Duration::from_millis(300));
     }
-    // Once in a while a busy machine takes its time.
+    // A busy machine is slow once in a while.
     assert!(flushed_late <= 3, "{flushed_late} of 20 late");
     cluster.assert_sound();
 }
@@ -320,7 +322,7 @@ fn a_name_is_short_and_plain() {
     service.run(&format!("alter system set presence.node_name = '{}'", "x".repeat(63)));
 }
 
-/// Any name will do, and a server has one, however many databases it has.
+/// Any name is accepted, and a server has one name, however many databases it has.
 #[test]
 fn each_database_has_its_own_copy() {
     let name = "it's a \"name\", with = spaces; %s {and} 63 bytes -- /* .........";
@@ -347,7 +349,7 @@ fn each_database_has_its_own_copy() {
         });
         until_copied(&mut session);
     }
-    // What is made anew begins anew, also in one transaction.
+    // A recreated extension starts with an empty copy, also within one transaction.
     let mut session = cluster.session("postgres", "other");
     for anew in ["drop extension presence_ext; create extension presence_ext", "drop extension presence_ext"]
     {

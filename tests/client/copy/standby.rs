@@ -1,4 +1,4 @@
-//! A physical standby: it shows who is here, to whom the primary would show them; and takes the primary's place.
+//! A physical standby shows members to the same users as the primary does, and takes over from the primary.
 
 use super::named;
 use crate::common::{Cluster, Frozen, Mirror, Over, Session, Standby, millis, shell, until};
@@ -8,7 +8,7 @@ use std::time::Instant;
 
 const ROOMS: [&str; 4] = ["lobby", "side", "quiet", "secret"];
 
-/// What somebody is shown, by everything that shows members.
+/// All that a user is shown, by every function that shows members.
 fn shown(session: &mut Session) -> Vec<Vec<Vec<String>>> {
     let all = "room, member_id, connection_id, user_id, status, state, metadata, audience, version, joined_at, updated_at, ttl, node";
     let mut queries = vec![
@@ -77,10 +77,10 @@ fn a_standby_shows_everybody_what_the_primary_shows() {
         assert_eq!(here, there, "{person}");
         numbers.insert(here[0].len());
     }
-    // They are not all shown the same.
+    // The users do not all see the same.
     assert_eq!(numbers.len(), people.len(), "{numbers:?}");
 
-    // The view, and functions and plans of people's own.
+    // The view, and users' own functions and prepared plans.
     let mut alice = standby.user("alice");
     let mut there = cluster.user("alice");
     let view = "select room, member_id, connection_id, state, audience, version, expires_at, session_pid, node from presence.%
@@ -95,7 +95,7 @@ fn a_standby_shows_everybody_what_the_primary_shows() {
         alice.prepared("select count(*)::text from presence.list($1)", &["lobby"])[0],
         there.prepared("select count(*)::text from presence.list($1)", &["lobby"])[0]
     );
-    // Who may not call a function may not call what stands for it.
+    // Without the right to call a function, its replacement on a standby cannot be called either.
     service.run("revoke execute on function presence.list(text, integer, text[]) from alice");
     standby.until_caught_up(&mut service);
     assert_eq!(alice.fails("select * from presence.list('lobby')").code, "42501");
@@ -132,7 +132,7 @@ fn verbs_and_listeners_are_sent_to_the_primary() {
     cluster.assert_sound();
 }
 
-/// Rather nobody than who may be gone.
+/// Showing nobody is better than showing members who may be gone.
 #[test]
 fn a_standby_that_hears_nothing_shows_nobody() {
     let cluster = named(&["presence.node_timeout=1500ms"]);
@@ -161,8 +161,9 @@ fn a_standby_that_hears_nothing_shows_nobody() {
     cluster.assert_sound();
 }
 
-/// A query there that is older than what the primary cleans up holds up the replay, as long as it may: that is heard of no
-/// beat. Then it is cancelled, and nothing is amiss.
+/// A query on the standby that is older than what the primary cleans up holds up the replay for as long as it
+/// is allowed to, so the standby receives no beat. Afterwards the query is cancelled, and everything works
+/// again.
 #[test]
 fn a_long_query_there_holds_up_the_replay_and_nothing_else() {
     let cluster = named(&["presence.node_timeout=1500ms", "max_standby_streaming_delay=-1"]);
@@ -189,7 +190,7 @@ fn a_long_query_there_holds_up_the_replay_and_nothing_else() {
         let (rows, n) = next(&mut bob);
         !rows.is_empty() && rows[0][0].parse::<i64>().expect("a number") > n - 5
     });
-    // What may not last holds up nobody.
+    // With a limited delay, the query cannot hold up the replay.
     let mut there = standby.service();
     there.run("alter system set max_standby_streaming_delay = '500ms'");
     there.run("select pg_reload_conf()");
@@ -226,11 +227,12 @@ fn without_a_name_a_standby_has_rooms_and_no_members() {
     assert!(standby.service().rows("select * from presence.list('kept')").is_empty());
     session.run("select presence.upsert('kept')");
     session.flush();
-    // A plan from before is none any more.
+    // A plan made before the promotion is no longer used.
     assert_eq!(session.rows("execute look"), [["kept"]]);
 }
 
-/// A client: it writes, and when it loses the primary it goes on where it is let.
+/// A client that writes and, when it loses the primary, continues on the standby once writes are accepted
+/// there.
 fn writes(cluster: &Cluster, standby: &Standby, writer: usize, over: &AtomicBool, written: &AtomicU64) {
     let (mut session, mut newest, mut n) = (cluster.service(), 0, 0);
     while !over.load(Acquire) {
@@ -265,7 +267,8 @@ fn writes(cluster: &Cluster, standby: &Standby, writer: usize, over: &AtomicBool
     }
 }
 
-/// Clients write until the primary dies; the standby takes its place; they go on there, and nobody has seen anybody leave.
+/// Clients write until the primary dies and the standby is promoted. They continue there, and nobody has seen
+/// a member leave.
 #[test]
 fn a_standby_is_promoted_under_load() {
     let cluster = named(&["presence.max_per_user=0", "presence.restart_grace=60s"]);
@@ -273,7 +276,7 @@ fn a_standby_is_promoted_under_load() {
     service.run("select count(presence.upsert('still', to_jsonb(n), user_id => 's' || n, ttl => '1 h')) from generate_series(1, 500) n");
     service.flush();
     let standby = Standby::of(&cluster);
-    // A session that stays, with plans of its own.
+    // A session that stays connected, with prepared plans.
     let mut stays = standby.service();
     stays.run("prepare look as select member_id, version from presence.list('still') order by 1");
     stays.run("prepare numbers as select members from presence.occupancy('still')");
@@ -305,13 +308,13 @@ fn a_standby_is_promoted_under_load() {
 
         standby.promote();
         let mut service = standby.service();
-        // The first call waits until all are back.
+        // The first call waits until all members are restored.
         assert!(service.is("select presence.heartbeat('still', 's1')"));
         assert_eq!(service.rows("select member_id, version from presence.list('still') order by 1"), before);
         assert_eq!(stays.rows("execute look"), before);
         let missing = "select count(*) from presence.heartbeat_many(array_fill('still'::text, '{500}'), (select array_agg('s' || n) from generate_series(1, 500) n))";
         assert_eq!(service.number(missing), 0);
-        // Whoever watched connects here, and sees whom they saw.
+        // A watcher reconnects to the new primary, and sees the same members as before.
         let held: BTreeSet<_> = mirror.members().keys().cloned().collect();
         watches = standby.service();
         watches.run("select presence.listen()");
@@ -336,12 +339,12 @@ fn a_standby_is_promoted_under_load() {
     assert_eq!(stays.rows("execute look").len(), 499);
     assert_eq!(stays.number("execute numbers"), 499);
     super::until_copied(&mut service);
-    // What was a standby has beats of its own, of a later epoch.
+    // The former standby writes its own beats, with a later epoch.
     assert_eq!(service.rows("select node, state from presence.node"), [["a", "up"]]);
 }
 
-/// A planned change of the primary, and back. The server that was stopped cleanly has leases on its disk, of members whom it
-/// has not any more when it comes back as a standby.
+/// A planned switchover, and back. The cleanly stopped server has saved leases on disk, of members that it no
+/// longer has when it returns as a standby.
 #[test]
 fn a_switchover_and_back() {
     let cluster = named(&["presence.restart_grace=2s", "wal_keep_size=256MB"]);
@@ -369,7 +372,7 @@ fn a_switchover_and_back() {
     until("the first follows the second", || first.rows(list) == [["stays"]]);
     assert_eq!(first.value("select members from presence.health"), "");
     assert_eq!(first.value("select slots_used from presence.health"), "0");
-    // Longer than the leases of before.
+    // Longer than the saved leases.
     let end = Instant::now() + millis(6_000);
     until("they would be over", || {
         assert!(second.is("select presence.heartbeat('lobby', 'stays')"));
@@ -387,7 +390,7 @@ fn a_switchover_and_back() {
     cluster.assert_sound();
 }
 
-/// What the primary drops is dropped there, too.
+/// What the primary drops is dropped on the standby, too.
 #[test]
 fn a_worker_that_looks_holds_up_no_replay() {
     let cluster = named(&[]);

@@ -1,4 +1,4 @@
-//! Whatever callers write, they get an answer or a clear error, and nobody else notices.
+//! Whatever callers write, they get an answer or a clear error, and nobody else is affected.
 
 use super::hostile::{Surface, value};
 use crate::common::{Cluster, Dice, Session, memory, peak, until};
@@ -19,18 +19,18 @@ const ROLES: &str = "
     create role authenticator login noinherit;
     grant anon, alice to authenticator;";
 
-/// Of the worker, in MB: presence.worker_memory.
+/// The limit for the worker's growth in MB, from presence.worker_memory.
 const MOST_MEMORY: i64 = 64;
 
-/// Calls in one round trip, and in one transaction.
+/// The number of calls in one round trip, and in one transaction.
 const BATCH: usize = 25;
 
-/// The same for the same seed; another one with PRESENCE_SEED=….
+/// The default seed gives the same run every time; PRESENCE_SEED=… selects another.
 fn seed() -> u64 {
     std::env::var("PRESENCE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(42)
 }
 
-/// A session that makes bad calls, and what came of them.
+/// A session that makes bad calls, and counts the results.
 struct Fuzzer {
     who: &'static str,
     session: Session,
@@ -68,7 +68,7 @@ impl Fuzzer {
         let sql = format!("select {}", calls.join(",\n"));
         let answers = self.session.try_rows(&sql);
         let Ok(answers) = answers else {
-            // At commit nothing may fail; the connection must not be gone.
+            // Commit must not fail, and the connection must survive.
             panic!("as {}: {:?} after\n{sql}", self.who, answers.expect_err("an error"));
         };
         for ((answer, name), statement) in answers[0].iter().zip(names).zip(&statements) {
@@ -81,7 +81,7 @@ impl Fuzzer {
         }
     }
 
-    /// Each in a transaction of its own, with nobody to catch its error.
+    /// Runs each statement in its own transaction, without an exception handler.
     fn one_by_one(&mut self, statements: &[String]) {
         for statement in statements {
             let code =
@@ -97,7 +97,7 @@ impl Fuzzer {
             let function = &surface.functions[dice.below(surface.functions.len())];
             return (&function.name, function.call(dice));
         }
-        // What a superuser does to the tables of the log and the sink is their own affair.
+        // Damage that a superuser does to the tables of the log and the sink is not tested.
         let relation = match dice.below(3) {
             0 => surface.relation("presence.room"),
             1 if self.who != "postgres" => &surface.relations[dice.below(surface.relations.len())],
@@ -111,7 +111,7 @@ impl Fuzzer {
     }
 }
 
-/// A setting that some superuser might get wrong, until the end of the transaction.
+/// A setting that a superuser might get wrong, local to the transaction.
 fn setting(dice: &mut Dice) -> String {
     let name = dice.pick(&[
         "request.jwt.claims",
@@ -133,7 +133,7 @@ fn setting(dice: &mut Dice) -> String {
     format!("select set_config('{name}', ({})::text, true)", value(dice, "", kind))
 }
 
-/// What must be so afterwards, and how the database's worker came through.
+/// The invariants that must hold afterwards, including the state of the database's worker.
 fn assert_unharmed(service: &mut Session, fuzzers: &mut [Fuzzer], worker: i64) {
     for fuzzer in fuzzers {
         assert_eq!(fuzzer.session.pid(), fuzzer.pid, "the backend of {}", fuzzer.who);
@@ -146,7 +146,7 @@ fn assert_unharmed(service: &mut Session, fuzzers: &mut [Fuzzer], worker: i64) {
     );
 }
 
-/// What was published is what a client of any encoding can read.
+/// Published payloads are readable by clients of any encoding.
 fn hear_only_ascii(listener: &mut Session) -> usize {
     let heard = listener.hear(); // parsed as JSON there
     for event in &heard {
@@ -156,7 +156,8 @@ fn hear_only_ascii(listener: &mut Session) -> usize {
     heard.len()
 }
 
-/// Let everybody make bad calls in this database, and see that it is none the worse. What came of the calls.
+/// All fuzzers make bad calls in this database, and it must be unharmed. Returns the number of calls per
+/// SQLSTATE.
 fn torment(cluster: &Cluster, database: &str, calls: usize) -> BTreeMap<String, usize> {
     let mut service = cluster.session("postgres", database);
     service.run(TRY);
@@ -164,7 +165,7 @@ fn torment(cluster: &Cluster, database: &str, calls: usize) -> BTreeMap<String, 
     let worker = cluster.until_worker(database);
     let mut listener = cluster.session("postgres", database);
     if database != "euc_jp" {
-        listener.run("set client_encoding = 'LATIN1'"); // there is no way from there to here
+        listener.run("set client_encoding = 'LATIN1'"); // not every character can be converted to it
     }
     let mut fuzzers = [
         Fuzzer::new(
@@ -193,12 +194,12 @@ fn torment(cluster: &Cluster, database: &str, calls: usize) -> BTreeMap<String, 
     let (mut heard, before) = (0, memory(worker, "RssAnon:"));
     let most = peak(worker, || {
         while fuzzers.iter().map(Fuzzer::calls).sum::<usize>() < calls {
-            listener.run("select presence.listen()"); // somebody may have rotated the channels
+            listener.run("select presence.listen()"); // channels may have been rotated
             let turn = dice.below(fuzzers.len());
             fuzzers[turn].batch(&surface, &mut dice);
             heard += hear_only_ascii(&mut listener);
             if dice.percent(5) {
-                // Somebody may have taken it away.
+                // Access may have been revoked.
                 service.run("select presence.grant_access('alice')");
             }
         }
@@ -207,7 +208,7 @@ fn torment(cluster: &Cluster, database: &str, calls: usize) -> BTreeMap<String, 
     assert_unharmed(&mut service, &mut fuzzers, worker);
     cluster.assert_sound();
 
-    // They were bad, and not only bad.
+    // Many calls must fail, but not all.
     let mut codes: BTreeMap<String, usize> = BTreeMap::new();
     for (code, count) in fuzzers.iter().flat_map(|fuzzer| &fuzzer.codes) {
         *codes.entry(code.clone()).or_default() += count;
@@ -234,7 +235,7 @@ fn twenty_thousand_bad_calls_get_a_clear_answer_each() {
     }
 }
 
-/// Bytes that are no UTF-8 get into names and states in SQL_ASCII, accents in LATIN1.
+/// SQL_ASCII accepts bytes that are not UTF-8 in names and states, LATIN1 accepts accented characters.
 #[test]
 fn bad_calls_in_databases_of_other_encodings_get_a_clear_answer_too() {
     let cluster = Cluster::start();
@@ -269,14 +270,14 @@ fn names_settings_and_errors_are_understood_in_the_encoding_of_the_database() {
     assert_eq!(event["audience"], serde_json::json!(["team:\u{e9}t\u{e9}"]));
     assert_eq!(service.value("select audience from presence.online"), "{team:\u{e9}t\u{e9}}");
 
-    // A character that the database does not have.
+    // A character that the database's encoding lacks.
     let failure = service.fails(
         "begin; set local request.jwt.claims = '{\"sub\": \"\\ud83d\\ude00\"}'; select presence.upsert('x')",
     );
     assert_eq!(failure.code, "22P05", "{failure:?}");
     service.run("rollback");
 
-    // What the sink has to say, in a language that it chose.
+    // An error message of the sink in another language.
     let worker = cluster.until_worker("latin1");
     service.run("alter database latin1 set presence.default_audience = 'team:\u{e0}'");
     service.run(
@@ -294,7 +295,7 @@ fn names_settings_and_errors_are_understood_in_the_encoding_of_the_database() {
 
     assert_eq!(service.number("select presence.worker_pid()"), worker, "it took the new settings");
 
-    // No conversion at all: what is no UTF-8 appears as U+FFFD.
+    // Without any conversion: invalid UTF-8 becomes U+FFFD.
     cluster.sql("postgres", "create database ascii encoding 'SQL_ASCII' locale 'C' template template0");
     cluster.sql("ascii", "create extension presence_ext");
     let mut service = cluster.session("postgres", "ascii");

@@ -1,11 +1,11 @@
-//! Somebody sets the server's wall clock. Leases run on another one: nobody is evicted, nobody stays for ever, and
-//! versions and seqs only grow.
+//! The server's wall clock is stepped. Leases run on another clock: nobody is evicted, nobody stays forever,
+//! and versions and seqs only grow.
 
 use crate::common::{Cluster, Session, lines, millis};
 use std::time::Instant;
 
 const DAY: i64 = 86_400;
-/// Back and forth, by little and by much, and back to where it was.
+/// Forwards and backwards, by small and large amounts, and back to the original time.
 const STEPS: [i64; 8] = [2, -4, 3_600, -2 * DAY, 40 * DAY, -DAY, -37 * DAY - 3_600, 2];
 
 #[test]
@@ -24,7 +24,7 @@ fn a_stepped_wall_clock_evicts_nobody_and_keeps_nobody() {
 
     for (round, step) in STEPS.into_iter().enumerate() {
         cluster.clock().step_wall(step);
-        // Everybody is still here, by the new clock.
+        // All members are still present according to the new clock.
         assert_eq!(service.number("select members from presence.occupancy()"), 102, "{step} s");
         let dressed = "select count(*) from presence.online
                        where ttl is not null and not (last_seen_at <= clock_timestamp()
@@ -32,7 +32,7 @@ fn a_stepped_wall_clock_evicts_nobody_and_keeps_nobody() {
                              and expires_at - last_seen_at = ttl)";
         assert_eq!(service.number(dressed), 0, "{step} s");
         assert!(alice.is("select presence.heartbeat('lobby')"), "{step} s");
-        // Changes are told, and numbers grow.
+        // Changes are published, and the numbers grow.
         let changed = alice.number(&format!("select version from presence.upsert('lobby', '{round}')"));
         assert!(changed > version, "{step} s");
         assert_eq!(lines(&service.hear()), ["update alice"], "{step} s");
@@ -40,7 +40,7 @@ fn a_stepped_wall_clock_evicts_nobody_and_keeps_nobody() {
         assert!(newer > seq && newest >= changed, "{step} s");
         version = newest;
 
-        // Who does not beat goes at the time that was promised, though the clock is set in between.
+        // Without heartbeats a member leaves at its deadline, although the clock is stepped in between.
         alice.run("select presence.upsert('side', ttl => '1 s')");
         let began = Instant::now();
         cluster.clock().step_wall(-step);
@@ -95,7 +95,7 @@ fn restarts_with_another_wall_clock_keep_everybody() {
     cluster.assert_sound();
 }
 
-/// What a reader holds from the past stays what it was, whatever the clock is set to.
+/// What an old snapshot shows stays the same, whatever the clock is set to.
 #[test]
 fn an_old_snapshot_keeps_its_members() {
     let cluster = Cluster::with_clock(&[]);

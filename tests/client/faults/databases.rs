@@ -1,4 +1,4 @@
-//! One worker for each database that has the extension, and in nobody's way.
+//! One worker per database with the extension; workers do not block other operations.
 
 use crate::common::{Cluster, Over, lines, until};
 use std::sync::atomic::{AtomicBool, Ordering::*};
@@ -12,7 +12,7 @@ fn each_database_with_the_extension_gets_its_worker() {
     let worker = cluster.until_worker("other");
     assert_ne!(worker, cluster.until_worker("app"));
 
-    // They know nothing of each other.
+    // The databases are independent of each other.
     let (mut app, mut other) = (cluster.service(), cluster.session("postgres", "other"));
     for session in [&mut app, &mut other] {
         session.run("select presence.listen()");
@@ -48,7 +48,7 @@ fn drop_extension_goes_through_with_traffic_on() {
                     for call in
                         [format!("upsert({key})"), format!("heartbeat({key})"), format!("delete({key})")]
                     {
-                        // There, or not there, but never an accident.
+                        // The extension is present or absent, but nothing crashes.
                         if let Err(failure) = session.try_run(&format!("select presence.{call}")) {
                             let known = ["3F000", "42883", "42P01", "55000", "40P01", "42704", "XX000"];
                             assert!(known.contains(&failure.code.as_str()), "{failure:?}");
@@ -63,7 +63,7 @@ fn drop_extension_goes_through_with_traffic_on() {
         for _ in 0..4 {
             let mut frozen_out = 0;
             while let Err(failure) = owner.try_run("drop extension presence_ext") {
-                // A writer may have locked its tables the other way round.
+                // A writer may have locked the extension's tables in opposite order.
                 assert_eq!(failure.code, "40P01", "{failure:?}");
                 frozen_out += 1;
                 assert!(frozen_out < 10);
@@ -79,7 +79,8 @@ fn drop_extension_goes_through_with_traffic_on() {
     service.run("delete from presence.member");
     service.run("select presence.listen()");
     service.flush();
-    // Nobody heard of the last leave of some: their tombstones go within a minute. More would be a leak.
+    // Some last leaves were never published; their tombstones are freed within a minute. More would be a
+    // leak.
     assert!(service.number("select slots_used from presence.health") <= 10);
     service.heard();
     service.run("select presence.upsert('lobby', ttl => '1 s')");
@@ -94,7 +95,8 @@ fn a_worker_steps_aside_for_what_needs_the_database_alone() {
     let mut maintenance = cluster.session("postgres", "postgres");
     cluster.sql("app", "select presence.upsert('lobby', member_id => 'm', user_id => 'u', ttl => '1 h')");
 
-    // The copy is a database like any other: with a worker, and the members of its template for the grace at most.
+    // The copy is a database like any other: it gets a worker, and keeps the template's members at most for
+    // the grace period.
     maintenance.run("create database copy template app");
     cluster.until_worker("copy");
     cluster.until_worker("app");
@@ -116,13 +118,13 @@ fn a_worker_steps_aside_for_what_needs_the_database_alone() {
     assert_eq!(lines(&renamed.hear()), ["leave m removed"]);
     drop(renamed);
 
-    // Busy as it may be.
+    // Even while it is busy.
     let mut busy = cluster.session("postgres", "renamed");
     busy.run("select presence.upsert('lobby', member_id => 'm' || n, user_id => 'u', ttl => '1 s') from generate_series(1, 5000) n");
     drop(busy);
     maintenance.run("drop database renamed");
     maintenance.run("drop database copy");
-    // Their places are free for others, however often.
+    // Their entries in shared memory are free for others, however often this happens.
     for _ in 0..3 {
         maintenance.run("create database short");
         cluster.sql("short", "create extension presence_ext");

@@ -1,10 +1,10 @@
-//! One who floods does not spoil it for others.
+//! One client that floods does not degrade the service for others.
 
 use crate::common::{Cluster, Event, Mirror, Over, Session, memory};
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::time::{Duration, Instant};
 
-/// Runs this again and again, in sessions of the user, for as long as the body takes. `$n` is a number that grows.
+/// Runs the SQL repeatedly in sessions of the user while the body runs. `$n` is replaced by a counter.
 fn flooding<T>(cluster: &Cluster, user: &str, sessions: usize, sql: &str, body: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -26,7 +26,7 @@ fn flooding<T>(cluster: &Cluster, user: &str, sessions: usize, sql: &str, body: 
     })
 }
 
-/// What the session hears meanwhile, with the time at which it came.
+/// The events that the session receives during this time, each with its time of arrival.
 fn hear_for(session: &mut Session, time: Duration) -> Vec<(Instant, Event)> {
     let end = Instant::now() + time;
     let mut heard = Vec::new();
@@ -38,7 +38,7 @@ fn hear_for(session: &mut Session, time: Duration) -> Vec<(Instant, Event)> {
     heard
 }
 
-/// Audiences that change, and are too much for the buffer: the events are lost, again and again.
+/// Changing audiences that exceed the buffer, so that events are lost again and again.
 #[test]
 fn losses_are_told_once_a_second_and_the_last_one_too() {
     let cluster = Cluster::with(&["presence.event_buffer=64kB"]);
@@ -51,18 +51,18 @@ fn losses_are_told_once_a_second_and_the_last_one_too() {
     let losses = "select events_dropped from presence.health";
     let heard = flooding(&cluster, "alice", 2, wide, || hear_for(&mut service, Duration::from_secs(4)));
     assert!(service.number(losses) > 10 * 20, "so many events are lost");
-    // How soon they are heard depends on the machine, too.
+    // The delay also depends on the machine.
     let resyncs: Vec<Instant> =
         heard.iter().filter(|(_, event)| event.kind() == "resync").map(|(at, _)| *at).collect();
     assert!((2..=5).contains(&resyncs.len()), "{} in four seconds", resyncs.len());
     heard.iter().for_each(|(_, event)| mirror.apply(&mut service, event));
-    // The last loss is told as well, soon.
+    // The last loss is reported soon as well.
     let ended = Instant::now();
     service.flush();
     assert!(ended.elapsed() < Duration::from_secs(3), "{:?}", ended.elapsed());
     mirror.follow(&mut service);
     mirror.assert_true(&mut service);
-    // With nothing lost there is nothing more to tell.
+    // As soon as nothing is lost, nothing more is reported.
     let told = service.number("select resyncs from presence.health");
     service.run("select presence.upsert('lobby', '1')");
     std::thread::sleep(Duration::from_millis(1_200));
@@ -71,7 +71,8 @@ fn losses_are_told_once_a_second_and_the_last_one_too() {
     cluster.assert_sound();
 }
 
-/// Rewrites large states of a hundred members as fast as they can, each time with other numbers.
+/// Rewrites large states of fifty members in each session as fast as possible, each time with different
+/// numbers.
 const LARGE: &str = "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', 'hall', 'connection_id', '$session.' || c,
         'audience', (select jsonb_agg('room:x' || k) from generate_series(1, 64) k),
         'state', jsonb_build_object('n', $n, 'x', repeat('y', 60000))))) from generate_series(1, 50) c";
@@ -111,7 +112,8 @@ fn others_are_told_all_and_soon() {
     cluster.assert_sound();
 }
 
-/// What does not fit in the buffer as a whole is told lean, and the rest read from the row: also in the log.
+/// Events that do not fit in the buffer are stored without data, which is read from the row, also for the
+/// log.
 #[test]
 fn a_flood_is_told_as_it_ends() {
     let cluster = Cluster::with(&["presence.event_buffer=256kB"]);
@@ -119,7 +121,8 @@ fn a_flood_is_told_as_it_ends() {
     service.run("select presence.listen()");
     let mut mirror = Mirror::of(&mut service);
     for n in 0..3 {
-        // More than the buffer in one transaction, in three quarters of it, and while the worker does nothing.
+        // More than the buffer: in one transaction, at three quarters of the buffer, and while the worker is
+        // suspended.
         let frozen = (n > 0).then(|| cluster.freeze_worker());
         let sql = "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', 'hall', 'connection_id', c::text,
                        'status', 's$n', 'state', jsonb_build_object('n', $n, 'x', repeat(md5(c::text), 100)))))
@@ -148,7 +151,8 @@ fn a_flood_is_told_as_it_ends() {
     cluster.assert_sound();
 }
 
-/// All listeners read what is notified on any channel: who floods is not told whole on sixty-four.
+/// Every listener reads the notifications of all channels, so a flood is not published in full on sixty-four
+/// of them.
 #[test]
 fn a_wide_flood_is_told_whole_on_few_channels() {
     let cluster = Cluster::start();

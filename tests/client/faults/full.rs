@@ -1,9 +1,10 @@
-//! Something is full: worker processes, the NOTIFY queue, the disk. Callers go on, operators see it, and when there
-//! is room again all is as before. (Lease slots and the event buffer: limits.rs.)
+//! A resource is exhausted: worker processes, the NOTIFY queue, the disk. Callers can go on, operators see
+//! the error, and everything recovers when there is room again. (Lease slots and the event buffer:
+//! limits.rs.)
 
 use crate::common::{Cluster, Mirror, Session, SmallDisk, lines, until};
 
-/// What an operator sees: the last error, and whether it is over.
+/// What an operator sees: the last error, and whether it persists.
 fn trouble(service: &mut Session) -> (String, bool) {
     let row = service.rows("select last_error, failing_since is not null from presence.health").remove(0);
     (row[0].clone(), row[1] == "t")
@@ -11,7 +12,7 @@ fn trouble(service: &mut Session) -> (String, bool) {
 
 #[test]
 fn without_a_free_worker_process_calls_go_on_and_events_wait() {
-    // One for the launcher, one for logical replication's, one for a database.
+    // One for the launcher, one for logical replication's launcher, one for a database.
     let cluster = Cluster::with(&["max_worker_processes=3"]);
     cluster.sql("postgres", "create database second");
     cluster.sql("second", "create extension presence_ext");
@@ -29,7 +30,7 @@ fn without_a_free_worker_process_calls_go_on_and_events_wait() {
     session.run("select presence.upsert('lobby', '2')");
     assert_eq!(session.value("select state from presence.get('lobby')"), "2");
 
-    // Not a line a second.
+    // The log line is not repeated every second.
     let complaint = "presence_ext found no free slot for a background worker";
     assert_eq!(cluster.log().matches(complaint).count(), 1);
 
@@ -44,8 +45,8 @@ fn without_a_free_worker_process_calls_go_on_and_events_wait() {
     cluster.assert_sound();
 }
 
-/// With 64 pages for it (PostgreSQL 17), a listener in an open transaction holds the queue full. Before, it takes
-/// 8 GB of notifications: there the worker is made to meet the same error.
+/// With a queue of 64 pages (PostgreSQL 17), a listener in an open transaction keeps the queue full. Before
+/// 17, that takes 8 GB of notifications, so there the worker is made to encounter the same error.
 #[test]
 fn while_the_notify_queue_is_full_the_log_is_written_and_resync_follows() {
     let limited = cfg!(any(feature = "pg17", feature = "pg18"));
@@ -75,7 +76,7 @@ fn while_the_notify_queue_is_full_the_log_is_written_and_resync_follows() {
         alice.run("select presence.upsert('lobby', to_jsonb(clock_timestamp()))");
         trouble(&mut service) == ("too many notifications in the NOTIFY queue".into(), true)
     });
-    // Nobody hears, but whoever reads the log does.
+    // Listeners receive nothing, but readers of the log see the changes.
     for turn in 1..=3 {
         alice.run(&format!("select presence.upsert('lobby', '{turn}')"));
         until("it is in the log", || {
@@ -143,7 +144,7 @@ fn with_a_full_disk_under_the_log_presence_goes_on_and_the_rest_follows() {
 
     assert!(service.is("select events_dropped = 0 from presence.health"), "the buffer has room");
 
-    // Until it has none.
+    // Now fill the buffer.
     until("events are lost", || {
         alice.run(
             "select count(presence.upsert('lobby', connection_id => md5(clock_timestamp()::text || n)))

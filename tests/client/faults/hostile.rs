@@ -1,4 +1,4 @@
-//! Calls that nobody in their right mind would make, the same ones for the same seed.
+//! Absurd calls, reproducible from a seed.
 
 use crate::common::{Dice, Session};
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ struct Part {
     optional: bool,
 }
 
-/// What there is to call, as the catalog says it: nobody has to remember a new function here.
+/// Everything that can be called, read from the catalog, so that new functions are included automatically.
 pub struct Surface {
     pub functions: Vec<Target>,
     pub relations: Vec<Target>,
@@ -63,7 +63,7 @@ fn targets(service: &mut Session, query: &str) -> Vec<Target> {
 }
 
 impl Target {
-    /// A call of this function, with some arguments left out.
+    /// A call of this function, with some optional arguments omitted.
     pub fn call(&self, dice: &mut Dice) -> String {
         let named = self.parts.iter().all(|part| !part.name.is_empty());
         let mut arguments = Vec::new();
@@ -74,11 +74,11 @@ impl Target {
                 arguments.push(format!("{name} => {}", value(dice, name, kind)));
             }
         }
-        // Written out as a client would get it.
+        // Convert the result to text, as for a client.
         format!("select count(t::text) from {}({}) t", self.name, arguments.join(", "))
     }
 
-    /// INSERT, UPDATE, DELETE and their like on this relation.
+    /// An INSERT, UPDATE, DELETE, MERGE or SELECT on this relation.
     pub fn change(&self, dice: &mut Dice) -> String {
         let set: Vec<&Part> = self.parts.iter().filter(|_| dice.percent(30)).collect();
         let names: Vec<&str> = set.iter().map(|part| part.name.as_str()).collect();
@@ -112,7 +112,7 @@ impl Target {
     }
 }
 
-/// A value of this type as SQL: half of them are sane, so that calls come through.
+/// A value of this type as SQL; about half of them are sane, so that some calls succeed.
 pub fn value(dice: &mut Dice, name: &str, kind: &str) -> String {
     if dice.percent(4) {
         return "null".into();
@@ -192,7 +192,8 @@ const TIMES: &[&str] = &[
     "'yesterday'",
 ];
 
-/// Each is legal SQL in a database of any encoding; those with characters of their own come in from `extra`.
+/// All of these are legal SQL in any database encoding, except that UNICODE and BYTES may raise encoding
+/// errors.
 pub fn text(dice: &mut Dice) -> String {
     const TEXTS: &[&str] = &[
         "''",
@@ -262,7 +263,7 @@ pub fn text(dice: &mut Dice) -> String {
         "chr(304)",
         "chr(7838)",
     ];
-    // What each of these is depends on the database's encoding: text, a control character, or an error.
+    // The database's encoding decides what each of these is: text, a control character, or an error.
     const BYTES: &[&str] = &[
         "E'\\xe9'",
         "E'andr\\xe9'",
@@ -365,7 +366,7 @@ pub fn jsonb(dice: &mut Dice, name: &str) -> String {
     if name != "members" || dice.percent(20) {
         return dice.pick(VALUES).into();
     }
-    // A list of objects with the names of arguments.
+    // A list of objects whose keys are argument names.
     let elements: Vec<String> = (0..dice.below(4))
         .map(|_| {
             let fields: BTreeMap<&str, String> = (0..dice.below(6))

@@ -1,4 +1,4 @@
-//! Full buffers, full tables, and a server without the library.
+//! Full buffers, full tables, and a server without the library preloaded.
 
 use crate::common::{Cluster, Mirror, Over, Session, lines, millis, until};
 use std::sync::atomic::{AtomicBool, Ordering::*};
@@ -10,7 +10,7 @@ fn a_full_event_buffer_fails_no_commit_and_is_told() {
     service.run("select presence.listen()");
     let mut alice = cluster.user("alice");
     alice.run("select presence.upsert('lobby', '0'); select presence.upsert('side', '0')");
-    alice.run("select presence.listen('lobby')"); // everybody hears resync, whatever they listen to
+    alice.run("select presence.listen('lobby')"); // every listener receives resync, whatever it listens to
     alice.hear();
     let mut mirror = Mirror::of(&mut service);
 
@@ -30,7 +30,7 @@ fn a_full_event_buffer_fails_no_commit_and_is_told() {
     mirror.assert_true(&mut service);
     alice.hear_until("resync", |event| event.kind() == "resync");
 
-    // One transaction that is larger than the buffer.
+    // A single transaction that is larger than the buffer.
     writer.run("begin; select presence.delete('lobby', member_id) from presence.list('lobby', 1000);
                 select presence.upsert('lobby', '1', 'm' || n, user_id => 'u') from generate_series(1, 3000) n; commit");
     let before = mirror.resyncs();
@@ -38,14 +38,14 @@ fn a_full_event_buffer_fails_no_commit_and_is_told() {
     mirror.assert_true(&mut service);
     assert_eq!(writer.number("select members from presence.occupancy('lobby')"), 3_000);
 
-    // Then all is as before, counts included: alice left with what was dropped.
+    // Afterwards everything is as before, including counts: alice's leave was among the dropped events.
     alice.run("select presence.upsert('lobby', '1', connection_id => 'phone')");
     let heard = service.hear();
     let event = heard.iter().find(|event| event.is_of_member()).expect("an enter");
     assert_eq!((event.line(), &event["connections"]), ("enter alice/phone".into(), &1.into()));
     heard.iter().for_each(|event| mirror.apply(&mut service, event));
 
-    // More than the buffer expires at once: batches that fit, no resync.
+    // More members than the buffer holds expire at once: the batches fit, and there is no resync.
     let resyncs = mirror.resyncs();
     for from in (1..=2_000).step_by(50) {
         writer.run(&format!(
@@ -61,7 +61,7 @@ fn a_full_event_buffer_fails_no_commit_and_is_told() {
     cluster.assert_sound();
 }
 
-/// How often it was told to start over so far.
+/// Applies the events, and returns the number of resyncs so far.
 fn follow(mirror: &mut Mirror, session: &mut Session) -> usize {
     mirror.follow(session);
     mirror.resyncs()
@@ -136,7 +136,7 @@ fn leases_without_a_slot_are_slower_and_right() {
     assert!(!bob.is("select presence.heartbeat('lobby', 'alice')"), "another's");
     assert_eq!(bob.fails("select presence.upsert('lobby', member_id => 'alice')").code, "42501");
     assert_eq!(lines(&service.hear()), [""; 0]);
-    // Of one's own name, and another's.
+    // A member with the caller's own name that belongs to another user.
     service.run("select presence.upsert('lobby', member_id => 'bob', user_id => 'u')");
     for call in ["upsert('lobby')", "update('lobby', '{}')", "delete('lobby')"] {
         assert_eq!(bob.fails(&format!("select presence.{call}")).code, "42501", "{call}");
@@ -146,7 +146,7 @@ fn leases_without_a_slot_are_slower_and_right() {
     alice.run("select presence.update('lobby', '{\"n\": 2}')");
     assert_eq!(lines(&service.hear()), ["update alice"]);
 
-    // It expires like any other, and at once for readers.
+    // It expires like any other member, and immediately for readers.
     let frozen = cluster.freeze_worker();
     until("its time is over", || alice.rows("select 1 from presence.get('lobby')").is_empty());
     assert!(!alice.is("select presence.heartbeat('lobby')"));
@@ -158,7 +158,7 @@ fn leases_without_a_slot_are_slower_and_right() {
     let heard = service.hear_until("a leave", |event| event.kind() == "leave");
     assert_eq!(lines(&heard), ["enter alice", "leave alice disconnected"]);
 
-    // A slot is free: the next heartbeat takes it, or the worker does.
+    // A slot is free: the next heartbeat or the worker assigns it.
     let mut alice = cluster.user("alice");
     service.run("select presence.delete('lobby', 'm1')");
     assert_eq!(lines(&service.hear()), ["leave m1 removed"]);
@@ -175,7 +175,7 @@ fn leases_without_a_slot_are_slower_and_right() {
     cluster.assert_sound();
 }
 
-/// Nor do they keep the worker busy: it looks at the table when one of them is due, not all the time.
+/// Nor do they keep the worker busy: it scans the table when one of them is due, not all the time.
 #[test]
 fn leases_without_a_slot_are_looked_at_when_one_is_due() {
     let cluster = Cluster::with(&["presence.max_members=10", "autovacuum=off"]);
@@ -207,7 +207,7 @@ fn without_preloading_it_says_what_to_do() {
     assert!(failure.hint.contains("shared_preload_libraries"), "{failure:?}");
     assert_eq!(service.number("select count(*) from pg_extension where extname = 'presence_ext'"), 0);
 
-    // It was preloaded once, and is not any more.
+    // The library was preloaded once, but no longer is.
     cluster.restart_with(&["shared_preload_libraries=presence_ext"]);
     cluster.sql("postgres", "create extension presence_ext");
     cluster.sql("postgres", "select presence.upsert('lobby')");
@@ -245,7 +245,8 @@ fn without_preloading_it_says_what_to_do() {
     cluster.assert_sound();
 }
 
-/// The lease of a member without a slot is in its row. A heartbeat of a stranger's does not even lock it.
+/// The lease of a member without a slot is stored in its row. A stranger's heartbeat does not even lock that
+/// row.
 #[test]
 fn a_strangers_heartbeat_locks_nothing() {
     let cluster = Cluster::with(&["presence.max_members=3"]);
@@ -264,7 +265,7 @@ fn a_strangers_heartbeat_locks_nothing() {
         stranger("select presence.heartbeat_many('{hall,hall}', '{alice,bob}')");
         assert!(!bob.is("begin read only; select presence.heartbeat('hall', 'alice')"));
         bob.run("rollback");
-        // One's own is renewed, and by a service role anybody's.
+        // Users can renew their own leases, and a service role can renew anybody's.
         let lease = "select expires_at from presence.get('hall', 'alice')";
         for session in [&mut alice, &mut service] {
             let before = session.value(lease);
@@ -276,8 +277,8 @@ fn a_strangers_heartbeat_locks_nothing() {
     cluster.assert_sound();
 }
 
-/// Two that take one place each where there are two are never refused, however they come and go; and many who want few
-/// places never get more.
+/// Two users who take one seat each in a room of two are never refused, however they come and go; and many
+/// users competing for few seats never get more than these.
 #[test]
 fn seats_are_exact() {
     let cluster = Cluster::start();
@@ -328,14 +329,14 @@ fn seats_are_exact() {
         }
         pair.into_iter().for_each(|thread| thread.join().expect("never refused"));
     });
-    // No seat is left taken.
+    // All seats have been released.
     let mut alice = cluster.user("alice");
     alice.run("select presence.upsert('few', connection_id => i::text) from generate_series(1, 3) i");
     assert_eq!(alice.fails("select presence.upsert('few', connection_id => '4')").code, "54000");
     cluster.assert_sound();
 }
 
-/// What nobody but us may lock cannot be locked by others, and members whose time is over take no place.
+/// The internal locks cannot be taken by other users, and expired members occupy no seat.
 #[test]
 fn a_limit_keeps_nobody_out_who_fits() {
     let cluster = Cluster::with_clock(&[]);
@@ -348,14 +349,14 @@ fn a_limit_keeps_nobody_out_who_fits() {
     assert_eq!(bob.fails("select presence.upsert('board', connection_id => 'x')").code, "54000");
     alice.run("commit");
 
-    // A session that ends in the middle gives its seat back.
+    // A session that ends within a transaction releases its seat.
     service.run("select presence.set_room('other', max_members => 1)");
     alice.run("begin; select presence.upsert('other')");
     assert_eq!(bob.fails("select presence.upsert('other')").code, "54000");
     drop(alice);
     until("the seat is free", || bob.try_run("select presence.upsert('other')").is_ok());
 
-    // Expired and not swept yet: not counted, in a room and of a user.
+    // Members that have expired but are not yet swept do not count, neither per room nor per user.
     let frozen = cluster.freeze_worker();
     cluster.clock().pass(millis(3_600_000));
     let mut carol = cluster.session("carol", "app");
@@ -370,7 +371,7 @@ fn a_limit_keeps_nobody_out_who_fits() {
     assert_eq!(carol.fails("select presence.upsert('more')").code, "54000");
     drop(frozen);
 
-    // One call for several rooms is whole or nothing.
+    // One call for several rooms takes effect completely or not at all.
     service.run("select presence.delete_all('bob'), presence.delete_all('carol')");
     let many = |rooms: [&str; 3]| {
         let list = rooms
@@ -385,8 +386,8 @@ fn a_limit_keeps_nobody_out_who_fits() {
     cluster.assert_sound();
 }
 
-/// More seats than there is room for in shared memory: then those who want the same place take turns without waiting, and
-/// the limits hold all the same.
+/// More seats than shared memory has room for: users who want the same seat then take turns without waiting,
+/// and the limits still hold.
 #[test]
 fn more_seats_than_there_is_room_for() {
     let cluster = Cluster::with(&["max_locks_per_transaction=256"]);

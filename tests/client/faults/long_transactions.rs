@@ -1,14 +1,14 @@
-//! Transactions that stay open for long: PostgreSQL keeps old rows for them, and that is all. Expiry, delivery and the
-//! rotation of the log go on, and nothing of ours grows.
+//! Long-running transactions: PostgreSQL keeps old rows for them, and that is the only effect. Expiry,
+//! delivery and the rotation of the log continue, and none of the extension's data grows.
 //!
-//! PRESENCE_SOAK=minutes goes on for so long.
+//! PRESENCE_SOAK=minutes runs for that long.
 
 use crate::common::{Cluster, Event, Session, kilobytes, lines, until};
 use std::time::{Duration, Instant};
 
 #[test]
 fn an_old_snapshot_holds_up_nothing_of_ours() {
-    // Less than the load would fill.
+    // The load would fill more than these limits.
     let cluster = Cluster::with_clock(&["presence.event_buffer=256kB", "presence.max_members=300"]);
     let mut service = cluster.service();
     service.run("select presence.listen()");
@@ -17,7 +17,7 @@ fn an_old_snapshot_holds_up_nothing_of_ours() {
          from generate_series(1, 50) n",
     );
 
-    // A snapshot, a transaction id, a change that is not committed, and one that was undone by a savepoint.
+    // A snapshot, a transaction id, an uncommitted change, and a change rolled back to a savepoint.
     let (mut reader, mut idle) = (cluster.service(), cluster.service());
     let (mut writer, mut undone) = (cluster.user("bob"), cluster.user("carol"));
     reader.run("begin isolation level repeatable read; select presence.list()");
@@ -33,7 +33,7 @@ fn an_old_snapshot_holds_up_nothing_of_ours() {
             turn(&cluster, load, service, round);
         }
     };
-    // All memory that it takes, it takes in the first rounds.
+    // Memory use reaches its maximum in the first rounds.
     turns(&mut load, &mut service, 40);
     let before = (kilobytes(worker, "RssAnon:"), allocated(&mut load), seq(&mut service));
     let minutes = std::env::var("PRESENCE_SOAK").map_or(0, |minutes| minutes.parse().expect("minutes"));
@@ -53,7 +53,7 @@ fn an_old_snapshot_holds_up_nothing_of_ours() {
     });
     assert!(service.is("select events_dropped = 0 and resyncs = 0 from presence.health"));
 
-    // Parts of the log take turns: what is older than one and a half hours is gone.
+    // The partitions of the log rotate: events older than about an hour and a half are gone.
     let old = "select count(*) from presence.event where at < clock_timestamp() - interval '100 min'";
     for _ in 0..6 {
         cluster.clock().pass(Duration::from_secs(20 * 60));
@@ -61,7 +61,7 @@ fn an_old_snapshot_holds_up_nothing_of_ours() {
     }
     until("the log is rotated", || service.number(old) == 0);
 
-    // What they see and what they did is as they left it.
+    // The open transactions still have their snapshots and their changes.
     assert_eq!(reader.number("select count(*) from presence.list('hall')"), 50);
     writer.run("commit");
     let heard = service.hear_until("an enter", |event| event.line() == "enter bob");
@@ -73,7 +73,7 @@ fn an_old_snapshot_holds_up_nothing_of_ours() {
     cluster.assert_sound();
 }
 
-/// Twenty enter, change and go: half of them leave, and half run out.
+/// Twenty members enter, change and go: half of them leave, and half expire.
 fn turn(cluster: &Cluster, load: &mut Session, service: &mut Session, round: usize) {
     load.run(
         "select presence.upsert('load', jsonb_build_object('text', repeat('x', 100)), member_id => 'l' || n,
@@ -101,13 +101,13 @@ fn seq(service: &mut Session) -> i64 {
     service.number("select presence.seq()")
 }
 
-/// What a session has allocated in PostgreSQL's own way, in bytes.
+/// The bytes that a session has allocated in PostgreSQL's memory contexts.
 fn allocated(session: &mut Session) -> i64 {
     session.number("select sum(total_bytes)::bigint from pg_backend_memory_contexts")
 }
 
-/// An old snapshot has the rows of those who were there, and of them only who still is. Long after nothing in memory says how a
-/// stay ended; where all slots are taken, nothing ever did.
+/// An old snapshot contains the rows of earlier members, but shows only those who are still present. After a
+/// while nothing in memory records how a stay ended; when all slots are taken, nothing ever recorded it.
 #[test]
 fn an_old_snapshot_shows_nobody_who_is_gone_since() {
     for slots in ["100", "10"] {

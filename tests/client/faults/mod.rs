@@ -1,4 +1,4 @@
-//! What breaks: processes, disks, clocks, memory, other people.
+//! Failures of processes, disks, clocks and memory, and harm done by other users.
 
 mod bad_input;
 mod clock;

@@ -1,7 +1,8 @@
-//! Workers, clients and whole servers die while clients write: the server always comes back by itself, numbers only
-//! grow, nobody leaves twice, who survives keeps the lease, and who does not is no ghost.
+//! Workers, clients and whole servers die while clients write: the server always recovers by itself, numbers
+//! only grow, nobody leaves twice, surviving clients keep their leases, and the others do not stay behind as
+//! ghosts.
 //!
-//! PRESENCE_SOAK=minutes goes on for so long.
+//! PRESENCE_SOAK=minutes runs for that long.
 
 use crate::common::{Cluster, Over, Session, attempt, millis, signal, until};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::*};
@@ -12,7 +13,7 @@ const RESIDENTS: usize = 50;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Death {
     Terminated(Victim),
-    /// As the kernel does when memory is short: the server starts over, and its unlogged tables are empty.
+    /// As the kernel does when memory is short: the server reinitializes, and its unlogged tables are empty.
     Killed(Victim),
     Fast,
     Immediate,
@@ -26,7 +27,7 @@ enum Victim {
 }
 
 impl Victim {
-    /// The pids of it, newest first.
+    /// A query for the victim's pids.
     fn pids(self) -> &'static str {
         match self {
             Victim::Worker => "select pid from pg_stat_activity where backend_type = 'presence_ext worker'",
@@ -97,7 +98,8 @@ fn under_load(deaths: &[Death]) {
         }
     });
 
-    // Who cannot beat any more is gone within the ttl or the grace, and the rest is where it was.
+    // A member without heartbeats is gone after its ttl or the grace period, and the residents are still
+    // present.
     let mut service = cluster.service();
     let stopped = Instant::now();
     let mut left = String::new();
@@ -116,7 +118,7 @@ fn under_load(deaths: &[Death]) {
     }
 }
 
-/// Members who stay.
+/// Enters members who stay.
 fn residents(service: &mut Session) {
     service.run(
         "select presence.upsert('home', member_id => 'resident ' || n, user_id => 'resident ' || n, ttl => '1 h')
@@ -124,7 +126,7 @@ fn residents(service: &mut Session) {
     );
 }
 
-/// Let it happen. Returns the seq from right before.
+/// Causes the failure. Returns the seq from right before it.
 fn die(cluster: &Cluster, death: Death) -> i64 {
     let mut service = cluster.service();
     let seq = service.number("select presence.seq()");
@@ -151,7 +153,7 @@ fn die(cluster: &Cluster, death: Death) -> i64 {
     seq
 }
 
-/// In the log each member enters before it leaves, leaves once, and nothing has the number or version of another.
+/// In the log each member enters before it leaves, leaves once, and its versions only grow.
 fn assert_history(service: &mut Session, when: &str) {
     let wrong = "
         select * from (
@@ -168,7 +170,7 @@ fn assert_history(service: &mut Session, when: &str) {
     assert!(rows.is_empty(), "{when}: {rows:?}");
 }
 
-/// A client that writes, and connects again when it was cut off.
+/// A client that writes, and reconnects when its connection is lost.
 struct Load<'a> {
     cluster: &'a Cluster,
     thread: usize,
@@ -188,7 +190,8 @@ impl Load<'_> {
             if session.try_run("set application_name = 'load'").is_err() {
                 continue;
             }
-            // A turn that was cut off may have been committed: never the same again, or it would only renew.
+            // An interrupted turn may have been committed: repeating it would only renew the lease, so skip
+            // it.
             while !self.done.load(Relaxed) && self.turn(&mut session, turn).is_ok() {
                 turn += 1;
             }

@@ -1,13 +1,13 @@
-//! One that is stuck stops only itself: a member that cannot be deleted, an event that cannot be written, a reader that
-//! does not go away, a step of the worker's housekeeping that fails.
+//! A single obstacle blocks only itself: a member that cannot be deleted, an event that cannot be written, a
+//! reader that stays, a step of the worker's housekeeping that fails.
 
 use crate::common::{Cluster, Session, lines, millis, until};
 use std::time::{Duration, Instant};
 
-/// Guarantee: sweep_interval (1 s) and 100 ms; and what a busy machine takes on top.
+/// The guarantee is sweep_interval (1 s) plus 100 ms; the rest is an allowance for a busy machine.
 const IN_TIME: Duration = Duration::from_millis(2_000);
 
-/// What an operator sees: the last error, and whether it is over.
+/// What an operator sees: the last error, and whether it persists.
 fn trouble(service: &mut Session) -> (String, bool) {
     let row = service.rows("select last_error, failing_since is not null from presence.health").remove(0);
     (row[0].clone(), row[1] == "t")
@@ -17,7 +17,7 @@ fn leaves(service: &mut Session, room: &str) -> i64 {
     service.number(&format!("select count(*) from presence.event where room = '{room}' and event = 'leave'"))
 }
 
-/// For a trigger on `member`: it minds only bob.
+/// A trigger on `member` that acts only on bob's row.
 fn minder(body: &str) -> String {
     format!(
         "create or replace function public.mind() returns trigger language plpgsql as
@@ -29,7 +29,7 @@ fn minder(body: &str) -> String {
 
 const NO_MINDER: &str = "drop trigger if exists mind on presence.member; drop table if exists public.cursor";
 
-/// Each of these keeps bob's member from being deleted.
+/// Each of these prevents bob's member from being deleted.
 fn obstacles() -> Vec<(&'static str, String)> {
     let reference = |options: &str| {
         format!(
@@ -65,7 +65,7 @@ fn a_member_that_cannot_be_deleted_holds_up_nobody_else() {
         let began = Instant::now();
         until(what, || leaves(&mut service, "hall") == 300);
         let lag = began.elapsed().saturating_sub(millis(1_000));
-        // What looks like a cancel is obeyed three times before it is looked at more closely.
+        // The worker honours what looks like a cancel three times before it looks for the cause.
         let in_time = if what.contains("cancelled") { IN_TIME + millis(1_000) } else { IN_TIME };
         assert!(lag < in_time, "{what}: {lag:?}");
         until("health says it", || {
@@ -74,9 +74,9 @@ fn a_member_that_cannot_be_deleted_holds_up_nobody_else() {
         });
         assert!(service.rows("select * from presence.list('hall')").is_empty());
 
-        // Whoever comes later leaves in time as well, and the log is not filled.
+        // Members that enter later also leave in time, and the log is not flooded.
         service.run("select presence.upsert('side', user_id => 'late', ttl => '1 s')");
-        std::thread::sleep(millis(2_000)); // that is its time
+        std::thread::sleep(millis(2_000)); // its ttl and the guaranteed delay
         let lag = "select extract(epoch from clock_timestamp() - at) from presence.event
                    where room = 'side' and event = 'leave'";
         assert_eq!(service.rows(lag).len(), 1, "{what}");
@@ -93,7 +93,8 @@ fn a_member_that_cannot_be_deleted_holds_up_nobody_else() {
 #[test]
 fn sweep_leaves_out_what_it_cannot_delete() {
     for (what, obstacle) in obstacles() {
-        // Neither are to be had in a session: it would wait, and a cancel is a cancel.
+        // These cannot be tested in a session: it would wait, or treat the error as a cancel or a failure of
+        // its own.
         if ["waits for", "cancelled", "something else", "disk"].iter().any(|word| what.contains(word)) {
             continue;
         }
@@ -125,7 +126,7 @@ fn a_reader_of_the_log_stops_nothing_however_long_it_stays() {
     reader.run("begin");
     reader.run("select count(*) from presence.event");
 
-    // Rotation is due, for hours.
+    // Rotation stays due for hours.
     let mut last = 0;
     for round in 1..=4 {
         cluster.clock().pass(Duration::from_secs(2 * 3_600));
@@ -160,8 +161,8 @@ fn a_reader_of_the_log_stops_nothing_however_long_it_stays() {
     cluster.assert_sound();
 }
 
-/// Statements that would lock others out, each by somebody who has no right to it. Some of them wait first and are
-/// refused afterwards: then all who come later wait behind them.
+/// Statements that would lock others out, run by a user without the right to do so. Some of them wait first
+/// and are refused afterwards: meanwhile, all later statements would wait behind them.
 const LOCKING_OUT: [&str; 17] = [
     "lock table TABLE",
     "lock table public.own, TABLE in share mode",
@@ -195,7 +196,7 @@ fn who_may_not_lock_a_table_makes_nobody_wait() {
          create view public.over_it as select o.room, (select count(*) from public.over) from public.own o;
          create function public.nothing() returns trigger language plpgsql as 'begin return null; end'",
     );
-    // Somebody has read and written, and is not done.
+    // A transaction that has read and written stays open.
     alice.run("begin; select presence.upsert('hall'); select count(*) from presence.online, presence.event");
     bob.run("set lock_timeout = '10s'");
     for statement in LOCKING_OUT {
@@ -209,7 +210,7 @@ fn who_may_not_lock_a_table_makes_nobody_wait() {
     }
     alice.run("commit");
 
-    // What does not lock others out goes through, as does what the owner of the tables allows.
+    // Statements that lock nobody out succeed, and so do those that the owner of the tables allows.
     bob.run("begin; lock table presence.member in row exclusive mode; lock table public.own; commit");
     bob.run("create rule quiet as on insert to public.own do instead delete from presence.member");
     service.run("grant trigger, references on presence.member to bob");
@@ -239,7 +240,8 @@ fn a_view_that_becomes_another_one_locks_nobody_out() {
     cluster.assert_sound();
 }
 
-/// What somebody adds to a part of the log, so that bob's events cannot be written.
+/// Additions to the log's partitions that prevent bob's events from being written. The last field: the worker
+/// waits.
 fn censors() -> Vec<(&'static str, &'static str, bool)> {
     vec![
         ("a check", "alter table presence.event add constraint censor check (user_id <> 'bob')", false),
@@ -250,7 +252,7 @@ fn censors() -> Vec<(&'static str, &'static str, bool)> {
     ]
 }
 
-/// The triggers of this SQLSTATE on each part of the log.
+/// Triggers that raise this SQLSTATE, on each partition of the log.
 fn censor(code: &str) -> String {
     let (code, kind) = match code {
         "deferred" => ("P0001", "constraint trigger censor after insert"),
@@ -324,7 +326,7 @@ fn a_line_of_last_seen_that_cannot_be_written_holds_up_nobody_elses() {
 fn steps_of_the_housekeeping_that_fail_hold_up_no_others() {
     let cluster = Cluster::with_clock(&[]);
     let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
-    // Neither can the log be rotated, nor last_seen be written.
+    // Both rotating the log and writing last_seen fail.
     service.run(
         "create function public.never() returns trigger language plpgsql as $$ begin raise 'never'; end $$;
          create trigger never before truncate on _presence._event_1 execute function public.never();
@@ -367,7 +369,7 @@ fn a_cancel_of_the_worker_costs_no_event() {
     let cluster = Cluster::start();
     let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
     service.run("select presence.listen()");
-    // Each event takes a while, so that the cancel meets one.
+    // Each event takes a while, so that the cancel arrives during one.
     service.run(
         "create function public.slowly() returns trigger language plpgsql as
              $$ begin perform pg_sleep(0.3); return coalesce(new, old); end $$;

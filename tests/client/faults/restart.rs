@@ -1,4 +1,4 @@
-//! A clean restart keeps who was here; numbers never go back.
+//! A clean restart keeps the members; numbers never go back.
 
 use crate::common::{Cluster, Session, lines, millis, until};
 use std::time::{Duration, Instant};
@@ -18,13 +18,13 @@ fn members_survive_a_restart_with_a_grace() {
     let before = "select room, state, joined_at, version from presence.list() where user_id = 'alice'";
     let held = service.rows(before);
 
-    // Down for longer than alice's ttl: nobody is evicted for what the server did.
+    // The downtime is longer than alice's ttl: nobody is evicted because of the server.
     cluster.stop("fast");
     std::thread::sleep(millis(2_100));
     let started = Instant::now();
     cluster.start_again();
     let mut service = cluster.service();
-    // From the first query on, worker or not.
+    // This holds from the first query on, with or without a worker.
     assert_eq!(service.rows(before), held);
     assert_eq!(service.rows("select * from presence.online where user_id = 'bob'").len(), 0);
     cluster.until_worker("app");
@@ -33,14 +33,14 @@ fn members_survive_a_restart_with_a_grace() {
     let grace: f64 = service.value(grace).parse().expect("seconds");
     assert!((0.0..=3.1).contains(&grace), "{grace} s left");
 
-    // bob's sessions are over.
+    // Bob's sessions have ended.
     let left =
         format!("select event, member_id, reason from presence.changes({seq}) where event <> 'position'");
     until("bob's leaves are published", || service.rows(&left).len() >= 2);
     assert_eq!(service.rows(&left), [["leave", "bob", "disconnected"], ["leave", "bob", "disconnected"]]);
     service.run("select presence.listen()");
 
-    // alice comes back for one, and not for the other.
+    // Alice returns to one room, but not to the other.
     let mut alice = cluster.user("alice");
     assert!(alice.is("select presence.heartbeat('side')"));
     let heard = service.hear_until("an expiry", |event| event.line() == "leave alice expired");
@@ -59,7 +59,7 @@ fn members_survive_a_restart_with_a_grace() {
 
 #[test]
 fn what_was_not_published_before_is_published_after() {
-    // The first event goes out at once, the others wait.
+    // The first event is published at once, the others wait.
     let cluster = Cluster::with(&["presence.notify_delay=10s"]);
     let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
     alice.run("select presence.upsert('lobby', '0')");
@@ -89,7 +89,7 @@ fn what_was_not_published_before_is_published_after() {
         (seq, version) = (newer, newer_version);
         assert_eq!(service.rows("select members, slots_used from presence.health")[0], ["1", "1"]);
     }
-    // Clean restarts, then crashes, then clean restarts: only upwards.
+    // Clean restarts and crashes, mixed: numbers only increase.
     for mode in ["immediate", "fast", "immediate", "immediate", "fast"] {
         alice.run("select presence.upsert('lobby')");
         service.flush();
@@ -114,7 +114,7 @@ fn what_was_not_published_before_is_published_after() {
     cluster.assert_sound();
 }
 
-/// A restart with more members than there are slots now, and one with the extension off for a while.
+/// A restart with fewer slots than members, and one with the extension disabled for a while.
 #[test]
 fn a_restart_with_other_settings_keeps_everybody() {
     let cluster = Cluster::start();
@@ -149,7 +149,7 @@ fn a_restart_with_other_settings_keeps_everybody() {
     cluster.assert_sound();
 }
 
-/// What became of the file in the meantime must not keep the server from starting, nor bring back what is not.
+/// A damaged file neither keeps the server from starting nor resurrects what is gone.
 #[test]
 fn a_damaged_file_costs_the_exact_deadlines_and_nothing_else() {
     let cluster = Cluster::start();

@@ -1,4 +1,4 @@
-//! The worker dies, the launcher dies, the server dies, and nothing is lost that was promised.
+//! The worker, the launcher or the server dies, and nothing that was promised is lost.
 
 use crate::common::{Cluster, Event, Mirror, Over, Session, attempt, lines, millis, signal, until};
 use std::collections::HashMap;
@@ -50,7 +50,7 @@ fn a_worker_that_is_killed_in_the_middle_loses_and_doubles_nothing() {
     let wrong = "select member_id from presence.event group by 1
                  having count(*) filter (where event = 'enter') <> 1 or count(*) filter (where event = 'leave') > 1";
     assert_eq!(service.rows(wrong), [[""; 0]; 0]);
-    // connections was counted on through the deaths.
+    // `connections` stayed correct across the worker's deaths.
     assert!(heard.iter().all(|e| e["connections"] == if e.kind() == "leave" { 0 } else { 1 }));
     cluster.assert_sound();
 }
@@ -70,7 +70,7 @@ fn a_launcher_that_is_killed_comes_back() {
     service.run(&format!("select pg_terminate_backend({pid})"));
     until("another launcher runs", || ![0, pid].contains(&service.number(launcher)));
 
-    // The worker is the same, and when it goes the new launcher sees to it.
+    // The worker is the same, and when it dies the new launcher replaces it.
     alice.run("select presence.upsert('lobby')");
     assert_eq!(lines(&service.hear()), ["enter alice"]);
     assert_eq!(service.number("select presence.worker_pid()"), worker);
@@ -112,7 +112,7 @@ fn a_shutdown_waits_for_nobody() {
             let _over = Over::tell(&done);
             std::thread::sleep(millis(500));
             if mode == "smart" {
-                done.store(true, Relaxed); // it waits for clients, but not for us
+                done.store(true, Relaxed); // a smart shutdown waits for clients, but not for the extension's workers
             }
             let began = Instant::now();
             cluster.stop(mode);
@@ -148,7 +148,7 @@ fn after_a_crash_everybody_comes_back() {
     assert_eq!(service.number("select count(*) from presence.event"), 0);
     assert!(!alice.is("select presence.heartbeat('lobby')"), "clients enter again");
     assert!(service.number("select presence.seq()") >= seq);
-    // Who was there before is told to start over, by name or by silence.
+    // Clients from before the crash are told to start over, by an event or by silence.
     assert_eq!(service.value(&format!("select event from presence.changes({seq}) limit 1")), "resync");
 
     service.run("select presence.listen()");
@@ -163,7 +163,7 @@ fn after_a_crash_everybody_comes_back() {
     assert!(heard.iter().find(|event| event.is_of_member()).expect("it").seq() > seq);
     assert!(alice.is("select presence.heartbeat('lobby')"));
 
-    // And once more, right away.
+    // And crash once more, immediately.
     signal("KILL", service.number("select presence.worker_pid()"));
     until("it takes connections", || {
         alice.try_run("select 1").is_err() && cluster.try_session("bob", "app").is_some()
@@ -190,7 +190,7 @@ fn load(session: &mut Session, thread: usize, done: &AtomicBool) {
         if turn % 3 != 0 {
             session.run(&format!("select presence.delete('load', '{member}')"));
         }
-        // Not more than the worker can publish after the longest pause.
+        // No more than the worker can publish after the longest pause.
         attempt(|| {
             turn % 50 != 0 || session.is("select events_buffered_bytes < 4000000 from presence.health")
         });

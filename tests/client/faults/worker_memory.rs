@@ -1,4 +1,4 @@
-//! The worker's memory is bounded, whatever anybody writes, and no event is dropped for it.
+//! The worker's memory is bounded, whatever users write, and no event is dropped to achieve that.
 
 use crate::common::{Cluster, Session, lines, memory, millis, peak, until};
 use std::sync::atomic::{AtomicBool, Ordering::*};
@@ -13,7 +13,7 @@ fn assert_nothing_lost(service: &mut Session) {
     assert_eq!(row, ["0", "0"], "dropped events, resyncs");
 }
 
-/// Whoever was given the channels of many rooms, and names them all, makes 130 notifications an event.
+/// A user who holds the channels of many rooms and names all of them causes 130 notifications per event.
 #[test]
 fn wide_audiences_that_are_listened_to() {
     let cluster = Cluster::start();
@@ -26,7 +26,7 @@ fn wide_audiences_that_are_listened_to() {
     service.run("select presence.listen('hall')");
     let pid = worker(&mut service);
     let before = memory(pid, "VmHWM:");
-    // Enter, and a change of the audience: a leave, an update and an enter.
+    // First enter, then change the audience: a leave, an update and an enter.
     for (from, to) in [(1, 64), (65, 128)] {
         mallory.run(&format!(
             "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', 'hall', 'connection_id', i::text,
@@ -49,8 +49,8 @@ fn wide_audiences_that_are_listened_to() {
     cluster.assert_sound();
 }
 
-/// A number of a few bytes can be a text of 131,072 digits. (They came before there was a limit, or from another
-/// server: for these nothing is checked.)
+/// A number stored in a few bytes can have 131,072 digits as text. (Such rows predate the limit or come from
+/// another server, so they bypass validation.)
 #[test]
 fn numbers_with_very_many_digits() {
     let cluster = Cluster::start();
