@@ -1,4 +1,5 @@
-//! The full numbers of a large room cost no scan, and are right: within a moment, or at once where they must be.
+//! The full counts of a large room need no scan, and are right: shortly afterwards, or at once where they
+//! must be.
 
 use crate::common::{Cluster, Session, millis, signal, until};
 use std::time::Instant;
@@ -7,7 +8,7 @@ const OCCUPANCY: &str = "select members || ' ' || users from presence.occupancy(
 const ROWS: &str =
     "select count(*) || ' ' || count(distinct user_id) from presence.member where room = 'stage'";
 
-/// A room with many members and half as many users.
+/// A room with 2000 members of 1000 users.
 fn stage(cluster: &Cluster) -> Session {
     let mut service = cluster.service();
     service.run(
@@ -18,7 +19,7 @@ fn stage(cluster: &Cluster) -> Session {
     service
 }
 
-/// What it answers, and whether it counted rows for that.
+/// The answer, and whether rows were counted for it.
 fn ask(session: &mut Session) -> (String, bool) {
     let rows = "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) from pg_stat_xact_user_tables
                 where relid = 'presence.member'::regclass";
@@ -30,7 +31,7 @@ fn ask(session: &mut Session) -> (String, bool) {
     (answer, after - before > 100)
 }
 
-/// The numbers are kept from now on.
+/// Waits until the worker keeps the counts, so that no scan is needed.
 fn until_kept(session: &mut Session) {
     session.flush();
     until("numbers without a scan", || !ask(session).1);
@@ -48,7 +49,7 @@ fn they_are_kept_for_those_who_may_have_them() {
     assert_eq!(alice.value(OCCUPANCY), "0 0");
     alice.run("select presence.upsert('stage')");
     assert_eq!(alice.value(OCCUPANCY), "1 1");
-    // A second tab, a last one, another owner: users are counted once each.
+    // A second tab, a last tab, a changed owner: each user counts once.
     for (what, members, users) in [
         ("select presence.upsert('stage', user_id => 'u1', connection_id => 'x')", 2002, 1001),
         ("select presence.delete('stage', 'u1', null)", 1999, 1000),
@@ -65,7 +66,7 @@ fn they_are_kept_for_those_who_may_have_them() {
         let right = format!("{members} {users}");
         assert_eq!((ask(&mut bob), service.value(ROWS)), ((right.clone(), false), right), "{what}");
     }
-    // Who may have them is asked each time.
+    // The right to the counts is checked on each call.
     service.run("update presence.room set count_audience = null where room = 'stage'");
     assert_eq!(bob.value(OCCUPANCY), "0 0");
     cluster.assert_sound();
@@ -95,7 +96,7 @@ fn ones_own_changes_and_what_a_snapshot_sees_count_at_once() {
     assert_eq!(ask(&mut old), ("2005 1005".into(), true));
 }
 
-/// Nobody is told numbers that are older than they may be: then they are counted.
+/// Counts older than allowed are never returned: the rows are counted instead.
 #[test]
 fn a_worker_that_is_behind_is_not_believed() {
     let cluster = Cluster::with(&["presence.max_per_user=0"]);
@@ -106,13 +107,13 @@ fn a_worker_that_is_behind_is_not_believed() {
     let began = Instant::now();
     until("the right number", || service.value(OCCUPANCY) == "2001 1001");
     assert!(began.elapsed() < millis(1_500), "{:?}", began.elapsed());
-    // A lease that runs out.
+    // A lease that ends.
     other.run("select presence.upsert('stage', user_id => 'y', ttl => '1 s')");
     std::thread::sleep(millis(1_000));
     until("nobody is a ghost", || service.value(OCCUPANCY) == "2001 1001");
     drop(frozen);
     service.flush();
-    // Who is gone may be counted until a sweep.
+    // An expired member may still be counted until a sweep.
     until("all is right again", || ask(&mut service) == ("2001 1001".into(), false));
     assert_eq!(service.value(ROWS), "2001 1001");
 }
@@ -149,7 +150,7 @@ fn they_are_counted_anew_after_all_that_loses_count() {
         assert_eq!(answer, rows);
         assert!(answer.starts_with(|digit: char| digit > '0'), "{answer}");
     };
-    // More than the buffer holds, all at once.
+    // More events than the buffer holds, all at once.
     enter(&mut service, 1, 2000);
     check(&mut service);
     enter(&mut service, 2001, 4000);
@@ -177,7 +178,7 @@ fn they_are_counted_anew_after_all_that_loses_count() {
     cluster.assert_sound();
 }
 
-/// While everybody comes and goes, and when they rest.
+/// Both while everybody comes and goes, and once they have stopped.
 #[test]
 fn in_a_crowd_they_are_right_in_the_end() {
     let cluster = Cluster::with(&["presence.max_per_user=0"]);
@@ -208,7 +209,7 @@ fn in_a_crowd_they_are_right_in_the_end() {
     cluster.assert_sound();
 }
 
-/// Users are counted exactly also where the worker's memory does not hold them all at once.
+/// Users are counted exactly even if they do not all fit in the worker's memory at once.
 #[test]
 #[ignore = "takes a minute or two: make test-all"]
 fn a_very_large_room_is_counted_in_parts() {
@@ -235,7 +236,7 @@ fn a_very_large_room_is_counted_in_parts() {
     cluster.assert_sound();
 }
 
-/// By visibility they are exact, whatever lies on the pages of the room.
+/// Counts by visibility are exact, whatever is on the room's pages.
 #[test]
 fn what_is_seen_is_counted_as_sql_counts_it() {
     let cluster = Cluster::with(&["presence.max_per_user=0", "presence.member_ids=any"]);
@@ -268,7 +269,7 @@ fn what_is_seen_is_counted_as_sql_counts_it() {
         cluster.sql("app", "vacuum presence.member");
         agree(&mut alice, &format!("{what}, and what is old is gone"));
     }
-    // Her own changes, of which no slot tells.
+    // Her own changes, which have no slot yet.
     alice
         .run("begin; select presence.upsert('stage', connection_id => n::text) from generate_series(1, 9) n");
     alice.run("select presence.delete('stage', 'alice', '3')");

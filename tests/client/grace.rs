@@ -1,11 +1,11 @@
-//! A last moment of grace: `presence.delete` with `after`.
+//! Leaving with a delay: `presence.delete` with `after`.
 
 use crate::common::{Cluster, Mirror, Session, lines, millis, until};
 use std::time::{Duration, Instant};
 
 const HERE: &str = "select count(*) from presence.list('lobby') where member_id = 'alice'";
 
-/// When alice leaves, as text.
+/// The time at which alice leaves, as text.
 fn ends(session: &mut Session) -> String {
     session.value("select expires_at from presence.get('lobby', 'alice')")
 }
@@ -24,7 +24,8 @@ fn who_leaves_is_gone_at_that_moment_worker_or_not() {
     let leaves = ends(&mut alice);
     bob.run("begin isolation level repeatable read; select presence.list('lobby')");
     let past = format!("select clock_timestamp() >= '{leaves}'");
-    // Nothing holds, and nothing moves: until then all say that she is here, from then on none does.
+    // Without a worker, and with heartbeats that do not move the deadline: everybody sees her until then, and
+    // nobody afterwards.
     let (mut beats, mut sessions) = (0, [bob, cluster.service()]);
     loop {
         let [before, here, after] = <[String; 3]>::try_from(
@@ -85,7 +86,7 @@ fn who_leaves_is_gone_at_that_moment_worker_or_not() {
     cluster.assert_sound();
 }
 
-/// As a reload of a page is: nobody hears of it.
+/// Like a page reload: nobody notices.
 #[test]
 fn who_comes_back_in_time_never_left() {
     let cluster = Cluster::start();
@@ -99,7 +100,7 @@ fn who_comes_back_in_time_never_left() {
         r#"select presence.upsert_many('[{"room": "lobby"}, {"room": "side", "state": 1}]')"#,
         "update presence.member set leaves_at = null",
     ] {
-        // Said by oneself or by a service role, for one room or for several.
+        // Requested by the user or by a service role, for one room or for several.
         alice.run("select presence.delete('lobby', state => '\"bye\"', after => '1 s')");
         service.run(r#"select presence.delete_many('[{"room": "side", "member_id": "alice", "after": "1 s", "reason": "removed"}]')"#);
         let leaves = ends(&mut alice);
@@ -120,7 +121,8 @@ fn who_comes_back_in_time_never_left() {
             0
         );
     }
-    // On its way when the time is over: nobody sees it meanwhile, then it is back, and told.
+    // An upsert that is still uncommitted at the deadline: nobody else sees the member meanwhile; after the
+    // commit it is back, and published.
     alice.run("select presence.delete('lobby', after => '500 ms')");
     again.run("begin; select presence.upsert('lobby')");
     until("that time is over", || service.number(HERE) == 0);
@@ -140,7 +142,7 @@ fn a_transaction_that_says_so_is_one_that_may_fail() {
     service.run("select presence.listen()");
     service.hear();
 
-    // A heartbeat of before it is committed is a heartbeat.
+    // A heartbeat sent before the delayed leave commits is an ordinary heartbeat.
     let whole = "select extract(epoch from expires_at - clock_timestamp()) > 1.9 from presence.get('lobby')";
     alice.run("begin; select presence.delete('lobby', after => '1 s')");
     other.run("select pg_sleep(0.2), presence.heartbeat('lobby')");
@@ -149,12 +151,12 @@ fn a_transaction_that_says_so_is_one_that_may_fail() {
     assert!(alice.is("select presence.heartbeat('lobby')"));
     alice.run("rollback");
     assert!(alice.is(whole));
-    // What was said in a savepoint that is rolled back leaves the heartbeats of it.
+    // Rolling back to a savepoint undoes the delayed leave, but keeps the heartbeats made after it.
     alice.run("begin; select presence.upsert('lobby', '1'), pg_sleep(0.2); savepoint s; select presence.delete('lobby', after => '1 s'), presence.heartbeat('lobby'); rollback to s; commit");
     assert!(alice.is(whole));
     assert_eq!(lines(&service.hear()), ["update alice"]);
 
-    // One who upserts meanwhile waits, and stays; one who says it anew is the last.
+    // A concurrent upsert waits, and the member stays; a later delayed leave takes precedence.
     alice.run("begin; select presence.delete('lobby', after => '1 s')");
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| other.run("select presence.upsert('lobby', ttl => '1 h')"));
@@ -177,7 +179,7 @@ fn a_transaction_that_says_so_is_one_that_may_fail() {
     let heard = service.hear_until("the leave", |event| event.kind() == "leave");
     assert_eq!(lines(&heard), ["update alice", "leave alice left"]);
 
-    // In a transaction with a snapshot of its own: what has changed since is an error, as for any write.
+    // In a transaction with a snapshot, a concurrent change is an error, as for any write.
     alice.run("select presence.upsert('lobby')");
     alice.run("begin isolation level repeatable read; select 1");
     other.run("select presence.upsert('lobby', '2')");
@@ -187,7 +189,7 @@ fn a_transaction_that_says_so_is_one_that_may_fail() {
     alice.run("commit");
     service.hear_until("the leave", |event| event.line() == "leave alice left");
 
-    // Said in time, committed after the lease and the grace: one leave, and nothing before it.
+    // Requested in time, but committed after the lease and the delay ended: one leave, and nothing before it.
     alice.run("select presence.upsert('lobby', ttl => '1 s')");
     service.hear();
     alice.run("begin; select presence.delete('lobby', state => '\"late\"', after => '1 h'), pg_sleep(1.1)");
@@ -221,7 +223,7 @@ fn a_restart_neither_shortens_nor_lengthens_it() {
     std::thread::sleep(millis(400));
     cluster.start_again();
     let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
-    // From the first query on, worker or not.
+    // This holds from the first query on, with or without a worker.
     assert_eq!(
         service.rows("select 1 from presence.online where room = 'side' or member_id = 'carol'").len(),
         0
@@ -266,7 +268,7 @@ fn a_restart_neither_shortens_nor_lengthens_it() {
     cluster.assert_sound();
 }
 
-/// The lease of a member without a slot lives in its row.
+/// The lease of a member without a slot is stored in its row.
 #[test]
 fn members_without_a_slot_have_it_too() {
     let cluster = Cluster::with(&["presence.max_members=10", "presence.restart_grace=30s"]);
@@ -334,7 +336,7 @@ fn a_session_member_leaves_with_whichever_ends_first() {
     let alice = enter("300 ms");
     assert_eq!(leave(&mut service), "leave alice left");
     drop(alice);
-    // The session ends before the sweeper comes, but not before the time was over; and the other way round.
+    // The session ends before the sweep, but after the deadline; and the other way round.
     for (after, wait, line) in
         [("200 ms", 300, "leave alice left"), ("600 ms", 0, "leave alice disconnected")]
     {
@@ -354,7 +356,8 @@ fn a_session_member_leaves_with_whichever_ends_first() {
     cluster.assert_sound();
 }
 
-/// Whoever must go may still take leave; whoever manages a room may let others do so.
+/// A user whom the authorizer no longer admits may still leave; a user who may manage a room can make others
+/// leave.
 #[test]
 fn who_may_say_it() {
     let cluster = Cluster::with(&["presence.member_ids=any"]);
@@ -396,7 +399,7 @@ fn who_may_say_it() {
     for leave in heard.iter().filter(|event| event.kind() == "leave") {
         assert_eq!((&leave["reason"], &leave["state"]), (&"left".into(), &"out".into()));
     }
-    // Who may not write at all may not say it either.
+    // A user without any write access cannot request it either.
     service.run("create role reader login; select presence.grant_access('reader', write => false)");
     assert_eq!(cluster.user("reader").fails("select presence.upsert('lobby')").code, "42501");
     service.run("select presence.upsert('lobby', user_id => 'reader')");
@@ -404,7 +407,7 @@ fn who_may_say_it() {
     cluster.assert_sound();
 }
 
-/// One leave each, whatever happens to the worker; last words fill no buffer.
+/// One leave each, whatever happens to the worker; the final states do not fill the buffer.
 #[test]
 fn a_thousand_that_leave_together_leave_once_each() {
     let cluster = Cluster::with(&["presence.event_buffer=1MB"]);
@@ -436,7 +439,7 @@ fn a_thousand_that_leave_together_leave_once_each() {
                 from presence.event where event = 'leave'";
     assert_eq!(service.rows(left)[0], ["500", "500", "left", "left", "t"]);
     assert_eq!(service.number("select events_dropped from presence.health"), 0);
-    // A crash ends everything, this too.
+    // A crash ends everything, including the delayed leave.
     service.run("select presence.upsert('hall', '1'), presence.delete('hall', after => '1 s')");
     cluster.stop("immediate");
     cluster.start_again();

@@ -1,4 +1,4 @@
-//! What a session takes of the memory does not grow with what it does.
+//! A session's memory use does not grow with what it does.
 
 use crate::common::{Cluster, Session};
 
@@ -8,9 +8,9 @@ fn kilobytes_of_plans(session: &mut Session) -> i64 {
     )
 }
 
-/// Roles user1 to userN, each of which may use presence.
+/// Creates the roles user1 to userN, each of which may use presence.
 fn make_users(service: &mut Session, users: i64) {
-    // By one role that has the rights: each right is a list of all who have it, and gets longer with each.
+    // The roles inherit from one role with the rights: otherwise each ACL would get longer with each role.
     service.run(&format!(
         "create role people; select presence.grant_access('people');
          do $$ begin for n in 1 .. {users} loop execute 'create role user' || n || ' in role people'; end loop; end $$"
@@ -22,7 +22,7 @@ fn a_session_that_is_many_roles_keeps_a_bounded_number_of_plans() {
     let cluster = Cluster::start();
     let mut pooled = cluster.service();
     make_users(&mut pooled, 400);
-    // With an authorizer the statements run under the policies, so each role has its own plans of them.
+    // With an authorizer the statements run under the policies, so each role has its own plans for them.
     pooled.run(
         "create function public.authorize(room text, action text) returns boolean language sql as 'select true';
          set presence.authorizer = 'public.authorize'",
@@ -44,12 +44,13 @@ fn a_session_that_is_many_roles_keeps_a_bounded_number_of_plans() {
     let after_all = be(61..=400);
     assert!(after_all < after_many * 5 / 4, "{after_many} kB after 60 roles, {after_all} kB after 400");
     assert!(after_all < 5 * 1024, "{after_all} kB");
-    // The first are forgotten by now, and made again.
+    // The plans of the first roles have been evicted by now, and are made again.
     be(1..=2);
     cluster.assert_sound();
 }
 
-/// A trigger may call presence as more roles than plans are kept, while the statement that fired it runs.
+/// A trigger may call presence as more roles than plans are kept, while the statement that fired it is still
+/// running.
 #[test]
 fn a_plan_that_is_running_is_not_freed() {
     let cluster = Cluster::start();
@@ -84,7 +85,7 @@ fn a_plan_that_is_running_is_not_freed() {
 fn many_large_members_take_no_more_working_memory_than_a_few() {
     let cluster = Cluster::start();
     let mut service = cluster.service();
-    // The trigger looks while the call runs: afterwards all of it is free.
+    // The trigger measures while the call runs, because afterwards all of the memory is free.
     service.run(
         "create table public.used (members bigint, kilobytes bigint);
          create sequence public.members;

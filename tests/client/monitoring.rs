@@ -1,5 +1,5 @@
-//! monitoring/: each query of postgres_exporter runs, on a primary and on a standby, by a role that may do nothing else, and
-//! says what it is said to say; alerts and dashboard use what there is.
+//! monitoring/: each query for postgres_exporter runs, on a primary and on a standby, as a role without other
+//! rights, and returns the documented columns; the alerts and the dashboard use existing metrics.
 
 use crate::common::{Cluster, Session, Standby};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,14 +9,14 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// A query, and the columns that it has, with their usage.
+/// A query, and its columns with their usage.
 #[derive(Default)]
 struct Query {
     sql: String,
     columns: Vec<(String, String)>,
 }
 
-/// queries.yml by name; in the layout that it has.
+/// The queries of queries.yml by name; the parser knows only that file's layout.
 fn queries() -> BTreeMap<String, Query> {
     let mut queries: BTreeMap<String, Query> = BTreeMap::new();
     let mut name = String::new();
@@ -38,7 +38,7 @@ fn queries() -> BTreeMap<String, Query> {
     queries
 }
 
-/// Each query has these columns in this order, and numbers where it has no labels.
+/// Runs each query. It must have these columns in this order, with numbers except for labels.
 fn answers(monitor: &mut Session) -> BTreeMap<String, Vec<Vec<String>>> {
     let mut answers = BTreeMap::new();
     for (name, query) in queries() {
@@ -62,7 +62,7 @@ fn answers(monitor: &mut Session) -> BTreeMap<String, Vec<Vec<String>>> {
 
 #[test]
 fn queries_answer_on_a_primary_and_on_a_standby() {
-    // One beat, so that the standby hears no other.
+    // A single beat, so that the standby receives no other.
     let cluster = Cluster::with(&["presence.node_name=a", "presence.node_beat=60s"]);
     cluster.sql("app", "create role monitor login in role pg_monitor");
     cluster.user("alice").run("select presence.upsert('lobby'); select presence.heartbeat('lobby')");
@@ -91,7 +91,7 @@ fn queries_answer_on_a_primary_and_on_a_standby() {
     let standby = Standby::of(&cluster);
     let there = answers(&mut standby.user("monitor"));
     assert_eq!((value(&there, "worker_up").as_str(), value(&there, "members").as_str()), ("1", ""));
-    // Nothing heard is no number in `health`, and an alert would not see it.
+    // `health` has no number if nothing was received, which an alert would not notice.
     assert!(value(&there, "beat_age_seconds").parse::<f64>().is_ok_and(|age| age > 0.0));
 }
 

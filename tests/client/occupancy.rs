@@ -1,17 +1,17 @@
-//! Counts that are pushed: who may have the full numbers of a room, and listens to it, hears when they changed.
+//! Pushed counts: listeners to a room with the right to its full counts are notified when the counts change.
 
 use crate::common::{Cluster, Event, Session, millis};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Numbers are told at most once a second.
+/// Counts are published at most once a second.
 const PAUSE: Duration = Duration::from_secs(1);
 
 fn numbers(event: &Event) -> (i64, i64) {
     (event.number("members"), event.number("users"))
 }
 
-/// What it has heard of the numbers of rooms.
+/// The counts that a listener received.
 fn told(events: &[Event]) -> Vec<(i64, i64)> {
     events.iter().filter(|event| event.kind() == "occupancy").map(numbers).collect()
 }
@@ -21,7 +21,7 @@ fn hear_numbers(session: &mut Session, members: i64, users: i64) -> Event {
     session.hear_until(&format!("{members} members, {users} users"), wanted).pop().expect("the last one")
 }
 
-/// Whatever was to be told by now has been.
+/// Waits until all pending counts have been published.
 fn rest(session: &mut Session) -> Vec<Event> {
     session.flush();
     std::thread::sleep(PAUSE + millis(200));
@@ -59,7 +59,7 @@ fn who_may_have_the_numbers_and_listens_is_told() {
         assert_eq!(event.payload, r#"{"event":"occupancy","room":"stage","members":1,"users":1}"#);
         assert_eq!(event.sender, service.number("select presence.worker_pid()"));
     }
-    // A user counts once, whatever the number of tabs.
+    // A user counts once, however many tabs are open.
     enter(&mut service, "u1", "2");
     hear_numbers(&mut bob, 2, 1);
     service.run("select presence.delete('stage', 'u1', null)");
@@ -94,7 +94,7 @@ fn each_kind_of_token_has_a_way() {
             assert_eq!(told(&rest(&mut bob)), [], "{token}");
         }
     }
-    // Those of another room have no channel here: they are told to look.
+    // Members of another room have no channel here: they get a doorbell instead.
     let (mut service, mut bob) = (stage(&cluster, "{room:backstage}"), cluster.user("bob"));
     bob.run("select presence.upsert('backstage')");
     bob.listen("stage");
@@ -121,7 +121,7 @@ fn at_most_once_a_second_and_the_last_change_always() {
     let heard = anybody
         .hear_until("the last", |event| event.kind() == "occupancy" && event.number("members") == count);
     assert!((3..=4).contains(&told(&heard).len()), "{heard:#?}");
-    // What changes no number is not told, nor what comes to nothing.
+    // Neither changes that affect no count nor changes that cancel out are published.
     service.run(
         "select presence.upsert('stage', '{\"x\": 1}', user_id => 'u1', audience => '{any}');
          select presence.upsert('stage', '{\"x\": 2}', user_id => 'u1', audience => '{}');
@@ -131,7 +131,7 @@ fn at_most_once_a_second_and_the_last_change_always() {
          begin; select presence.upsert('stage', user_id => 'x'), presence.delete('stage', 'x'); commit;",
     );
     assert_eq!(told(&rest(&mut anybody)), []);
-    // Unless somebody has seen it.
+    // Unless somebody has queried the count in between.
     enter(&mut service, "a", "");
     hear_numbers(&mut anybody, count + 1, count + 1);
     enter(&mut service, "b", "");
@@ -150,7 +150,7 @@ fn who_may_have_the_numbers_is_asked_each_time() {
     enter(&mut service, "u1", "");
     hear_numbers(&mut bob, 1, 1);
     hear_numbers(&mut carol, 1, 1);
-    // A change that is not told yet is told to those who may hear it then.
+    // A pending change is published to those who have the right at that time.
     enter(&mut service, "u2", "");
     service.run("select presence.set_room('stage', count_audience => '{user:carol}')");
     hear_numbers(&mut carol, 2, 2);
@@ -175,7 +175,7 @@ fn who_left_hears_no_numbers_of_those_present() {
     hear_numbers(&mut alice, 2, 2);
     rest(&mut bob);
     bob.run("select presence.delete('stage')");
-    // Who stays listens again, as they are told, and then hears it.
+    // Those who stay listen again, as they are told to, and then receive the counts.
     alice.hear_until("relisten", |event| event.kind() == "relisten");
     alice.listen("stage");
     hear_numbers(&mut alice, 1, 1);
@@ -222,7 +222,8 @@ fn a_room_that_nobody_may_count_costs_no_notification() {
     let sent = "select notifications_sent from presence.health";
     let before = service.number(sent);
     let mut bob = cluster.user("bob");
-    // Nobody listens; then only somebody who may not have the numbers, or to a room without a count_audience.
+    // First nobody listens; then only a listener without the right to the counts, or to a room without
+    // count_audience.
     enter(&mut service, "u1", "");
     bob.run("select presence.listen('stage'), presence.listen('plain')");
     enter(&mut service, "u2", "");
@@ -231,7 +232,7 @@ fn a_room_that_nobody_may_count_costs_no_notification() {
     assert_eq!(service.number(sent), before);
 }
 
-/// The numbers that a listener has by the events that it has heard.
+/// The counts that a listener derives from the events that it has received.
 #[derive(Default)]
 struct Counted(HashMap<(String, String), String>);
 
@@ -251,8 +252,8 @@ impl Counted {
     }
 }
 
-/// Each number that is told is that of what was published before it, also in the midst of a flood, after lost events and
-/// another worker.
+/// Each published count matches the events published before it, even during a flood, after lost events and
+/// with a new worker.
 #[test]
 fn numbers_are_those_of_what_was_published() {
     let cluster = Cluster::with(&["presence.event_buffer=8MB", "presence.max_per_user=0"]);
@@ -272,7 +273,7 @@ fn numbers_are_those_of_what_was_published() {
         }
         heard.iter().filter(|event| event.kind() == "occupancy").count()
     };
-    // More than one batch, of which the room is counted in the midst.
+    // More than one batch, so that the room is counted in the middle.
     let frozen = cluster.freeze_worker();
     service.run(
         "select count(presence.upsert('stage', user_id => 'u' || n % 4000, member_id => 'm' || n)) from generate_series(1, 9000) n",
@@ -289,11 +290,11 @@ fn numbers_are_those_of_what_was_published() {
     let all = now(&mut service);
     let times = check(&mut listener, all);
     assert!(times > 1, "counted when there was no more to come");
-    // Leases that run out.
+    // Leases that end.
     service.run("select count(presence.upsert('stage', user_id => 'guest', connection_id => n::text, ttl => '1 s')) from generate_series(1, 5) n");
     check(&mut listener, (all.0 + 5, all.1 + 1));
     check(&mut listener, all);
-    // Another worker counts anew.
+    // Another worker counts again.
     let worker = service.number("select presence.worker_pid()");
     service.run(&format!("select pg_terminate_backend({worker})"));
     crate::common::until("another worker", || {
@@ -334,11 +335,11 @@ fn a_locked_table_of_rooms_holds_up_no_event() {
     hear_numbers(&mut listener, 20, 20);
     other.run("begin; lock table presence.room in access exclusive mode");
     for turn in 1..=15 {
-        // (Who enters waits: the room may have a limit.)
+        // (Entering waits, because the room may have a limit.)
         service.run(&format!("select presence.delete('stage', 'u{turn}')"));
         listener.hear_until("a leave", |event| event.kind() == "leave");
         std::thread::sleep(millis(100));
-        // Nor is it waited for in vain.
+        // Nor does waiting for the lock count as a failure.
         assert!(service.is("select failing_since is null from presence.health"));
     }
     other.run("commit");

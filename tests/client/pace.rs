@@ -1,9 +1,9 @@
-//! Who writes many members at once goes no faster than the worker publishes; nobody else waits for it.
+//! Writers of many members at once are limited to the worker's publishing rate; nobody else waits for it.
 
 use crate::common::{Cluster, Frozen, Session, until};
 use std::time::{Duration, Instant};
 
-/// Of 400 members, some 100 kB of events.
+/// A bulk call with 400 members, which makes about 100 kB of events.
 fn many(call: u32) -> String {
     format!(
         "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', 'hall', 'connection_id', m::text,
@@ -31,7 +31,7 @@ fn a_bulk_verb_waits_for_the_worker_before_events_are_lost() {
 
     let worker = Frozen::new(service.number("select presence.worker_pid()"));
     let pid = alice.number("select pg_backend_pid()");
-    // As much as is free without what is to come.
+    // Fill the buffer up to the part that is reserved for other writers.
     for call in 1.. {
         assert!(call < 9, "it never waits");
         alice.run("set statement_timeout = '500 ms'");
@@ -46,7 +46,8 @@ fn a_bulk_verb_waits_for_the_worker_before_events_are_lost() {
     assert!((100 << 10..300 << 10).contains(&used), "about half of the buffer: {used}");
     assert_eq!(service.number("select count(*) from presence.member where state -> 'call' is not null"), 400);
 
-    // One statement or the other is quick enough on a busy machine; each of them would wait for a second.
+    // On a busy machine at least one of the attempts is quick enough; if they waited, each would take a
+    // second.
     let quick = |session: &mut Session, sql: &str| (0..5).any(|_| time_of(session, sql) < SECOND);
     let few = "select presence.upsert_many('[{\"room\": \"hall\"}]'), presence.update_many('[{\"room\": \"hall\"}]')";
     assert!(quick(&mut bob, few), "others do not wait");
@@ -59,7 +60,7 @@ fn a_bulk_verb_waits_for_the_worker_before_events_are_lost() {
         "a transaction that others may wait for"
     );
 
-    // It holds nothing while it waits, and not for ever.
+    // The waiting call holds no locks, and does not wait forever.
     let waiting = std::thread::spawn(move || (time_of(&mut alice, &many(9)), alice));
     until("alice waits", || {
         let waits = "wait_event is not null and wait_event <> 'ClientRead'";
@@ -70,7 +71,7 @@ fn a_bulk_verb_waits_for_the_worker_before_events_are_lost() {
     let (waited, mut alice) = waiting.join().expect("no panic");
     assert!(waited >= SECOND, "{waited:?}");
 
-    // With the worker there is room again, and nothing was lost.
+    // With the worker running there is room again, and nothing was lost.
     drop(worker);
     for call in 10..30 {
         alice.run(&many(call));

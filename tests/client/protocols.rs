@@ -1,9 +1,10 @@
-//! Protocols 1 to 4 of the design: what may happen between the parts of a commit, with a backend held right there.
+//! Protocols 1 to 4 of the design: what may happen between the parts of a commit, with a backend stalled at
+//! that point.
 
 use crate::common::{Cluster, Event, Mirror, Session, Stall, lines, millis, until};
 use std::thread::JoinHandle;
 
-/// Another session of alice changes the row that a first one has committed and not yet told of.
+/// Another session of alice changes a row that the first session has committed but not yet published.
 #[test]
 fn changes_are_heard_in_the_order_of_their_versions() {
     let cluster = Cluster::start();
@@ -16,7 +17,7 @@ fn changes_are_heard_in_the_order_of_their_versions() {
     let gap = Gap::enter(&cluster, "select presence.upsert('lobby', '1')");
     until("it is visible", || b.value("select state from presence.get('lobby')") == "1");
     let second = in_thread(cluster.user("alice"), "select presence.upsert('lobby', '2')");
-    // Readers go by the row while the slot is behind.
+    // Readers use the row while the slot is behind.
     assert!(b.is("select presence.heartbeat('lobby')"));
     assert_eq!(service.number("select count(*) from presence.list('lobby')"), 1);
     gap.leave();
@@ -26,7 +27,7 @@ fn changes_are_heard_in_the_order_of_their_versions() {
     assert_eq!(heard.last().expect("an update")["state"], 2);
     assert_eq!(b.value("select state from presence.get('lobby')"), "2");
 
-    // Update, then leave; leave, then enter; enter, then leave: newest wins.
+    // Update, then leave; leave, then enter; enter, then leave: the newest wins.
     for (first, then, present) in [
         ("select presence.upsert('lobby', '3')", "select presence.delete('lobby')", false),
         ("select presence.upsert('lobby', '4')", "select presence.delete('lobby')", false),
@@ -59,7 +60,7 @@ fn a_commit_in_the_gap_holds_the_events_back_but_not_their_truth() {
     let (mut alice, mut bob, mut service) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
     service.run("select presence.listen()");
 
-    // Somebody entered and did not get to tell: visible, alive, and counted by events that come later.
+    // An enter that is committed but not yet published: visible, alive, and counted in later events.
     let gap = Gap::enter(&cluster, "select presence.upsert('lobby', '1')");
     until("it is visible", || alice.number("select count(*) from presence.get('lobby')") == 1);
     bob.run("select presence.upsert('lobby')");
@@ -74,17 +75,17 @@ fn a_commit_in_the_gap_holds_the_events_back_but_not_their_truth() {
         heard.iter().filter(|event| event.is_of_member()).is_sorted_by_key(|event| event.number("version"))
     );
 
-    // Expiry while a renewal is in the gap: it counts only when it is through; but then it counts.
+    // Expiry while a renewal is between commit and publication: the renewal takes effect once it is through.
     alice.run("select presence.upsert('lobby', ttl => '1 s')");
     let gap = Gap::enter(&cluster, "select presence.upsert('lobby', '2', ttl => '100 s')");
-    std::thread::sleep(millis(1_500)); // the old lease runs out
+    std::thread::sleep(millis(1_500)); // the old lease ends
     assert_eq!(alice.number("select count(*) from presence.get('lobby')"), 1);
     gap.leave();
     let heard = service.hear();
     assert!(lines(&heard).iter().all(|line| line == "update alice"), "{:?}", lines(&heard));
     assert!(alice.is("select presence.heartbeat('lobby')"));
 
-    // Nobody waits for a transaction that has not committed.
+    // Nothing waits for an uncommitted transaction.
     let stall = cluster.stall();
     let before = in_thread(
         cluster.user("alice"),
@@ -94,13 +95,13 @@ fn a_commit_in_the_gap_holds_the_events_back_but_not_their_truth() {
     bob.run("select presence.upsert('lobby', '1')");
     assert_eq!(lines(&service.hear()), ["update bob"]);
     assert_eq!(alice.value("select state from presence.get('lobby')"), "2");
-    // Its member is renewed under it, and expires under it: the commit decides.
+    // The member can be renewed, and can expire, while the transaction is open: the commit decides.
     assert!(alice.is("select presence.heartbeat('lobby')"));
     drop(stall);
     join(before);
     assert_eq!(lines(&service.hear()), ["update alice"]);
 
-    // A backend that is killed in the gap has committed all the same. (It is held in there: SIGTERM waits.)
+    // A backend that is terminated in the gap has still committed. (SIGTERM is held off in there.)
     let gap = Gap::enter(&cluster, "select presence.upsert('lobby', '4')");
     service.run("select pg_terminate_backend(pid) from pg_stat_activity where query like '%stall_at%' and pid <> pg_backend_pid()");
     gap.leave_without_answer();
@@ -108,7 +109,7 @@ fn a_commit_in_the_gap_holds_the_events_back_but_not_their_truth() {
     cluster.assert_sound();
 }
 
-/// Protocol 2: two sessions insert the same key; the second waits for the first and must be newer.
+/// Protocol 2: two sessions insert the same key; the second waits for the first and must get a newer version.
 #[test]
 fn versions_grow_under_concurrent_inserts() {
     let cluster = Cluster::start();
@@ -116,7 +117,7 @@ fn versions_grow_under_concurrent_inserts() {
     service.run("select presence.listen()");
     for round in 0..20 {
         let (mut first, mut watcher) = (cluster.user("alice"), cluster.user("alice"));
-        // The second takes its version while the first holds the key; then the first writes with newer ones.
+        // The second takes its version while the first holds the key; then the first writes newer ones.
         first.run("begin; select presence.upsert('lobby', '1')");
         let second = in_thread(cluster.user("alice"), "select presence.upsert('lobby', '2')");
         until_waiting(&mut service);
@@ -141,14 +142,14 @@ fn versions_grow_under_concurrent_inserts() {
     cluster.assert_sound();
 }
 
-/// Protocol 3: a member that is being renewed by a write does not expire before that write has ended.
+/// Protocol 3: a member that a write is renewing does not expire before that write has ended.
 #[test]
 fn renewal_and_expiry_agree() {
     let cluster = Cluster::start();
     let (mut alice, mut service) = (cluster.user("alice"), cluster.service());
     service.run("select presence.listen()");
 
-    // The writer was in time; it commits late, or not at all.
+    // The write was in time; it commits late, or not at all.
     for (end, heard, present) in
         [("commit", &["update alice"][..], true), ("rollback", &["leave alice expired"], false)]
     {
@@ -167,7 +168,7 @@ fn renewal_and_expiry_agree() {
         assert_eq!(alice.is("select presence.heartbeat('lobby')"), present);
     }
 
-    // An identical upsert renews at commit; if the lease ran out before that, the member is gone, and once.
+    // An identical upsert renews at commit; if the lease ended before that, the member leaves, exactly once.
     alice.run("select presence.upsert('lobby', '1', ttl => '1 s')");
     service.hear();
     alice.run("begin; select presence.upsert('lobby', '1')");
@@ -178,7 +179,7 @@ fn renewal_and_expiry_agree() {
     assert!(!alice.is("select presence.heartbeat('lobby')"));
     assert_eq!(lines(&service.hear()), [""; 0]);
 
-    // Deleted by one, changed by another: whoever has the row first.
+    // Deleted by one session, changed by another: whichever locks the row first wins.
     alice.run("select presence.upsert('lobby', '1')");
     service.hear();
     let mut first = cluster.user("alice");
@@ -192,8 +193,8 @@ fn renewal_and_expiry_agree() {
     cluster.assert_sound();
 }
 
-/// Protocol 3: meanwhile nobody sees the member. Who looked then hears that it is back, though all that was changed is
-/// its ttl; and its owner, who was in no room then, listens again.
+/// Protocol 3: nobody sees the member meanwhile. Listeners from that time are notified of its return,
+/// although only the ttl changed; and its owner, who was in no room at that time, is told to listen again.
 #[test]
 fn a_member_that_comes_back_with_a_late_commit_is_heard() {
     let cluster = Cluster::with_clock(&[]);
@@ -214,8 +215,8 @@ fn a_member_that_comes_back_with_a_late_commit_is_heard() {
     cluster.assert_sound();
 }
 
-/// Bob begins to listen (he listens, commits, lists) while alice changes who may see her: wherever in between her commit
-/// becomes visible, and wherever it is published, he ends with what `list` shows him.
+/// Bob starts listening (he listens, commits, lists) while alice changes her audience: at whatever step her
+/// commit becomes visible, and at whatever step it is published, he ends up with what `list` shows him.
 #[test]
 fn an_audience_that_changes_while_somebody_begins_to_listen() {
     let cluster = Cluster::start();
@@ -223,7 +224,7 @@ fn an_audience_that_changes_while_somebody_begins_to_listen() {
     for (old, new, visible) in
         [("{any}", "{}", 0), ("{}", "{any}", 1), ("{any}", "{user:bob}", 1), ("{users}", "{team:x}", 0)]
     {
-        // (after which of his steps it is visible, and published)
+        // (the steps after which it is visible, and published)
         for (committed, published) in
             [(0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)]
         {
@@ -256,7 +257,7 @@ fn an_audience_that_changes_while_somebody_begins_to_listen() {
     cluster.assert_sound();
 }
 
-/// A statement of alice that is committed and visible, but not through with its commit.
+/// A statement of alice that is committed and visible, but stalled before the end of its commit.
 struct Gap {
     stall: Stall,
     statement: JoinHandle<Result<(), crate::common::Failure>>,
@@ -290,7 +291,7 @@ fn join(statement: JoinHandle<Result<(), crate::common::Failure>>) {
     statement.join().expect("no panic").expect("no error");
 }
 
-/// Wait until a backend of the user stands at its stall point.
+/// Waits until a backend of the user is at its stall point.
 fn until_stalled(service: &mut Session, user: &str) {
     let stalled = format!(
         "select count(*) > 0 from pg_stat_activity
@@ -300,7 +301,7 @@ fn until_stalled(service: &mut Session, user: &str) {
     until("it stalls", || service.is(&stalled));
 }
 
-/// Wait until somebody waits for another's transaction.
+/// Waits until a session waits for another's transaction.
 fn until_waiting(service: &mut Session) {
     until("somebody waits", || service.is("select count(*) > 0 from pg_locks where not granted"));
 }

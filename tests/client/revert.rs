@@ -1,16 +1,16 @@
-//! Status and state that revert by themselves: exactly at their moment for who reads, with one event, whatever happens
-//! to the worker, the server or the clock.
+//! Status and state that revert by themselves: for readers exactly at their time, with one event, whatever
+//! happens to the worker, the server or the clock.
 
 use crate::common::{Cluster, Event, Mirror, Session, lines, millis, until};
 use serde_json::json;
 use std::time::Duration;
 
-/// What reverts of alice in the lobby next, in seconds since 1970.
+/// The time of the next revert of alice's status in the lobby, in seconds since 1970.
 const MOMENT: &str = "(select extract(epoch from timestamptz '2000-01-01 00:00+00')
     + ((reverts -> 'status' ->> 'at')::bigint + (reverts ->> 'offset')::bigint) / 1000000.0
     from presence.member where room = 'lobby' and member_id = 'alice')";
 
-/// alice and bob are in the lobby, the service listens.
+/// Alice and bob are in the lobby, and the service listens.
 fn lobby(cluster: &Cluster) -> (Session, Session, Session) {
     let (mut alice, mut bob, mut service) = (cluster.user("alice"), cluster.user("bob"), cluster.service());
     service.run("select presence.listen()");
@@ -41,14 +41,15 @@ fn all_readers_see_it_at_its_moment_worker_or_not() {
     let frozen = cluster.freeze_worker();
     typing(&mut alice, "0.7 s");
     let moment = service.value(&format!("select {MOMENT}"));
-    // A long transaction does not stop the clock.
+    // The clock runs on within a long transaction.
     bob.run("begin isolation level repeatable read");
     let look = "select o.status, o.state ? 'typing', u.status, presence.state('lobby') @? '$.alice[*] ? (@.typing == true)'
          from presence.list('lobby') o join presence.users('lobby') u using (user_id) where o.member_id = 'alice'";
     let is_over = format!("select extract(epoch from clock_timestamp()) > {moment}");
     let (mut before, mut after) = (0, 0);
     while after < 3 {
-        // Asked for by itself: within a query functions run before or after the clock is read, as the plan has it.
+        // The time is read in separate queries: within one query the plan decides whether functions run
+        // before or after the clock is read.
         let (began, row, ended) = (bob.is(&is_over), &bob.rows(look)[0], bob.is(&is_over));
         match (began, ended) {
             (true, true) => {
@@ -59,7 +60,7 @@ fn all_readers_see_it_at_its_moment_worker_or_not() {
                 assert_eq!(row[..], ["typing", "t", "typing", "t"]);
                 before += 1;
             }
-            // The moment passed while it looked.
+            // The revert happened between the queries.
             _ => {}
         }
         std::thread::sleep(millis(20));
@@ -75,7 +76,7 @@ fn all_readers_see_it_at_its_moment_worker_or_not() {
     let heard = service.hear_until("the revert", |event| event["status"] == "online");
     assert_eq!(lines(&heard), ["update alice", "update alice"]);
     assert_eq!(heard[1]["state"], json!({"x": 1}));
-    // It is told as of then, is no proof of life, and is over.
+    // The event has the time of the revert, does not count as a sign of life, and is the last one.
     let at =
         format!("select abs(extract(epoch from '{}'::timestamptz) - {moment}) < 0.001", heard[1].text("at"));
     assert!(service.is(&at), "{}", heard[1].text("at"));
@@ -84,7 +85,8 @@ fn all_readers_see_it_at_its_moment_worker_or_not() {
     cluster.assert_sound();
 }
 
-/// Both in one call, so both at one moment, for each row that a query reads, in whatever order it computes them.
+/// Set in one call, status and state revert at the same time for each row of a query, in whatever order it
+/// evaluates them.
 #[test]
 fn status_and_state_are_of_one_moment() {
     let cluster = Cluster::start();
@@ -143,7 +145,7 @@ fn what_comes_between_moment_and_sweep_starts_from_what_it_reverted_to() {
         (events.len(), events.last().map(told).expect("one"))
     };
     for (write, status, state) in [
-        // Nothing but a renewal; what it returns is what is there.
+        // Only a renewal; it returns the current values.
         (
             "select status = 'online' and state = '{\"x\": 1}' from presence.upsert('lobby')",
             "online",
@@ -154,13 +156,13 @@ fn what_comes_between_moment_and_sweep_starts_from_what_it_reverted_to() {
             "online",
             json!({"x": 1, "y": 2}),
         ),
-        // What it reverted to, and what listeners know.
+        // The values it reverted to, which listeners know.
         (
             "select status = 'online' from presence.upsert('lobby', '{\"x\": 1}', status => 'online')",
             "online",
             json!({"x": 1}),
         ),
-        // What it was until then: some have seen it otherwise.
+        // The values from before the revert, which some readers have already seen reverted.
         (
             "select true from presence.update('lobby', '{\"typing\": true}', status => 'typing')",
             "typing",
@@ -190,7 +192,8 @@ fn what_comes_between_moment_and_sweep_starts_from_what_it_reverted_to() {
         alice.run("select presence.delete('lobby')");
         service.hear();
     }
-    // Two typing events and one for whatever followed: in one batch they are the last, one by one all.
+    // Two typing events and one for the write that follows: in a single batch only the last, otherwise all of
+    // them.
     for leave in ["select presence.delete('lobby')", "delete from presence.member where member_id = 'alice'"]
     {
         let frozen = revert(&mut alice, &mut bob);
@@ -202,7 +205,7 @@ fn what_comes_between_moment_and_sweep_starts_from_what_it_reverted_to() {
             "{leave}"
         );
     }
-    // Who expires does so as it was then.
+    // A member expires with the values of that time.
     for (revert_after, status) in [("0.5 s", "online"), ("1.5 s", "typing")] {
         alice.run("select presence.upsert('lobby', '{\"x\": 1}', status => 'online', ttl => '1 s')");
         let frozen = cluster.freeze_worker();
@@ -233,16 +236,16 @@ fn a_later_call_moves_it_or_makes_it_stand() {
     let heard = service.hear_until("the revert of the status", |event| event["status"] == "online");
     assert_eq!(heard.last().expect("it")["state"], json!({"x": 1, "typing": true}));
 
-    // On enter it is undone to nothing; the lease is another matter.
+    // A value set on enter reverts to nothing; the lease is independent of that.
     bob.run("select presence.upsert('side', '{\"call\": 1}', status => 'busy', ttl => '1 s', revert_after => '0.2 s')");
     let heard = service.hear_until("the end", |event| event.line() == "leave bob expired");
     assert_eq!(lines(&heard), ["enter bob", "update bob", "leave bob expired"]);
     assert_eq!((&heard[1]["state"], &heard[1]["status"]), (&json!({}), &json!(null)));
-    // Beyond the lease: the member ends first.
+    // If the revert is later than the lease, the member expires first.
     bob.run("select presence.upsert('side', '{\"call\": 1}', ttl => '1 s', revert_after => '1 h')");
     let heard = service.hear_until("the end", |event| event.line() == "leave bob expired");
     assert_eq!(heard.last().expect("it")["state"], json!({"call": 1}));
-    // What is rolled back has not been.
+    // A rollback leaves no revert.
     alice.run("begin");
     typing(&mut alice, "0.1 s");
     alice.run("rollback");
@@ -251,7 +254,7 @@ fn a_later_call_moves_it_or_makes_it_stand() {
     cluster.assert_sound();
 }
 
-/// A transaction may be open for longer than what it sets is to last.
+/// A transaction may stay open longer than the value is to last.
 #[test]
 fn what_is_committed_late_reverts_at_once() {
     let cluster = Cluster::start();
@@ -286,7 +289,7 @@ fn nobody_is_seen_by_what_reverts_alone() {
         service.is("select count(reverts) = 0 from presence.member where member_id = 'alice'")
     });
     assert_eq!(service.rows(seen), before);
-    // A heartbeat while the worker is at it counts.
+    // A heartbeat during the revert counts.
     typing(&mut alice, "0.1 s");
     for _ in 0..20 {
         assert!(alice.is("select presence.heartbeat('lobby')"));
@@ -308,7 +311,7 @@ fn a_restart_keeps_it_and_the_time_between_counts() {
     std::thread::sleep(millis(1_100));
     cluster.start_again();
     let mut service = cluster.service();
-    // From the first query on, worker or not.
+    // This holds from the first query on, with or without a worker.
     assert!(!is_typing(&mut service));
     let calls = "select state ? 'call' from presence.get('lobby', 'bob')";
     assert!(service.is(calls));
@@ -341,7 +344,7 @@ fn a_new_worker_finds_it_and_so_does_one_without_slots() {
         until("all have reverted", || service.is(reverted));
         until("in their rows, too", || service.is("select count(reverts) = 0 from presence.member"));
     }
-    // A heartbeat that finds a slot free does not lose it.
+    // A heartbeat that assigns a free slot keeps the revert.
     carol.run("select presence.update('lobby', status => 'busy', revert_after => '1 s')");
     bob.run("select presence.delete('lobby')");
     until("carol has a slot", || {
@@ -352,7 +355,7 @@ fn a_new_worker_finds_it_and_so_does_one_without_slots() {
     cluster.assert_sound();
 }
 
-/// Also of members without a slot, and as much as its transaction is.
+/// Also for members without a slot, and only if its transaction commits.
 #[test]
 fn sweep_writes_what_has_reverted() {
     let cluster = Cluster::with(&["presence.max_members=1", "presence.sweep_interval=1h"]);
@@ -451,13 +454,14 @@ fn only_who_sees_the_member_hears_it_and_ends_as_who_lists() {
     mirror.assert_true(&mut bob);
     assert!(!is_typing(&mut bob));
     assert_eq!(lines(&carol.hear()), [""; 0]);
-    // Who gains sight in between hears of what it is, and then what it becomes.
+    // A user who gains sight in between first receives the current state, and then the reverted one.
     typing(&mut alice, "0.5 s");
     alice.run("select presence.update('lobby', audience => '{any}')");
     let heard = carol.hear_until("the revert", |event| event["status"] == "online");
     assert_eq!(lines(&heard), ["enter alice", "update alice"]);
     assert_eq!(heard[0]["status"], "typing");
-    // Who loses sight of it after the moment is told what was there then, not what the row still says.
+    // A user who loses sight after the time of the revert receives the reverted values, not those still in
+    // the row.
     let frozen = cluster.freeze_worker();
     typing(&mut alice, "0.2 s");
     until("it has reverted", || !is_typing(&mut carol));
@@ -469,7 +473,7 @@ fn only_who_sees_the_member_hears_it_and_ends_as_who_lists() {
     cluster.assert_sound();
 }
 
-/// Verbs still go the fast way, and updates stay on their page, also of who uses it.
+/// Verbs still use the fast path, and updates remain HOT, including those with a revert.
 #[test]
 fn it_takes_no_index_and_no_other_way() {
     let cluster = Cluster::start();

@@ -1,4 +1,4 @@
-//! Members that are bound to a database session.
+//! Members bound to a database session.
 
 use crate::common::{Cluster, Session, lines, until};
 
@@ -8,7 +8,7 @@ fn a_session_member_leaves_with_its_session() {
     let mut service = cluster.service();
     service.run("select presence.listen()");
 
-    // By disconnecting, by being killed; without a ttl it needs no heartbeat.
+    // The session disconnects, or is terminated; without a ttl its member needs no heartbeat.
     let mut alice = enter(&cluster, "alice");
     assert_eq!(
         alice.rows("select expires_at, ttl, session_pid = pg_backend_pid() from presence.get('lobby')")[0],
@@ -30,7 +30,7 @@ fn a_session_member_leaves_with_its_session() {
     service.hear_until("another leave", |e| e.kind() == "leave");
     until("both have gone", || service.is("select members + slots_used = 0 from presence.health"));
 
-    // Nobody sees it from the end of its session on, worker or not.
+    // The member is invisible from the end of its session on, with or without a worker.
     let mut alice = enter(&cluster, "alice");
     let (pid, frozen) = (alice.pid(), cluster.freeze_worker());
     drop(alice);
@@ -40,13 +40,13 @@ fn a_session_member_leaves_with_its_session() {
     });
     assert_eq!(gone.number("select count(*) from presence.list('lobby')"), 0);
     assert!(!gone.is("select presence.heartbeat('lobby', 'alice')"));
-    // Coming back before the sweeper: as with expiry, both are heard.
+    // A return before the sweep: as with expiry, both events are published.
     let mut alice = cluster.user("alice");
     alice.run("select presence.upsert('lobby')");
     drop(frozen);
     assert_eq!(lines(&service.hear()), ["enter alice", "leave alice disconnected", "enter alice"]);
 
-    // One that came to nothing leaves nothing.
+    // A rolled-back enter has no effect.
     let mut bob = cluster.user("bob");
     bob.run("begin; select presence.upsert('lobby', session => true); rollback");
     drop(bob);
@@ -61,7 +61,7 @@ fn the_end_of_a_session_takes_only_what_is_still_bound_to_it() {
     let mut service = cluster.service();
     service.run("select presence.listen()");
 
-    // Taken over by another session, and let go of.
+    // Taken over by another session, and unbound by another session.
     let (first, mut second) = (enter(&cluster, "alice"), cluster.user("alice"));
     second.run("select presence.upsert('lobby', session => true)");
     let (third, mut fourth) = (enter(&cluster, "bob"), cluster.user("bob"));
@@ -80,7 +80,7 @@ fn the_end_of_a_session_takes_only_what_is_still_bound_to_it() {
     service.hear();
     assert_eq!(service.number("select count(*) from presence.list('lobby')"), 3);
 
-    // With a ttl it needs heartbeats as well, whichever ends first.
+    // With a ttl it also needs heartbeats; whichever ends first counts.
     let mut carol = cluster.user("carol");
     carol.run("select presence.upsert('lobby', session => true, ttl => '1 s')");
     let heard = service.hear_until("an expiry", |event| event.kind() == "leave");
@@ -92,7 +92,7 @@ fn the_end_of_a_session_takes_only_what_is_still_bound_to_it() {
         ["enter carol", "leave carol disconnected"]
     );
 
-    // Taken over while the first session ends: the change is on its way, and wins.
+    // Taken over while the first session ends: the change is in progress, and wins.
     for _ in 0..20 {
         let (first, mut second) = (enter(&cluster, "carol"), cluster.user("carol"));
         second.run("begin; select presence.upsert('lobby', session => true)");
@@ -102,7 +102,7 @@ fn the_end_of_a_session_takes_only_what_is_still_bound_to_it() {
         assert_eq!(second.number("select count(*) from presence.get('lobby')"), 1);
         second.run("select presence.delete('lobby')");
     }
-    // And taken over in a transaction that comes to nothing.
+    // And taken over in a transaction that is rolled back.
     let (first, mut second) = (enter(&cluster, "carol"), cluster.user("carol"));
     service.hear();
     second.run("begin; select presence.upsert('lobby', session => true)");
@@ -113,8 +113,8 @@ fn the_end_of_a_session_takes_only_what_is_still_bound_to_it() {
     cluster.assert_sound();
 }
 
-/// Nobody sees it from then on, though the sweeper cannot come yet: what the session was changing itself is no reason
-/// to keep the member.
+/// The member is invisible from then on, although the sweep cannot happen yet: an uncommitted change by the
+/// session itself does not keep the member.
 #[test]
 fn a_member_that_its_session_was_just_changing_is_gone_with_it() {
     let cluster = Cluster::start();
@@ -132,7 +132,7 @@ fn a_member_that_its_session_was_just_changing_is_gone_with_it() {
     cluster.assert_sound();
 }
 
-/// Session poolers send it before they lend the session to the next client.
+/// Session poolers send it before they pass the session to the next client.
 #[test]
 fn discard_all_ends_the_session_for_its_members() {
     let cluster = Cluster::start();
@@ -141,7 +141,7 @@ fn discard_all_ends_the_session_for_its_members() {
     let mut alice = enter(&cluster, "alice");
     alice.run("select presence.upsert('side', connection_id => 'free')");
     service.hear();
-    // What does less than that ends no session.
+    // Lesser resets do not end the session.
     for sql in [
         "discard plans",
         "discard temp",
@@ -157,7 +157,7 @@ fn discard_all_ends_the_session_for_its_members() {
     assert_eq!(alice.fails("do $$ begin execute 'discard all'; end $$").code, "25001");
     assert_eq!(service.number("select count(*) from presence.list('lobby')"), 1);
 
-    // Gone at once, worker or not, and only what was bound.
+    // Bound members are gone at once, with or without a worker, and only those.
     let frozen = cluster.freeze_worker();
     alice.run("discard all");
     assert_eq!(service.number("select count(*) from presence.list('lobby')"), 0);
@@ -167,7 +167,7 @@ fn discard_all_ends_the_session_for_its_members() {
     assert_eq!(lines(&heard), ["leave alice disconnected"]);
     assert_eq!(service.number("select count(*) from presence.list('side')"), 1);
 
-    // The session binds others, as often as it is lent, also as somebody else.
+    // The session can bind members again each time.
     for _ in 0..30 {
         alice.run("select presence.upsert('lobby', session => true)");
         assert_eq!(service.number("select count(*) from presence.list('lobby')"), 1);
@@ -180,7 +180,7 @@ fn discard_all_ends_the_session_for_its_members() {
     let heard = service.hear_until("a leave", |event| event.kind() == "leave");
     assert_eq!(lines(&heard), ["leave alice disconnected"]);
 
-    // What another session has taken over stays.
+    // A member that another session has taken over stays.
     let (mut first, mut second) = (enter(&cluster, "bob"), cluster.user("bob"));
     second.run("select presence.upsert('lobby', session => true)");
     first.run("discard all");
@@ -188,7 +188,7 @@ fn discard_all_ends_the_session_for_its_members() {
     cluster.assert_sound();
 }
 
-/// Without a slot, too.
+/// The same without a slot.
 #[test]
 fn discard_all_ends_members_that_have_no_slot() {
     let cluster = Cluster::with(&["presence.max_members=1"]);
@@ -203,13 +203,13 @@ fn discard_all_ends_members_that_have_no_slot() {
     cluster.assert_sound();
 }
 
-/// Members that came to nothing, went or were left behind do not matter to those that are there.
+/// Members that were rolled back, deleted or left behind do not affect the existing ones.
 #[test]
 fn a_session_knows_its_members_whatever_became_of_others() {
     let cluster = Cluster::with(&["presence.max_per_user=0", "max_prepared_transactions=2"]);
     let mut service = cluster.service();
     let mut alice = cluster.user("alice");
-    // Far more than it keeps in mind.
+    // Far more members than a session keeps track of.
     alice.run(
         "select presence.upsert('kept ' || n, session => true) from generate_series(1, 100) n;
          do $$ begin for n in 1..1000 loop
@@ -239,7 +239,7 @@ fn a_session_knows_its_members_whatever_became_of_others() {
     drop(frozen);
     until("the rows go", || service.is("select count(*) = 0 from presence.member"));
 
-    // The extension goes and comes again while the session lives.
+    // The extension is dropped and created again while the session lives.
     let mut bob = enter(&cluster, "bob");
     cluster.sql(
         "app",
@@ -272,14 +272,14 @@ fn shared_sessions_cannot_bind_members() {
     bob.run("select presence.upsert('lobby')");
 }
 
-/// A session of the user that has entered the lobby for as long as it lives.
+/// A session of the user, bound to a member in the lobby.
 fn enter(cluster: &Cluster, user: &str) -> Session {
     let mut session = cluster.user(user);
     session.run("select presence.upsert('lobby', session => true)");
     session
 }
 
-/// End the session; it is over when this returns.
+/// Ends the session, and returns once it is gone.
 fn leave(cluster: &Cluster, mut session: Session) {
     let pid = session.pid();
     drop(session);

@@ -1,12 +1,12 @@
-//! The sink and the gateways, as an application has them: what is written exactly once, what fails, what is slow,
-//! and two who write the same members at the same time.
+//! The sink and the gateways, as an application uses them: what is written exactly once, what fails, what is
+//! slow, and two gateways that write the same members at the same time.
 
 use crate::common::{Cluster, Over, Session, attempt, lines, millis, until};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 use std::time::{Duration, Instant};
 
-/// A sink that writes a table, with the order in which it did. A sequence counts how often it was called: that is
-/// not undone when it fails. It fails while there is a row in app.broken, and takes the time that is in app.slow.
+/// A sink that writes to a table, which also records the order. A sequence counts its calls: a failure does
+/// not undo that. It fails while app.broken has a row, and sleeps for the time in app.slow.
 const SINK: &str = "
     create role app_owner;
     create schema app authorization app_owner;
@@ -44,7 +44,7 @@ fn with_sink(options: &[&str]) -> Cluster {
     cluster
 }
 
-/// A sink routes by audience: each line is for those whom it names, once.
+/// A sink can route by audience: each row names those whom it concerns, without duplicates.
 #[test]
 fn a_sink_is_told_whom_a_line_is_for() {
     let cluster = Cluster::start();
@@ -77,7 +77,7 @@ fn a_sink_is_told_whom_a_line_is_for() {
     );
 }
 
-/// From when this returns on the function gets everything.
+/// Sets the sink, and returns once the function receives all further events.
 fn use_sink(cluster: &Cluster, function: &str) {
     let mut service = cluster.service();
     service.run(&format!("alter database app set presence.sink = '{function}'"));
@@ -86,7 +86,7 @@ fn use_sink(cluster: &Cluster, function: &str) {
     });
 }
 
-/// Wait until the sink has got as far as the log.
+/// Waits until the sink has processed the whole log.
 fn caught_up(service: &mut Session) {
     service.flush();
     let seq = service.number("select presence.seq()");
@@ -98,7 +98,7 @@ fn caught_up(service: &mut Session) {
     assert!(reached, "the sink does not get as far as {seq}: {health}");
 }
 
-/// What the sink wrote is the log since then: each event once, and in order.
+/// Asserts that the sink wrote the log since then: each event once, and in order.
 fn assert_complete(service: &mut Session, since: i64) {
     let same = service.rows(&format!(
         "select 'missing', e.seq, e.event from presence.event e where e.seq > {since} and not exists (select from app.log l where l.seq = e.seq and l.event = e.event)
@@ -156,7 +156,7 @@ fn what_a_sink_writes_is_written_exactly_once_and_in_order() {
     assert_complete(&mut service, since);
     assert_eq!(service.rows("select distinct by_whom from app.log"), [["app_owner"]]);
 
-    // A restart of the server, with events that nobody has published yet.
+    // A restart of the server, with unpublished events.
     service.run("select presence.upsert('before', user_id => 'u', ttl => '1 h')");
     drop(service);
     cluster.restart();
@@ -188,7 +188,7 @@ fn a_crash_undoes_nothing_of_a_sink_and_tells_it_to_forget() {
     let log = service.rows("select coalesce(member_id, event) from app.log order by id").concat();
     let mut told: Vec<&str> = log.iter().map(String::as_str).collect();
     told.dedup();
-    // Each crash is a resync between what came before it and what came after.
+    // Each crash is a resync between the events before and after it.
     assert_eq!(told, ["u1", "resync", "u2", "resync", "u3", "resync", "u4", "resync", "last"]);
     let in_order = "select count(*) = 0 from (select seq, lag(seq) over (order by id) as before from app.log) l where before > seq";
     assert!(service.is(in_order));
@@ -211,12 +211,12 @@ fn a_sink_that_fails_is_tried_again_and_delays_nobody() {
             .value("select coalesce(last_error, '') from presence.health")
             .contains("the application says: not today")
     });
-    // Expiry goes on meanwhile.
+    // Expiry continues meanwhile.
     listener.hear_until("the leave", |event| event.kind() == "leave" && event.text("reason") == "expired");
     assert_eq!(service.number("select count(*) from app.log"), 0);
     assert!(service.is("select sink_lag > 0 and failing_since < last_error_at from presence.health"));
 
-    // More and more slowly: in 5 seconds with an attempt each 0.2, 0.4, 0.8 ... s, whatever happens.
+    // Retries slow down: after 0.2, 0.4, 0.8 ... s, however many events arrive.
     let calls = "select last_value from app.calls";
     let before = service.number(calls);
     let until_then = Instant::now() + Duration::from_secs(4);
@@ -233,7 +233,7 @@ fn a_sink_that_fails_is_tried_again_and_delays_nobody() {
     assert_complete(&mut service, since);
     let over = "select sink_lag = 0 and failing_since is null and last_error_at < now() from presence.health";
     until("health says that it is over", || service.is(over));
-    // Once it works, at once.
+    // Once the sink works, it is immediate again.
     let began = Instant::now();
     alice.run("select presence.upsert('other')");
     caught_up(&mut service);
@@ -274,7 +274,7 @@ fn a_sink_that_is_not_there_is_waited_for() {
     caught_up(&mut service);
     assert_eq!(service.value("select max(state::text) from app.log"), "2");
 
-    // Without a sink there is no process; another one begins where it is, and the old one goes on where it was.
+    // Without a sink there is no process; a sink that is set again continues where it was.
     service.run("alter database app reset presence.sink");
     until("the process ends", || service.number(PID) == 0);
     service.run("select presence.upsert('lobby', '3')");
@@ -317,7 +317,7 @@ fn a_sink_that_is_slow_delays_nobody() {
     caught_up(&mut service);
     assert_complete(&mut service, since);
 
-    // Nor the end of the server.
+    // Nor does it delay a shutdown.
     service.run("insert into app.slow values (30)");
     alice.run("select presence.upsert('lobby', '\"last\"')");
     until("it is at work", || {
@@ -386,9 +386,9 @@ fn a_sink_may_notify() {
     cluster.assert_sound();
 }
 
-/// A self-hosted Supabase: its Realtime sends what is inserted into realtime.messages to the browsers that the
-/// policies of that table admit to the topic. The table is a stand-in with the same columns. realtime.send would turn an error
-/// into a warning, and the sink would go on.
+/// A self-hosted Supabase: its Realtime sends rows inserted into realtime.messages to the browsers that the
+/// policies of that table admit to the topic. The table is a stand-in with the same columns. The sink does
+/// not use realtime.send, which would turn an error into a warning, so that the sink would continue.
 const REALTIME: &str = "
     create role supabase_realtime_admin;
     create schema realtime authorization supabase_realtime_admin;
@@ -442,7 +442,7 @@ fn a_sink_feeds_supabase_realtime_and_loses_nothing() {
     service.flush();
     alice.run("select presence.update('doc', '{\"y\": 2}')");
     service.flush();
-    // What cannot be inserted is not lost.
+    // Events that cannot be inserted are not lost.
     service.run("revoke insert on realtime.messages from app_owner");
     alice.run("select presence.delete('doc', state => '\"bye\"')");
     until("it fails", || service.is("select coalesce(last_error like 'sink:%', false) from presence.health"));

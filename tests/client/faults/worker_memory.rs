@@ -79,14 +79,14 @@ fn numbers_with_very_many_digits() {
     let grown = memory(pid, "VmHWM:") - before;
     assert!(grown < 100, "the worker has grown by {grown} MB");
     assert_nothing_lost(&mut service);
-    // Such a number is told in full where it fits.
+    // Such a number is published in full where it fits.
     service.run("select presence.upsert('hall', '[1e3000, 1e-3000]')");
     let heard = service.hear();
     assert!(heard[0].payload.len() > 6_000 && heard[0].payload.len() < 8_000, "{}", heard[0].payload.len());
     cluster.assert_sound();
 }
 
-/// As they are stored they are some kilobytes; as events they would fill the buffer and more.
+/// Stored, these members take some kilobytes; as events they would more than fill the buffer.
 #[test]
 fn large_members_that_expire_together() {
     let cluster = Cluster::start();
@@ -106,7 +106,7 @@ fn large_members_that_expire_together() {
     assert_eq!(service.number(renew), 0);
     let pid = worker(&mut service);
     let before = memory(pid, "VmHWM:");
-    // Others write all the while.
+    // Other users keep writing meanwhile.
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (cluster, done) = (&cluster, &done);
@@ -136,7 +136,7 @@ fn large_members_that_expire_together() {
     cluster.assert_sound();
 }
 
-/// A ring that is many times larger than what the worker may use is read bit by bit, in order.
+/// A ring many times larger than the memory that the worker may use is read piece by piece, in order.
 #[test]
 fn a_large_ring_that_is_full() {
     let cluster = Cluster::with(&[
@@ -171,7 +171,7 @@ fn a_large_ring_that_is_full() {
                  group by 1 having array_agg(event || coalesce(state ->> 'n', '') order by seq)
                                    <> '{enter0,update1,update2}'";
     assert_eq!(service.rows(wrong), [[""; 0]; 0]);
-    // Counted by what was published, not by what is there already.
+    // Connections are counted by what has been published, not by what is already in the table.
     let wrong =
         "select seq from (select seq, connections, row_number() over (partition by room order by seq) as n
                                   from presence.event where room like 'small %') e where connections <> n";
@@ -179,7 +179,8 @@ fn a_large_ring_that_is_full() {
     cluster.assert_sound();
 }
 
-/// Two who leave at once are counted one after the other, also when the worker knows nothing of them yet.
+/// Two members who leave at the same time are counted one after the other, even if the worker does not know
+/// them yet.
 #[test]
 fn who_leaves_together_is_counted_in_order() {
     let cluster = Cluster::start();
@@ -189,7 +190,7 @@ fn who_leaves_together_is_counted_in_order() {
          from generate_series(1, 50) n, unnest('{a,b}'::text[]) c",
     );
     service.flush();
-    // A worker that begins anew.
+    // A new worker starts without any state.
     service.run("select pg_terminate_backend(presence.worker_pid(), 10000)");
     cluster.until_worker("app");
     let frozen = cluster.freeze_worker();

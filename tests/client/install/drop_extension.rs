@@ -1,9 +1,9 @@
-//! DROP and CREATE EXTENSION, rolled back and committed: what was not committed has not happened, and what was is over
-//! at once.
+//! DROP and CREATE EXTENSION, rolled back and committed: what is rolled back has no effect, and what is
+//! committed takes effect at once.
 
 use crate::common::{Cluster, Session, lines, until};
 
-/// Transactions that do it and change their mind.
+/// Transactions that drop or create the extension, and undo it.
 const UNDONE: [&str; 5] = [
     "begin; drop extension presence_ext; rollback",
     "begin; drop extension presence_ext; create extension presence_ext; rollback",
@@ -16,7 +16,8 @@ const UNDONE: [&str; 5] = [
      rollback to a; select presence.seq(); commit",
 ];
 
-/// DROP EXTENSION waits for nobody who sleeps with a lock: that goes again.
+/// Retries on lock timeouts, because DROP EXTENSION does not wait for a process that sleeps while it holds a
+/// lock.
 fn undo(session: &mut Session, statements: &str) {
     until("it gets its locks", || match session.try_run(statements) {
         Ok(()) => true,
@@ -36,7 +37,7 @@ fn leaves(service: &mut Session) -> Vec<String> {
 #[test]
 fn what_was_rolled_back_keeps_slots_sessions_rows_and_events() {
     for (turn, statements) in UNDONE.iter().enumerate() {
-        // Room for three: the fourth lease is in its row.
+        // Only three slots: the fourth lease is stored in its row.
         let cluster = Cluster::with(&["presence.max_members=3"]);
         let (mut service, mut alice, mut bob) =
             (cluster.service(), cluster.user("alice"), cluster.user("bob"));
@@ -97,7 +98,7 @@ fn what_was_committed_frees_the_leases_and_works_at_once() {
     }
 }
 
-/// The worker that looks into the database meanwhile finds no extension, and must take nothing away.
+/// A worker that checks the database meanwhile finds no extension, and must not remove anything.
 #[test]
 fn created_late_or_not_at_all() {
     let cluster = Cluster::bare(&[]);
@@ -111,7 +112,7 @@ fn created_late_or_not_at_all() {
     owner.flush();
     assert_eq!(owner.value("select string_agg(event, ' ') from presence.history('lobby')"), "enter");
 
-    // Where nothing of ours has been before.
+    // In a database that never had the extension.
     other.run("create database late");
     let mut owner = cluster.session("postgres", "late");
     owner.run("begin; create extension presence_ext; select presence.upsert('lobby', session => true)");
@@ -136,7 +137,7 @@ fn dropped_is_dropped() {
     service.run("drop extension presence_ext");
     until("its leases are free", || second.number("select slots_used from presence.health") == 1);
     assert!(second.is("select presence.heartbeat('lobby')"), "those of another database are not");
-    // Created by somebody else while the session that had it all is still there.
+    // Another session creates the extension while the session that used the old one is still connected.
     cluster.sql("app", "create extension presence_ext");
     service.run("select presence.upsert('lobby', session => true)");
     service.flush();

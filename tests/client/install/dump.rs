@@ -1,8 +1,9 @@
-//! pg_dump and restore, DROP and CREATE EXTENSION: what stays, what does not, and that nothing of ours is in the way.
+//! pg_dump and restore, DROP and CREATE EXTENSION: what is kept, what is not, and that the extension is not
+//! in the way.
 
 use crate::common::{Cluster, GRANTS, lines, shell, try_shell, until};
 
-/// An application that uses presence wherever SQL lets it, in the database `app`.
+/// An application in the database `app` that uses presence in every way that SQL allows.
 const APPLICATION: &str = "
     create schema app; grant usage on schema app to public;
     create function app.may(room text, action text) returns boolean language sql stable
@@ -43,7 +44,7 @@ const SETTINGS: &str = "
 const ROOMS: &str = "
     select room, metadata, audience, count_audience, ttl, max_members, keep_history, created_at, updated_at
     from presence.room order by room";
-/// Of examples/wrapper.sql.
+/// The objects of examples/wrapper.sql.
 const WRAPPER: &str = "
     select p.oid::regprocedure::text, pg_get_functiondef(p.oid), obj_description(p.oid, 'pg_proc') from pg_proc p
     where pronamespace = to_regnamespace('presence_api')
@@ -59,7 +60,7 @@ fn application() -> Cluster {
     cluster
 }
 
-/// Restored over the database itself, while its worker is at work.
+/// Restores over the database itself, while its worker is running.
 #[test]
 fn a_dump_keeps_rooms_grants_and_settings() {
     let cluster = application();
@@ -80,13 +81,13 @@ fn a_dump_keeps_rooms_grants_and_settings() {
     assert_eq!(after, before);
     assert!(service.number("select min(version) from presence.room") > highest);
 
-    // What is not in it, as docs/operations.md says.
+    // What the dump does not contain, according to docs/operations.md.
     assert_eq!(service.rows("select * from presence.member"), [[""; 0]; 0]);
     assert_eq!(service.rows("select * from presence.last_seen"), [[""; 0]; 0]);
     assert_eq!(service.rows("select * from pg_policy where polname = 'app_reads'"), [[""; 0]; 0]);
 
-    // It works, with its settings: the sink hears, the authorizer decides, readers read.
-    // A sink begins with what happens once it is there, and its function came late.
+    // The database works, with its settings: the sink receives events, the authorizer decides, readers can
+    // read. A sink starts with the events that follow its creation, and its function was restored late.
     until("the sink is there", || service.is("select sink_position is not null from presence.health"));
     service.run("delete from app.heard; select presence.listen()");
     let mut alice = cluster.user("alice");
@@ -103,7 +104,8 @@ fn a_dump_keeps_rooms_grants_and_settings() {
     cluster.assert_sound();
 }
 
-/// The only rows of ours are settings of rooms: no member, no secret, nothing of where the log or the sink is.
+/// The only rows dumped are the settings of rooms: no members, no secret, no positions of the log or the
+/// sink.
 #[test]
 fn a_dump_has_no_rows_but_rooms() {
     let cluster = application();
@@ -118,7 +120,7 @@ fn a_dump_has_no_rows_but_rooms() {
     assert_eq!(read("rows").trim(), "COPY presence.room");
     let key = "select encode(key, 'hex') from _presence.secret";
     assert!(!read("dump").contains(&cluster.service().value(key)));
-    // CREATE EXTENSION makes what is its own.
+    // CREATE EXTENSION creates its own schema.
     assert!(!read("dump").contains("CREATE SCHEMA _presence"));
 }
 
@@ -145,7 +147,7 @@ fn a_copy_has_its_own_secret_and_the_limits_of_its_rooms() {
     cluster.assert_sound();
 }
 
-/// A database that was upgraded, with calls that are stored and grants that were given before.
+/// An upgraded database, with stored calls and with grants made before the upgrade.
 #[test]
 fn a_dump_of_an_upgraded_database_is_restored_whole() {
     let cluster = Cluster::bare(&[]);
@@ -187,8 +189,8 @@ fn a_dump_of_an_upgraded_database_is_restored_whole() {
     cluster.assert_sound();
 }
 
-/// The library may be missing from shared_preload_libraries: presence is not restored then, all else is. With the
-/// library, what was missing can be restored later.
+/// If the library is missing from shared_preload_libraries, everything but presence is restored. Once the
+/// library is loaded, the rest can be restored later.
 #[test]
 fn without_the_library_a_restore_brings_all_but_presence() {
     let cluster = Cluster::start();
@@ -221,7 +223,7 @@ fn without_the_library_a_restore_brings_all_but_presence() {
     cluster.assert_sound();
 }
 
-/// Settings of the database stay. Rooms and grants are the extension's and go with it.
+/// Settings of the database stay. Rooms and grants belong to the extension and are dropped with it.
 #[test]
 fn drop_extension_and_create_extension_begin_anew() {
     let cluster = Cluster::start();
@@ -243,13 +245,13 @@ fn drop_extension_and_create_extension_begin_anew() {
     until("nothing is left of before", || service.number(begun) == 0);
     assert_eq!(alice.fails("select presence.upsert('lobby')").code, "42501");
     service.run("select presence.grant_access('alice')");
-    // The names of channels are new: who heard before does not hear what comes now.
+    // The channels have new names: earlier listeners receive nothing new.
     let renamed = service.rows("select presence.channels('lobby')");
     let is_fixed = |name: &Vec<String>| name[0] == "presence";
     assert!(renamed.iter().all(|name| is_fixed(name) || !channels.contains(name)));
 
     service.run("select presence.listen()");
-    let mut alice = cluster.user("alice"); // new sessions have the settings; the old one ends, and nobody left by that
+    let mut alice = cluster.user("alice"); // new sessions have the settings; the old session ends, which causes no leave
     assert_eq!(alice.value("select ttl from presence.upsert('lobby')"), "00:00:40");
     assert_eq!(lines(&service.hear()), ["enter alice"]);
     let after = service.rows(numbers)[0].clone();

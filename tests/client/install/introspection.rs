@@ -1,4 +1,5 @@
-//! What tools see that read the catalog (Prisma, Drizzle, Django, Kysely, the completion of psql): what is meant for people.
+//! What tools that read the catalog (Prisma, Drizzle, Django, Kysely, psql's completion) see: only the public
+//! interface.
 
 use crate::common::{Cluster, Session};
 
@@ -11,7 +12,8 @@ fn who_reads_the_catalog_sees_what_is_meant_for_people() {
     let cluster = Cluster::start();
     let mut alice = cluster.user("alice");
 
-    // All that the schema holds: tables and views, and functions that are no triggers, casts or operators.
+    // The complete contents of the schema: tables and views, and functions, but no triggers, casts or
+    // operators.
     let relations = "select relname, relkind from pg_class
                      where relnamespace = 'presence'::regnamespace and relkind <> 'i' order by 1";
     let expected = [
@@ -39,7 +41,7 @@ fn who_reads_the_catalog_sees_what_is_meant_for_people() {
                     and classid not in ('pg_class'::regclass, 'pg_proc'::regclass, 'pg_extension'::regclass)";
     assert_eq!(column(&mut alice, others), [""; 0]);
 
-    // Generators know these types, and find whose row it is.
+    // Generators know all column types, and every table has a key.
     let strange = "select attrelid::regclass, attname, format_type(atttypid, null)
                    from pg_attribute a join pg_class c on c.oid = attrelid
                    where relnamespace = 'presence'::regnamespace and relkind <> 'i' and attnum > 0 and not attisdropped
@@ -53,7 +55,7 @@ fn who_reads_the_catalog_sees_what_is_meant_for_people() {
                          and not exists (select from pg_index where indrelid = c.oid and indisprimary)";
     assert_eq!(column(&mut alice, without_key), [""; 0]);
 
-    // What is the extension's own has a schema that is closed, though the planner needs grants in it.
+    // Internal objects are in a schema without USAGE, although the planner needs grants on objects in it.
     assert!(alice.is("select not has_schema_privilege('_presence', 'usage')"));
     for inside in [
         "select * from _presence._last_seen",

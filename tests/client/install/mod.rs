@@ -1,4 +1,4 @@
-//! How it is installed, dumped, upgraded, pooled and dropped.
+//! Installing, dumping, upgrading, pooling and dropping the extension.
 
 mod drop_extension;
 mod dump;

@@ -1,12 +1,12 @@
-//! pg_upgrade: rooms, grants, last seen, settings and members go with it.
+//! pg_upgrade keeps rooms, grants, last seen, settings and members.
 //!
-//! PRESENCE_UPGRADE_TO is the pg_config of a newer server that has the extension too (scripts/test-upgrade). Else it goes to
-//! the same one, which asks the same of the extension.
+//! PRESENCE_UPGRADE_TO is the pg_config of a newer server that has the extension too (scripts/test-upgrade).
+//! Without it, the test upgrades to the same version, which exercises the extension in the same way.
 
 use crate::common::{Cluster, GRANTS, lines, shell, until};
 use std::path::Path;
 
-/// With all that makes up presence in a database.
+/// Uses all features that leave a trace in a database.
 const BEFORE: &str = "
     alter database app set presence.default_ttl = '40 s';
     alter role bob set presence.session_features = off;
@@ -35,7 +35,7 @@ fn pg_upgrade_keeps_what_is_there() {
     let to = std::env::var_os("PRESENCE_UPGRADE_TO");
     let to = to.as_deref().map(Path::new);
     let old = Cluster::start();
-    // After a crash numbers are ahead of the clock, by which those of a new server begin.
+    // After a crash the numbers are ahead of the clock, which a new server would start from.
     old.stop("immediate");
     old.start_again();
     old.until_worker("app");
@@ -46,10 +46,10 @@ fn pg_upgrade_keeps_what_is_there() {
     bob.run("select presence.upsert('plain', '{\"n\": 2}')");
     let mut service = old.service();
     service.flush();
-    // Written behind, within two seconds.
+    // Written asynchronously, within two seconds.
     let noted = "select count(*) = 2 from _presence._last_seen";
     until("both were noted", || service.is(noted));
-    // Those who stay are noted again at any time: compare what stands still.
+    // last_seen of present members can change at any time: compare only what is stable.
     let questions = [ROOMS, SETTINGS, GRANTS];
     let before = questions.map(|question| service.rows(question));
     let members = service.rows(MEMBERS);
@@ -58,7 +58,7 @@ fn pg_upgrade_keeps_what_is_there() {
         service.rows(NUMBERS)[0].iter().map(|number| number.parse().unwrap_or(0)).collect();
     drop((bob, service));
     old.stop("fast");
-    drop(alice); // her session lasted as long as the server did
+    drop(alice); // her session lasts as long as the server
 
     let new = Cluster::empty(to, &[]);
     new.stop("fast");
@@ -68,19 +68,19 @@ fn pg_upgrade_keeps_what_is_there() {
              || { grep -h -A4 'error:' \"$2\"/data/pg_upgrade_output.d/*/log/pg_upgrade_dump_*.log; exit 1; }",
         &[&old, &new, to.unwrap_or(Path::new(""))],
     );
-    // What pg_upgrade started was no server for anybody: no worker published, nobody was thrown out.
+    // pg_upgrade's own server starts are not for users: no worker published, and no member was removed.
     new.start_again();
     let mut service = new.service();
     assert_eq!(questions.map(|question| service.rows(question)), before);
     assert!(service.is("select count(*) = 1 from pg_policy where polname = 'app_reads'"));
-    // Nobody was last seen earlier than before.
+    // No user's last_seen is earlier than before.
     let now = service.rows(LAST_SEEN);
     assert_eq!((now.len(), seen.len()), (2, 2));
     for (before, after) in seen.iter().zip(now) {
         assert!(after[0] == before[0] && after[1] >= before[1], "{before:?} {after:?}");
     }
 
-    // The members too, with a grace as after a restart. Those of a session, which is over, leave.
+    // The members are kept too, with a grace period as after a restart. Members of the ended session leave.
     assert_eq!(service.rows(MEMBERS), members);
     new.until_worker("app");
     service.run("select presence.listen()");
@@ -89,7 +89,7 @@ fn pg_upgrade_keeps_what_is_there() {
     assert!(!alice.is("select presence.heartbeat('plain', connection_id => 'tab')"));
     until("the session's member has left", || service.number("select count(*) from presence.member") == 2);
 
-    // Numbers go on upwards, events have their data, settings and rights count.
+    // Numbers continue upwards, events have their data, settings and rights apply.
     for (before, after) in numbers.iter().zip(service.rows(NUMBERS)[0].clone()) {
         assert!(after.parse::<i64>().expect("a number") >= *before);
     }

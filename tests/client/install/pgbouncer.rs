@@ -1,4 +1,5 @@
-//! Behind PgBouncer in transaction mode: clients share a server connection, and keep apart.
+//! Behind PgBouncer in transaction mode: clients share a server connection, but stay isolated from each
+//! other.
 
 use crate::common::{Cluster, Failure, Session, until};
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ const ROLES: &str = "
     alter role pooled set presence.session_features = off;
     select presence.grant_access('pooled')";
 
-/// One server connection for each login role, whoever and how many come.
+/// One server connection for each login role, however many clients there are.
 struct Pooler {
     process: Child,
     dir: PathBuf,
@@ -35,7 +36,7 @@ impl Pooler {
         std::fs::write(dir.join("users"), "\"authenticator\" \"\"\n\"pooled\" \"\"\n").expect("its users");
         let log = std::fs::File::create(dir.join("log")).expect("its log");
         let mut command = Command::new("pgbouncer");
-        // Debian keeps it where not every user looks.
+        // Debian installs it where not every user's PATH leads.
         command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin");
         if is_root() {
             assert!(
@@ -72,7 +73,7 @@ impl Drop for Pooler {
     }
 }
 
-/// The ways in which a transaction says for whom it speaks.
+/// The ways in which a transaction sets its identity.
 fn identity(way: usize, user: &str) -> String {
     match way {
         0 => format!(
@@ -96,7 +97,7 @@ fn two_clients_on_one_server_connection_keep_apart_with_every_verb() {
     for turn in 0..12 {
         for (client, user) in &mut clients {
             client.run(&format!("begin; {}", identity(turn % 3, user)));
-            // With text that is planned anew, and prepared by the driver.
+            // Both as simple queries, planned anew, and as statements prepared by the driver.
             let mut rows = |sql: &str| {
                 if turn % 2 == 0 { client.rows(sql) } else { client.prepared(sql, &[]) }
             };
@@ -140,7 +141,7 @@ fn two_clients_on_one_server_connection_keep_apart_with_every_verb() {
             client.run("commit");
             service.flush();
 
-            // Nothing of it is left for whoever comes next.
+            // Nothing of it remains for the next client.
             assert_eq!(client.value("select coalesce(presence.user_id(), 'nobody')"), "nobody");
             assert_eq!(client.fails("select presence.upsert('lobby')").code, "42501");
             assert_eq!(client.number("select count(*) from presence.list('desk')"), 0);
@@ -158,7 +159,7 @@ fn plans_that_are_kept_show_each_caller_their_own() {
         from (values ('team', 'team:red'), ('staff', 'role:staff'), ('all', 'any'), ('carol', 'user:carol'), ('room', 'room:desk'))
              v (kind, token)");
     let (mut first, mut second) = (pooler.client("authenticator"), pooler.client("authenticator"));
-    // Prepared once, on the server connection that all share.
+    // Prepared once, on the shared server connection.
     first.run(
         "prepare seen as select string_agg(member_id, ' ' order by member_id) from presence.list('lobby')",
     );
@@ -183,16 +184,16 @@ fn plans_that_are_kept_show_each_caller_their_own() {
             let read =
                 "select string_agg(member_id, ' ' order by member_id) from presence.online where room = $1";
             assert_eq!(client.prepared(read, &["lobby"]), [[*sees]], "{who}");
-            // Half of them change their mind.
+            // Half of the transactions roll back.
             client.run(if turn % 2 == 0 { "rollback" } else { "commit" });
         }
-        // Bob's stay in the room ends with his transaction, or here.
+        // Bob's stay in the room ends with his rolled-back transaction, or here.
         first.run("begin; select presence.act_as('bob'); select presence.delete_all(); commit");
     }
     cluster.assert_sound();
 }
 
-/// It is refused, and says why.
+/// The call is refused with this reason.
 fn assert_refused(failure: &Failure, why: &str) {
     assert_eq!(failure.code, "0A000", "{failure:?}");
     assert!(failure.detail.contains(why), "{failure:?}");
@@ -218,7 +219,7 @@ fn what_needs_a_session_of_ones_own_is_refused_with_the_reason() {
     }
     assert_eq!(cluster.service().number("select count(*) from presence.member"), 0);
 
-    // Instead: names of channels through the pool, LISTEN on a connection of one's own.
+    // The alternative: get the channel names through the pool, and LISTEN on a dedicated connection.
     pooled.run("select presence.upsert('lobby')");
     let channels = pooled.rows("select c from presence.channels('lobby') c");
     let mut own = cluster.user("pooled");
@@ -227,7 +228,7 @@ fn what_needs_a_session_of_ones_own_is_refused_with_the_reason() {
     }
     pooled.run("select presence.update('lobby', '{\"x\": 1}')");
     own.hear_until("the update", |event| event.kind() == "update");
-    // Without the setting a direct connection of that role may listen: it is set for the role, so it may not.
+    // The setting applies to the role, so that a direct connection of the role cannot call `listen` either.
     assert_refused(&own.fails("select presence.listen()"), "presence.session_features is off");
     cluster.assert_sound();
 }

@@ -1,7 +1,7 @@
-//! A database that was upgraded is like one that is new, and a library that is newer than the SQL serves it.
+//! An upgraded database equals a new one, and a library newer than the SQL schema supports it.
 //!
-//! `tests/upgrade/presence_ext--VERSION.sql` are the install scripts of released versions; `scripts/install testing`
-//! puts them beside the current one.
+//! `tests/upgrade/presence_ext--VERSION.sql` are the install scripts of released versions; `scripts/install
+//! testing` installs them next to the current one.
 
 use crate::common::{Cluster, Mirror, Over, Session, lines, until, use_everything};
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 
 const CURRENT: &str = env!("CARGO_PKG_VERSION");
 
-/// The released versions from which there must be a way.
+/// The released versions that must be upgradable.
 fn releases() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/upgrade");
     let mut versions: Vec<String> = std::fs::read_dir(folder)
@@ -25,7 +25,7 @@ fn releases() -> Vec<String> {
     versions
 }
 
-/// A server with a database whose extension is of that version, with the users and a worker.
+/// A server with a database whose extension has that version, with the users and a worker.
 fn old(version: &str) -> Cluster {
     let cluster = Cluster::bare(&[]);
     cluster.sql("postgres", "create database app");
@@ -47,7 +47,7 @@ fn catalog(session: &mut Session) -> Catalog {
         .collect()
 }
 
-/// What a maintainer has to put into the upgrade script, one object after the other.
+/// What the upgrade script lacks, object by object.
 fn differences(fresh: &Catalog, upgraded: &Catalog) -> Vec<String> {
     let mut found = Vec::new();
     for ((object, property), value) in fresh {
@@ -91,14 +91,14 @@ fn an_upgraded_schema_equals_a_fresh_one() {
     cluster.assert_sound();
 }
 
-/// The restart with the new library comes first, ALTER EXTENSION UPDATE perhaps much later.
+/// The restart with the new library comes first, ALTER EXTENSION UPDATE possibly much later.
 #[test]
 fn a_newer_library_serves_the_schema_of_every_release() {
     for version in releases() {
         let cluster = old(&version);
         let (mut service, mut alice, mut bob) =
             (cluster.service(), cluster.user("alice"), cluster.user("bob"));
-        // Each C function of the old script is in the library: the validator looks.
+        // The library has each C function of the old script: the validator checks that.
         service.run(
             "select fmgr_c_validator(p.oid) from pg_proc p join pg_language l on l.oid = p.prolang
              where p.pronamespace = 'presence'::regnamespace and l.lanname = 'c'",
@@ -152,7 +152,7 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         );
         for session in [&mut alice, &mut bob] {
             session.run("select presence.upsert('lobby', '1')");
-            session.run("select presence.listen('lobby')"); // what one has entered and not committed opens nothing
+            session.run("select presence.listen('lobby')"); // an uncommitted enter grants no access
             session.hear();
         }
         service.flush();
@@ -169,7 +169,7 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         assert!(
             service.is("select count(*) >= 2 from public.log") && service.is("select may from public.may")
         );
-        // Whoever could read could do so before there was anything to undo.
+        // Users who could read before can also read the columns for reverts, which the upgrade adds.
         alice.run("select presence.update('lobby', status => 'typing', revert_after => '0.2 s')");
         until("it has reverted", || bob.is("select status is null from presence.get('lobby', 'alice')"));
         bob.hear_until("and is told", |event| event["status"].is_null());
@@ -185,7 +185,7 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         );
         let granted = "select count(*) from pg_init_privs where initprivs::text like '%alice%'";
         assert_eq!(service.number(granted), 0, "else a dump would leave it out");
-        // What returned nothing returns something, to those who may call it and where it is called.
+        // Functions that returned void now return a value, to authorized callers and in stored calls.
         assert_eq!(service.value("select public.speak()"), "zoe");
         service.run("select public.forget(); select public.let_in('bob')");
         assert!(
@@ -207,7 +207,7 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
     }
 }
 
-/// Somebody had columns of their own before.
+/// The table had user-defined columns before the upgrade.
 #[test]
 fn an_upgrade_puts_its_columns_behind_those_of_others() {
     for version in releases() {
@@ -243,7 +243,8 @@ fn an_upgrade_puts_its_columns_behind_those_of_others() {
         let heard = service.hear_until("the leave", |event| event.kind() == "leave");
         let leave = heard.last().expect("it");
         assert_eq!((leave.line(), &leave["state"]), ("leave alice left".into(), &"bye".into()));
-        // Without those columns all is as it was made, but for the places.
+        // Once those columns are dropped, the table is as originally created, except for the column
+        // positions.
         service.run("alter table presence.member drop column mine, drop column later");
         alice.run("select presence.upsert('lobby'), presence.delete('lobby', after => '1 h')");
         assert!(alice.is("select leaves_at > now() from presence.member"));
@@ -251,7 +252,7 @@ fn an_upgrade_puts_its_columns_behind_those_of_others() {
     }
 }
 
-/// Who stored a question about leases that nobody may ask any more would go on asking it.
+/// A stored call of an internal lease function that is no longer accessible would keep working.
 #[test]
 fn an_upgrade_leaves_no_way_to_ask_about_a_lease() {
     for version in releases() {
@@ -272,7 +273,7 @@ fn an_upgrade_leaves_no_way_to_ask_about_a_lease() {
     }
 }
 
-/// Nobody who uses presence meanwhile gets an error, and nothing is lost.
+/// Users during the upgrade get no error, and nothing is lost.
 #[test]
 fn an_upgrade_goes_through_with_traffic_on() {
     for version in releases().iter().filter(|version| *version != CURRENT) {
@@ -292,7 +293,8 @@ fn an_upgrade_goes_through_with_traffic_on() {
                         assert!(session.is("select presence.heartbeat('lobby')"));
                         let count = "select count(*) from presence.list('lobby')";
                         let here = match session.try_rows(count) {
-                            // PostgreSQL was planning it when the update committed (docs/operations.md).
+                            // PostgreSQL was planning the statement when the update committed
+                            // (docs/operations.md).
                             Err(failure) if failure.code == "42P13" => session.number(count),
                             here => here.expect(count)[0][0].parse().unwrap(),
                         };
@@ -308,7 +310,7 @@ fn an_upgrade_goes_through_with_traffic_on() {
             for _ in 0..3 {
                 let before = turns.load(Relaxed);
                 until("there is traffic", || turns.load(Relaxed) > before + 50);
-                // Then once more with work that is not committed: the update waits for it, as any DDL does.
+                // Once more with uncommitted work: the update waits for it, like any DDL.
                 let mut open = cluster.user("alice");
                 open.run("begin; select presence.upsert('side', '1')");
                 let pid = owner.pid();
@@ -332,7 +334,7 @@ fn an_upgrade_goes_through_with_traffic_on() {
     }
 }
 
-/// The library has a name before the SQL has a copy: members are copied from the upgrade on.
+/// The server has a name before the schema has a copy: members are copied from the upgrade on.
 #[test]
 fn a_server_with_a_name_copies_after_the_upgrade() {
     for version in releases() {
@@ -344,7 +346,7 @@ fn a_server_with_a_name_copies_after_the_upgrade() {
             "select presence.upsert('lobby', user_id => 'u' || n, ttl => '1 h') from generate_series(1, 3) n";
         session.run(enter);
         session.flush();
-        // So far a crash empties it, and nobody waits for anybody.
+        // Without a copy a crash still removes all members, and nothing waits for a restore.
         cluster.stop("immediate");
         cluster.start_again();
         cluster.until_worker("app");

@@ -1,13 +1,13 @@
-//! examples/wrapper.sql: a schema of somebody's own that calls presence_ext, for tools that hide what belongs to an
-//! extension. It is computed from the catalog, so that nothing is forgotten: ACCEPT=1 writes it anew.
+//! examples/wrapper.sql: a user's own schema that calls presence_ext, for tools that hide objects of
+//! extensions. It is generated from the catalog, so that it is complete: ACCEPT=1 rewrites it.
 
 use crate::common::{Cluster, Session, node, shell};
 use std::path::{Path, PathBuf};
 
-/// What needs a connection or a transaction of one's own, or is for whoever runs the server.
+/// Functions that need a dedicated connection or transaction, or are for operators.
 const FUNCTIONS_LEFT_OUT: &str = "{act_as,listen,unlisten,channels,rotate_channels,grant_access,revoke_access,forget,\
                                    sweep,wait_for_flush,worker_pid,cluster,forget_node}";
-/// Which is written by functions; monitoring; and the copy.
+/// The member table, which is written through functions; monitoring; and the copy.
 const RELATIONS_LEFT_OUT: &str = "{member,health,shared,shared_online,node}";
 
 const HEAD: &str = "\
@@ -26,7 +26,7 @@ comment on schema presence_api is 'Presence: who is here, in which room, in what
 grant usage on schema presence_api to public;
 ";
 
-/// The arguments of a function, and what they are called in the wrapper: lists of GraphQL have an `after` of their own.
+/// A function's arguments and their names in the wrapper: lists in GraphQL have their own `after`.
 const ARGUMENTS: &str = "
     create function pg_temp.arguments(f oid) returns table (place bigint, name text, own text, type text, given text)
     language sql as $$
@@ -41,7 +41,7 @@ fn path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/wrapper.sql")
 }
 
-/// What it has to be, by the extension that is installed.
+/// The expected content of the file, generated from the installed extension.
 fn wrapper(service: &mut Session) -> String {
     let mut out = HEAD.to_owned();
     service.run(ARGUMENTS);
@@ -99,7 +99,7 @@ fn the_wrapper_has_all_that_there_is() {
     let written = std::fs::read_to_string(path()).expect("examples/wrapper.sql");
     assert!(written == wrapper, "examples/wrapper.sql is not what there is. ACCEPT=1 writes it:\n{wrapper}");
 
-    // Whoever has no rights has none by it; whoever has is the same by it.
+    // The wrapper adds no rights, and returns the same to those who have them.
     cluster.sql("app", &wrapper);
     cluster.sql("app", "create role guest login");
     let mut guest = cluster.user("guest");
@@ -137,7 +137,7 @@ fn the_wrapper_has_all_that_there_is() {
     assert_eq!(bob.rows("select * from presence_api.get('own', 'alice')"), [[""; 0]; 0]);
 }
 
-/// It sees what is in the schema, and does it as whoever its claims say.
+/// PostGraphile sees the schema's contents, and runs requests as the user in the claims.
 #[test]
 fn postgraphile_serves_the_wrapper() {
     let cluster = Cluster::start();

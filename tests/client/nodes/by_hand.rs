@@ -1,17 +1,17 @@
-//! Peers that a session plays: what it writes counts as applied, so that it can be held or come in any order.
+//! Simulated peers: writes of a session that count as replicated, so that they can be delayed or reordered.
 
 use super::live::next_of_members;
 use super::{Node, until_heard};
 use crate::common::{Session, lines, until};
 
-/// A session whose changes are those of peers.
+/// A session whose changes count as those of peers.
 fn peer(node: &Node) -> Session {
     let mut session = node.service();
     session.run("set session_replication_role = replica");
     session
 }
 
-/// Each beat makes way for the one before.
+/// Each beat replaces the previous one.
 fn beat(node: &str, epoch: u32, state: &str) -> String {
     format!(
         "insert into presence.node (node, epoch, beat, state, members) values ('{node}', {epoch}, 1, '{state}', 1);"
@@ -26,7 +26,7 @@ fn enter(node: &str, member: &str) -> String {
     )
 }
 
-/// From now on who has said nothing for so long is away.
+/// Sets the time of silence after which a peer is unreachable.
 fn wait_for(node: &Node, time: &str) {
     let mut service = node.service();
     service.run(&format!("alter system set presence.node_timeout = '{time}'"));
@@ -36,14 +36,14 @@ fn wait_for(node: &Node, time: &str) {
     });
 }
 
-/// One that has no peers yet, and time for them.
+/// A node without peers so far, and with a timeout long enough to add them.
 fn alone() -> Node {
     let a = Node::start("a");
     wait_for(&a, "1h");
     a
 }
 
-/// A listener who has heard nothing yet.
+/// A listener that has already read all events so far.
 fn ear(node: &Node) -> Session {
     let mut ear = node.service();
     ear.run("select presence.listen()");
@@ -133,7 +133,7 @@ fn the_copy_shows_the_versions_that_members_have_here() {
     a.assert_sound();
 }
 
-/// By their versions Phoenix clients tell two connections of one member apart.
+/// Phoenix clients tell two connections of a member apart by their versions.
 #[test]
 fn who_come_back_together_have_different_versions() {
     let a = alone();
@@ -168,7 +168,7 @@ fn who_is_forgotten_here_leaves() {
     let mut ear = ear(&a);
     a.service().run("select presence.forget('bob')");
     assert_eq!(lines(&next_of_members(&mut ear, 1)), ["leave bob left"]);
-    // What its server says of it afterwards is no news.
+    // A later delete by the member's server causes no further event.
     b.run("delete from presence.shared where member_id = 'bob'");
     wait_for(&a, "2s");
     assert_eq!(lines(&next_of_members(&mut ear, 1)), ["leave carol unreachable"]);

@@ -1,11 +1,11 @@
-//! One of several servers dies, and its standby takes its place.
+//! One of several servers dies, and its standby is promoted.
 
 use super::{Node, until_heard, until_together};
 use crate::common::{Mirror, Session, Standby, until};
 
 const ALL: &str = "select room, member_id, connection_id, node, user_id, state, audience from presence.list(max_rows => 10000) order by 1, 2, 3, 4";
 
-/// What docs/cluster.md says is to be done on each of the others.
+/// The steps that docs/cluster.md prescribes for each of the other servers.
 fn follow_anew(node: &Node, standby: &Standby) {
     let mut service = node.service();
     service.run("alter subscription presence_from_a disable");
@@ -53,7 +53,7 @@ fn others_follow_a_standby_that_was_promoted() {
     until("its members are hidden", || on_b.number("select count(*) from presence.list('lobby')") == 100);
     standby.promote();
     let mut on_a = standby.service();
-    // Who was there is there.
+    // All members are still present.
     let renewed = "select count(*) from unnest(array(select 'u' || n from generate_series(1, 50) n)) u where presence.heartbeat('lobby', u)";
     assert_eq!(on_a.number(renewed), 50);
     follow_anew(b, &standby);
@@ -71,7 +71,7 @@ fn others_follow_a_standby_that_was_promoted() {
     ear.flush();
     mirror.follow(&mut ear);
     mirror.assert_true(&mut ear);
-    // Each left once before it entered again, or before all had to list anew.
+    // Each member left once before it entered again, or before everybody had to list again.
     let twice = "select count(*) from (
         select event, seq, lag(event) over turn as before, lag(seq) over turn as since
         from presence.event where event in ('enter', 'leave')

@@ -1,4 +1,4 @@
-//! What a peer may send, and what must not stop the stream.
+//! What a peer may send, and what must not stop the replication stream.
 
 use super::{Node, two, until_heard, until_together};
 use crate::common::{Mirror, Session, until};
@@ -39,7 +39,7 @@ fn what_is_not_sound_is_left_out() {
     until_named(&mut here, &["bob", "fine"]);
     let log = a.log();
     assert_eq!(log.matches("is left out").count(), 9, "{log}");
-    // A change to what is not sound leaves what there was.
+    // An update that makes a row invalid keeps the previous row.
     there.run("update presence.shared set user_id = '' where member_id = 'fine'");
     b.user("carol").run("select presence.upsert('lobby', audience => '{any}')");
     until_named(&mut here, &["bob", "carol", "fine"]);
@@ -50,7 +50,7 @@ fn what_is_not_sound_is_left_out() {
 #[test]
 fn rows_of_ones_own_name_do_not_come_back() {
     let (a, b) = (Node::start("a"), Node::start("b"));
-    // Somebody follows everything there is.
+    // The other server subscribes to everything.
     b.service().run("create publication everything for all tables with (publish = 'insert, update, delete')");
     b.follow(&a);
     let host = b.display();
@@ -72,7 +72,7 @@ fn rows_of_ones_own_name_do_not_come_back() {
         let wanted = [["alice", "19", "a"], ["bob", "19", "b"]];
         alice.rows(states) == wanted && carol.rows(states) == wanted
     });
-    // What is each server's own stays so.
+    // What belongs to each server stays local.
     let mut service = a.service();
     assert_eq!(service.number("select count(*) from _presence.secret"), 1);
     until("users were seen", || service.number("select count(*) from presence.last_seen") == 2);
@@ -98,7 +98,7 @@ fn a_copy_made_anew_has_whom_there_is() {
     until_named(&mut here, &["m2", "m3", "m4"]);
     assert_eq!(here.value("select state from presence.get('lobby', 'm2')"), "7");
     assert_eq!(here.number("select count(*) from presence.shared"), 3);
-    // Also where there is nobody.
+    // Also if there are no members.
     here.run("select presence.listen()");
     let mut mirror = Mirror::of(&mut here);
     here.run("drop subscription presence_from_b");

@@ -1,4 +1,4 @@
-//! What listeners hear of members of other servers.
+//! The events that listeners receive about members of other servers.
 
 use super::{two, until_heard, until_together};
 use crate::common::{Event, Mirror, Session, lines, until};
@@ -38,7 +38,7 @@ fn listeners_hear_what_happens_elsewhere() {
     let versions: Vec<i64> =
         heard.iter().filter(|event| event.is_of_member()).map(|event| event.number("version")).collect();
     assert!(versions.windows(2).all(|pair| pair[0] < pair[1]), "{versions:?}");
-    // The owner and service roles see the changes of audience as they are; the log has all of it.
+    // The owner and service roles receive changes of audience as updates; the log has all of them.
     let seen = lines(&service.hear());
     assert_eq!(
         seen,
@@ -47,7 +47,7 @@ fn listeners_hear_what_happens_elsewhere() {
     let logged =
         "select distinct event, node from presence.history('lobby') where member_id = 'bob' order by 1";
     assert_eq!(service.rows(logged), [["enter", "b"], ["leave", "b"], ["update", "b"]]);
-    // Whatever is told here, the copy here is of this server alone.
+    // Although this server publishes events of both, its copy has only its own members.
     assert_eq!(service.rows("select distinct node from presence.shared"), [["a"]]);
     a.assert_sound();
 }
@@ -68,7 +68,7 @@ fn a_silent_server_is_hidden_and_comes_back() {
     a.hear(&b, false);
     let mut other = a.user("alice");
     until("they are hidden", || other.number("select count(*) from presence.list('lobby')") == 1);
-    // By the clock, at once; listeners a moment later.
+    // Readers hide them at once, by the clock; listeners are told a moment later.
     until("it is told", || {
         mirror.follow(&mut alice);
         mirror.members().len() == 1
@@ -88,7 +88,7 @@ fn a_silent_server_is_hidden_and_comes_back() {
     a.assert_sound();
 }
 
-/// The next events of members, so many.
+/// The next `count` member events.
 pub fn next_of_members(session: &mut Session, count: usize) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::new();
     while events.len() < count {
@@ -112,18 +112,19 @@ fn members_of_a_silent_server_leave_and_enter_again() {
     until("all are there", || ear.number("select count(*) from presence.list()") == 4);
     ear.flush();
     ear.hear();
-    // No beat is on its way when it is heard again: the first would show those who were there before.
+    // No beat may be in transit when replication resumes: the first one would show the previous members.
     b.service().run("alter system set presence.node_beat = '60s'");
     b.service().run("select pg_reload_conf()");
     let left = next_of_members(&mut ear, 3);
     let said = |event: &Event| (event.text("member_id").to_owned(), event.number("connections"));
     assert_eq!(lines(&left), ["leave bob unreachable", "leave carol unreachable", "leave dora unreachable"]);
     assert!(left.iter().all(|event| event["node"] == "b"));
-    // She is here with another connection still.
+    // She is still here with another connection.
     assert_eq!(left.iter().map(said).map(|(_, count)| count).collect::<Vec<_>>(), [0, 1, 0]);
     assert_eq!(ear.rows("select * from presence.occupancy('lobby')"), [["1", "1"]]);
     a.hear(&b, false);
-    // One who leaves while nobody hears of it has left already; one who changes is not back before the server is.
+    // A member who leaves during the silence has already left; one who changes does not return before its
+    // server does.
     b.user("bob").run("select presence.delete('lobby')");
     b.user("carol").run("select presence.upsert('lobby', '2')");
     b.service().run("select presence.upsert('lobby', member_id => 'eve', user_id => 'eve')");
@@ -137,7 +138,7 @@ fn members_of_a_silent_server_leave_and_enter_again() {
     assert_eq!(lines(&back), ["enter carol", "enter dora", "enter eve"]);
     assert_eq!(back.iter().map(|event| event.number("connections")).collect::<Vec<_>>(), [2, 1, 1]);
     assert_eq!(back[0]["state"], 2);
-    // Newer than the leave, and what a list shows.
+    // The version is newer than that of the leave, and equals the listed one.
     for (event, leave) in [(&back[0], &left[1]), (&back[1], &left[2])] {
         assert!(event.number("version") > leave.number("version"));
         let listed = format!(
@@ -192,7 +193,8 @@ fn many_leave_and_enter_once_while_they_change() {
             mirror.follow(&mut alice);
             mirror.members().is_empty()
         });
-        // Some change and some leave before they are back, and others while it is told.
+        // Some members change or leave before their server is back, others while the return is being
+        // published.
         there.run(&format!("delete from presence.member where member_id like 'm{round}7%'"));
         there.run("update presence.member set status = status || 'a' where member_id like 'm%3'");
         a.hear(&b, true);
@@ -209,7 +211,7 @@ fn many_leave_and_enter_once_while_they_change() {
         mirror.assert_true(&mut alice);
     }
     assert_eq!(mirror.resyncs(), resyncs);
-    // Each member's events in the log begin with an enter, and enters and leaves take turns.
+    // Each member's events in the log begin with an enter, and enters and leaves alternate.
     let out_of_turn = "select count(*) from (
         select event, lag(event) over (partition by room, member_id order by seq) as before
         from presence.event where node = 'b' and event in ('enter', 'leave')) e

@@ -1,4 +1,4 @@
-//! Several servers, whose members PostgreSQL's logical replication carries to the others.
+//! Several servers, which exchange their members by PostgreSQL's logical replication.
 
 mod by_hand;
 mod failover;
@@ -11,7 +11,7 @@ mod seen;
 use crate::common::{Cluster, Session, until};
 use std::ops::Deref;
 
-/// A server that has peers, with a name and a database of its own.
+/// A server for use with peers, with its own name and database.
 pub struct Node {
     pub name: &'static str,
     cluster: Cluster,
@@ -26,7 +26,7 @@ impl Deref for Node {
 }
 
 impl Node {
-    /// Silent for two seconds, it is away.
+    /// Starts a node. Peers are unreachable after two seconds of silence.
     pub fn start(name: &'static str) -> Node {
         let named = format!("presence.node_name={name}");
         let cluster = Cluster::with(&[
@@ -37,7 +37,7 @@ impl Node {
             "wal_retrieve_retry_interval=200ms",
         ]);
         let node = Node { name, cluster };
-        // With the least rights that do.
+        // The peers' role has the minimum rights.
         node.service().run(&format!(
             "create publication presence_{name} for table presence.shared where (node = '{name}'),
                  presence.node where (node = '{name}') with (publish = 'insert, update, delete');
@@ -48,7 +48,7 @@ impl Node {
         node
     }
 
-    /// It gets what the other one tells.
+    /// Subscribes to the members of the other node.
     pub fn follow(&self, peer: &Node) {
         let (name, host) = (peer.name, peer.cluster.display());
         self.service().run(&format!(
@@ -58,19 +58,19 @@ impl Node {
         ));
     }
 
-    /// As if nothing came through any more, or again.
+    /// Interrupts or resumes replication from the peer.
     pub fn hear(&self, peer: &Node, does: bool) {
         let verb = if does { "enable" } else { "disable" };
         self.service().run(&format!("alter subscription presence_from_{} {verb}", peer.name));
     }
 
-    /// Nothing stopped the stream, or went the wrong way.
+    /// Asserts that nothing stopped the replication stream or was replicated in the wrong direction.
     pub fn assert_sound(&self) {
         self.cluster.assert_sound();
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         for (at, line) in lines.iter().enumerate() {
-            // What stops the apply worker has its context behind it.
+            // An error that stops the apply worker is followed by its context.
             let follows = |word: &str| lines[at..].iter().take(4).any(|line| line.contains(word));
             let stops = line.contains("] ERROR:  ") && follows("processing remote data");
             assert!(!stops && !line.contains("duplicate key"), "the log of {} says: {line}", self.name);
@@ -78,7 +78,7 @@ impl Node {
     }
 }
 
-/// Two that see each other.
+/// Two nodes that follow each other.
 pub fn two() -> (Node, Node) {
     let (a, b) = (Node::start("a"), Node::start("b"));
     b.follow(&a);
@@ -88,7 +88,7 @@ pub fn two() -> (Node, Node) {
     (a, b)
 }
 
-/// Wait until a server shows what so many others have.
+/// Waits until the node has heard from this many peers and includes them in `online`.
 pub fn until_heard(node: &Node, peers: i64) {
     let mut service = node.service();
     until("peers are heard", || {
@@ -98,7 +98,7 @@ pub fn until_heard(node: &Node, peers: i64) {
     service.flush();
 }
 
-/// Wait until both have everything that either has written by now.
+/// Waits until the nodes' peers have everything that each node has written so far.
 pub fn until_together(nodes: &[&Node]) {
     for node in nodes {
         node.service().flush();
@@ -114,7 +114,8 @@ pub fn until_together(nodes: &[&Node]) {
     nodes.iter().for_each(|node| node.service().flush());
 }
 
-/// What a session is shown of members, however it asks; the same on each server but for versions and what is not copied.
+/// What a session is shown of members, by every query; equal on all servers except for versions and columns
+/// that are not copied.
 pub fn shown(session: &mut Session, rooms: &[&str]) -> Vec<Vec<Vec<String>>> {
     let all = "room, member_id, connection_id, user_id, status, state, metadata, audience, joined_at, updated_at, ttl, node";
     let mut queries = vec![

@@ -1,4 +1,4 @@
-//! What is said of a set-up, and what is done about servers that are gone.
+//! The problems that a set-up reports, and the handling of servers that are gone.
 
 use super::{Node, two, until_heard, until_together};
 use crate::common::{PATIENCE, Session, Standby, until};
@@ -26,11 +26,11 @@ fn a_set_up_that_works_is_said_to() {
     });
     until("nothing is wrong", || problems(&mut service, "a").is_empty());
     assert_eq!(problems(&mut service, "b"), "");
-    // Who watches it needs no other right.
+    // A monitoring role needs no other right.
     service.run("create role watcher login; grant pg_monitor to watcher");
     assert_eq!(a.user("watcher").number("select count(*) from presence.cluster()"), 2);
     assert_eq!(a.user("alice").fails("select presence.cluster()").code, "42501");
-    // Its standby hears what it hears, and has no subscription of its own to look after.
+    // Its standby receives the same beats, and has no subscription of its own to check.
     let standby = Standby::of(&a);
     let mut there = standby.user("watcher");
     until("the standby says the same", || {
@@ -94,7 +94,7 @@ fn who_stops_is_gone_at_once() {
     b.start_again();
     until_heard(&a, 1);
     until("bob is back", || alice.number("select count(*) from presence.list('lobby')") == 1);
-    // Who only kills the worker stops no server.
+    // Terminating only the worker does not count as stopping the server.
     let pid = b.service().number("select presence.worker_pid()");
     b.service().run(&format!("select pg_terminate_backend({pid})"));
     b.until_worker("app");
@@ -125,7 +125,7 @@ fn a_server_that_is_being_copied_is_said_to_be() {
     let (a, b) = (Node::start("a"), Node::start("b"));
     b.user("bob").run("select presence.upsert('lobby')");
     b.service().flush();
-    // Nobody can write the copy here.
+    // The lock prevents the initial copy from being written here.
     let mut holds = a.service();
     holds.run("begin; lock table presence.shared in exclusive mode");
     a.follow(&b);
@@ -172,7 +172,7 @@ fn moderators_are_told_where_a_member_is() {
         service.rows(&format!("select presence.{verb}"));
         until(verb, || said() == before + 1);
     }
-    // Nobody is asked where nobody is, and users learn nothing.
+    // A member that is nowhere causes no notice, and ordinary users are told nothing.
     let before = a.log().len();
     service.run("select presence.delete('lobby', 'nobody')");
     let mut bob = a.user("bob");

@@ -1,5 +1,6 @@
-//! Random calls on two and three servers, which do not hear each other for a while, stop and crash (`PRESENCE_PARTITIONS` says how
-//! many rounds, `PRESENCE_SEED` which), against a model: who entered where, and did not leave.
+//! Random calls on two and three servers, which lose contact for a while, stop and crash, compared with a
+//! model: the members who entered anywhere and did not leave. `PRESENCE_PARTITIONS` sets the number of
+//! rounds, `PRESENCE_SEED` selects them.
 
 use super::{Node, two, until_heard, until_together};
 use crate::common::{Dice, Mirror, Session, number, seed, until};
@@ -8,14 +9,14 @@ use std::collections::BTreeMap;
 const USERS: [&str; 3] = ["alice", "bob", "carol"];
 const ROOMS: [&str; 3] = ["r0", "r1", "r2"];
 
-/// (room, member_id, connection_id, node) and the state.
+/// The state of each (room, member_id, connection_id, node).
 type Model = BTreeMap<[String; 4], String>;
 
-/// One call of a user on a server, and what it means.
+/// One call of a user on a server, and its effect on the model.
 fn step(dice: &mut Dice, node: &Node, sessions: &mut [Session], model: &mut Model) {
     let at = dice.below(USERS.len());
     let (user, room) = (USERS[at], ROOMS[dice.below(ROOMS.len())]);
-    // Of its own on each server: the rule for clients that follows here knows no nodes.
+    // Connection ids are unique per server: the client rule that is followed here does not know nodes.
     let connection = format!("{}{}", node.name, dice.below(2));
     let key = [room, user, &connection, node.name].map(str::to_owned);
     let value = dice.below(1_000).to_string();
@@ -72,19 +73,19 @@ fn listed(session: &mut Session) -> Model {
         .collect()
 }
 
-/// What goes wrong in a round, besides servers that do not hear each other.
+/// What goes wrong in a round, apart from lost contact.
 #[derive(Debug)]
 enum Accident {
     Nothing,
-    /// The worker is ended.
+    /// The worker is terminated.
     Worker,
-    /// Nobody sends any more, for a moment.
+    /// The WAL senders are terminated, so that nothing is sent for a moment.
     Senders,
     Stop,
     Crash,
 }
 
-/// Servers, people on each, and listeners: those who see all, and those who see a part.
+/// Servers, with users and two listeners on each: one that sees everything, and one that sees only a part.
 struct World {
     nodes: Vec<Node>,
     people: Vec<[Session; 3]>,
@@ -124,7 +125,7 @@ impl World {
                 self.come_back(at);
             }
             Accident::Crash => {
-                // What is not on the disk may be missing.
+                // Unflushed changes could be lost in a crash, so flush them first.
                 let mut service = node.service();
                 service.flush();
                 let end = service.value("select pg_current_wal_insert_lsn()");
@@ -141,13 +142,13 @@ impl World {
         }
     }
 
-    /// Their connections are gone.
+    /// Replaces the connections, which are lost.
     fn come_back(&mut self, at: usize) {
         self.people[at] = people(&self.nodes[at]);
         self.listeners[at] = listeners(&self.nodes[at]);
     }
 
-    /// All show and hear what was done.
+    /// Asserts that all servers show, and all listeners have received, what the model says.
     fn agree(&mut self, what: &str, model: &Model) {
         let nodes: Vec<&Node> = self.nodes.iter().collect();
         for node in &nodes {
@@ -191,7 +192,7 @@ fn play(nodes: Vec<Node>, rounds: u64) {
     let mut world = World::of(nodes);
     let count = world.nodes.len();
     for round in 0..number("PRESENCE_PARTITIONS").unwrap_or(rounds) {
-        // Who does not hear whom; for long enough to be hidden, or not.
+        // Which servers do not hear which others; either long enough to be hidden, or not.
         let pairs = (0..count).flat_map(|here| (0..count).map(move |there| (here, there)));
         let cuts: Vec<(usize, usize)> =
             pairs.filter(|(here, there)| here != there && dice.percent(40)).collect();

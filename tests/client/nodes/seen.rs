@@ -1,4 +1,4 @@
-//! Who is seen on which server.
+//! Which members are visible on which server.
 
 use super::{Node, shown, two, until_heard, until_together};
 use crate::common::{Session, until};
@@ -45,10 +45,10 @@ fn everybody_is_shown_the_same_on_each_server() {
         }
         numbers.insert(here[0].len());
     }
-    // They are not all shown the same.
+    // The users do not all see the same.
     assert_eq!(numbers.len(), 4, "{numbers:?}");
     let mut service = a.service();
-    // Bob is in the lobby twice with each of his keys, once on each server, and he is one user.
+    // Bob is in the lobby twice with each of his keys, once on each server, and counts as one user.
     assert_eq!(service.rows("select * from presence.occupancy('lobby')"), [["28", "3"]]);
     let twice = "select count(*), count(distinct node) from presence.get('lobby', 'bob', 'c1')";
     assert_eq!(service.rows(twice), [["2", "2"]]);
@@ -60,7 +60,7 @@ fn everybody_is_shown_the_same_on_each_server() {
     b.assert_sound();
 }
 
-/// Page by page, of so many rows.
+/// Reads page by page, with this many rows each.
 fn pages(session: &mut Session, rows: usize) -> Vec<Vec<String>> {
     let (mut all, mut after) = (Vec::new(), "null".to_owned());
     loop {
@@ -110,11 +110,11 @@ fn members_elsewhere_count_where_somebody_enters() {
     let mut carol = a.user("carol");
     let failure = carol.fails("select presence.upsert('small')");
     assert_eq!(failure.code, "54000", "{failure:?}");
-    // Who is inside is renewed and changed.
+    // Existing members can still renew and change.
     a.user("alice").run("select presence.upsert('small', '1')");
     b.user("bob").run("select presence.delete('small')");
     until("bob is gone", || carol.try_run("select presence.upsert('small')").is_ok());
-    // What comes from elsewhere is not asked: the stream goes on.
+    // Limits do not apply to replicated members: the stream continues.
     b.service().run("select presence.set_room('small', max_members => 9)");
     b.user("bob").run("select presence.upsert('small', audience => '{any}')");
     until("bob is there", || carol.number("select count(*) from presence.get('small', 'bob')") == 1);
@@ -132,11 +132,11 @@ fn who_is_here_only_elsewhere_is_here() {
         bob.rows("select unnest from unnest(presence.tokens()) where unnest like 'room:%'"),
         [["room:lobby"]]
     );
-    // His member is another server's: here it is as if there were none.
+    // His member belongs to another server: here it behaves like an absent one.
     assert_eq!(bob.value("select presence.heartbeat('lobby')"), "f");
     assert_eq!(bob.number("select count(*) from presence.update('lobby', '{}')"), 0);
     assert_eq!(bob.value("select presence.delete('lobby')"), "0");
-    // And another may be here.
+    // He may enter here as well.
     bob.run("select presence.upsert('lobby')");
     assert_eq!(bob.rows("select node from presence.get('lobby') order by 1"), [["a"], ["b"]]);
     assert_eq!(bob.value("select presence.delete_all()"), "1");
