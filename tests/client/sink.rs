@@ -473,7 +473,7 @@ fn a_sink_feeds_supabase_realtime_and_loses_nothing() {
     cluster.assert_sound();
 }
 
-/// Run each of these over and over in a session of its own, for a while. How often each was done.
+/// Runs each statement repeatedly in its own session for three seconds, and returns how often each one ran.
 fn compete(cluster: &Cluster, statements: &[String]) -> Vec<usize> {
     let counts: Vec<AtomicUsize> = statements.iter().map(|_| AtomicUsize::new(0)).collect();
     let until_then = Instant::now() + Duration::from_secs(3);
@@ -520,7 +520,7 @@ fn gateways_with_the_same_members_do_not_deadlock() {
     cluster.assert_sound();
 }
 
-/// In READ COMMITTED nobody is told to try again (40001), however many come first.
+/// In READ COMMITTED nobody gets a serialization failure (40001), however many concurrent changes come first.
 #[test]
 fn a_member_that_comes_and_goes_all_the_time_can_be_written() {
     let cluster = Cluster::start();
@@ -598,7 +598,7 @@ fn a_limited_room_takes_as_many_as_it_takes_however_many_come_at_once() {
     assert_eq!(cluster.service().number("select members from presence.occupancy('small')"), 5);
 }
 
-/// Eight minutes: the parts of the log take turns every 150 s at the least.
+/// Takes eight minutes: the log's partitions rotate every 150 s at most.
 #[test]
 #[ignore = "takes eight minutes: make test-all"]
 fn the_log_rotates() {
@@ -623,7 +623,8 @@ fn the_log_rotates() {
         began.elapsed()
     );
     service.flush();
-    // Nothing older than the floor is there; who asks from before it is told, who asks from it on misses nothing.
+    // Nothing older than the floor remains; readers from before the floor are told so, later ones miss
+    // nothing.
     let lost = service.number(floor);
     assert!(service.is(&format!("select min(seq) = {lost} + 1 from presence.event")));
     assert!(service.is(&format!("select (array_agg(event))[1] = 'resync' from presence.changes({first})")));

@@ -1,4 +1,4 @@
-//! What did not happen leaves nothing behind, and what changes nothing costs nothing.
+//! Rolled-back changes leave nothing behind, and changes without effect cost nothing.
 
 use crate::common::{Cluster, Session, lines, millis, until};
 
@@ -21,7 +21,7 @@ fn only_the_net_effect_of_a_commit_is_heard() {
         "begin; savepoint a; savepoint b; select presence.upsert('lobby'); release b; rollback to a; commit",
         &[],
     );
-    // An error in PL/pgSQL is a savepoint, too.
+    // An exception handler in PL/pgSQL is a savepoint, too.
     hears(
         "do $$ begin perform presence.upsert('lobby'); raise 'no'; exception when others then null; end $$",
         &[],
@@ -30,7 +30,7 @@ fn only_the_net_effect_of_a_commit_is_heard() {
     assert_eq!(reader.rows("select members, slots_used from presence.health")[0], ["0", "0"]);
     assert!(!reader.is("select presence.heartbeat('lobby', 'alice')"));
 
-    // The part of a transaction that stays is heard, as one.
+    // The part of a transaction that remains is published as one change.
     hears(
         "begin; select presence.upsert('lobby', '1'); savepoint s; select presence.upsert('lobby', '2');
          rollback to s; select presence.upsert('side'); savepoint t; select presence.delete('side'); release t; commit",
@@ -68,7 +68,7 @@ fn only_the_net_effect_of_a_commit_is_heard() {
            commit", &["leave alice left"]);
     until("nothing is left", || reader.is("select members + slots_used = 0 from presence.health"));
 
-    // Direct DML is no other way.
+    // Direct DML behaves the same way.
     hears(
         "insert into presence.member (room, state) values ('lobby', '1'), ('side', '2')",
         &["enter alice"; 2],
@@ -87,7 +87,7 @@ fn a_heartbeat_counts_at_once_and_costs_nothing() {
     alice.run("select presence.upsert('lobby', '{\"a\": 1}', ttl => '100 s')");
     service.hear();
 
-    // Proof of life survives a rollback, also of a savepoint, and works in a read-only transaction.
+    // A heartbeat survives a rollback, also of a savepoint, and works in a read-only transaction.
     for beat in [
         "begin; select presence.heartbeat('lobby'); rollback",
         "begin; savepoint s; select presence.heartbeat('lobby'); rollback to s; rollback",
@@ -102,14 +102,14 @@ fn a_heartbeat_counts_at_once_and_costs_nothing() {
         ),
         [["side", "alice", ""], ["lobby", "alice", "x"]]
     );
-    // True in the transaction that entered, false again when that came to nothing.
+    // True in the transaction that entered, false again after its rollback.
     assert!(alice.is("begin; select presence.upsert('side'); select presence.heartbeat('side')"));
     alice.run("rollback");
     assert!(!alice.is("select presence.heartbeat('side')"));
     assert!(!alice.is("begin; select presence.delete('lobby'); select presence.heartbeat('lobby')"));
     alice.run("rollback");
 
-    // The identical upsert is a heartbeat that counts from the commit on.
+    // An identical upsert is a heartbeat that takes effect at commit.
     let row = "select xmin, ctid, version, updated_at from presence.member";
     let before = service.rows(row);
     let same = "select presence.upsert('lobby', '{\"a\": 1}')";
@@ -121,15 +121,16 @@ fn a_heartbeat_counts_at_once_and_costs_nothing() {
     assert_eq!(service.rows(row), before, "no row was written");
     assert_eq!(lines(&service.hear()), [""; 0]);
 
-    // No WAL, no transaction id, no lock beyond those of a SELECT. (Other processes write a little WAL: ask for our
-    // own.)
+    // No WAL, no transaction id, no lock beyond those of a SELECT. (Other processes write a little WAL, so
+    // first wait until the server is quiet.)
     let wal = "select wal_bytes from pg_stat_wal";
     until("the server writes no WAL of its own", || {
         let bytes = service.value(wal);
         std::thread::sleep(millis(1_200));
         bytes == service.value(wal)
     });
-    // The server may prune a page of its catalogs just then: some round must write nothing at all.
+    // The server may prune a page of its catalogs at that time, so one round out of five must write nothing
+    // at all.
     let mut costs_nothing = || {
         let position = "select pg_current_wal_insert_lsn(), pg_snapshot_xmax(pg_current_snapshot())";
         let before = service.rows(position);
@@ -165,7 +166,7 @@ fn prepared_transactions_are_refused() {
         let failure = alice.fails(&format!("begin; select presence.{change}; prepare transaction 'p'"));
         assert_eq!((failure.code.as_str(), alice.try_run("rollback").is_ok()), ("0A000", true), "{change}");
     }
-    // What only looks or beats may be prepared.
+    // A transaction that only reads or sends heartbeats may be prepared.
     alice.run("begin; select presence.heartbeat('lobby'), presence.list('lobby'); create temp table t (); drop table t");
     alice.run("rollback");
     cluster.sql("app", "create table business (); grant select on business to alice");
@@ -187,7 +188,7 @@ fn renews(session: &mut Session, statement: &str) {
     assert!(session.is(&after), "{statement}");
 }
 
-/// Proof of life is not undone by a savepoint, and the transaction that gave it sees it, too.
+/// Rolling back to a savepoint does not undo a heartbeat, and the transaction that sent it sees it, too.
 #[test]
 fn a_transaction_may_take_longer_than_its_lease() {
     let cluster = Cluster::with_clock(&[]);
@@ -224,7 +225,8 @@ fn a_transaction_may_take_longer_than_its_lease() {
     cluster.assert_sound();
 }
 
-/// Whatever a savepoint wrote takes no room any more once it was rolled back, and what stays is told whole.
+/// Changes of a rolled-back savepoint no longer take up buffer space, and the remaining ones are published in
+/// full.
 #[test]
 fn a_savepoint_that_was_rolled_back_takes_no_room() {
     let cluster = Cluster::with(&["presence.event_buffer=256kB"]);
@@ -244,7 +246,7 @@ fn a_savepoint_that_was_rolled_back_takes_no_room() {
     for (number, transaction) in [
         format!("savepoint a; {junk}; rollback to a; {}", upsert("hall", "0")),
         format!("{}; savepoint a; savepoint b; {junk}; release b; rollback to a", upsert("hall", "1")),
-        // Too much before the inner one as well, and what is left is whole.
+        // Too much before the inner savepoint as well; what remains is published in full.
         format!(
             "{}; savepoint a; {junk}; savepoint b; {junk}; rollback to b; {junk}; rollback to a",
             upsert("hall", "2")
@@ -262,7 +264,7 @@ fn a_savepoint_that_was_rolled_back_takes_no_room() {
         assert!(lines(&service.hear()).iter().all(|line| !line.contains("resync")), "{transaction}");
         assert_eq!(state(&mut service), number.to_string());
     }
-    // What is too much and stays is told lean.
+    // Changes that remain but exceed the buffer are stored without data.
     alice.run(&format!("begin; savepoint a; {junk}; release a; select presence.upsert('late'); commit"));
     assert_eq!(lines(&service.hear()), ["enter alice", "enter alice"]);
     assert_eq!(
@@ -272,7 +274,7 @@ fn a_savepoint_that_was_rolled_back_takes_no_room() {
         "9",
         "the rest is as the row has it"
     );
-    // What is too much even so is not told, but its leases are there.
+    // Changes that exceed the buffer even so are not published, but their leases exist.
     let wide = "array(select 'team:' || repeat(chr(128512), 200) || $n || k from generate_series(1, 64) k)";
     let wide = (0..10).map(|n| {
         format!("select presence.update('junk', audience => {})", wide.replace("$n", &n.to_string()))
@@ -284,7 +286,8 @@ fn a_savepoint_that_was_rolled_back_takes_no_room() {
     cluster.assert_sound();
 }
 
-/// What a savepoint took back leaves nothing of a prepared transaction behind: no pin, no seat, no version.
+/// Changes undone by a savepoint leave nothing behind when the transaction is prepared: no pin, no seat, no
+/// version.
 #[test]
 fn a_prepared_transaction_leaves_nothing_behind() {
     let cluster = Cluster::with(&["max_prepared_transactions=5"]);
@@ -298,7 +301,7 @@ fn a_prepared_transaction_leaves_nothing_behind() {
             "begin; savepoint a; select presence.{change}; rollback to a; prepare transaction 'p'"
         ));
         service.run("rollback prepared 'p'");
-        // The session goes on, and then another one.
+        // The session works afterwards, and so does another one.
         assert!(alice.is("select presence.heartbeat('lobby')"), "{change}");
         service.run("begin; select presence.upsert('small', user_id => 'zed'); rollback");
         let pinned = "select presence.upsert('lobby')";
@@ -318,7 +321,7 @@ fn a_prepared_transaction_leaves_nothing_behind() {
     let mut alice = cluster.user("alice");
     alice.run("select presence.delete_all()");
     until("all slots are free", || service.is("select members + slots_used = 0 from presence.health"));
-    // CREATE EXTENSION may be prepared; the first change brings the worker.
+    // CREATE EXTENSION may be prepared; the first change starts the worker.
     cluster.sql("postgres", "begin; create extension presence_ext; prepare transaction 'p'");
     cluster.sql("postgres", "commit prepared 'p'");
     cluster.sql("postgres", "select presence.upsert('lobby')");
@@ -326,7 +329,7 @@ fn a_prepared_transaction_leaves_nothing_behind() {
     cluster.assert_sound();
 }
 
-/// An identical upsert renews at commit, and only the stay that it was about.
+/// An identical upsert renews at commit, and only the stay that it saw.
 #[test]
 fn a_renewal_reaches_nobody_else() {
     let cluster = Cluster::with_clock(&["presence.member_ids=any"]);
@@ -337,14 +340,14 @@ fn a_renewal_reaches_nobody_else() {
     let many = "select presence.upsert_many('[{\"room\": \"duel\", \"state\": 1, \"member_id\": \"seat\", \"ttl\": \"60 s\"}]')";
     let direct = "update presence.member set status = status";
     let changes = [
-        // Another's stay, or another stay of one's own.
+        // Another user's stay, or another stay of the same user.
         "select presence.delete('duel', 'seat'); set role bob; select presence.upsert('duel', '1', 'seat', ttl => '60 s'); reset role",
         "select presence.delete('duel', 'seat'); select presence.upsert('duel', '1', 'seat', ttl => '60 s')",
-        // A service role moves it to another owner in the same stay.
+        // A service role gives the member to another owner within the same stay.
         "reset role; select presence.upsert('duel', '1', 'seat', ttl => '60 s', user_id => 'bob')",
     ];
     for renewal in [enter, many, direct] {
-        // A statement that writes the row has it locked until the commit.
+        // A statement that writes the row holds its lock until the commit.
         let changes = if renewal == direct { &changes[..0] } else { &changes[..] };
         for change in changes {
             alice.run(enter);
@@ -358,7 +361,7 @@ fn a_renewal_reaches_nobody_else() {
             assert_eq!(service.value(lease), before, "{renewal}: {change}");
             service.run("delete from presence.member");
         }
-        // Of the same stay it counts, whatever else has happened to it.
+        // Within the same stay the renewal takes effect, whatever else has changed.
         alice.run(enter);
         alice.run(&format!("begin; {renewal}"));
         if renewal != direct {
@@ -373,8 +376,8 @@ fn a_renewal_reaches_nobody_else() {
     cluster.assert_sound();
 }
 
-/// The lease of what a transaction has changed ends before it does: then it is gone for this transaction as for all
-/// others, and an upsert enters again.
+/// The lease of a member changed in a transaction ends before the transaction does: then the member is gone
+/// for this transaction as for all others, and an upsert enters again.
 #[test]
 fn a_lease_may_end_within_the_transaction() {
     let cluster = Cluster::with_clock(&[]);
@@ -426,7 +429,7 @@ fn a_lease_may_end_within_the_transaction() {
             assert_eq!(lines(&service.hear()), ["leave alice left"]);
         }
 
-        // Entered in this transaction: others never knew.
+        // Entered in this transaction: others never saw the member.
         alice.run(&format!("begin; {enter}"));
         cluster.clock().pass(millis(61_000));
         assert_eq!(alice.number(here), 0);
@@ -437,7 +440,7 @@ fn a_lease_may_end_within_the_transaction() {
         alice.run("select presence.delete('hall')");
         assert_eq!(lines(&service.hear()), ["leave alice left"]);
 
-        // Rolled back: it has expired all the same, once.
+        // Rolled back: the member has expired all the same, once.
         alice.run(enter);
         assert_eq!(lines(&service.hear()), ["enter alice"]);
         alice.run(&format!("begin; {change}"));
@@ -449,7 +452,7 @@ fn a_lease_may_end_within_the_transaction() {
         assert_eq!(lines(&heard), ["leave alice expired"]);
     }
 
-    // The heartbeat of another session of hers counts in this transaction, too.
+    // A heartbeat from another session of hers counts in this transaction, too.
     alice.run(enter);
     alice.run(&format!("begin; {change}"));
     cluster.clock().pass(millis(40_000));

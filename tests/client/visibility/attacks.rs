@@ -1,9 +1,9 @@
-//! People who know SQL try to read, write and speak past the rules.
+//! Attacks by users who know SQL: reading, writing and impersonating beyond their rights.
 
 use super::people::{self, Hear, Reader};
 use crate::common::{Cluster, Session, millis, until};
 
-/// What every attack could leave behind.
+/// Asserts that no attack left traces.
 fn assert_unharmed(cluster: &Cluster) {
     let mut service = cluster.service();
     assert_eq!(service.number("select count(*) from pg_roles where rolsuper and rolname <> 'postgres'"), 0);
@@ -11,8 +11,8 @@ fn assert_unharmed(cluster: &Cluster) {
     cluster.assert_sound();
 }
 
-/// A schema of alice's in front of pg_catalog, with operators and functions that take over whatever calls them
-/// with somebody else's rights.
+/// A schema of alice's that precedes pg_catalog in the search_path, with operators and functions that exploit
+/// any caller with somebody else's rights.
 const HOSTILE: &str = r"
     create schema evil;
     create function evil.strike() returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -103,7 +103,7 @@ fn a_hostile_search_path_changes_nothing() {
     attack_by_search_path(prepare());
 }
 
-/// The same where leases live in the table.
+/// The same with leases that are stored in the table.
 #[test]
 fn a_hostile_search_path_changes_nothing_without_slots() {
     attack_by_search_path(prepare_with(&["presence.max_members=1"]));
@@ -163,7 +163,7 @@ fn attack_by_search_path(cluster: Cluster) {
         "presence.delete('lobby', connection_id => null)",
         "presence.delete_room('hers')",
         "presence.delete_all()",
-        // And those that are refused.
+        // And the calls that are refused.
         "presence.act_as('bob')",
         "presence.forget('bob')",
         "presence.sweep()",
@@ -184,7 +184,7 @@ fn attack_by_search_path(cluster: Cluster) {
         let victims = cluster.service().rows("select distinct whose from victims");
         assert!(victims.is_empty(), "{call} ran alice's code as {victims:?} ({refused:?})");
     }
-    // A member whose time is over, and whose row is still there.
+    // A member whose lease has ended while its row still exists.
     alice.run("select presence.upsert('lobby', ttl => '1 s')");
     let frozen = cluster.freeze_worker();
     until("the lease is over", || {
@@ -216,7 +216,7 @@ fn what_alice_defines_is_not_what_presence_uses() {
     assert!(!alice.is("select 'user:bob' operator(pg_catalog.=) any (presence.tokens())"));
 }
 
-/// An authorizer whose name has no schema must not be one that the caller made.
+/// The caller must not be able to supply the function for an authorizer's name without a schema.
 #[test]
 fn nobody_brings_an_authorizer_along() {
     let cluster = prepare();
@@ -235,7 +235,7 @@ fn nobody_brings_an_authorizer_along() {
     assert_eq!(alice.fails("select presence.rotate_channels('lobby')").code, "42501");
 }
 
-/// The columns that say whose a member is, how new and until when, are the trigger's.
+/// The columns for a member's owner, version and times are set by the trigger only.
 #[test]
 fn columns_are_not_for_the_writing() {
     let cluster = prepare();
@@ -266,7 +266,7 @@ fn columns_are_not_for_the_writing() {
     ));
     assert!(alice.is(&row));
     assert_eq!(alice.value("select status from presence.online where user_id = 'alice'"), "x");
-    // All of bob's at once: it is not alice's to touch.
+    // Bob's rows: alice cannot change any of them.
     alice.run("update presence.member set status = 'hacked', audience = '{}'; delete from presence.member where user_id = 'bob'");
     assert_eq!(
         cluster.service().value("select m::text from presence.member m where user_id = 'bob'"),
@@ -330,7 +330,7 @@ fn nobody_squats_a_name() {
         let failure = alice.fails(sql);
         assert_eq!(failure.code, "42501", "{sql}: {failure:?}");
     }
-    // 'any': a label and no more.
+    // With 'any' the name is only a label.
     cluster.sql("app", "alter database app set presence.member_ids = 'any'");
     let mut alice = cluster.user("alice");
     assert_eq!(alice.value("select user_id from presence.upsert('lobby', member_id => 'bob')"), "alice");
@@ -340,7 +340,7 @@ fn nobody_squats_a_name() {
     );
 }
 
-/// Whoever sees another's member under 'any' neither renews it nor learns what its owner alone is told.
+/// A user who sees another's member under 'any' can neither renew it nor learn what only its owner may know.
 #[test]
 fn an_identical_upsert_of_anothers_member() {
     let cluster = prepare();
@@ -369,7 +369,8 @@ fn an_identical_upsert_of_anothers_member() {
     assert_eq!(alice.value(seen), before);
 }
 
-/// The key is taken while one waits for it: the same refusal, whatever the waiting found.
+/// The key is taken while another session waits for it: the refusal is the same, whatever the waiting session
+/// found.
 #[test]
 fn a_key_that_is_taken_while_one_waits() {
     let cluster = prepare();
@@ -397,7 +398,7 @@ fn a_key_that_is_taken_while_one_waits() {
             alice.run("commit");
             waiting.join().expect("bob")
         });
-        // Direct DML fails as it does on any table with policies: without a word about the row.
+        // Direct DML fails as on any table with policies: without details about the row.
         let direct = sql.starts_with("insert") && ["23505", "42501"].contains(&&*failure.code);
         if !(direct && failure.detail.is_empty()) {
             assert_eq!(
@@ -439,7 +440,7 @@ fn a_user_has_so_many_members_and_no_more() {
         alice.fails("insert into presence.member (room) select 'x' || n from generate_series(1, 3) n").code,
         "54000"
     );
-    // Others, services, and what is there already, are not concerned.
+    // Other users, service roles and existing members are not affected.
     let here = alice.value("select room from presence.online limit 1");
     alice.run(&format!("select presence.upsert('{here}', '{{\"still\": \"here\"}}')"));
     cluster.user("bob").run("select presence.upsert('lobby')");
@@ -448,7 +449,7 @@ fn a_user_has_so_many_members_and_no_more() {
     assert_eq!(alice.fails("select presence.upsert('again')").code, "54000");
 }
 
-/// Functions that run with their owner's rights speak for their owner, and see what the owner sees.
+/// Security definer functions act as their owner, and see what the owner sees.
 #[test]
 fn functions_of_others_speak_for_their_owner() {
     let cluster = prepare();
@@ -466,10 +467,11 @@ fn functions_of_others_speak_for_their_owner() {
     bob.run("select presence.upsert('lobby', audience => '{}')");
     assert_eq!(bob.value("select hers.wave()"), "alice");
     assert_eq!(bob.number("select hers.count()"), 1);
-    // A view of alice's on the table: who asks is bob, but as whom RLS looks is alice: neither sees more than both.
+    // A view of alice's on the table: bob queries it, but RLS applies as alice: neither sees more than what
+    // both may see.
     assert!(bob.number("select count(*) from hers.seen where user_id <> 'bob' and user_id <> 'alice'") == 0);
     assert_eq!(bob.number("select count(*) from presence.online"), 1);
-    // A function of bob's that alice calls cannot speak for her.
+    // A function of bob's that alice calls cannot act as alice.
     cluster.sql("app", "grant create on schema hers to bob");
     bob.run(
         "create function hers.trap() returns text language sql security definer set search_path = pg_catalog, pg_temp
@@ -492,11 +494,12 @@ fn row_security_off_is_refused() {
     {
         assert_eq!(alice.fails(&format!("select * from presence.{call}")).code, "42501");
     }
-    // It changes nothing where a function reads with the owner's rights: of alice's own she learns the same.
+    // It has no effect where a function reads with its owner's rights: alice gets the same information about
+    // herself.
     assert_eq!(alice.value("select presence.tokens()"), "{any,users,user:alice,role:alice,room:lobby}");
 }
 
-/// Plans and what identity remembers, kept over SET ROLE and new claims.
+/// Plans and the cached identity must follow SET ROLE and new claims.
 #[test]
 fn plans_are_not_kept_for_another_role() {
     let cluster = people::start();
@@ -529,7 +532,7 @@ fn plans_are_not_kept_for_another_role() {
             pool.run("commit");
         }
     }
-    // The same in one message, where all statements have the same start.
+    // The same in a single message, in which all statements have the same start time.
     let mut answers = Vec::new();
     for sub in ["u1", "u2"] {
         answers.push(pool.value(&format!(
@@ -540,7 +543,8 @@ fn plans_are_not_kept_for_another_role() {
     assert_eq!(answers, ["u1", "u2"]);
 }
 
-/// An answer of the authorizer is for who asked, however many take turns in one message or one function.
+/// An answer of the authorizer applies only to the user who asked, even if users alternate in one message or
+/// function.
 #[test]
 fn the_authorizers_answers_are_not_for_others() {
     let cluster = people::start();
@@ -599,11 +603,11 @@ fn who_may_act_as_another() {
         session.run(&format!("begin; set local role {role}"));
         assert_eq!(session.value(teams), "u1 {any,users,user:u1,team:red,role:authenticated}");
         session.run("commit");
-        // Only for the transaction, and outside one for nothing.
+        // Only for the transaction; outside a transaction it has no effect.
         session.run(&format!("set role {role}; select presence.act_as('u1')"));
         assert_ne!(session.value("select coalesce(presence.user_id(), '')"), "u1");
     }
-    // Names are data, in claims too.
+    // Names are data, also inside claims.
     let mut web = cluster.user("authenticator");
     web.run("begin; set local role authenticated");
     web.run(r#"select presence.act_as('x","sub":"olga', '{"red\",\"blue"}')"#);
@@ -635,7 +639,7 @@ fn services_speak_for_others() {
     );
 }
 
-/// One transaction, two users: neither is the other.
+/// One transaction, two users: neither gets the rights of the other.
 #[test]
 fn users_who_take_turns_in_a_transaction() {
     let cluster = people::start();
@@ -651,7 +655,7 @@ fn users_who_take_turns_in_a_transaction() {
     pool.run("rollback");
 }
 
-/// A row that one saw once says no more about the member once one does not see it any more.
+/// A row seen in the past reveals nothing more about its member once the user no longer sees it.
 #[test]
 fn a_key_hash_from_the_past_tells_nothing() {
     let cluster = prepare();
@@ -698,7 +702,7 @@ fn a_key_hash_from_the_past_tells_nothing() {
     assert_eq!((&here, &here), (&renewed, &gone), "alice is here and hidden, renews, is gone: bob can tell");
 }
 
-/// What the view `online` asks about a lease cannot be asked in any other way, though whoever reads it may EXECUTE that.
+/// The view `online` calls lease functions that its readers have EXECUTE on but cannot call in any other way.
 #[test]
 fn what_is_internal_has_no_name_for_others() {
     let cluster = prepare();
@@ -736,12 +740,12 @@ fn what_is_internal_has_no_name_for_others() {
         "create table t (like _presence.member_twin including all)".into(),
     ] {
         let failure = bob.fails(&refused);
-        // No right, no such function, no such column.
+        // No permission, no such function, no such column.
         assert!(["42501", "42883", "42703"].contains(&failure.code.as_str()), "{refused}: {failure:?}");
     }
 }
 
-/// What the functions behind the policies tell who calls them by hand.
+/// What the functions behind the policies reveal to direct callers.
 #[test]
 fn helpers_tell_nothing() {
     let cluster = prepare();
@@ -763,7 +767,7 @@ fn helpers_tell_nothing() {
     assert_eq!(bob.value("select members from presence.occupancy('hidden room')"), "0");
 }
 
-/// A room event comes from whoever manages the room, and only of a change that was made.
+/// A room event is caused only by a user who manages the room, and only by an actual change.
 #[test]
 fn room_events_cannot_be_made_up() {
     let cluster = prepare();
@@ -777,8 +781,9 @@ fn room_events_cannot_be_made_up() {
     );
     let mut listener = cluster.user("bob");
     let mut service = cluster.service();
-    // For the new authorizer all listen anew. That is said with the new names, by the beacon, and by the beacon again: before
-    // those listen who shall hear nothing.
+    // The new authorizer makes everybody listen again. That is announced three times: with the new names, by
+    // the beacon, and by the beacon again. Wait for all of these before starting the listeners that must hear
+    // nothing.
     for _ in 0..3 {
         early.hear_until("relisten", |event| event.channel == "presence" && event.kind() == "relisten");
     }
@@ -816,7 +821,7 @@ fn room_events_cannot_be_made_up() {
     assert_unharmed(&cluster);
 }
 
-/// LISTEN to what one can guess, and NOTIFY as somebody else.
+/// LISTEN on guessed names, and NOTIFY as somebody else.
 #[test]
 fn channels_cannot_be_guessed() {
     let cluster = prepare();
@@ -835,14 +840,14 @@ fn channels_cannot_be_guessed() {
     assert_eq!(shared.len(), 4, "resync, relisten of the room, any, users: {shared:?}");
     let is_secret = |name: &str| name.len() == 57 && name.starts_with("presence_");
     assert!(of_alice.iter().all(|name| name[0] == "presence" || is_secret(&name[0])));
-    // Names do not tell the room: the same token in another room is another name.
+    // Names do not reveal the room: the same token has another name in another room.
     assert!(
         !alice.rows("select presence.channels('lobby2')").iter().skip(2).any(|name| of_alice.contains(name))
     );
     alice.run("select presence.upsert('lobby', audience => '{}')");
     alice.flush();
     assert!(bob.all_heard().is_empty());
-    // Who knows a name can shout into it; the sender tells.
+    // Anybody who knows a name can notify on it; the sender's pid reveals that.
     bob.run(&format!("notify {}, '{{\"event\":\"enter\",\"seq\":1}}'", shared[3][0]));
     let worker = alice.number("select presence.worker_pid()");
     let bobs = bob.pid();
@@ -850,7 +855,7 @@ fn channels_cannot_be_guessed() {
     assert!(senders.contains(&bobs) && senders.contains(&worker));
 }
 
-/// Who may not read the table may not hear of it either.
+/// Without the right to read the table there is no right to listen.
 #[test]
 fn listening_needs_the_right_to_read() {
     let cluster = prepare();
@@ -867,7 +872,7 @@ fn listening_needs_the_right_to_read() {
     assert_eq!(deaf.fails("select presence.upsert('lobby')").code, "42501");
 }
 
-/// Reading is not writing.
+/// Read access does not include write access.
 #[test]
 fn a_reader_only_reads() {
     let cluster = prepare();
@@ -890,7 +895,7 @@ fn a_reader_only_reads() {
     assert_eq!(reader.fails("select presence.user_id()").code, "42501");
 }
 
-/// A repeatable-read snapshot from before one left opens nothing.
+/// A repeatable-read snapshot from before a user's leave grants no access.
 #[test]
 fn an_old_snapshot_opens_no_room() {
     let cluster = prepare();

@@ -1,10 +1,10 @@
-//! The authorizer is part of the statement that asks: its errors are the statement's, a cancel is a cancel, and an
-//! answer is never older than what it depends on.
+//! The authorizer is part of the calling statement: its errors are the statement's errors, a cancel ends the
+//! statement, and an answer is never older than what it depends on.
 
 use crate::common::{Cluster, Session, millis, until};
 use std::time::Instant;
 
-/// `app.authorize` with this body; alice and zed are in some rooms that everybody may see.
+/// `app.authorize` with this body; zed is in some rooms that everybody may see.
 fn with_authorizer(body: &str, language: &str) -> Cluster {
     let cluster = Cluster::with(&["presence.member_ids=any", "presence.trusted_login_roles=app_login"]);
     cluster.sql(
@@ -31,7 +31,7 @@ fn function(body: &str, language: &str) -> String {
     )
 }
 
-/// All that asks the authorizer. Bob calls it; the service has made 'mine', which is bob's.
+/// All calls that ask the authorizer. Bob makes them; the service has entered 'mine' for bob.
 const ASKING: [&str; 25] = [
     "select * from presence.list('room 1')",
     "select * from presence.list()",
@@ -73,7 +73,7 @@ fn a_cancel_in_the_authorizer_ends_the_statement() {
         assert_eq!(bob.fails(sql).code, "57014", "{sql}");
         assert!(start.elapsed() < millis(10_000), "{sql} took {:?}", start.elapsed());
     }
-    // From outside.
+    // A cancel from another session.
     bob.run("set statement_timeout = 0");
     let pid = bob.pid();
     std::thread::scope(|scope| {
@@ -83,7 +83,7 @@ fn a_cancel_in_the_authorizer_ends_the_statement() {
         service.run(&format!("select pg_cancel_backend({pid})"));
         assert_eq!(waiting.join().expect("no panic"), "57014");
     });
-    // Nothing is left over of it.
+    // No traces remain.
     assert_eq!(bob.number("select count(*) from presence.get('mine', 'bob')"), 1);
     assert_eq!(bob.number("select count(*) from pg_listening_channels()"), 0);
     cluster.assert_sound();
@@ -105,7 +105,7 @@ fn what_the_authorizer_raises_is_what_the_statement_raises() {
             assert_eq!((failure.code.as_str(), failure.message.as_str()), (code, "no answer"), "{sql}");
         }
     }
-    // One's own rows need nobody's leave, and service roles neither.
+    // A user's own rows need no authorization, and neither do service roles.
     assert_eq!(bob.number("select count(*) from presence.get('mine', 'bob')"), 1);
     assert!(bob.is("select presence.heartbeat('mine')"));
     assert_eq!(cluster.service().number("select count(*) from presence.list()"), 10);
@@ -120,7 +120,7 @@ fn no_answer_is_no() {
     let failure = bob.fails("select presence.upsert('hall')");
     assert_eq!((failure.code.as_str(), failure.detail.as_str()), ("42501", "It returned NULL."));
 
-    // Somebody made a mistake: everybody hears it, but for those who need no leave.
+    // A wrong setting causes an error for everybody except for those who need no authorization.
     let wrong = [
         ("authorize", "does not name a schema and a function"),
         ("app.authorize.x", "does not name a schema and a function"),
@@ -141,7 +141,7 @@ fn no_answer_is_no() {
         }
         assert_eq!(cluster.service().number("select count(*) from presence.list()"), 9, "{name}");
     }
-    // Quoted, in capitals, and with defaults: names are PostgreSQL's.
+    // Quoted names, capitals and default arguments: PostgreSQL's rules for names apply.
     cluster.sql(
         "app",
         r#"create schema "My App"; grant usage on schema "My App" to public;
@@ -153,7 +153,7 @@ fn no_answer_is_no() {
     cluster.assert_sound();
 }
 
-/// One plan is kept; it follows the function, its rights and the caller.
+/// One plan is cached; it follows changes of the function, its privileges and the caller.
 #[test]
 fn the_function_is_the_one_that_is_there_now() {
     let cluster = with_authorizer("select true", "sql");
@@ -173,7 +173,7 @@ fn the_function_is_the_one_that_is_there_now() {
     service.run(&function("select true", "sql"));
     assert_eq!(bob.number(ask), 1);
 
-    // Also a function that is inlined checks who may call it.
+    // The EXECUTE privilege is also checked for a function that is inlined.
     service.run("revoke execute on function app.authorize from public; grant execute on function app.authorize to bob, carol");
     assert_eq!((bob.number(ask), carol.number(ask)), (1, 1));
     service.run("revoke execute on function app.authorize from bob");
@@ -183,7 +183,7 @@ fn the_function_is_the_one_that_is_there_now() {
         ("42501", "permission denied for function authorize")
     );
     assert_eq!(carol.number(ask), 1);
-    // In one session that is many roles.
+    // In one session with many roles.
     service.run("grant execute on function app.authorize to bob");
     service.run("do $$ begin for n in 1..20 loop
                      execute format('create role r%s; select presence.grant_access(''r%s'')', n, n);
@@ -201,7 +201,7 @@ fn the_function_is_the_one_that_is_there_now() {
         many.run("reset role");
     }
 
-    // No search_path leads to another one, and the caller's own is what the function finds.
+    // No search_path leads to another function, and the function sees the caller's search_path.
     service.run(&function("begin return current_setting('search_path') = 'mine'; end", "plpgsql"));
     service.run("create schema app2 authorization carol; grant execute on function app.authorize to public");
     carol.run("create function app2.authorize(room text, action text) returns boolean language sql as 'select true'");
@@ -209,7 +209,7 @@ fn the_function_is_the_one_that_is_there_now() {
     assert_eq!(carol.number(ask), 0);
     carol.run("set search_path = mine");
     assert_eq!(carol.number(ask), 1);
-    // Replaced by a function between two reads of one function.
+    // A function replaces the authorizer between two reads of one statement.
     service.run(&format!(
         "grant create on schema app to bob; alter function app.authorize owner to bob;
          create function app.forbid() returns void language plpgsql as $x$ begin execute $y$ {} $y$; end $x$",
@@ -262,7 +262,7 @@ fn it_answers_in_every_plan_and_in_read_only_transactions() {
     cluster.assert_sound();
 }
 
-/// Counts how often it is asked.
+/// Counts how often it is called.
 const COUNTING: &str = "begin perform nextval('app.asked'); return true; end";
 
 #[test]
@@ -306,7 +306,7 @@ fn an_answer_is_not_older_than_what_it_depends_on() {
              begin perform set_config('app.tenant', tenant, true); return (select count(*) from presence.list('acme:x')); end $$",
     );
     let mut bob = cluster.user("bob");
-    // In one function, in one statement, and in one scan of one statement.
+    // Within one function, within one statement, and within one scan of a statement.
     bob.run(
         "do $$ declare acme bigint; globex bigint; begin
             perform set_config('app.tenant', 'acme', true); acme := (select count(*) from presence.list('acme:x'));
@@ -318,7 +318,7 @@ fn an_answer_is_not_older_than_what_it_depends_on() {
         bob.rows("select t, app.as_tenant(t) from unnest('{acme,globex,acme}'::text[]) t"),
         [["acme", "1"], ["globex", "0"], ["acme", "1"]]
     );
-    // (A function in FROM that is given the same again is not called again: that is PostgreSQL's.)
+    // (PostgreSQL does not call a function in FROM again for the same arguments.)
     let correlated = "select set_config('app.tenant', t, true),
                              (select count(*) from presence.list('acme:x' || left(t, 0)))
                       from unnest('{acme,globex,acme}'::text[]) t";
@@ -333,7 +333,7 @@ fn an_answer_is_not_older_than_what_it_depends_on() {
     let message = "begin; set local app.tenant = 'acme'; select count(*) from presence.list('acme:x');
                    set local app.tenant = 'globex'; select count(*) from presence.list('acme:x'); commit";
     assert_eq!(bob.value(message), "0");
-    // A setting that a function has for itself, and one that ends with a savepoint.
+    // A function's own SET clause, and a setting that ends with a savepoint.
     bob.run("set app.tenant = 'globex'");
     let ask = "(select count(*) from presence.list('acme:x'))";
     assert_eq!(bob.rows(&format!("select {ask}, app.readers('x'), {ask}")), [["0", "1", "0"]]);
@@ -347,7 +347,7 @@ fn an_answer_is_not_older_than_what_it_depends_on() {
     );
     assert_eq!(bob.value("select current_setting('app.counts')"), "1 0");
 
-    // What it reads, whoever commits it, and what is rolled back.
+    // Tables that the authorizer reads: whoever commits to them, and whatever is rolled back.
     cluster.sql("app", "create table app.allowed (room text); grant all on app.allowed to public");
     cluster.sql(
         "app",
@@ -386,10 +386,11 @@ fn an_answer_is_not_older_than_what_it_depends_on() {
     cluster.assert_sound();
 }
 
-/// Between two statements of one function somebody else commits.
+/// Another session commits between two statements of one function.
 fn others_commit(cluster: &Cluster, bob: &mut Session) {
     let mut service = cluster.service();
-    // A transaction with a newer id that is through already: the next one changes neither end of the snapshot.
+    // A transaction with a newer id has already ended, so the next commit changes neither end of the
+    // snapshot.
     let mut writer = cluster.service();
     writer.run("begin; insert into app.allowed values ('acme:x')");
     service.run("create table app.newer (); drop table app.newer");

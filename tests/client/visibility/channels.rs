@@ -1,43 +1,44 @@
-//! Who may hear: names of channels that somebody got hold of carry nothing once their right is over, whatever the
-//! transaction, the worker or the event buffer does. And nobody else is deaf because of it.
+//! Delivery rights: a leaked channel name carries no events once its holder's right has ended, whatever the
+//! transaction, the worker or the event buffer does. And nobody else misses events because of that.
 
 use crate::common::{Cluster, Event, Session, signal, until};
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// The names that the session would listen to, but the one for `resync`, which is first and stays.
+/// The names that the session would listen to, except for the first one, which is for `resync` and never
+/// changes.
 fn channels(session: &mut Session, room: &str) -> Vec<String> {
     let names = session.rows(&format!("select presence.channels('{room}')"));
     names.into_iter().skip(1).map(|row| row[0].clone()).collect()
 }
 
-/// As a driver listens to names that it has, however it came by them.
+/// Listens to known names, as a driver does, however it obtained them.
 fn listen_to(session: &mut Session, names: &[String]) {
     let listen: String = names.iter().map(|name| format!("listen {name};")).collect();
     session.run(&listen);
 }
 
-/// The same seq twice is once.
+/// Events with the same seq count once.
 fn of_members(events: &[Event]) -> Vec<String> {
     let mut seen = HashSet::new();
     let news = events.iter().filter(|event| event.is_of_member() && seen.insert(event.seq()));
     news.map(Event::line).collect()
 }
 
-/// What was to rotate has rotated, with something that is told.
+/// Pending rotations are done once this change is published.
 fn settle(service: &mut Session) {
     service.run("select presence.upsert('elsewhere', jsonb_build_object('n', gen_random_uuid()))");
     service.flush();
 }
 
-/// What the session hears of something that alice says in the hall now.
+/// The events that the session receives for a change by alice in the hall now.
 fn hears(listener: &mut Session, alice: &mut Session) -> Vec<String> {
     listener.hear();
     alice.run("select presence.update('hall', jsonb_build_object('secret', gen_random_uuid()))");
     of_members(&listener.hear())
 }
 
-/// More events than a transaction may have: none of it is told, and everybody has to list anew.
+/// More events than a transaction may have: none of them is published, and everybody must list again.
 const TOO_MANY: &str = "do $$ begin
         for n in 1 .. 140 loop
             perform presence.upsert('junk', to_jsonb(n), audience => array(
@@ -66,7 +67,7 @@ fn an_entry_that_is_rolled_back_opens_no_channel() {
         listen_to(&mut ear, &names);
         assert!(hears(&mut ear, &mut alice).is_empty(), "{begin} ... {end}");
     }
-    // Who really enters gets them with the commit, and those who listened before are told.
+    // A real entry gives access to the names at commit, and existing listeners are notified.
     bob.run("select presence.listen('hall')");
     bob.hear();
     bob.run("begin; select presence.upsert('hall'), presence.listen('hall'); commit");
@@ -75,7 +76,7 @@ fn an_entry_that_is_rolled_back_opens_no_channel() {
     assert_eq!(hears(&mut bob, &mut alice), ["update alice"]);
 }
 
-/// A ban is a delete and a refused join.
+/// A ban consists of a delete and a refused join.
 #[test]
 fn who_is_banned_has_kept_no_channel_from_before() {
     let cluster = Cluster::start();
@@ -110,7 +111,7 @@ fn a_leave_that_is_lost_takes_the_names_with_it() {
     assert_eq!(hears(&mut ear, &mut cluster.user("alice")), ["update alice"]);
     bob.run(&format!("begin; select presence.delete('hall'); {TOO_MANY} commit"));
     assert!(hears(&mut ear, &mut cluster.user("alice")).is_empty());
-    // Those who may are told, and miss nothing.
+    // Those who still have the right are notified, and miss nothing.
     let heard = alice.hear();
     for kind in ["resync", "relisten"] {
         assert!(heard.iter().any(|event| event.kind() == kind), "{heard:#?}");
@@ -136,11 +137,11 @@ fn a_wish_to_rotate_is_never_lost() {
         assert!(told < 2, "{room}: {told}");
         assert_eq!(stay(&mut service, &format!("begin; {rotate} {TOO_MANY} commit")), told, "{room}");
     }
-    // Nor when the whole buffer is full.
+    // Nor if the whole buffer is full.
     let frozen = cluster.freeze_worker();
     let fill = TOO_MANY.replace("140", "100").replace("perform presence.delete('junk')", "null");
     for user in ["alice", "bob", "carol"] {
-        // Each a member of its own: updates of one that lie in the buffer are not folded.
+        // A separate member each time: buffered updates of a single one are not merged.
         cluster.user(user).run(&fill.replace("'junk', ", "'junk' || n, "));
     }
     let before = channels(&mut bob, "hall");
@@ -151,7 +152,7 @@ fn a_wish_to_rotate_is_never_lost() {
     assert!(channels(&mut bob, "hall").iter().filter(|name| before.contains(name)).count() < 2);
 }
 
-/// Rights that end in the catalog end what open sessions hear; nothing else renames a channel.
+/// Rights revoked in the catalog end delivery to open sessions; no other change renames a channel.
 #[test]
 fn rights_that_end_in_the_catalog() {
     let cluster = Cluster::start();
@@ -177,14 +178,14 @@ fn rights_that_end_in_the_catalog() {
         alice.run("select presence.update('hall', jsonb_build_object('n', gen_random_uuid()))");
         service.flush();
         assert!(!of_members(&dan.heard()).is_empty(), "{prepare}");
-        // It does not matter whether the worker is idle when it happens, or busy.
+        // It does not matter whether the worker is idle or busy at that moment.
         let frozen = cluster.freeze_worker();
         service.run(end);
         alice.run("select presence.update('hall', jsonb_build_object('n', gen_random_uuid()))");
         drop(frozen);
         service.flush();
         if end.contains("rename") {
-            // The same role, as another user: it has its rights, and is told to listen again.
+            // The same role as another user: it keeps its rights, and is told to listen again.
             dan.hear_until("relisten", |event| event.kind() == "relisten");
         } else {
             assert!(of_members(&dan.heard()).is_empty(), "{end}");
@@ -205,7 +206,7 @@ fn rights_that_end_in_the_catalog() {
              end $$",
         );
     }
-    // What takes nothing away.
+    // Changes that revoke nothing.
     let mut bob = cluster.user("bob");
     settle(&mut service);
     let before = channels(&mut bob, "hall");
@@ -222,8 +223,8 @@ fn rights_that_end_in_the_catalog() {
         settle(&mut service);
         assert_eq!(channels(&mut bob, "hall"), before, "{change}");
     }
-    // Nor does it matter whether it was another worker that saw what was before. (An end by a signal that cannot be
-    // handled takes the server along.)
+    // Nor does it matter if another worker saw the previous state. (Killing it with a signal that cannot be
+    // handled would restart the whole server.)
     service.run("alter role dan superuser");
     settle(&mut service);
     let before = channels(&mut bob, "hall");
@@ -244,14 +245,15 @@ fn rights_that_end_in_the_catalog() {
     }
 }
 
-/// Settings say who is who as well: what they take away ends with them, by ALTER DATABASE as by a reload.
+/// Settings grant rights, too: delivery ends when they are taken back, by ALTER DATABASE as well as by a
+/// reload.
 #[test]
 fn rights_that_end_by_a_setting() {
     let cluster = Cluster::start();
     let (mut service, mut alice) = (cluster.service(), cluster.user("alice"));
     alice.run("select presence.upsert('hall', audience => '{}', ttl => '1 hour')");
-    // A service role more takes nothing away, so nothing is renamed; but by another path to the teams, when the worker goes
-    // by it, too.
+    // An added service role revokes nothing, so nothing is renamed; a changed path to the teams does rename,
+    // which shows when the worker has read the settings.
     for (set, reset) in [
         (
             "begin; alter database app set presence.service_roles = 'bob';
@@ -287,7 +289,7 @@ fn rights_that_end_by_a_setting() {
             !hears(&mut ear, &mut alice).is_empty()
         });
         reload(&mut service, reset);
-        // Whatever this session believes itself to be.
+        // Whatever role this session believes to have.
         until(reset, || hears(&mut ear, &mut alice).is_empty());
         for _ in 0..3 {
             assert!(hears(&mut ear, &mut alice).is_empty(), "{reset}");
@@ -296,7 +298,7 @@ fn rights_that_end_by_a_setting() {
         until("bob is a user", || !late.is("select presence.is_service()"));
         late.run("select presence.listen('hall'), presence.listen()");
         assert!(hears(&mut late, &mut alice).is_empty(), "{reset}");
-        // What says the same again renames nothing.
+        // An unrelated setting renames nothing.
         settle(&mut service);
         let before = channels(&mut alice, "hall");
         reload(&mut service, "alter database app set presence.default_ttl = 91");
@@ -305,7 +307,7 @@ fn rights_that_end_by_a_setting() {
     }
 }
 
-/// Rooms share places among the names: whoever loses names because of a stranger's room is told.
+/// Rooms share cells of names: a listener whose names change because of an unrelated room is notified.
 #[test]
 fn rotation_of_other_rooms_deafens_nobody() {
     let cluster = Cluster::start();
@@ -351,7 +353,7 @@ fn rotation_of_other_rooms_deafens_nobody() {
     bob.hear_until("relisten", |event| event.kind() == "relisten");
 }
 
-/// ALTER DATABASE ... SET: what takes away holds for events no later than for the first session that has it.
+/// ALTER DATABASE ... SET: a restriction applies to events no later than to the first session that has it.
 #[test]
 fn settings_that_narrow_hold_at_once() {
     let cluster = Cluster::start();
@@ -388,7 +390,7 @@ fn settings_that_narrow_hold_at_once() {
     }
 }
 
-/// The worker dies between a leave and the rotation that it makes necessary.
+/// The worker dies between a leave and the rotation that the leave requires.
 #[test]
 fn another_worker_knows_what_is_to_rotate() {
     let cluster = Cluster::start();
@@ -396,7 +398,7 @@ fn another_worker_knows_what_is_to_rotate() {
     alice.run("select presence.upsert('hall')");
     let mut ears = Vec::new();
     for session in [&mut bob, &mut carol] {
-        // The first rotation is at once, the second one has to wait.
+        // The first rotation happens at once, the second one has to wait.
         session.run("select presence.upsert('hall')");
         ears.push(channels(session, "hall"));
         session.run("select presence.delete('hall')");
@@ -415,7 +417,7 @@ fn another_worker_knows_what_is_to_rotate() {
     }
 }
 
-/// A lease that is over ends what its member hears, also while the row stays where it is.
+/// The end of a lease ends delivery to its member, even while the row still exists.
 #[test]
 fn a_member_that_cannot_be_removed_hears_no_more() {
     let cluster = Cluster::start();
@@ -447,7 +449,7 @@ fn a_member_that_cannot_be_removed_hears_no_more() {
             let before = service.value(last);
             until("the worker has looked", || service.value(last) != before);
         };
-        // The first one may have begun before.
+        // The first sweep may have begun before.
         sweep();
         sweep();
         for _ in 0..3 {
@@ -455,13 +457,13 @@ fn a_member_that_cannot_be_removed_hears_no_more() {
         }
         let row = format!("select count(*) = 1 from presence.member where user_id = '{user}'");
         assert!(cluster.service().is(&row));
-        // The names change once, not as often as the worker looks.
+        // The names change once, not with each sweep.
         until("the names have changed", || channels(&mut alice, "hall") != before);
         let names = channels(&mut alice, "hall");
         (0..3).for_each(|_| sweep());
         settle(&mut cluster.service());
         assert_eq!(channels(&mut alice, "hall"), names, "{user}");
-        // Who comes back is told, and hears again.
+        // A user who returns is notified, and receives events again.
         if user == "bob" {
             holder.run("commit");
             member.run("select presence.upsert('hall', ttl => '1 hour')");
@@ -474,8 +476,8 @@ fn a_member_that_cannot_be_removed_hears_no_more() {
     }
 }
 
-/// Who has another member in the room that is over and cannot be removed yet is present by the living one alone: who enters
-/// besides is told, and who leaves hears no more.
+/// A user with an expired member that cannot be removed yet is present only by the other, living one:
+/// entering with another member is notified, and leaving ends delivery.
 #[test]
 fn a_member_that_is_over_makes_nobody_present() {
     let cluster = Cluster::with_clock(&["presence.default_ttl=10h", "presence.sweep_interval=100ms"]);
@@ -491,7 +493,7 @@ fn a_member_that_is_over_makes_nobody_present() {
         settle(&mut service);
         hears(&mut ear, &mut alice).is_empty()
     });
-    // What has new names has them, and all were told, as often as they are.
+    // Pending rotations are done, and their notifications have been repeated for the last time.
     let mut rest = |ear: &mut Session| {
         for _ in 0..2 {
             cluster.clock().pass(Duration::from_secs(6));
@@ -509,7 +511,7 @@ fn a_member_that_is_over_makes_nobody_present() {
     bob.run("select presence.delete('hall')");
     assert!(is_told(&mut ear));
     assert!(hears(&mut ear, &mut alice).is_empty());
-    // The same for who is made the owner of another's member, and is not any more.
+    // The same for a user who becomes the owner of another's member, and then loses it again.
     let give = |owner: &str| {
         cluster
             .service()
@@ -526,8 +528,8 @@ fn a_member_that_is_over_makes_nobody_present() {
     assert!(hears(&mut ear, &mut alice).is_empty());
 }
 
-/// Who loses sight because a member of theirs is over is told, also where it cannot be removed yet, and whatever they
-/// listen to.
+/// A user who loses sight because of their own expired member is notified, even if it cannot be removed yet,
+/// and whatever they listen to.
 #[test]
 fn who_is_over_is_told() {
     let cluster = Cluster::with_clock(&["presence.default_ttl=10h", "presence.sweep_interval=100ms"]);
@@ -546,7 +548,7 @@ fn who_is_over_is_told() {
     assert_eq!(heard.last().expect("it")["room"], "side");
 }
 
-/// Whoever unlistens to a room still hears what concerns the others that share its place.
+/// Unlistening to a room keeps the channels that other rooms in the same cell need.
 #[test]
 fn unlisten_leaves_nothing_of_the_room() {
     let cluster = Cluster::start();
@@ -561,7 +563,7 @@ fn unlisten_leaves_nothing_of_the_room() {
     assert!(both > one && one > none && none == 2, "{both} {one} {none}");
 }
 
-/// What nobody listens to costs nothing, whoever listened to it before and however that ended.
+/// Channels without listeners cost no notification, whoever listened before and however that ended.
 #[test]
 fn only_names_that_somebody_holds_are_notified() {
     let cluster = Cluster::start();
@@ -580,7 +582,7 @@ fn only_names_that_somebody_holds_are_notified() {
     let names = bob.rows("select presence.channels('hall') union select presence.channels()");
     let listen: String = names.iter().map(|name| format!("listen {};", name[0])).collect();
     assert_eq!(sent(), 0, "to have the names is not to listen");
-    // Each of these begins to hold, or does not; and ends it.
+    // Each of these starts to listen, or does not; and then stops.
     for (begin, holds, end) in [
         ("select presence.listen('hall')", true, "select presence.unlisten('hall')"),
         ("select presence.listen('hall')", true, "unlisten *"),
@@ -608,7 +610,7 @@ fn only_names_that_somebody_holds_are_notified() {
             listen.clone()
         };
         let begin = begin.replace("listen!;", &listen).replace("listen!", &listen);
-        // What a client sends together is one transaction.
+        // Statements that a client sends together are one transaction.
         begin.split('|').for_each(|together| {
             let _ = bob.try_run(together);
         });
@@ -618,7 +620,7 @@ fn only_names_that_somebody_holds_are_notified() {
         bob.run(end);
         assert_eq!(sent(), 0, "{begin}, {end}");
     }
-    // A session that ends, of itself or by force, also in a transaction.
+    // A session that ends, by itself or by force, also within a transaction.
     for end in ["", "select pg_terminate_backend(pg_backend_pid())", "begin; unlisten *; listen x"] {
         let mut bob = cluster.user("bob");
         bob.run(&listen);
@@ -627,7 +629,7 @@ fn only_names_that_somebody_holds_are_notified() {
         drop(bob);
         until("nobody holds them", || sent() == 0);
     }
-    // Two who hold the same are two.
+    // Two listeners to the same names are counted separately.
     let (mut bob, mut carol) = (cluster.user("bob"), cluster.user("carol"));
     bob.listen("hall");
     carol.listen("hall");
@@ -636,7 +638,7 @@ fn only_names_that_somebody_holds_are_notified() {
     assert_eq!(of_members(&carol.hear()).len(), 1);
 }
 
-/// Who was given the names of a room counts until they are others.
+/// A user who was given the names of a room counts until these names change.
 #[test]
 fn leaves_of_those_who_were_told_nothing_rotate_nothing() {
     let cluster = Cluster::start();
@@ -649,7 +651,7 @@ fn leaves_of_those_who_were_told_nothing_rotate_nothing() {
     settle(&mut service);
     let after = channels(&mut alice, "hall");
     assert_ne!(after, before);
-    // Bob comes and goes again, and was told no name that is one now.
+    // Bob enters and leaves again, and was not given any of the current names.
     bob.run("select presence.upsert('hall')");
     bob.run("select presence.delete('hall')");
     settle(&mut service);
@@ -658,7 +660,8 @@ fn leaves_of_those_who_were_told_nothing_rotate_nothing() {
     assert_eq!(channels(&mut alice, "hall"), after);
 }
 
-/// Whatever one is in and is, a room costs a bounded number of channels; what they do not reach rings.
+/// Whatever rooms and roles a user has, a room costs a bounded number of channels; the rest is covered by
+/// doorbells.
 #[test]
 fn a_room_costs_few_channels() {
     let cluster = Cluster::start();
@@ -694,7 +697,7 @@ fn a_room_costs_few_channels() {
         alice.run(&format!(
             "select presence.update('hall', jsonb_build_object('n', gen_random_uuid()), audience => '{audience}')"
         ));
-        // Of a changed audience there are several.
+        // A changed audience causes several events.
         let last = |listener: &mut Session| {
             let heard = listener.hear();
             let whole = heard.iter().any(|event| matches!(event.kind(), "enter" | "update"));
@@ -702,16 +705,16 @@ fn a_room_costs_few_channels() {
         };
         (last(&mut bob), last(&mut carol))
     };
-    // What is for all, for the room, for oneself, is told in full; also to whom something rings besides.
+    // Events for everybody, for the room or for the user arrive in full, even if a doorbell rings as well.
     for audience in ["{any}", "{users}", "{room}", "{user:bob}", "{room,room:room 7}", "{role:bob,room}"] {
         assert!(told(audience).0.0, "{audience}");
     }
-    // For members of another room: it rings for those who are in one.
+    // For members of another room: a doorbell for those who are in any room.
     assert_eq!(told("{\"room:room 7\"}"), ((false, true), (false, false)));
     assert!(told("{any}").1.0);
     let seq = "select count(*) from presence.changes(0, 'hall') where event in ('enter', 'update')";
     assert!(cluster.user("bob").number(seq) > 0);
-    // Of twelve roles and their own some have a channel, and none is without a bell.
+    // Of twelve roles and the user's own, some have a channel, and each one has a doorbell.
     let (mut whole, mut rung) = (0, 0);
     for n in 1..=12 {
         let ((in_full, bell), (_, others_bell)) = told(&format!("{{role:staff{n}}}"));
@@ -723,7 +726,7 @@ fn a_room_costs_few_channels() {
     assert!((6..=7).contains(&whole) && rung == 12, "{whole} {rung}");
 }
 
-/// A channel that nobody listens to is not notified because others listen to others.
+/// A channel without listeners is not notified because of listeners to other channels.
 #[test]
 fn listeners_elsewhere_are_not_woken() {
     let cluster = Cluster::start();
@@ -741,12 +744,12 @@ fn listeners_elsewhere_are_not_woken() {
         "select count(presence.upsert('room ' || i, '1', user_id => 'zed')) from generate_series(1, 200) i",
     );
     service.flush();
-    // By an unhappy chance one name may look like another.
+    // By coincidence one name may look like another.
     let notified = service.number(sent) - before;
     assert!(notified <= 1, "{notified} of 200 events");
 }
 
-/// In a room of few the names are new a moment after each leave, however soon the next one comes.
+/// In a small room the names change shortly after each leave, however soon the next leave follows.
 #[test]
 fn a_room_of_few_soon_has_new_names_again() {
     let cluster = Cluster::start();

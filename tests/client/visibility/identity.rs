@@ -1,10 +1,10 @@
-//! Nobody becomes somebody else: who is asking in maintenance, in background processes, in code with lent rights, and
-//! what a `sub` may be.
+//! Nobody can become another user: the identity in maintenance, in background processes and in code with
+//! elevated rights, and the permitted values of a `sub`.
 
 use crate::common::{Cluster, Session, until};
 
-/// A table of carol's with an index, a materialized view and functions that try, in whatever session runs them, to be
-/// alice. What came of it is in `trap.loot`.
+/// A table of carol's with an index, a materialized view and functions that try to act as alice in whatever
+/// session runs them. The results are in `trap.loot`.
 const TRAP: &str = r#"
     create schema trap authorization carol;
     grant usage on schema trap to public;
@@ -40,7 +40,7 @@ const TRAP: &str = r#"
     create materialized view trap.view as select trap.innocent(i) from trap.bait;
     reset session authorization;"#;
 
-/// What carol gets, whoever runs her code: her own, and nothing that belongs to a session.
+/// What carol's code gets, whoever runs it: her own rights, and nothing that belongs to a session.
 const HARMLESS: [[&str; 2]; 9] = [
     ["(presence.upsert('forged', audience => '{any}')).user_id", "carol"],
     ["(presence.upsert('hall', session => true)).user_id", "0A000"],
@@ -85,7 +85,7 @@ fn maintenance_by_a_superuser_runs_nobody_elses_code_as_a_user() {
         "refresh materialized view trap.view",
     ];
     for sql in maintenance {
-        // Also in a session that speaks for somebody itself.
+        // Also in a session that has an identity of its own.
         for claims in ["", r#"{"sub": "alice"}"#] {
             service.run(&format!(
                 "truncate trap.loot; select set_config('request.jwt.claims', '{claims}', false)"
@@ -94,7 +94,7 @@ fn maintenance_by_a_superuser_runs_nobody_elses_code_as_a_user() {
             assert_harmless(&mut service, sql);
         }
     }
-    // What the session does itself is its own again.
+    // The session itself has its own identity again.
     assert_eq!(service.value("select presence.user_id()"), "alice");
     cluster.assert_sound();
 }
@@ -112,7 +112,7 @@ fn autovacuum_is_nobody_else() {
     cluster.assert_sound();
 }
 
-/// A sink is a background worker: its function speaks for nobody but its owner.
+/// A sink is a background worker: its function acts only as its owner.
 #[test]
 fn a_sink_is_its_owner() {
     let cluster = trapped(&[]);
@@ -178,8 +178,8 @@ fn a_sessions_own_functions_and_parallel_workers_are_its_user() {
     cluster.assert_sound();
 }
 
-/// Triggers of others on our table run with lent rights when a verb has to: the user stays who it is, and gets nothing
-/// that belongs to the session.
+/// Other users' triggers on the member table run with elevated rights if a verb needs those: the user stays
+/// the same, and gets nothing that belongs to the session.
 #[test]
 fn triggers_that_run_with_lent_rights_know_the_user() {
     let cluster = with_login();
@@ -262,7 +262,7 @@ fn a_sub_is_exact() {
             assert_eq!(login.number("select presence.delete_all()"), 1, "{sub}");
         }
     }
-    // Claims that are no JSON are nobody; the older setting counts where there is no sub.
+    // Claims that are not valid JSON identify nobody; the older setting applies if there is no sub.
     login.run("set request.jwt.claim.sub = 'old'");
     for (claims, user) in
         [("", "old"), ("{}", "old"), (r#"{"sub": null}"#, "old"), (r#"{"sub": "new"}"#, "new")]
@@ -274,7 +274,7 @@ fn a_sub_is_exact() {
         claim(&mut login, claims);
         assert_eq!(login.rows("select presence.user_id()"), [[""]], "{claims}");
     }
-    // A name that is none may read, and not enter.
+    // A user with an invalid name may read, but not enter.
     for sub in ["x".repeat(256), r"a\nb".into()] {
         claim(&mut login, &format!(r#"{{"sub": "{sub}"}}"#));
         assert!(login.is("select presence.user_id() is not null"));
@@ -307,12 +307,12 @@ fn act_as_is_granted_on_its_own() {
         "permission denied for function act_as"
     );
     login.run("rollback");
-    // Who has it keeps it, until access is revoked.
+    // The grant remains until access is revoked.
     cluster.sql("app", "select presence.grant_access('app_login')");
     login.run("select presence.act_as('u1')");
     cluster.sql("app", "select presence.revoke_access('app_login'), presence.grant_access('app_login')");
     assert_eq!(login.fails("select presence.act_as('u1')").code, "42501");
-    // Two users in one message, in one function.
+    // Two users in one message, and in one function.
     cluster.sql("app", "grant execute on function presence.act_as(text, text[]) to app_login");
     let message = "begin; select presence.act_as('u1', '{red}'); select presence.act_as('u2');
                    select presence.user_id() || presence.tokens()::text; commit";

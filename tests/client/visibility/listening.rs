@@ -1,4 +1,5 @@
-//! What a session listens to: few channels, however old it is and wherever its user is; and what transactions take back.
+//! What a session listens to: few channels, however old the session is and wherever its user is; and the
+//! effects of rollbacks.
 
 use crate::common::{Cluster, Event, Session, lines, until};
 use std::collections::HashSet;
@@ -7,12 +8,12 @@ fn listening(session: &mut Session) -> HashSet<String> {
     session.rows("select pg_listening_channels()").into_iter().map(|row| row[0].clone()).collect()
 }
 
-/// The channel on which it is told that names of the room, and of those it shares a place with, have changed.
+/// The channel that announces new names for the room and for those in the same cell.
 fn cell(session: &mut Session, room: &str) -> String {
     session.rows(&format!("select presence.channels('{room}')")).remove(2).remove(0)
 }
 
-/// What the listener hears of something that alice says in the room now: the event, or a bell.
+/// What the listener receives for a change by alice in the room now: the event, or a doorbell.
 fn hears(listener: &mut Session, alice: &mut Session, room: &str) -> Vec<String> {
     listener.hear();
     alice.run(&format!("select presence.update('{room}', jsonb_build_object('n', gen_random_uuid()))"));
@@ -33,7 +34,7 @@ fn enter(session: &mut Session, rooms: std::ops::RangeInclusive<u32>) {
     ));
 }
 
-/// However many they are, all of it is told in full, and nothing of where they are not.
+/// However many rooms the user is in, their events arrive in full, and none of other rooms.
 #[test]
 fn all_rooms_cost_few_channels() {
     let cluster = Cluster::start();
@@ -56,7 +57,7 @@ fn all_rooms_cost_few_channels() {
         }
         assert!(hears(&mut ear, &mut alice, "room 302").is_empty(), "{rooms}");
     }
-    // By the room that it is shared with, wherever it is.
+    // Events arrive through a shared room, wherever they happen.
     let told = |ear: &mut Session, alice: &mut Session, audience: &str| {
         alice.run(&format!("select presence.upsert('elsewhere', audience => '{audience}')"));
         hears(ear, alice, "elsewhere") == IN_FULL
@@ -64,7 +65,7 @@ fn all_rooms_cost_few_channels() {
     assert!(told(&mut ear, &mut alice, "{\"room:room 7\"}"));
     assert!(!told(&mut ear, &mut alice, "{\"room:room 302\"}"));
     assert!(told(&mut ear, &mut alice, "{\"room:room 302\",\"room:room 300\"}"));
-    // The rights are those of the moment: nothing has to be renamed, and nobody has to listen again.
+    // The current rights apply: nothing has to be renamed, and nobody has to listen again.
     assert!(hears(&mut ear, &mut alice, "room 301").is_empty());
     bob.run("begin; select presence.upsert('room 301')");
     assert!(hears(&mut ear, &mut alice, "room 301").is_empty(), "not yet");
@@ -80,7 +81,7 @@ fn all_rooms_cost_few_channels() {
     bob.run("select presence.delete('room 5')");
     assert!(hears(&mut ear, &mut alice, "room 5").is_empty());
     assert_eq!(hears(&mut ear, &mut alice, "room 6"), IN_FULL);
-    // Few again.
+    // Few rooms again.
     bob.run("select presence.delete('room ' || n) from generate_series(50, 400) n");
     ear.run("select presence.listen()");
     assert_eq!(hears(&mut ear, &mut alice, "room 6"), IN_FULL);
@@ -90,7 +91,7 @@ fn all_rooms_cost_few_channels() {
     cluster.assert_sound();
 }
 
-/// A room is looked through as long as that is cheap; in a larger one it rings.
+/// The members of a room are checked as long as that is cheap; in a larger room a doorbell rings.
 #[test]
 fn in_a_large_room_it_rings_for_whoever_is_in_too_many() {
     let cluster = Cluster::start();
@@ -110,7 +111,7 @@ fn in_a_large_room_it_rings_for_whoever_is_in_too_many() {
     );
     assert_eq!(hears(&mut ear, &mut alice, "room 1"), RUNG);
     assert!(ear.is("select count(*) > 0 from presence.changes(0, 'room 1') where member_id = 'alice'"));
-    // And where many would be told one by one.
+    // Also where too many listeners would have to be notified individually.
     service.run("select presence.delete('room 1', 'user ' || n) from generate_series(1, 1100) n");
     assert_eq!(hears(&mut ear, &mut alice, "room 1"), IN_FULL);
     let mut ears = Vec::new();
@@ -131,7 +132,7 @@ fn in_a_large_room_it_rings_for_whoever_is_in_too_many() {
     assert_eq!(hears(&mut ears[0], &mut alice, "room 1"), IN_FULL);
 }
 
-/// Whoever listens again, and again, holds the channels that are open to them now: as the documentation counts them.
+/// After listening again, repeatedly, a session holds only the channels currently open to it, as documented.
 #[test]
 fn old_names_are_let_go() {
     let cluster = Cluster::start();
@@ -152,7 +153,7 @@ fn old_names_are_let_go() {
         assert_eq!(hears(&mut bob, &mut alice, "hall"), IN_FULL);
     }
     assert_eq!(listening(&mut bob).intersection(&before).count(), 1, "the one for resync");
-    // What one is not any more is let go as well.
+    // The channels of a lost role are released as well.
     service.run("create role staff; grant staff to bob");
     bob.run(listen);
     assert_eq!(listening(&mut bob).len(), count + 3);
@@ -170,7 +171,7 @@ fn old_names_are_let_go() {
     assert_eq!(bob.rows(rest).len(), 0);
 }
 
-/// Rooms that share a place share a channel: it stays while one of them needs it, whatever was rolled back.
+/// Rooms in the same cell share a channel: it stays while one of them needs it, whatever was rolled back.
 #[test]
 fn what_is_rolled_back_was_neither_opened_nor_closed() {
     let cluster = Cluster::start();
@@ -210,7 +211,7 @@ fn what_is_rolled_back_was_neither_opened_nor_closed() {
     }
 }
 
-/// What was told before a LISTEN was committed is told again by its commit, however long that took.
+/// What was announced before a LISTEN committed is announced again by its commit, however long that took.
 #[test]
 fn who_was_just_listening_is_not_deaf() {
     let cluster = Cluster::start();
@@ -227,7 +228,7 @@ fn who_was_just_listening_is_not_deaf() {
             tab.run(&format!("{back}; select presence.wait_for_flush('20 s')"));
             bob.run("unlisten *");
             bob.hear();
-            // Of rotations all are told again later, on other channels.
+            // Rotations are also announced again later, on other channels.
             let own = bob.rows("select presence.channels('hall')").remove(1).remove(0);
             bob.run(begin);
             match change {
@@ -241,10 +242,10 @@ fn who_was_just_listening_is_not_deaf() {
             let worker = bob.number("select presence.worker_pid()");
             assert_eq!(heard.len(), 1, "{change}, {begin}: {heard:#?}");
             assert_eq!((heard[0].kind(), heard[0].sender), ("relisten", worker), "{change}, {begin}");
-            // Who does so hears all, and is told no more.
+            // A session that listens again receives everything, and is not notified again.
             let listen = begin.replace("begin; ", "");
             bob.run(&listen);
-            // In full, or by a bell: somebody may have left a moment ago.
+            // In full, or by a doorbell: somebody may have left a moment ago.
             let is_told = !hears(&mut bob, &mut alice, "hall").is_empty();
             assert_eq!(is_told, !change.contains("delete"), "{change}, {begin}");
             let own = bob.rows("select presence.channels('hall')").remove(1).remove(0);
@@ -253,7 +254,7 @@ fn who_was_just_listening_is_not_deaf() {
             tab.run("select presence.delete('hall')");
         }
     }
-    // What is not committed is no news.
+    // An uncommitted LISTEN is not notified.
     bob.run("unlisten *");
     bob.hear();
     bob.run("begin; select presence.listen('hall')");
@@ -262,7 +263,7 @@ fn who_was_just_listening_is_not_deaf() {
     assert!(bob.heard().is_empty());
 }
 
-/// A gateway asks for its users' rights in a room anew when somebody says that they have changed.
+/// A gateway checks its users' rights in a room again when it is told that they have changed.
 #[test]
 fn service_roles_are_told_which_room_rotates() {
     let cluster = Cluster::with(&["presence.event_buffer=256kB"]);
@@ -294,7 +295,7 @@ fn service_roles_are_told_which_room_rotates() {
         let of_one: Vec<&str> = told.into_iter().filter(|room| *room == "hall").collect();
         assert_eq!(rooms(&mut one), of_one, "{script}");
     }
-    // Where the wish itself is lost everybody has to ask anew, of all rooms.
+    // If the request to rotate is itself lost, everybody must check again, for all rooms.
     all.run("select presence.listen()");
     service.run(
         "begin; select presence.rotate_channels('hall');
@@ -304,7 +305,7 @@ fn service_roles_are_told_which_room_rotates() {
     one.hear_until("relisten", |event| event.kind() == "relisten");
 }
 
-/// A right that only the outside world takes away ends with the rotation of a room, also for those who listen to all rooms.
+/// Rotating a room ends rights that only an external system has revoked, also for listeners to all rooms.
 #[test]
 fn the_rotation_of_a_room_is_one_for_listeners_to_all_rooms() {
     let cluster = Cluster::start();
@@ -332,7 +333,7 @@ fn the_rotation_of_a_room_is_one_for_listeners_to_all_rooms() {
     assert_eq!(hears(&mut bob, &mut alice, "hall"), IN_FULL);
 }
 
-/// A gateway routes by audience: of rooms, too.
+/// A gateway routes by audience, also for room events.
 #[test]
 fn service_roles_hear_the_audience_of_a_room() {
     let cluster = Cluster::start();
@@ -353,7 +354,8 @@ fn service_roles_hear_the_audience_of_a_room() {
     service.run("select presence.set_room('hall', '{\"topic\": 2}')");
     assert_eq!(audiences(&mut gateway), [before.clone(), none.clone()]);
     bob.hear();
-    // Of several changes in a transaction the first old audience is whom the room was shown to.
+    // Of several changes in a transaction, the first old audience is reported: the one that the room was
+    // shown to.
     service.run(
         "begin; select presence.set_room('hall', '{\"topic\": 3}', audience => '{any}');
          select presence.set_room('hall', '{\"topic\": 4}', audience => '{user:bob,room}'); commit",
@@ -369,7 +371,7 @@ fn service_roles_hear_the_audience_of_a_room() {
     ));
 }
 
-/// What a gateway missed live it finds in the log: who sees the member now.
+/// A gateway that missed a live event finds the current audience in the log.
 #[test]
 fn service_roles_read_the_whole_audience_of_a_change() {
     let cluster = Cluster::start();

@@ -1,11 +1,11 @@
-//! Listeners on real connections, while audiences change, members leave, channels rotate, policies and the
-//! authorizer come and go: what each of them hears, and what the log tells them.
+//! Listeners on real connections, while audiences change, members leave, channels rotate, and policies and
+//! the authorizer come and go: what each of them receives, and what the log shows them.
 
 use super::people::{self, Hear, Reader};
 use crate::common::{Cluster, Event, Session, millis, until};
 use std::time::Instant;
 
-/// `leave hidden v0`, `update v1`, `enter v1`: versions as distances from the first.
+/// `leave hidden v0`, `update v1`, `enter v1`: versions are relative to the first.
 fn story(events: &[Event], first: i64) -> Vec<String> {
     let mut events: Vec<&Event> = events.iter().filter(|event| event.is_of_member()).collect();
     events.sort_by_key(|event| event.seq());
@@ -45,18 +45,18 @@ fn listeners(cluster: &Cluster, room: &'static str) -> Vec<Reader> {
     all
 }
 
-/// A listener and its story.
+/// A listener and the events it receives.
 type Hears = (&'static str, &'static [&'static str]);
 
-/// (old audience, new audience, who, what they hear): leave with the old data at the first version, update and enter
-/// with the new data at the next. Whoever is not named hears nothing.
+/// (old audience, new audience, listeners with their events): leave with the old data at the first version,
+/// update and enter with the new data at the next. Listeners that are not named receive nothing.
 const CHANGES: [(&str, &str, &[Hears]); 9] = [
     ("{team:red,user:u3}", "{user:u3}", &[("team", &["leave hidden 1 v0"]), ("named", &["update 2 v1"])]),
     ("{user:u3}", "{user:u3,team:red}", &[("team", &["enter 2 v1"]), ("named", &["update 2 v1"])]),
     ("{user:u3}", "{team:red}", &[("named", &["leave hidden 1 v0"]), ("team", &["enter 2 v1"])]),
     ("{}", "{role:staff}", &[("inheriting", &["enter 2 v1"])]),
     ("{role:staff}", "{}", &[("inheriting", &["leave hidden 1 v0"])]),
-    // Still seen, by another token.
+    // Still visible, by another token.
     (
         "{users}",
         "{team:red,user:u3}",
@@ -106,8 +106,8 @@ const CHANGES: [(&str, &str, &[Hears]); 9] = [
     ),
 ];
 
-/// Those who see it before and after hear an `update` by rule; where the channel that is left is wider than what they
-/// saw it by, an `enter` at the same version says the same (the client rule).
+/// A listener who sees the member before and after receives an `update`; if the channel that is left is wider
+/// than the token it saw the member by, an `enter` at the same version says the same (the client rule).
 #[test]
 fn audiences_that_change() {
     let cluster = people::start();
@@ -135,7 +135,8 @@ fn audiences_that_change() {
                     let events = reader.heard(&mut service);
                     let of_them = heard.iter().find(|(who, _)| *who == reader.name).map(|(_, story)| *story);
                     let expected: &[&str] = match reader.name {
-                        // Live the owner shares the channels of the others (any, users): what they hear is heard, too.
+                        // The owner shares the others' channels (any, users), and so receives their events,
+                        // too.
                         "owner" | "service" if of_them.is_none() => &["update 2 v1"],
                         _ => of_them.unwrap_or_default(),
                     };
@@ -186,7 +187,7 @@ fn audiences_that_change() {
                     }
                 }
             }
-            // The log says the same to each.
+            // The log shows each of them the same.
             for reader in &mut everybody[0].1 {
                 let expected: Vec<String> = match reader.name {
                     "owner" | "service" => vec!["update 2 v1".into()],
@@ -219,7 +220,8 @@ fn audiences_that_change() {
     assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// Changes faster than the worker publishes: those who saw it at first hear the leave, with what they saw.
+/// Changes faster than the worker publishes: those who saw the first state receive the leave, with the data
+/// they saw.
 #[test]
 fn audiences_that_change_faster_than_they_are_published() {
     let cluster = people::start();
@@ -254,7 +256,8 @@ fn audiences_that_change_faster_than_they_are_published() {
     }
 }
 
-/// Whoever leaves a room hears nothing more of it; the others are told to listen again and miss nothing.
+/// A user who leaves a room receives nothing more from it; the others are told to listen again and miss
+/// nothing.
 #[test]
 fn leavers_hear_no_more() {
     let cluster = people::start();
@@ -271,7 +274,7 @@ fn leavers_hear_no_more() {
     }
     leaver.run("select presence.delete('lobby')");
     leaver.hear_all();
-    // The first rotation is at once.
+    // The first rotation happens at once.
     stayer.hear_until("relisten", |event| event.kind() == "relisten");
     stayer.run("select presence.listen('lobby'), presence.listen()");
     for n in 1..=20 {
@@ -281,7 +284,8 @@ fn leavers_hear_no_more() {
     assert!(payloads(&heard).is_empty(), "{heard:#?}");
     let heard = stayer.hear_all();
     assert!(heard.iter().any(|event| event["state"]["n"] == 20), "{heard:#?}");
-    // Another one right after: until the channel has its next name it carries doorbells only, to everybody.
+    // Another leave directly afterwards: until the channel has its next name, it carries only doorbells, for
+    // everybody.
     let mut second = cluster.user("otto");
     second.run("select presence.upsert('lobby')");
     second.run("select presence.listen('lobby')");
@@ -297,7 +301,7 @@ fn leavers_hear_no_more() {
     let heard = stayer.hear_all();
     let is_called = before.iter().chain(&heard).any(|event| matches!(event.kind(), "changes" | "relisten"));
     assert!(payloads(&heard).is_empty() && is_called, "{heard:#?}");
-    // What the doorbell was about is in the log, and after the rotation all is as before.
+    // The log has the changes that the doorbell announced, and after the rotation everything is as before.
     let state = "select max((state ->> 'n')::int) from presence.changes(0, 'lobby')";
     assert_eq!(stayer.number(state), 21);
     let mut n = 21;
@@ -314,7 +318,7 @@ fn leavers_hear_no_more() {
     assert!(payloads(&heard).is_empty(), "{heard:#?}");
 }
 
-/// Expired, removed, disconnected: each of them is a leaver.
+/// Expired, removed, disconnected: all of these are leaves.
 #[test]
 fn leavers_of_all_kinds_hear_no_more() {
     let cluster = people::start();
@@ -361,7 +365,7 @@ fn leavers_of_all_kinds_hear_no_more() {
     }
 }
 
-/// Who owned a member and owns it no more, because a service gave it away, hears that it is gone.
+/// A user whose member a service has given to somebody else is told that it is gone.
 #[test]
 fn a_member_that_is_given_away() {
     let cluster = people::start();
@@ -418,7 +422,7 @@ fn channels_rotate_on_request() {
         for n in [1, 2] {
             assert!(heard.iter().any(|event| event["state"]["n"] == n), "{rotate}: {heard:#?}");
         }
-        // Who does not listen again hears of what was not rotated only.
+        // A session that does not listen again receives only events of rooms that were not rotated.
         let heard = deaf.hear_all();
         assert_eq!(
             heard.iter().any(|event| event["state"]["n"] == 1),
@@ -428,12 +432,12 @@ fn channels_rotate_on_request() {
         assert_eq!(heard.iter().any(|event| event["state"]["n"] == 2), !hall_rotates, "{rotate}: {heard:#?}");
         olga.run("select presence.update('lobby', '{\"n\": 0}'), presence.update('hall', '{\"n\": 0}')");
     }
-    // The rolled-back wish rotates nothing.
+    // A rolled-back request rotates nothing.
     let before = dan.rows("select presence.channels('lobby')");
     service.run("begin; select presence.rotate_channels(); rollback");
     service.flush();
     assert_eq!(dan.rows("select presence.channels('lobby')"), before);
-    // Another worker, the same names; and after a clean restart.
+    // Another worker keeps the names, and so does a clean restart.
     let worker = service.number("select presence.worker_pid()");
     crate::common::signal("TERM", worker);
     until("another worker", || {
@@ -448,7 +452,7 @@ fn channels_rotate_on_request() {
     assert_eq!(after, before);
 }
 
-/// Relisten comes again for a LISTEN that was just committing.
+/// The relisten is repeated for a LISTEN that was committing at that moment.
 #[test]
 fn relisten_comes_again() {
     let cluster = people::start();
@@ -494,7 +498,7 @@ fn doorbells_by_setting() {
         service.hear_all();
         doorbells_only(&dan.hear_all())
     });
-    // From one statement to the next, and for everybody; one a channel and flush.
+    // Immediately for the next statement, and for everybody.
     olga.run("select presence.delete('lobby')");
     assert!(doorbells_only(&dan.hear_all()));
     assert!(doorbells_only(&service.hear_all()));
@@ -507,7 +511,7 @@ fn doorbells_by_setting() {
     });
 }
 
-/// Policies of somebody else's making: payloads say nothing, the log shows nothing until it has policies of its own.
+/// With custom policies payloads carry no data, and the log shows nothing until it has policies of its own.
 #[test]
 fn doorbells_by_policy() {
     let cluster = people::start();
@@ -562,7 +566,7 @@ fn doorbells_by_policy() {
         assert_eq!(dan.number(history), 0, "{made}");
         assert_eq!(dan.number("select count(*) from presence.event"), 0, "{made}");
         assert!(olga.number(count) == 0, "not even one's own: {made}");
-        // Whoever sees nothing gets on all the same; services see it all.
+        // A user who sees nothing still gets the new position; service roles see everything.
         assert_eq!(
             dan.value(&format!("select event || ' ' || (seq > {seq}) from presence.changes({seq})")),
             "position true"
@@ -573,7 +577,7 @@ fn doorbells_by_policy() {
         );
         assert_eq!(dan.number(last_seen) > 0, sees, "{made}");
         assert_eq!(dan.number("select count(*) from presence.list('lobby')") > 0, sees, "{made}");
-        // With a policy of its own the log opens, by that policy.
+        // A policy on the log opens it, according to that policy.
         cluster.sql("app", "create policy of_dan on presence.event for select using (current_user = 'dan')");
         assert!(dan.number(count) > 0);
         assert_eq!(olga.number(count), 0);
@@ -585,7 +589,7 @@ fn doorbells_by_policy() {
         olga.run("select presence.delete('lobby')");
         dan.hear_all();
     }
-    // Policies that are not about reading change nothing.
+    // Policies that do not affect reading change nothing.
     cluster.sql("app", "create policy writing on presence.member as restrictive for update using (true)");
     olga.run("select presence.upsert('lobby', '{\"n\": 1}', audience => '{any}')");
     assert!(!payloads(&dan.hear_all()).is_empty());
@@ -627,7 +631,7 @@ fn the_authorizer_reads_joins_and_manages() {
             "{sql}"
         );
     }
-    // read: one's own always, others' with the right
+    // read: a user's own members always, others' with the right
     assert_eq!(olga.number("select count(*) from presence.list('lobby')"), 1);
     assert_eq!(dan.number("select count(*) from presence.list('lobby')"), 1);
     let mut otto = cluster.user("otto");
@@ -650,7 +654,7 @@ fn the_authorizer_reads_joins_and_manages() {
     for call in ["listen('lobby')", "channels('lobby')"] {
         assert_eq!(otto.fails(&format!("select presence.{call}")).code, "42501");
     }
-    // listen: whole payloads in the room, doorbells for all rooms, except for services
+    // listen: full payloads in the room, doorbells for listeners to all rooms, except for service roles
     dan.run("select presence.listen('lobby')");
     let mut all = cluster.user("dan");
     all.run("select presence.listen()");
@@ -660,7 +664,7 @@ fn the_authorizer_reads_joins_and_manages() {
     olga.run("select presence.update('lobby', '{\"n\": 2}')");
     assert_eq!(payloads(&dan.hear_all()).len(), 1);
     assert_eq!(payloads(&service.hear_all()).len(), 1);
-    // The worker reads the settings of the database once a second.
+    // The worker reads the database's settings once a second.
     let mut n = 2;
     until("the worker knows of the authorizer", || {
         all.hear_all();
@@ -683,7 +687,7 @@ fn the_authorizer_reads_joins_and_manages() {
         heard.iter().any(|event| event.kind() == "leave" && event.text("reason") == "removed"),
         "{heard:#?}"
     );
-    // Also one that the manager does not see; and by the table, one that she sees.
+    // Also a member that the manager does not see; and directly in the table, one that she sees.
     olga.run("select presence.upsert('lobby', audience => '{}')");
     assert_eq!(rita.number("select count(*) from presence.list('lobby')"), 0);
     assert_eq!(rita.number("select presence.delete('lobby', 'olga')"), 1);
@@ -692,12 +696,12 @@ fn the_authorizer_reads_joins_and_manages() {
     rita.flush();
     let last = "select reason from presence.history('lobby') where event = 'leave' limit 1";
     assert_eq!(rita.value(last), "removed");
-    // Her own she leaves.
+    // Deleting her own member is a leave.
     rita.run("select presence.upsert('lobby', audience => '{any}')");
     rita.run("select presence.delete('lobby')");
     rita.flush();
     assert_eq!(rita.value(last), "left");
-    // A heartbeat asks nobody; what changes something does.
+    // A heartbeat needs no authorization; a change does.
     olga.run("select presence.upsert('lobby')");
     cluster.sql("app", "delete from app.rule where who = 'olga'");
     assert!(olga.is("select presence.heartbeat('lobby')"));
@@ -707,7 +711,7 @@ fn the_authorizer_reads_joins_and_manages() {
     assert_eq!(olga.number("select presence.delete('lobby')"), 1);
 }
 
-/// A manager removes also whoever goes under the manager's own name.
+/// A manager can also remove a member that uses the manager's own name.
 #[test]
 fn a_manager_removes_a_squatter() {
     let cluster = people::start();
@@ -747,10 +751,10 @@ fn an_authorizer_that_gives_no_answer_says_no() {
         let mut dan = cluster.user("dan");
         let list = "select string_agg(user_id, ' ') from presence.list('lobby')";
         if authorizer == "app.nothing" {
-            // NULL is a no: readers see their own, and nothing fails.
+            // NULL means no: readers see their own members, and nothing fails.
             assert_eq!(dan.value(list), "dan");
         } else {
-            // Whatever the authorizer raises ends the statement, also one that reads.
+            // Any error of the authorizer ends the statement, even one that only reads.
             let failure = dan.fails(list);
             assert_eq!(failure.code, code, "{authorizer}: {failure:?}");
         }
@@ -808,7 +812,7 @@ fn shared_sessions_neither_listen_nor_hold_members() {
     }
 }
 
-/// A narrower audience closes what one could see before, the last time seen included.
+/// A narrower audience hides what a user could see before, including the last-seen time.
 #[test]
 fn last_seen_follows_the_audience() {
     let cluster = people::start();

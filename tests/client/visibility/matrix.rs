@@ -1,4 +1,5 @@
-//! Every kind of reader, every kind of audience, every way to learn of a member: who sees what, from a table.
+//! Every kind of reader, every kind of audience, every way to learn of a member: who sees what, checked
+//! against a table.
 
 use super::people::{self, Reader};
 use crate::common::{Cluster, Session, until};
@@ -21,8 +22,8 @@ const AUDIENCES: [&str; 13] = [
     "{room,user:u3,any}",
 ];
 
-/// Who sees what, by the rules of docs/visibility.md: x is visible. The member is olga's; u4 is in its room, otto in
-/// the room `other`, u2 in the team red, rita inherits the role staff, nora does not.
+/// Who sees what, by the rules of docs/visibility.md: x is visible. The member is olga's; u4 is in its room,
+/// otto in the room `other`, u2 in the team red; rita inherits the role staff, nora does not.
 const TABLE: &str = "
                       {} any users room u3 red staff other red+staff users+anon authenticated dan room+u3+any
     anonymous          .  x   .     .    .  .   .     .     .         x          .             .   x
@@ -49,7 +50,7 @@ const TABLE: &str = "
     teams-without-sub  .  x   .     .    .  .   .     .     .         .          x             .   x
     not-even-json      .  x   .     .    .  .   .     .     .         .          x             .   x";
 
-/// The owner of those members is to members of others what another signed-in role is.
+/// For members of other users, olga is like any other signed-in role.
 const OWNER_AS_STRANGER: &str =
     "  .  x   x     .    .  .   .     .     .         x          .             .   x";
 
@@ -109,15 +110,15 @@ fn is_service(reader: &str) -> bool {
 enum Counts {
     /// The member in question.
     It,
-    /// It and the owner's other member in the room, with audience {}.
+    /// That member and the owner's other member in the room, with audience {}.
     Owners,
     /// All members that the reader sees.
     Members,
     /// All users that the reader sees.
     Users,
-    /// Members whose audience the reader is told.
+    /// Members whose audience is shown to the reader.
     Audiences,
-    /// Nothing, unless it is the reader's own or the reader is a service.
+    /// Nothing, unless the member is the reader's own or the reader is a service.
     Mine,
 }
 
@@ -137,7 +138,7 @@ impl Counts {
     }
 }
 
-/// Every query that tells of members of a room. `$r` is the room.
+/// Every query that returns information about members of a room. `$r` is the room.
 const WAYS: [(&str, Counts, &str); 33] = [
     (
         "online",
@@ -266,7 +267,8 @@ const WAYS: [(&str, Counts, &str); 33] = [
     ),
 ];
 
-/// A function that tells somebody else what it is asked about, cheaper than any check; and who heard it.
+/// A function that reveals its arguments and is cheaper than any check; and functions to read what it has
+/// seen.
 const LEAK: &str = "
     create function leak(room text, who text) returns boolean language plpgsql cost 0.0001 as $$
     begin
@@ -281,8 +283,8 @@ const LEAK: &str = "
         select count(distinct seen) from string_to_table(current_setting('leak.seen'), ',') seen
         where starts_with(seen, leaked_users.room || '/') $$;";
 
-/// Somebody else's key, and one where nobody is: whoever does not see the member gets the same answer.
-/// `$k` is room and member_id as arguments, `$r` the room.
+/// Calls with somebody else's key, and with a key that nobody has: a reader who does not see the member gets
+/// the same answer. `$r` is the room.
 const PROBES: [(&str, &str); 17] = [
     ("upsert", "select presence.upsert($r, member_id => 'olga')"),
     ("upsert, session", "select presence.upsert($r, member_id => 'olga', session => true)"),
@@ -328,7 +330,7 @@ fn room(at: usize) -> String {
     format!("room{at:02}")
 }
 
-/// Collects what is wrong; all of it is told at the end.
+/// Collects errors, and reports all of them at the end.
 #[derive(Default)]
 struct Findings {
     wrong: Vec<String>,
@@ -362,7 +364,7 @@ impl Findings {
     }
 }
 
-/// In each room: a member of olga's with that audience, one with audience {}, and u4, unseen.
+/// In each room: a member of olga's with that audience, one with audience {}, and u4 with audience {}.
 fn enter_all(cluster: &Cluster) -> Session {
     let mut olga = cluster.user("olga");
     let mut mate = Reader::signed_in(cluster, "in-the-room", "u4");
@@ -410,7 +412,7 @@ fn what_somebody_elses_key_tells() {
     let cluster = people::start();
     enter_all(&cluster);
     let mut findings = Findings::default();
-    // With presence.member_ids = 'own', nothing: a member that one does not see is as good as none.
+    // With presence.member_ids = 'own' they reveal nothing: an invisible member is like an absent one.
     for mut reader in readers(&cluster) {
         if is_service(reader.name) || reader.name == "owner" {
             continue;
@@ -424,7 +426,7 @@ fn what_somebody_elses_key_tells() {
             }
         }
     }
-    // With 'any', that the key is taken: the same of a member that one sees and of one that one does not.
+    // With 'any' they reveal that the key is taken: equally for visible and for invisible members.
     cluster.sql("app", "alter database app set presence.member_ids = 'any'");
     for mut reader in readers(&cluster) {
         if is_service(reader.name) || reader.name == "owner" {
@@ -478,7 +480,8 @@ fn what_listeners_hear() {
                         .collect();
                     of.len() as i64
                 };
-                // Who listens to a room hears the doorbell for what is shared with another, and reads it.
+                // A listener to one room gets a doorbell for members shared with another room, and reads the
+                // log.
                 let rings = *scope == "of each room" && *audience == "{room:other}";
                 let by_bell = rings && reader.name == "in-another-room";
                 findings.check(reader.name, audience, &way("event"), cells[at] * i64::from(!by_bell), of(""));
@@ -514,8 +517,8 @@ fn what_listeners_hear() {
                 .iter()
                 .filter(|event| !event.is_of_member() && (event.kind() != "changes" || !hears_bell));
             for event in calls.clone() {
-                // Without a member in it: `relisten`, to the owner whose last connection of a room came or went, and
-                // to those present in a room whose channel rotated because she left.
+                // Without member data: `relisten`, to the owner whose last connection of a room came or went,
+                // and to those present in a room whose channel rotated because she left.
                 assert!(
                     event.kind() == "relisten" && ["owner", "in-the-room"].contains(&reader.name),
                     "{} {scope} hears {}",

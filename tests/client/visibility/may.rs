@@ -1,10 +1,11 @@
-//! What `presence.may` answers is what the verb then does.
+//! The answers of `presence.may` match what the verb then does.
 
 use super::matrix;
 use super::people::{self, Reader};
 use crate::common::Cluster;
 
-/// By the name of the room: what it has an initial of is allowed, for the one after the colon alone if there is one.
+/// Decides by the room's name: it contains the initials of allowed actions, limited to the user after the
+/// colon, if any.
 const AUTHORIZER: &str = "
     create schema app; grant usage on schema app to public;
     create function app.authorize(room text, action text) returns boolean language plpgsql stable as $$ begin
@@ -19,7 +20,7 @@ const AUTHORIZER: &str = "
 const ROOMS: [&str; 11] =
     ["r", "j", "m", "rj", "jm", "rjm", "rjm:u2", "jm:olga", "nobody knows", "broken", "closed"];
 
-/// With `$r` for the room. The first column of the last row is whether it worked.
+/// `$r` is the room. The first column of the last row tells whether it worked.
 const VERBS: [(&str, &str); 3] = [
     ("read", "select count(l) > 0 from presence.list($r) l where member_id = 'zed'"),
     (
@@ -34,7 +35,7 @@ const VERBS: [(&str, &str); 3] = [
     ),
 ];
 
-/// Yes, no, or what it raised that is no refusal. A name that is none is nobody's.
+/// Yes, no, or an error that is no refusal. An invalid name counts as a refusal.
 fn outcome(reader: &mut Reader, sql: &str) -> Result<bool, String> {
     match reader.ask(sql) {
         Ok(rows) => Ok(rows.last().is_some_and(|row| row[0] == "t")),
@@ -43,7 +44,7 @@ fn outcome(reader: &mut Reader, sql: &str) -> Result<bool, String> {
     }
 }
 
-/// Ask first, then try. Tells how often the answer was yes.
+/// Asks first, then tries. Returns how often the answer was yes.
 fn compare(reader: &mut Reader, rooms: &[&str], what: &str, wrong: &mut Vec<String>) -> usize {
     let mut allowed = 0;
     for room in rooms {
@@ -51,7 +52,7 @@ fn compare(reader: &mut Reader, rooms: &[&str], what: &str, wrong: &mut Vec<Stri
             let answer = outcome(reader, &format!("select presence.may('{room}', '{action}')"));
             let done = outcome(reader, &verb.replace("$r", &format!("'{room}'")));
             allowed += usize::from(answer == Ok(true));
-            // Whoever lacks a right need not hear what the authorizer raises.
+            // A user without the right may get a plain no where the verb gets an error from the authorizer.
             let agrees = answer == done || (answer == Ok(false) && done.is_err());
             if !agrees {
                 wrong.push(format!("{}, {what}: {action} in {room}: {answer:?}, but {done:?}", reader.name));
@@ -105,7 +106,7 @@ fn it_is_what_the_verb_does_for_everybody() {
             let what = if authorizer.is_empty() { "without an authorizer" } else { "with one" };
             let allowed = compare(&mut reader, &ROOMS, what, &mut wrong);
             assert_eq!(allowed > 0, reader.name != "without any grant", "{}, {what}", reader.name);
-            // READ ONLY is no right, and asking needs nothing else.
+            // READ ONLY does not affect the answer, and asking needs no other right.
             let (asked, read_only) = ("select presence.may('rjm', 'join')", "set transaction read only; ");
             let answer = reader.answer(asked);
             assert_eq!(reader.answer(&format!("{read_only}{asked}")), answer, "{}", reader.name);
@@ -115,7 +116,8 @@ fn it_is_what_the_verb_does_for_everybody() {
     cluster.assert_sound();
 }
 
-/// What can be missing of what `grant_access` gives. An upsert reads what it writes, and list reads by way of a view.
+/// Parts of `grant_access` that can be missing. An upsert reads what it writes, and list reads through a
+/// view.
 const REVOCATIONS: [&str; 19] = [
     "revoke usage on schema presence from ned",
     "revoke execute on function presence.list from ned",
@@ -147,7 +149,7 @@ const REVOCATIONS: [&str; 19] = [
 fn it_is_what_the_verb_does_whatever_is_granted() {
     let cluster = people::start();
     cluster.sql("app", &format!("create role ned login; {AUTHORIZER}"));
-    // Columns that others have added, and dropped, are not asked for.
+    // User-defined columns, also dropped ones, must not matter.
     cluster.sql(
         "app",
         "alter table presence.member add column gone text, add column note text; alter table presence.member drop column gone",
@@ -173,7 +175,7 @@ fn it_is_what_the_verb_does_whatever_is_granted() {
     cluster.assert_sound();
 }
 
-/// Functions that verbs, the view and the policies call, each of them missing alone.
+/// Functions that verbs, the view and the policies call, each revoked on its own.
 #[test]
 fn it_is_what_the_verb_does_without_a_function_that_it_calls() {
     let cluster = people::start();
@@ -190,7 +192,7 @@ fn it_is_what_the_verb_does_without_a_function_that_it_calls() {
         let mut reader = Reader::login(&cluster, name, name);
         for function in functions.iter().map(|row| &row[0]) {
             if name == "bea" && function == "presence.is_service()" {
-                continue; // it is asked for with VERBS, too
+                continue; // VERBS calls it, too
             }
             service.run(&format!("revoke execute on function {function} from {name}"));
             let allowed = compare(&mut reader, &["rjm"], &format!("without {function}"), &mut wrong);
@@ -219,7 +221,8 @@ fn it_answers_alike_in_parallel_plans() {
     let mut reader = Reader::signed_in(&cluster, "in a parallel plan", "u1");
     let parallel = "set local parallel_setup_cost = 0; set local parallel_tuple_cost = 0; set local min_parallel_table_scan_size = 0; ";
     for sql in [
-        // In the leader, of what workers have found; and, by a function that says it is safe, in the workers.
+        // In the leader, on rows that workers found; and in the workers, through a function that is declared
+        // parallel safe.
         "select count(*) filter (where presence.may(room, 'read')) from app.big where i > 0",
         "select count(*) from app.big where app.inside(room)",
     ] {

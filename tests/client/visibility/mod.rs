@@ -1,4 +1,4 @@
-//! Who may see and hear what, and who is asking.
+//! Who may see and receive what, and how the current user is determined.
 
 mod attacks;
 mod authorizer;

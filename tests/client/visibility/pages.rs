@@ -1,8 +1,9 @@
-//! `list` goes past the planner and the policies: it shows what a SELECT shows, and reads little besides.
+//! `list` bypasses the planner and the policies: it shows what a SELECT shows, and reads little else.
 
 use crate::common::{Cluster, Session};
 
-/// Others' members of whom alice sees none, in rooms before and behind those that she does see, and in one of those.
+/// Others' members, all invisible to alice: in rooms before and after those that she sees, and in one of
+/// these.
 const STRANGERS: i64 = 9_000;
 const ROOMS: i64 = 10;
 
@@ -35,7 +36,7 @@ fn crowd() -> Cluster {
     cluster
 }
 
-/// All pages, whole rows in order.
+/// All pages, as whole rows in order.
 fn listed(session: &mut Session, room: Option<&str>, size: i64) -> Vec<String> {
     let (mut rows, mut after) = (Vec::new(), "null".to_owned());
     let given = room.map_or("null".into(), |room| format!("'{room}'"));
@@ -80,7 +81,7 @@ fn a_list_shows_what_a_select_shows() {
     let all = selected(&mut service, None);
     assert_eq!(listed(&mut service, None, 10_000), all, "the service");
 
-    // With changes of one's own, and as an old snapshot has it.
+    // With uncommitted changes of the user's own, and in an old snapshot.
     alice.run(
         "begin; select presence.upsert('hall', '{\"x\": 1}'), presence.upsert('b'); select presence.delete('small3')",
     );
@@ -95,7 +96,7 @@ fn a_list_shows_what_a_select_shows() {
     alice.run("commit");
     assert_same(&mut alice, "new");
 
-    // What an authorizer says; and without the index, or with one that is made anew.
+    // With an authorizer; and without the index, or with a recreated one.
     service.run(
         "create function public.but_hall(room text, action text) returns boolean language sql stable
              as $$ select room not in ('hall', 'small4') $$;
@@ -113,7 +114,7 @@ fn a_list_shows_what_a_select_shows() {
     cluster.assert_sound();
 }
 
-/// What a statement reads of members, by index or not.
+/// The number of rows of `member` that a statement reads, by index or not.
 fn read(session: &mut Session, sql: &str) -> (usize, i64) {
     let rows = "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) from pg_stat_xact_user_tables
                 where relid = 'presence.member'::regclass";
@@ -143,7 +144,7 @@ fn whoever_sees_few_of_many_reads_few() {
         assert_eq!(rows as i64, found, "{sql}");
         assert!(read < 3_000, "{sql} read {read}");
     }
-    // A page is not more than what it shows.
+    // A page reads not much more than what it shows.
     let mut service = cluster.service();
     for (sql, found) in [
         ("select * from presence.list('hall', 100)", 100),

@@ -1,10 +1,10 @@
-//! Readers of all kinds, as they come to the database.
+//! Readers of all kinds, connected in their usual ways.
 
-#![allow(dead_code)] // no test needs all of it
+#![allow(dead_code)] // no single test uses all of it
 
 use crate::common::{Cluster, Event, Failure, Session};
 
-/// What Supabase and PostgREST have, and some roles of an ordinary database.
+/// The roles of Supabase and PostgREST, and some of an ordinary database.
 const ROLES: &str = "
     create role authenticator login noinherit;
     create role anon login;
@@ -22,7 +22,7 @@ const ROLES: &str = "
 pub const GRANTED: [&str; 8] =
     ["anon", "authenticated", "service_role", "olga", "dan", "otto", "rita", "nora"];
 
-/// A server with these roles; of the fixture's users alice, bob and carol may use presence, too.
+/// A server with these roles; the standard users alice, bob and carol may use presence, too.
 pub fn start() -> Cluster {
     start_with(&[])
 }
@@ -34,12 +34,12 @@ pub fn start_with(options: &[&str]) -> Cluster {
     cluster
 }
 
-/// Let these roles call `act_as`, which `grant_access` does not.
+/// Grants these roles `act_as`, which `grant_access` does not include.
 pub fn grant_act_as(cluster: &Cluster, roles: &str) {
     cluster.sql("app", &format!("grant execute on function presence.act_as(text, text[]) to {roles}"));
 }
 
-/// Somebody on a connection: a login role and what it says at the start of each transaction.
+/// A reader on a connection: a login role, and the statements that start each of its transactions.
 pub struct Reader {
     pub name: &'static str,
     session: Session,
@@ -51,14 +51,14 @@ impl Reader {
         Reader { name, session: cluster.user(role), prelude: String::new() }
     }
 
-    /// As PostgREST comes: one login for all, role and claims set in each transaction.
+    /// Like PostgREST: one login for all users, with the role and the claims set in each transaction.
     pub fn web(cluster: &Cluster, name: &'static str, role: &str, claims: &str) -> Reader {
         Reader::login(cluster, name, "authenticator")
             .saying(&format!("set local role {role};"))
             .claiming(claims)
     }
 
-    /// A signed-in user of the web.
+    /// A signed-in web user.
     pub fn signed_in(cluster: &Cluster, name: &'static str, sub: &str) -> Reader {
         Reader::web(cluster, name, "authenticated", &format!(r#"{{"sub":"{sub}"}}"#))
     }
@@ -72,25 +72,25 @@ impl Reader {
         self
     }
 
-    /// Say this at the start of each transaction, and nothing else.
+    /// Replaces the statements that start each transaction.
     pub fn only(mut self, sql: &str) -> Reader {
         self.prelude = sql.to_owned();
         self
     }
 
-    /// The transaction is rolled back, whatever the statement did.
+    /// Runs the statement in a transaction that is always rolled back.
     pub fn ask(&mut self, sql: &str) -> Result<Vec<Vec<String>>, Failure> {
         self.within(sql, "rollback")
     }
 
-    /// The first column of the only row, of a transaction that is rolled back.
+    /// The first column of the only row, from a transaction that is rolled back.
     pub fn value(&mut self, sql: &str) -> String {
         let rows = self.ask(sql).unwrap_or_else(|failure| panic!("{}: {sql}: {failure:?}", self.name));
         assert_eq!(rows.len(), 1, "{}: {sql}", self.name);
         rows[0][0].clone()
     }
 
-    /// The transaction is committed.
+    /// Runs the statement in a transaction that is committed.
     pub fn act(&mut self, sql: &str) -> Vec<Vec<String>> {
         let name = self.name;
         self.within(sql, "commit").unwrap_or_else(|failure| panic!("{name}: {sql}: {failure:?}"))
@@ -103,7 +103,7 @@ impl Reader {
         result
     }
 
-    /// What the database answers, as text: rows, or SQLSTATE and all parts of the message.
+    /// The database's answer as text: rows, or the SQLSTATE and all parts of the message.
     pub fn answer(&mut self, sql: &str) -> String {
         match self.ask(sql) {
             Ok(rows) => format!("{rows:?}"),
@@ -111,7 +111,7 @@ impl Reader {
         }
     }
 
-    /// Listen to the channels that presence gives for these rooms (`null`: all), as a driver does by itself.
+    /// Listens to the channels that presence returns for these rooms (`null`: all), as a driver does.
     pub fn listen(&mut self, rooms: &[&str]) {
         for room in rooms {
             let room = if *room == "null" { "null".into() } else { format!("'{room}'") };
@@ -121,7 +121,7 @@ impl Reader {
         }
     }
 
-    /// All that was published before the call and not heard yet; `service` waits until it is published.
+    /// Everything published before the call and not returned yet; `service` waits until it is published.
     pub fn heard(&mut self, service: &mut Session) -> Vec<Event> {
         service.flush();
         self.session.all_heard()
@@ -132,12 +132,12 @@ impl Reader {
     }
 }
 
-/// Published is a moment before told: what the worker's commit has put into the queue is read at the latest with a
-/// notification of one's own that comes after it.
+/// Events are published a moment before they are delivered: a notification of the session's own, sent
+/// afterwards, arrives after everything that the worker's commit has put into the queue.
 pub trait Hear {
     fn all_heard(&mut self) -> Vec<Event>;
 
-    /// Everything that was committed before the call and not heard yet.
+    /// Everything committed before the call and not returned yet.
     fn hear_all(&mut self) -> Vec<Event>;
 }
 

@@ -1,4 +1,5 @@
-//! How the queries of an ordinary role run under the policies: by index, and asking who one is once a statement.
+//! How an ordinary role's queries run under the policies: by index, with the identity determined once per
+//! statement.
 
 use crate::common::{Cluster, Session};
 use serde_json::Value;
@@ -44,7 +45,7 @@ impl Plan {
         Plan(plan[0]["Plan"].clone(), sql.to_owned())
     }
 
-    /// No part of `member` is read but by an index, and few rows are.
+    /// Asserts that `member` is read only by index, and few rows of it.
     fn assert_by_index(&self, most: i64) {
         let mut found = 0;
         for node in nodes(&self.0).iter().filter(|node| node["Relation Name"] == "member") {
@@ -68,7 +69,7 @@ impl Plan {
         assert!(found > 0, "{}: {}", self.1, self.0);
     }
 
-    /// Who one is and what one sees is asked in an InitPlan, which runs at most once.
+    /// Asserts that the identity and tokens are determined in an InitPlan, which runs at most once.
     fn assert_asks_once(&self) {
         let mut asked = 0;
         for node in nodes(&self.0) {
@@ -107,7 +108,7 @@ fn rooms_and_members_are_read_by_index() {
     drop(cluster);
 }
 
-/// In a scan of its own, or in SQL where somebody has added a policy: the same numbers.
+/// In a scan of its own, or in SQL if there is a custom policy: the counts are the same.
 #[test]
 fn occupancy_is_counted_by_index() {
     let (cluster, mut alice) = prepare();
@@ -189,7 +190,8 @@ fn a_statement_asks_for_tokens_once() {
     }
 }
 
-/// What a session remembers of roles is looked up where the plan of the caller's statement is parallel, too.
+/// A session's cached role memberships can also be looked up if the plan of the caller's statement is
+/// parallel.
 #[test]
 fn a_parallel_plan_may_be_the_first_to_ask_who_one_is() {
     let (cluster, mut alice) = prepare();
@@ -200,7 +202,7 @@ fn a_parallel_plan_may_be_the_first_to_ask_who_one_is() {
     alice.run(parallel);
     let plan = Plan::of(&mut alice, query);
     assert!(nodes(&plan.0).iter().any(|node| node["Node Type"] == "Gather"), "{}", plan.0);
-    // A change of roles makes everybody look again.
+    // A change of roles invalidates everybody's cache.
     cluster.sql("app", "create role crew; grant crew to alice");
     assert!(alice.value(query).contains("role:crew"));
     let mut fresh = cluster.user("alice");

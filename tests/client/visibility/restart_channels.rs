@@ -1,22 +1,22 @@
-//! What becomes of names of channels when the server restarts: a clean restart keeps them, for whoever may still hear; a
-//! crash makes new ones, and says so to those who listen to old ones.
+//! Channel names across restarts of the server: a clean restart keeps them, for those who still have the
+//! right; a crash creates new ones, and notifies listeners to the old ones.
 
 use crate::common::{Cluster, Event, Session, millis, signal, until};
 use std::collections::BTreeSet;
 
-/// The names that the session would listen to; the first is the one that everybody knows.
+/// The names that the session would listen to; the first one is public.
 fn channels(session: &mut Session, room: &str) -> Vec<String> {
     let names = session.rows(&format!("select presence.channels('{room}')"));
     names.into_iter().map(|row| row[0].clone()).collect()
 }
 
-/// As a library does that reconnects by itself.
+/// Listens like a library that reconnects by itself.
 fn listen_to(session: &mut Session, names: &[String]) {
     let listen: String = names.iter().map(|name| format!("listen {name};")).collect();
     session.run(&listen);
 }
 
-/// How much the session is told in full of something that alice says in the hall now.
+/// The number of events that the session receives in full for a change by alice in the hall now.
 fn hears(listener: &mut Session, alice: &mut Session) -> usize {
     hears_of("hall", listener, alice)
 }
@@ -26,7 +26,7 @@ fn hears_of(room: &str, listener: &mut Session, alice: &mut Session) -> usize {
     listener.heard();
     alice.run(&format!("select presence.update('{room}', jsonb_build_object('n', gen_random_uuid()))"));
     alice.flush();
-    // The same seq twice is once.
+    // Events with the same seq count once.
     let heard = listener.heard();
     heard.iter().filter(|event| event.is_of_member()).map(Event::seq).collect::<BTreeSet<_>>().len()
 }
@@ -36,12 +36,12 @@ fn beacon(events: &[Event], kind: &str) -> String {
     found.expect("a beacon").text("boot").to_owned()
 }
 
-/// What the fixed channel says next.
+/// The boot id in the next beacon on the fixed channel.
 fn boot(listener: &mut Session) -> String {
     beacon(&listener.hear_until("alive", |event| event.kind() == "alive"), "alive")
 }
 
-/// Stop the server in a way and start it again. A crash is one of a backend.
+/// Stops the server in this way and starts it again. A crash is that of a backend.
 fn restart(cluster: &Cluster, how: &str) {
     if how == "crash" {
         let mut session = cluster.service();
@@ -69,7 +69,7 @@ fn names_outlive_a_clean_restart_and_no_crash() {
         alice.run(&format!("select presence.upsert('{room}', ttl => '1 h')"));
         bob.run(&format!("select presence.upsert('{room}', ttl => '1 h')"));
     }
-    // Names that were renamed before are kept, too.
+    // Names that were rotated before are kept, too.
     let mut service = cluster.service();
     for room in ["'hall'", ""] {
         service.run(&format!("select presence.rotate_channels({room})"));
@@ -109,7 +109,7 @@ fn names_outlive_a_clean_restart_and_no_crash() {
                 bob.run(&format!("select presence.upsert('{room}', ttl => '1 h')"));
             }
             assert_eq!(hears(&mut bob, &mut alice), 0, "{how}: old names");
-            // Who comes back later is told as well.
+            // A client that reconnects later is notified as well.
             let mut late = cluster.user("bob");
             listen_to(&mut late, &names);
             late.hear_until("relisten", |event| event.kind() == "relisten");
@@ -122,7 +122,7 @@ fn names_outlive_a_clean_restart_and_no_crash() {
     }
 }
 
-/// Whatever ends a right before the stop, or while the server is down.
+/// Rights that end before the stop, or while the server is down.
 #[test]
 fn rights_that_end_with_the_server_do_not_come_back() {
     let cluster = Cluster::with(&["presence.service_roles=carol"]);
@@ -138,14 +138,14 @@ fn rights_that_end_with_the_server_do_not_come_back() {
     let handed_out = |cluster: &Cluster| -> Names {
         ["bob", "carol", "dan"].map(|user| (user, channels(&mut cluster.user(user), "hall"))).into()
     };
-    // Whom it concerns is silent after the restart: by names from before.
+    // The user concerned receives nothing after the restart on names from before.
     for (what, user, revives) in [
         ("revoke select on presence.member from bob", "dan", "grant select on presence.member to bob"),
         ("revoke usage on schema presence from bob", "bob", "grant usage on schema presence to bob"),
         ("revoke bob from dan", "dan", "grant bob to dan"),
         ("presence.service_roles=", "carol", "presence.service_roles=carol"),
         ("presence.anonymous_roles=bob", "bob", "presence.anonymous_roles=anon"),
-        // Last, for a worker begins anew when it is taken back.
+        // This one comes last, because undoing it restarts the worker.
         (
             "alter database app set presence.authorizer = 'public.authorize'",
             "bob",
@@ -161,7 +161,7 @@ fn rights_that_end_with_the_server_do_not_come_back() {
         let mut ear = cluster.user(user);
         listen_to(&mut ear, old);
         assert_eq!(hears(&mut ear, &mut alice), 1, "{what}: not yet");
-        // The worker has no chance to see it before the stop.
+        // The worker has no chance to see the change before the stop.
         let frozen = cluster.freeze_worker();
         if !is_setting {
             service.run(what);
@@ -193,7 +193,7 @@ fn rights_that_end_with_the_server_do_not_come_back() {
     }
 }
 
-/// Who was here and is not any more: no name of theirs is good after the restart.
+/// For a user whose member ended with the server, no old name is valid after the restart.
 #[test]
 fn members_that_end_with_the_server_take_their_names_along() {
     let cluster = Cluster::with(&["presence.restart_grace=0"]);
@@ -203,7 +203,7 @@ fn members_that_end_with_the_server_take_their_names_along() {
         bob.run(&format!("select presence.upsert('{room}', {how})"));
         let names = channels(&mut bob, room);
         let names_of_alice = channels(&mut alice, room);
-        // The server ends them, with bob's session open.
+        // The server ends the members, while bob's session is open.
         cluster.stop("fast");
         std::thread::sleep(millis(1_100));
         cluster.start_again();
@@ -218,14 +218,15 @@ fn members_that_end_with_the_server_take_their_names_along() {
         listen_to(&mut stays, &names_of_alice);
         let mut alice = cluster.user("alice");
         assert_eq!(hears_of(room, &mut ear, &mut alice), 0, "{how}");
-        // Who may is told, by a name from before.
+        // Listeners with the right are notified, on an old name.
         stays.hear_until("relisten", |event| event.kind() == "relisten");
         stays.listen(room);
         assert_eq!(hears_of(room, &mut stays, &mut alice), 1, "{how}");
     }
 }
 
-/// A stop without a file, or with one of another stop: names are new, and those who listen to old ones are told.
+/// A stop without a saved file, or with that of another stop: names are new, and listeners to old ones are
+/// notified.
 #[test]
 fn names_that_were_not_kept_are_new() {
     let cluster = Cluster::start();
@@ -263,7 +264,7 @@ fn names_that_were_not_kept_are_new() {
     }
 }
 
-/// Fewer databases than before: what has no place is forgotten.
+/// With fewer databases than before, the names of the surplus ones are lost.
 #[test]
 fn a_database_without_a_place_gets_new_names() {
     let cluster = Cluster::start();
@@ -288,7 +289,8 @@ fn a_database_without_a_place_gets_new_names() {
     bob.hear_until("relisten", |event| event.kind() == "relisten");
 }
 
-/// After a crash a client may be back sooner than anybody has looked into its database, as nobody does while it is a template.
+/// After a crash a client may reconnect before a worker has seen its database, which happens while that is a
+/// template.
 #[test]
 fn who_is_back_before_the_worker_is_told() {
     let cluster = Cluster::start();
@@ -305,7 +307,7 @@ fn who_is_back_before_the_worker_is_told() {
     bob.hear_until("relisten", |event| event.kind() == "relisten" && event.channel == "presence");
 }
 
-/// Whoever was away while a room got new names listens to the old ones, and is told by one of them.
+/// A client that was away while a room got new names listens to the old ones, and is notified on one of them.
 #[test]
 fn who_listens_to_names_that_were_good_is_told() {
     let cluster = Cluster::start();
@@ -326,7 +328,7 @@ fn who_listens_to_names_that_were_good_is_told() {
             service.run("select presence.rotate_channels('hall')");
         }
         service.flush();
-        // What the worker says again by the clock is over with it.
+        // The worker's scheduled repetitions end with it.
         if how == "restart" {
             drop((alice, service));
             restart(&cluster, "fast");
@@ -345,7 +347,7 @@ fn who_listens_to_names_that_were_good_is_told() {
         assert!(told.channel != "presence" && names.contains(&told.channel), "{how}");
         bob.listen("hall");
         assert_eq!(hears(&mut bob, &mut alice), 1, "{how}");
-        // Once, and for names that are no good only.
+        // Only once, and only for outdated names.
         let mut other = cluster.user("bob");
         let good = channels(&mut other, "hall");
         listen_to(&mut other, &good);
@@ -353,7 +355,7 @@ fn who_listens_to_names_that_were_good_is_told() {
     }
 }
 
-/// A copy of a database, and an extension that was made anew, have names of their own.
+/// A copy of a database and a recreated extension have their own names.
 #[test]
 fn other_databases_and_extensions_have_other_names() {
     let cluster = Cluster::with(&["presence.beacon=0"]);
@@ -375,12 +377,12 @@ fn other_databases_and_extensions_have_other_names() {
     assert!(channels(&mut bob, "hall")[1..].iter().all(|name| !names.contains(name)));
 }
 
-/// Silence means a dead connection; and nobody is told who does not listen.
+/// Silence means a dead connection; and clients that do not listen are not notified.
 #[test]
 fn the_beacon_is_lit_for_listeners() {
     let cluster = Cluster::with(&["presence.beacon=1s"]);
     let mut bob = cluster.user("bob");
-    // By its name, as anybody may.
+    // By its name, which needs no right.
     bob.run("listen presence");
     for _ in 0..3 {
         let event = bob.next_event(millis(3_000)).expect("a beacon");
@@ -391,7 +393,7 @@ fn the_beacon_is_lit_for_listeners() {
     bob.run("unlisten presence");
     bob.heard();
     assert!(bob.next_event(millis(1_500)).is_none());
-    // What concerns all is said there; also what is off.
+    // Announcements to everybody are sent there even if the beacon is off.
     cluster.sql("postgres", "alter database app set presence.beacon = 0");
     bob.run("listen presence");
     let mut service = cluster.service();
