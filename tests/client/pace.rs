@@ -31,7 +31,7 @@ fn a_bulk_verb_waits_for_the_worker_before_events_are_lost() {
 
     let worker = Frozen::new(service.number("select presence.worker_pid()"));
     let pid = alice.number("select pg_backend_pid()");
-    // Fill the buffer up to the part that is reserved for other writers.
+    // A session waits once it has more in the buffer than is free; the coming call itself does not count.
     for call in 1.. {
         assert!(call < 9, "it never waits");
         alice.run("set statement_timeout = '500 ms'");

@@ -598,7 +598,7 @@ fn a_limited_room_takes_as_many_as_it_takes_however_many_come_at_once() {
     assert_eq!(cluster.service().number("select members from presence.occupancy('small')"), 5);
 }
 
-/// Takes eight minutes: the log's partitions rotate every 150 s at most.
+/// Takes eight minutes: the log's tables rotate no more often than every 150 s.
 #[test]
 #[ignore = "takes eight minutes: make test-all"]
 fn the_log_rotates() {

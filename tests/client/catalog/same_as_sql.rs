@@ -261,7 +261,8 @@ fn nothing_is_decided_on_an_old_row() {
     }
 }
 
-/// Somebody else's triggers may write members, too; these writes do not inherit the verb's parameters.
+/// Somebody else's triggers may write members, too; these writes are independent of the verb that fired the
+/// trigger.
 #[test]
 fn what_a_trigger_writes_is_its_own() {
     let cluster = Cluster::start();
@@ -349,8 +350,8 @@ fn our_triggers_refuse_other_tables() {
 fn who_sees_few_of_many_is_listed_the_same() {
     let cluster = Cluster::with(&["presence.max_per_user=0", "presence.member_ids=any"]);
     let mut service = cluster.service();
-    // Strangers come first in key order; alice is in 100 rooms; bob's members share several of her rooms,
-    // carol's one.
+    // Strangers come first in key order; alice is in 100 rooms; bob's members are shared with several of her
+    // rooms, carol's with one.
     service.run(
         "select count(presence.upsert('a' || n % 50, user_id => 's' || n, ttl => '1 h')) from generate_series(1, 6000) n;
          select count(presence.upsert('m' || n, user_id => 'alice', ttl => '1 h')) from generate_series(1, 100) n;

@@ -165,7 +165,7 @@ fn torment(cluster: &Cluster, database: &str, calls: usize) -> BTreeMap<String, 
     let worker = cluster.until_worker(database);
     let mut listener = cluster.session("postgres", database);
     if database != "euc_jp" {
-        listener.run("set client_encoding = 'LATIN1'"); // not every character can be converted to it
+        listener.run("set client_encoding = 'LATIN1'"); // there is no conversion from EUC_JP
     }
     let mut fuzzers = [
         Fuzzer::new(

@@ -192,8 +192,7 @@ const TIMES: &[&str] = &[
     "'yesterday'",
 ];
 
-/// All of these are legal SQL in any database encoding, except that UNICODE and BYTES may raise encoding
-/// errors.
+/// All are legal SQL in any database encoding; UNICODE and BYTES may raise encoding errors at run time.
 pub fn text(dice: &mut Dice) -> String {
     const TEXTS: &[&str] = &[
         "''",

@@ -53,7 +53,7 @@ fn an_old_snapshot_holds_up_nothing_of_ours() {
     });
     assert!(service.is("select events_dropped = 0 and resyncs = 0 from presence.health"));
 
-    // The partitions of the log rotate: events older than about an hour and a half are gone.
+    // The tables of the log rotate: events older than about an hour and a half are gone.
     let old = "select count(*) from presence.event where at < clock_timestamp() - interval '100 min'";
     for _ in 0..6 {
         cluster.clock().pass(Duration::from_secs(20 * 60));

@@ -240,7 +240,7 @@ fn a_view_that_becomes_another_one_locks_nobody_out() {
     cluster.assert_sound();
 }
 
-/// Additions to the log's partitions that prevent bob's events from being written. The last field: the worker
+/// Additions to the log's tables that prevent bob's events from being written. The last field: the worker
 /// waits.
 fn censors() -> Vec<(&'static str, &'static str, bool)> {
     vec![
@@ -252,7 +252,7 @@ fn censors() -> Vec<(&'static str, &'static str, bool)> {
     ]
 }
 
-/// Triggers that raise this SQLSTATE, on each partition of the log.
+/// Triggers that raise this SQLSTATE, on each table of the log.
 fn censor(code: &str) -> String {
     let (code, kind) = match code {
         "deferred" => ("P0001", "constraint trigger censor after insert"),

@@ -36,7 +36,7 @@ impl Pooler {
         std::fs::write(dir.join("users"), "\"authenticator\" \"\"\n\"pooled\" \"\"\n").expect("its users");
         let log = std::fs::File::create(dir.join("log")).expect("its log");
         let mut command = Command::new("pgbouncer");
-        // Debian installs it where not every user's PATH leads.
+        // Debian installs it in a directory that is not in every user's PATH.
         command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin");
         if is_root() {
             assert!(

@@ -169,7 +169,7 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         assert!(
             service.is("select count(*) >= 2 from public.log") && service.is("select may from public.may")
         );
-        // Users who could read before can also read the columns for reverts, which the upgrade adds.
+        // Users who were granted access before the upgrade can also read members that revert.
         alice.run("select presence.update('lobby', status => 'typing', revert_after => '0.2 s')");
         until("it has reverted", || bob.is("select status is null from presence.get('lobby', 'alice')"));
         bob.hear_until("and is told", |event| event["status"].is_null());

@@ -141,7 +141,7 @@ fn a_wish_to_rotate_is_never_lost() {
     let frozen = cluster.freeze_worker();
     let fill = TOO_MANY.replace("140", "100").replace("perform presence.delete('junk')", "null");
     for user in ["alice", "bob", "carol"] {
-        // A separate member each time: buffered updates of a single one are not merged.
+        // A separate member each time, so that the changes are not merged.
         cluster.user(user).run(&fill.replace("'junk', ", "'junk' || n, "));
     }
     let before = channels(&mut bob, "hall");
