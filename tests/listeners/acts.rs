@@ -1,4 +1,4 @@
-//! What each step does: on the server, and to those who listen.
+//! Executes each step, on the server and for the listeners.
 
 use crate::common::Failure;
 use crate::follower::{Follower, Pace};
@@ -7,7 +7,7 @@ use crate::rights::{Key, Written, audience, key};
 use crate::speaker::{prelude, role_of, room_or_null, transact};
 use crate::world::{Case, Check};
 
-/// More events than the buffer has room for: none of its transaction is told, and everybody has to list anew.
+/// More events than the buffer holds: none of the transaction's events is published, and every client must list again.
 const TOO_MANY: &str = "do $$ begin
         for n in 1 .. 3 loop
             perform presence.upsert('junk', jsonb_build_object('x', repeat('y', 40000), 'n', n), audience => '{}');
@@ -19,7 +19,7 @@ fn lost(is_lost: bool) -> &'static str {
     if is_lost { TOO_MANY } else { "" }
 }
 
-/// Refused: one may not read or write, the member is another's, or one is banned.
+/// Accepts success or a refusal (42501): no right to read or write, another user's member, or a ban.
 pub fn allow_refusal(answer: Result<(), Failure>) -> Check {
     match answer {
         Err(failure) if failure.code != "42501" => Err(format!("{failure:?}")),
@@ -190,7 +190,7 @@ impl Case<'_> {
             }
             Op::Restart { clean } => self.restart(clean),
             Op::Settle => self.settle(),
-            // Somebody would wait for whoever has the row locked; or there is nobody who could ban.
+            // Skipped: the step would wait for the session that holds the row lock, or no authorizer could enforce a ban.
             Op::Update(..)
             | Op::Leave { .. }
             | Op::SignOut { .. }
@@ -202,7 +202,7 @@ impl Case<'_> {
         }
     }
 
-    /// A slow one does as much of what it has to do.
+    /// A slow follower takes this many of its pending turns.
     fn turn(&mut self, at: usize, turns: usize) -> Check {
         self.follower(at, |follower, scene| {
             if follower.kind.pace == Pace::Slow {
@@ -214,7 +214,7 @@ impl Case<'_> {
         })
     }
 
-    /// In more rooms than a listener to all has channels for.
+    /// Enters (or leaves) more rooms than a listener to all rooms has channels for.
     fn crowd(&mut self, who: usize, on: bool) -> Check {
         let room = &self.model.rooms[0];
         self.say(
@@ -246,7 +246,7 @@ impl Case<'_> {
         format!("begin; {}", prelude(who, self.team))
     }
 
-    /// In a transaction of its own.
+    /// Runs the statement in its own transaction.
     pub fn say(&mut self, who: usize, sql: &str) -> Check {
         let begin = self.begin(who);
         let writer = &mut self.world.writers[who];
@@ -259,7 +259,7 @@ impl Case<'_> {
         self.model.settings.insert(number, setting);
     }
 
-    /// By a service role, so that nobody has to be able to.
+    /// Updates the members as a service role, so no user needs the right to.
     pub fn chat(&mut self, room: usize) {
         let locked = self.lock.as_ref().map(|lock| key(&lock.place));
         let keys: Vec<Key> = self.model.now().rows.keys().filter(|key| key.0 == room).cloned().collect();

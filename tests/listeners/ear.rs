@@ -1,4 +1,4 @@
-//! A session that listens: which names it has, from whom, and what it has heard since everybody knew everything.
+//! A listening session: the channel names it holds, the grants they came from, and what it heard since the last settle.
 
 use crate::common::{Cluster, Event, Session};
 use crate::op::After;
@@ -8,14 +8,14 @@ use std::collections::{HashMap, HashSet};
 pub struct Ear {
     pub login: &'static str,
     pub session: Session,
-    /// Names, and by whom it has them.
+    /// The channel names it listens to, and the grants they came from.
     holds: HashMap<String, Vec<Grant>>,
     /// Names that it gave up, and after which step.
     gone: HashMap<String, usize>,
-    /// In full, since all was published the last time: write and whether it was the leave.
+    /// Events heard in full since the last settle: the number of the write, and whether the event was a leave.
     pub told: HashSet<(usize, bool)>,
     pub left: HashSet<Key>,
-    /// It was rung, or told to listen or to list.
+    /// It got a doorbell, or was told to listen again or to list.
     pub was_called: bool,
 }
 
@@ -32,23 +32,23 @@ impl Ear {
         }
     }
 
-    /// In a case of its own, when it listens to nothing.
+    /// Starts a new case; it listens to nothing at this point.
     pub fn begin(&mut self) {
         (self.holds, self.gone) = Default::default();
         self.forget();
     }
 
-    /// Everybody knows everything.
+    /// Clears what it has heard: every listener is up to date.
     pub fn forget(&mut self) {
         (self.told, self.left, self.was_called) = Default::default();
     }
 
-    /// Another session takes its place.
+    /// Replaces the session with a new one.
     pub fn reconnect(&mut self, cluster: &Cluster) {
         *self = Ear::open(cluster, self.login);
     }
 
-    /// Some time later: it listens to names that this user was given.
+    /// It now listens to names that the grant's user was given, perhaps some time ago.
     pub fn has(&mut self, names: &[String], grant: &Grant) {
         for name in names {
             self.gone.remove(name);
@@ -56,7 +56,7 @@ impl Ear {
         }
     }
 
-    /// `presence.listen` as somebody else: it lets go of what these have no right to.
+    /// After `presence.listen` as another user, which drops channels that this user has no right to.
     pub fn listens_as(&mut self, user: usize) {
         self.grants().filter(|grant| grant.user != user).for_each(|grant| grant.is_fresh = false);
     }
@@ -65,13 +65,13 @@ impl Ear {
         self.gone.extend(self.holds.drain().map(|(name, _)| (name, step)));
     }
 
-    /// It unlistens to what this user may hear there.
+    /// After `presence.unlisten`: it gives up the names of this user, role and room.
     pub fn loses(&mut self, of: &Grant, step: usize) {
         let is_of = |grant: &Grant| (grant.user, grant.role, grant.room) == (of.user, of.role, of.room);
         let (gone, holds) = self.holds.drain().partition(|(_, grants)| grants.iter().any(is_of));
         self.holds = holds;
         self.gone.extend(HashMap::into_keys(gone).map(|name| (name, step)));
-        // With channels that tell of new names.
+        // The channels that announce new names are gone, too.
         self.grants().for_each(|grant| grant.is_fresh = false);
     }
 
@@ -79,7 +79,7 @@ impl Ear {
         self.holds.values_mut().flatten()
     }
 
-    /// Whoever used the session says this, and its next user comes.
+    /// Runs what the session's user says last, before the next user takes the session over.
     pub fn end(&mut self, after: After, step: usize) {
         match after {
             After::Nothing | After::Unlisten => {}
@@ -93,7 +93,7 @@ impl Ear {
         }
     }
 
-    /// What has arrived; nothing of it may be what it must not hear.
+    /// Reads what has arrived, and fails on any event that it must not hear.
     pub fn hear(&mut self, model: &Model) -> Result<Vec<Event>, String> {
         let events = self.session.heard();
         for event in &events {
@@ -134,10 +134,10 @@ impl Ear {
         if grants.iter().any(|grant| grant.user == SERVICE)
             && !model.rooms.iter().any(|room| room == event.text("room"))
         {
-            return Ok(()); // of what is done to wake the worker
+            return Ok(()); // from `poke`, which wakes the worker
         }
         if event.kind() == "occupancy" {
-            // No room has a count_audience: only service roles have the full numbers.
+            // No room has a count_audience, so only service roles get the full numbers.
             let is_service = grants.iter().any(|grant| grant.user == SERVICE);
             return if is_service { Ok(()) } else { Err("by the names of whoever must not know".into()) };
         }
@@ -153,7 +153,8 @@ impl Ear {
         Ok(())
     }
 
-    /// All is published: whoever had the right all the time has heard it, or was told to look.
+    /// With everything published: a grant that had the right throughout has heard the event, unless the session was told
+    /// to look.
     pub fn check(&self, model: &Model, settled: usize, is_exact: bool) -> Result<(), String> {
         if self.was_called {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What happens while nobody looks: leases end, rows are locked, sessions, the worker and the server die.
+//! Faults: leases end, rows stay locked; sessions, the worker and the server are killed.
 
 use crate::acts::allow_refusal;
 use crate::common::{Session, until};
@@ -9,11 +9,11 @@ use crate::speaker::LOGINS;
 use crate::world::{Case, Check};
 use std::time::Duration;
 
-/// A user has a row of their own locked, in a transaction that is open.
+/// An open transaction in which a user holds a lock on one of their own rows.
 pub struct Lock {
     pub place: Place,
     session: Session,
-    /// What the transaction makes of it, and for whom.
+    /// The transaction's change: the number of the write, and its audience.
     change: Option<(usize, Vec<String>)>,
 }
 
@@ -26,7 +26,7 @@ impl Case<'_> {
             &format!("select presence.upsert({name}, status => 'w{number}', ttl => '10 min')"),
         )?;
         self.observe();
-        // The names are given away before.
+        // Followers get their channel names before the row is locked.
         self.follow()?;
         self.take_lock(place, change)?;
         self.pass(true)
@@ -65,7 +65,7 @@ impl Case<'_> {
         }
         self.observe();
         if let (Some((number, audience)), End::Commit) = (lock.change, end) {
-            // Its lease was over before: it is told, and over.
+            // If the lease had already ended, the write was never observed: it is published, and ends in the same step.
             let (step, owner) = (self.model.next() - 1, lock.place.who);
             let key = key(&lock.place);
             let said = self.model.said_before[&number];
@@ -76,13 +76,13 @@ impl Case<'_> {
         if self.model.now().stale.is_empty() { Ok(()) } else { self.sweep() }
     }
 
-    /// Long enough for short leases, or for the next rotation only.
+    /// Lets enough time pass for short leases to end, or just for the next rotation.
     pub fn pass(&mut self, long: bool) -> Check {
         self.thaw();
         self.world.cluster.clock().pass(Duration::from_secs(if long { 20 * 60 } else { 6 }));
         let before = self.model.now().present.clone();
         self.observe();
-        // Who expired in this round may hear of others who did.
+        // A user whose member expired in this round may hear of others that expired in it.
         self.model.moments.last_mut().expect("it").present.extend(before);
         self.sweep()
     }
@@ -102,7 +102,7 @@ impl Case<'_> {
             None => &mut world.followers[at].ear,
         };
         let pid = ear.session.pid();
-        // What had arrived before is heard by nobody.
+        // Notifications that have already arrived are lost with the session.
         world.end_session(pid);
         if let Some(spy) = spy {
             world.spies[spy].reconnect(&world.cluster);
@@ -119,7 +119,7 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// From the first session on that has it.
+    /// Turns doorbells on or off. This takes effect with the first session that has the setting, so one is opened.
     pub fn ring_only(&mut self, on: bool) {
         self.world.watcher.run(if on {
             "alter database app set presence.notify_payload = 'doorbell'"
@@ -130,7 +130,7 @@ impl Case<'_> {
         drop(self.world.cluster.service());
     }
 
-    /// Notifications say all again.
+    /// Switches back to full notifications.
     pub fn tell_in_full(&mut self) {
         if !std::mem::take(&mut self.world.rings_only) {
             return;
@@ -138,7 +138,7 @@ impl Case<'_> {
         self.ring_only(false);
         let mut listener = self.world.cluster.service();
         until("notifications are in full", || {
-            // The names may be about to change.
+            // The names may be about to change, so ask for them each time.
             listener.listen("elsewhere");
             self.world.poke();
             listener.hear().iter().any(|event| event.is_of_member())
@@ -165,7 +165,7 @@ impl Case<'_> {
         self.world.connect();
         self.world.cluster.until_worker("app");
         if !clean {
-            // Nobody is there any more, and no name is what it was.
+            // All members are gone, and all channel names have changed.
             self.model.rotations.push((self.model.next(), None));
         }
         self.sweep()?;

@@ -1,5 +1,5 @@
-//! A listener that follows the rule for clients to the letter, a step at a time: it hears on one connection, and asks
-//! there or on another.
+//! A listener that follows the rule for clients exactly, one step at a time. It listens on one connection, and queries
+//! on the same one or on another.
 
 use crate::common::rule::{self, Ask, OnBell, Rule};
 use crate::common::{Cluster, Failure, Session};
@@ -8,22 +8,22 @@ use crate::op::{After, MATE};
 use crate::rights::{Grant, Key, Model, SERVICE};
 use crate::speaker::{LOGINS, listen_to, names, prelude};
 
-/// How soon it does what it is told.
+/// How soon it acts on what it hears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
     AtOnce,
-    /// Step by step, while others go on.
+    /// One turn at a time, while others go on.
     Slow,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
     pub user: usize,
-    /// None is all.
+    /// None: all rooms.
     pub room: Option<usize>,
     pub on_bell: OnBell,
     pub pace: Pace,
-    /// A connection for its questions.
+    /// It has a second connection for its queries.
     pub has_two: bool,
     pub page: Option<usize>,
 }
@@ -32,21 +32,21 @@ pub struct Follower {
     pub kind: Kind,
     pub ear: Ear,
     asks: Option<Session>,
-    /// It may not read: it was refused, and is no listener until somebody starts it again.
+    /// It was refused read access, and does not listen until it is started again.
     pub is_refused: bool,
     /// It does not listen for now.
     pub is_asleep: bool,
-    /// Names that it was given, and does not listen to yet.
+    /// Names that it was given but does not listen to yet.
     given: Option<(Vec<String>, Grant)>,
     rule: Rule,
 }
 
-/// What a follower needs to know of the world.
+/// What a follower needs to know about the world.
 pub struct Scene<'a> {
     pub cluster: &'a Cluster,
     pub model: &'a Model,
     pub team: bool,
-    /// Whatever was handed out.
+    /// All names that were handed out, with their grants.
     pub learnt: &'a mut Vec<(Vec<String>, Grant)>,
 }
 
@@ -68,7 +68,7 @@ impl Follower {
         (self.asks, self.given) = (None, None);
     }
 
-    /// In a case of its own.
+    /// Starts a new case.
     pub fn begin(&mut self) {
         self.give_up_listening();
         self.ear.session.run("discard all");
@@ -76,13 +76,13 @@ impl Follower {
         self.ear.begin();
     }
 
-    /// What it is given after so many steps.
+    /// The grant that it gets in step `since`.
     pub fn grant(&self, team: bool, since: usize) -> Grant {
         let Kind { user, room, .. } = self.kind;
         Grant { user, role: user, team: team && user == MATE, room, since, is_fresh: true }
     }
 
-    /// As a client begins, on a new connection.
+    /// Starts the way a client does on a new connection.
     pub fn start(&mut self, scene: &mut Scene) -> Result<(), String> {
         self.give_up_listening();
         (self.is_refused, self.is_asleep) = (false, false);
@@ -111,19 +111,19 @@ impl Follower {
         self.is_refused || self.is_asleep
     }
 
-    /// The same in a session that has listened to other things before.
+    /// Starts again in the same session, which gives up the channels it had.
     pub fn start_anew(&mut self, scene: &mut Scene) -> Result<(), String> {
         self.give_up_listening();
         self.ear.end(After::UnlistenAll, scene.model.next());
         self.start(scene)
     }
 
-    /// The connection for its questions is lost. It asks again on another.
+    /// It loses the connection for its queries, and opens another for the next one.
     pub fn lose_asking(&mut self) -> Option<i64> {
         self.asks.take().map(|mut session| session.pid())
     }
 
-    /// What has arrived. It is not acted on yet.
+    /// Takes in what has arrived, without acting on it yet.
     pub fn hear(&mut self, model: &Model) -> Result<(), String> {
         for event in self.ear.hear(model)? {
             self.rule.hear(event.fields);
@@ -135,18 +135,18 @@ impl Follower {
         !self.is_idle() && self.rule.is_busy()
     }
 
-    /// It is told to look, or to listen anew.
+    /// It was told to look, or to listen again.
     pub fn is_called(&self) -> bool {
         !self.is_idle() && self.rule.is_called()
     }
 
-    /// All that it has to do.
+    /// Takes all pending turns.
     pub fn follow(&mut self, scene: &mut Scene) -> Result<(), String> {
         while self.turn(scene)? {}
         Ok(())
     }
 
-    /// One step. False: there is none.
+    /// Takes one turn. False: there is none.
     pub fn turn(&mut self, scene: &mut Scene) -> Result<bool, String> {
         if self.is_idle() {
             return Ok(false);
@@ -167,7 +167,7 @@ impl Follower {
         }
     }
 
-    /// In a transaction that is open then, or by a driver.
+    /// Asks for channel names: with `presence.listen` in a transaction that `listen` commits, or like a driver.
     fn ask_for_names(&mut self, scene: &mut Scene) -> Result<(), Failure> {
         let room = rule::named(self.rooms(scene.model)[0].as_deref());
         let is_driver = self.kind.user == MATE;
@@ -192,7 +192,7 @@ impl Follower {
         self.hear(model)
     }
 
-    /// That it may not is right only when it may not.
+    /// A refusal is right only if the user has no access.
     fn refused(&mut self, scene: &Scene, failure: Failure) -> Result<(), String> {
         if failure.code != "42501" || self.kind.user == SERVICE || scene.model.now().access[self.kind.user] {
             return Err(format!("{}: {failure:?}", self.ear.login));
@@ -217,7 +217,7 @@ impl Follower {
         rows
     }
 
-    /// It knows what the database lists, and that is what it may see.
+    /// It holds what the database lists, and that is what it may see.
     pub fn check(&mut self, scene: &Scene) -> Result<(), String> {
         if self.is_idle() {
             return Ok(());

@@ -1,14 +1,14 @@
-//! Who may hear: listeners of all kinds, by names that they have of their own or from others, against a model in plain
+//! Delivery rights: listeners of all kinds, with channel names of their own or from others, against a model in plain
 //! Rust of who may see which member when.
 //!
-//! - A notification in full reaches a session only if somebody whom it has the name from may see the member: at some
-//!   moment from right before the event was committed; where a lease is over, from before the worker has looked.
-//! - Who may see a member, and follows the rule for clients, ends with what `list` says; and hears of each event in
-//!   full, or is told to look.
-//! - When nothing is left to rotate all of it is told in full.
+//! - A full notification reaches a session only if a user whose names it has may see the member at some moment since
+//!   just before the event was committed; where a lease has ended, since before the worker looked.
+//! - A client that may see a member and follows the rule for clients ends up with what `list` returns. It hears of each
+//!   event in full, or is told to look.
+//! - When nothing is left to rotate, every event is delivered in full.
 //!
-//! What is there is taken from the view `online`, as `tests/model` has it proved. PRESENCE_CASES (default 60 in all),
-//! PRESENCE_SEED and PRESENCE_SOAK as there. Leases and pauses pass on a clock that is moved.
+//! The current members are read from the view `online`, which `tests/model` verifies. PRESENCE_CASES (default 60 in
+//! all), PRESENCE_SEED and PRESENCE_SOAK work as there. Leases and pauses run on a clock that the test moves.
 
 mod acts;
 #[path = "../client/common/mod.rs"]
@@ -26,7 +26,7 @@ mod writing;
 
 use world::World;
 
-/// Every update is told.
+/// Every update is published.
 #[test]
 fn nobody_hears_longer_than_they_may_see() {
     run(World::new(true, false), 0);

@@ -1,17 +1,17 @@
-//! What happens, and how a case is made at random. Few names, so that they meet.
+//! The steps, and the random generation of cases. There are few names, so that steps collide.
 
 use crate::world::FOLLOWERS;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-/// Three with a login of their own, one more who is in a role, and one who comes over a shared login with claims.
+/// Three with their own logins, one more who is in a role, and one who uses a shared login with claims.
 pub const USERS: [&str; 5] = ["alice", "bob", "carol", "rita", "mate"];
 pub const RITA: usize = 3;
 pub const MATE: usize = 4;
 pub const ROOMS: usize = 2;
 pub const CONNECTION_IDS: [&str; 2] = ["", "x"];
 
-/// One key: `member_id` is the user's.
+/// A member's key. Its `member_id` is the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub who: usize,
@@ -19,14 +19,14 @@ pub struct Place {
     pub connection: usize,
 }
 
-/// How a transaction that writes begins and ends.
+/// Whether a transaction uses a savepoint, and how it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Commit,
     Release,
     RollBack,
     RollBackTo,
-    /// Enters, or changes, and leaves.
+    /// Enters or changes, and leaves in the same transaction.
     TakeBack,
 }
 
@@ -34,17 +34,17 @@ pub enum Way {
 pub struct Writing {
     pub way: Way,
     pub audience: Option<usize>,
-    /// Ten minutes, else ten hours.
+    /// A ttl of ten minutes instead of ten hours.
     pub is_short: bool,
     /// Bound to the session that writes.
     pub session: bool,
-    /// More than a notification holds.
+    /// Larger than a notification can hold.
     pub is_big: bool,
     /// By INSERT or UPDATE.
     pub by_sql: bool,
-    /// It asks for channels before it ends, which somebody else then listens to.
+    /// It asks for channel names before it ends, and somebody else then listens to them.
     pub peeks: bool,
-    /// It looks at the members as they were before.
+    /// REPEATABLE READ, with a snapshot from before the write.
     pub repeatable: bool,
 }
 
@@ -69,7 +69,7 @@ pub enum End {
     Kill,
 }
 
-/// What a session does with what it was given.
+/// What a session does when its user is done with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
     Nothing,
@@ -100,33 +100,33 @@ pub enum Op {
         place: Place,
         to: usize,
     },
-    /// Its own user keeps a row locked, with a change or without.
+    /// The member's own user keeps the row locked, with or without a change.
     Lock {
         place: Place,
         change: bool,
     },
     Unlock(End),
-    /// Enters for a short time, which is over while its own user keeps the row locked.
+    /// Enters with a short lease, which ends while the member's own user keeps the row locked.
     Outstay {
         place: Place,
         change: bool,
     },
-    /// All who are there say something.
+    /// Every member of the room is updated.
     Chat {
         room: usize,
     },
-    /// Long enough for short leases; long enough for rotations to come.
+    /// Time passes: long enough for short leases to end, or just for the next rotation.
     Pass {
         long: bool,
     },
     Revoke(usize, Right),
     Grant(usize),
-    /// Whether rita is in the role, by membership or by inheriting.
+    /// Gives rita the role or takes it away, by membership or by INHERIT.
     Role {
         on: bool,
         inherit: bool,
     },
-    /// Whether mate's claims have the team.
+    /// Whether mate's claims contain the team.
     Team {
         on: bool,
     },
@@ -138,7 +138,7 @@ pub enum Op {
         room: usize,
         audience: usize,
     },
-    /// Removed, and refused from then on.
+    /// Removes a member and refuses it from then on; or lifts that ban.
     Ban {
         place: Place,
         on: bool,
@@ -150,12 +150,12 @@ pub enum Op {
         way: Way,
         after: After,
     },
-    /// Somebody who may see nothing listens to all names that this user was ever given.
+    /// Mallory, who may see nothing, listens to all names that this user was ever given.
     Learn {
         who: usize,
     },
-    /// Those who follow, as this user or all, stop listening; and begin again. Names that nobody else holds are another
-    /// matter than those that somebody does.
+    /// The followers of this user, or all of them, stop listening, and start again with `Wake`. Names that nobody else
+    /// listens to are handled differently from those that somebody does.
     Sleep(Option<usize>),
     Wake(usize),
     /// A spy stops listening.
@@ -165,19 +165,19 @@ pub enum Op {
     },
     KillWriter(usize),
     KillListener(usize),
-    /// The connection on which a follower asks.
+    /// The connection on which a follower queries.
     KillAsking(usize),
     KillWorker,
-    /// A follower does some of what it has to do.
+    /// A follower takes some of its pending turns.
     Turn {
         at: usize,
         turns: usize,
     },
-    /// Notifications only say that there is something.
+    /// Notifications say only that something has changed.
     Doorbell {
         on: bool,
     },
-    /// In many rooms more.
+    /// The user enters or leaves many additional rooms.
     Crowd {
         who: usize,
         on: bool,
@@ -187,11 +187,11 @@ pub enum Op {
     Restart {
         clean: bool,
     },
-    /// All is published: everybody knows what is so.
+    /// Everything is published, and every listener is up to date.
     Settle,
 }
 
-/// A third begins with nobody who listens: only then does one that is not counted go deaf.
+/// A third of the cases start without any listener: only then would a listener that is not counted miss events.
 pub fn steps() -> impl Strategy<Value = Vec<Op>> {
     let asleep = prop_oneof![2 => Just(vec![]), 1 => Just(vec![Op::Sleep(None)])];
     (asleep, prop::collection::vec(op(), 4..40)).prop_map(|(asleep, steps)| [asleep, steps].concat())
@@ -234,7 +234,7 @@ fn writing() -> impl Strategy<Value = Writing> {
             session,
             is_big,
             by_sql,
-            // What is not there in the end is what one looks for.
+            // Names from writes that do not last are the interesting ones, so all but plain commits peek.
             peeks: peeks || way != Way::Commit,
             repeatable,
         },

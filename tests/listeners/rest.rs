@@ -1,4 +1,4 @@
-//! When all is published everybody knows what is so; and at rest everybody is told in full.
+//! Once everything is published, every listener is up to date; and at rest every event is delivered in full.
 
 use crate::follower::Follower;
 use crate::op::{End, ROOMS, USERS};
@@ -7,7 +7,7 @@ use crate::world::{Case, Check};
 use std::time::Duration;
 
 impl Case<'_> {
-    /// All is published, and all have acted on it. Whether anybody was called.
+    /// Publishes everything, and lets all followers act on it. Returns whether any was told to look or to listen again.
     pub fn follow(&mut self) -> Result<bool, String> {
         let mut was_called = false;
         self.thaw();
@@ -27,7 +27,7 @@ impl Case<'_> {
         self.observe();
         self.follow()?;
         if self.check().is_err() {
-            // Names that changed while one was listening are told again within a second.
+            // Names that changed during a LISTEN are announced again within a second.
             self.world.cluster.clock().pass(Duration::from_secs(1));
             self.world.poke();
             self.follow()?;
@@ -54,7 +54,7 @@ impl Case<'_> {
         self.each_follower(|_| true, |follower, scene| follower.check(scene))
     }
 
-    /// Rotations come at most every five seconds, and are told again after as many.
+    /// Rotations happen at most every five seconds, and are announced again five seconds later.
     fn pass_a_while(&mut self) -> Result<bool, String> {
         self.world.cluster.clock().pass(Duration::from_secs(6));
         self.sweep()?;
@@ -62,7 +62,7 @@ impl Case<'_> {
         self.follow()
     }
 
-    /// The end of a case. Nothing is left to rotate, so whoever may see a member is told in full what it does.
+    /// Ends a case. Nothing is left to rotate, so every listener that may see a member gets its events in full.
     pub fn come_to_rest(&mut self) -> Check {
         self.thaw();
         self.act(&crate::op::Op::Unlock(End::Commit))?;
@@ -94,7 +94,7 @@ impl Case<'_> {
             }
             let grant = follower.grant(team, 0);
             for (key, number) in &model.now().rows {
-                // What is shared with the members of another room has no channel in this one.
+                // A member shared with the members of another room has no channel for them in this one.
                 let mut written = model.writes[number].clone();
                 written.audience.retain(|token| {
                     room.is_none()

@@ -1,4 +1,4 @@
-//! Who may see which member when: what was after each step, looked at as a service role, and the rule of
+//! Who may see which member when: the state after each step, as a service role sees it, and the rule of
 //! docs/visibility.md in plain Rust.
 
 use crate::common::Event;
@@ -6,7 +6,7 @@ use crate::common::rule::{self, Member};
 use crate::op::{Place, RITA, USERS};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The index behind those of the users: a service role.
+/// A service role: the index after those of the users.
 pub const SERVICE: usize = USERS.len();
 
 pub const AUDIENCES: [&[&str]; 9] = [
@@ -21,7 +21,7 @@ pub const AUDIENCES: [&[&str]; 9] = [
     &["team:blue", "user:carol"],
 ];
 
-/// As it is stored; `room:other` is the other one of the case's rooms.
+/// The tokens as they are stored; `room:other` is the other one of the case's rooms.
 pub fn audience(index: usize, room: usize, rooms: &[String; 2]) -> Vec<String> {
     let write_out = |token: &&str| match *token {
         "room" => format!("room:{}", rooms[room]),
@@ -34,29 +34,29 @@ pub fn audience(index: usize, room: usize, rooms: &[String; 2]) -> Vec<String> {
 /// (room, member_id, connection_id)
 pub type Key = (usize, String, String);
 
-/// What was written once, by the number that its status has.
+/// One write, identified by the number in its status.
 #[derive(Clone, Debug)]
 pub struct Written {
     pub key: Key,
     pub owner: usize,
     pub audience: Vec<String>,
-    /// After which step it was there first, and after which it was no more.
+    /// The step after which it was first there, and the one after which it no longer was.
     pub began: usize,
     pub ended: Option<usize>,
-    /// During which step the statement ran: what is published together is told in this order.
+    /// The step in which the statement ran. Events that are published together are in this order.
     pub said: usize,
-    /// Gone before its transaction was over: at most the last word of a member that was there before.
+    /// Deleted before its transaction ended: it can appear at most in the leave of a member that was there before.
     pub last_word: bool,
 }
 
-/// What is so after a step.
+/// The state after a step.
 #[derive(Clone, Default)]
 pub struct Moment {
-    /// Who is there, and with which write.
+    /// The members that are there, each with its write.
     pub rows: BTreeMap<Key, usize>,
-    /// Whose lease is over, and whose row is still there.
+    /// Members whose lease has ended but whose row is still there.
     pub stale: BTreeSet<Key>,
-    /// User and room.
+    /// Which users are in which rooms: (user, room).
     pub present: BTreeSet<(usize, usize)>,
     /// Whether the role of each user may read.
     pub access: [bool; USERS.len()],
@@ -64,17 +64,17 @@ pub struct Moment {
     pub red: bool,
 }
 
-/// Names of channels were given to this user, who logged in or acted as this role.
+/// Channel names that were given to this user, who logged in or acted as this role.
 #[derive(Clone, Debug)]
 pub struct Grant {
     pub user: usize,
     pub role: usize,
-    /// With the team in the claims, which ends with the next look only.
+    /// The claims contained the team. That right lasts until the names are asked for again.
     pub team: bool,
     pub room: Option<usize>,
-    /// After how many steps.
+    /// The step in which they were given.
     pub since: usize,
-    /// The session was listening at once, and was not told to listen anew since.
+    /// The session listened at once, and has not been told to listen again since.
     pub is_fresh: bool,
 }
 
@@ -102,13 +102,13 @@ pub struct Model {
     pub rooms: [String; 2],
     pub moments: Vec<Moment>,
     pub writes: BTreeMap<usize, Written>,
-    /// During which step a write was made that is committed later.
+    /// The step in which a write was made, if it is committed later.
     pub said_before: BTreeMap<usize, usize>,
-    /// The same for the settings of rooms.
+    /// Like `writes`, for the settings of rooms.
     pub settings: BTreeMap<usize, Written>,
-    /// When all names were asked to change, or those of a room.
+    /// The steps that asked for new names, of all rooms or of one.
     pub rotations: Vec<(usize, Option<usize>)>,
-    /// An authorizer decides room by room: who listens to all hears doorbells.
+    /// An authorizer decides room by room, so listeners to all rooms get doorbells.
     pub by_room_only: bool,
 }
 
@@ -127,18 +127,18 @@ impl Model {
         written.is_some_and(|written| self.now().shows(grant, written, &self.rooms))
     }
 
-    /// A key as the database writes it, if it is of one of our rooms.
+    /// Converts a key of the database, if it is in one of the case's rooms.
     pub fn key(&self, (room, member, connection, _): &rule::Key) -> Option<Key> {
         let room = self.rooms.iter().position(|known| known == room)?;
         Some((room, member.clone(), connection.clone()))
     }
 
-    /// Rooms of the case in which one is only to be in many.
+    /// Whether the room exists only to put a user in many rooms.
     pub fn is_of_crowd(&self, room: &str) -> bool {
         room.strip_prefix(&self.rooms[0]).is_some_and(|rest| rest.starts_with("crowd"))
     }
 
-    /// Of this case. A lease that is over while somebody has the row locked is no leave yet.
+    /// The members of this case. A lease that has ended while the row is locked has no leave yet, so stale ones are out.
     pub fn settled(&self, members: &BTreeMap<rule::Key, Member>) -> BTreeMap<rule::Key, Member> {
         let mut members = members.clone();
         members.retain(|key, _| match self.key(key) {
@@ -148,7 +148,7 @@ impl Model {
         members
     }
 
-    /// What a step has made of the members: the next moment.
+    /// Records the members after a step as the next moment.
     pub fn observe(&mut self, rows: Vec<(Key, usize, usize, Vec<String>)>, stale: BTreeSet<Key>) {
         let step = self.next();
         let mut moment = Moment { stale, ..self.now().clone() };
@@ -173,8 +173,8 @@ impl Model {
         self.moments.push(moment);
     }
 
-    /// Whether a session with names from these may hear of it: somebody it has them from had the right at some moment from
-    /// right before it was committed until now.
+    /// Whether a session with names from these grants may hear the event: the user of one of them had the right at some
+    /// moment from just before the commit until now.
     pub fn may_hear(&self, grants: &[Grant], event: &Event) -> Result<(), String> {
         let (number, written, since) = self.told(event)?;
         let may = grants.iter().any(|grant| {
@@ -192,7 +192,7 @@ impl Model {
         if may { Ok(()) } else { Err(format!("by names of {grants:?}: write {number}, {written:?}")) }
     }
 
-    /// What the event is about, and the step that made it.
+    /// The write that the event is about, and the step that caused the event.
     pub fn told(&self, event: &Event) -> Result<(usize, &Written, usize), String> {
         let number =
             |text: Option<&str>| text.and_then(|text| text.trim_start_matches('w').parse::<usize>().ok());

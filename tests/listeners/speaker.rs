@@ -1,9 +1,9 @@
-//! How each user speaks to the database: with a login of their own, or over one that many share, with claims.
+//! How each user connects to the database: with their own login, or with claims over a shared one.
 
 use crate::common::{Failure, Session};
 use crate::op::{MATE, USERS, Way};
 
-/// The login of each user, a service role as the last.
+/// The login of each user, and last that of a service role.
 pub const LOGINS: [&str; USERS.len() + 1] = ["alice", "bob", "carol", "rita", "authenticator", "postgres"];
 
 /// The role that decides whether the user may read.
@@ -11,7 +11,7 @@ pub fn role_of(user: usize) -> &'static str {
     if user == MATE { "authenticated" } else { LOGINS[user] }
 }
 
-/// What a shared login says before anything else in a transaction.
+/// What a session of a shared login runs first in a transaction.
 pub fn claims(user: usize, team: bool) -> String {
     let teams = if team { r#", "app_metadata": {"teams": ["blue"]}"# } else { "" };
     format!(
@@ -28,7 +28,7 @@ pub fn room_or_null(rooms: &[String; 2], room: Option<usize>) -> String {
     room.map_or("null".into(), |room| format!("'{}'", rooms[room]))
 }
 
-/// Run it in a transaction that ends like this. What cannot be is rolled back, and is the failure.
+/// Runs the body in a transaction that ends this way. If the body fails, rolls back and returns the failure.
 pub fn transact(
     session: &mut Session,
     begin: &str,
@@ -49,13 +49,13 @@ pub fn transact(
     })
 }
 
-/// The names that whoever speaks here may listen to; by `presence.listen` it does.
+/// The names that the session's user may listen to; with `presence.listen` the session also listens to them.
 pub fn names(session: &mut Session, function: &str, room: &str) -> Result<Vec<String>, Failure> {
     let rows = session.try_rows(&format!("select presence.{function}({room})"))?;
     Ok(rows.into_iter().map(|mut row| row.remove(0)).collect())
 }
 
-/// As a driver listens to names that it has.
+/// LISTEN as a driver sends it for names that it has.
 pub fn listen_to(names: &[String]) -> String {
     names.iter().map(|name| format!("listen {name};")).collect()
 }

@@ -1,4 +1,4 @@
-//! How names come to a session that is not meant to have them for long: pooled, borrowed, overheard, learnt long ago.
+//! How names reach a session that should not keep them for long: pooled, borrowed, overheard, learnt long ago.
 
 use crate::op::{After, MATE, RITA, USERS, Way};
 use crate::rights::Grant;
@@ -11,13 +11,13 @@ impl Case<'_> {
     }
 
     pub fn spy(&mut self, spy: usize, who: usize, room: Option<usize>, way: Way, after: After) -> Check {
-        // A LISTEN that is just committing when names change hears of it, but not at once.
+        // A LISTEN that commits while names change is told of it, but not at once.
         if self.frozen.is_none() {
             self.world.watcher.flush();
         }
         let step = self.model.next();
         let named = room_or_null(&self.model.rooms, room);
-        // Who takes a role takes one of a person.
+        // This spy takes only the roles of users with their own login.
         let who = if spy == TAKES_ROLES { who.min(RITA) } else { who };
         let role = if spy > TAKES_ROLES { MATE } else { who };
         let grant = self.grant(who, role, room, true);
@@ -79,7 +79,7 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// All that this user was ever given.
+    /// Mallory listens to all names that this user was ever given.
     pub fn learn(&mut self, who: usize) -> Check {
         let ear = &mut self.world.spies[MALLORY];
         for (names, grant) in self.learnt.iter().filter(|(_, grant)| grant.user == who) {

@@ -1,4 +1,4 @@
-//! The server, those who write and those who listen; and what one knows of them between two steps.
+//! The server, its writers and its listeners, and what is known about them between two steps.
 
 use crate::common::rule::OnBell::{List, Read};
 use crate::common::{Cluster, Frozen, Session, attempt, until};
@@ -15,8 +15,8 @@ use std::time::Duration;
 
 pub type Check = Result<(), String>;
 
-/// Somebody without any right, who has names from others; a superuser, who becomes others; a login that takes their
-/// roles; one that all share.
+/// One without any rights, who gets names from others; a superuser, who becomes others; a login that takes their roles;
+/// a shared login.
 const SPY_LOGINS: [&str; SPIES] = ["mallory", "postgres", "pool", "authenticator"];
 pub const SPIES: usize = 4;
 pub const MALLORY: usize = 0;
@@ -48,7 +48,7 @@ const ROLES: &str = "
     create role pool login noinherit in role alice, bob, carol, rita;
     select presence.grant_access('rita'), presence.grant_access('authenticated')";
 
-/// Who is banned may not join; what they may read is another matter.
+/// Banned users may not join, but may still read.
 const AUTHORIZER: &str = "
     create table public.banned (who text, room text);
     grant select on public.banned to public;
@@ -64,11 +64,11 @@ pub struct World {
     pub spies: Vec<Ear>,
     cases: usize,
     pub rings_only: bool,
-    /// Rooms are told to be of nobody's business but whom an authorizer lets read them.
+    /// An authorizer decides room by room who may read.
     pub by_room_only: bool,
     /// No update is conflated.
     pub is_exact: bool,
-    /// The last case ended before its end.
+    /// The last case did not finish.
     is_dirty: bool,
 }
 
@@ -104,7 +104,7 @@ impl World {
         }
     }
 
-    /// Run a case from nothing to the comparison of everything.
+    /// Runs a case from an empty start to the final comparison.
     pub fn run(&mut self, steps: &[Op]) -> Check {
         self.cases += 1;
         if std::mem::replace(&mut self.is_dirty, true) {
@@ -123,7 +123,7 @@ impl World {
         Ok(())
     }
 
-    /// All sessions anew.
+    /// Opens all sessions again.
     pub fn connect(&mut self) {
         let World { cluster, writers, watcher, followers, spies, .. } = self;
         *watcher = cluster.service();
@@ -155,7 +155,7 @@ impl World {
         self.followers.iter_mut().for_each(Follower::begin);
     }
 
-    /// Something that the worker wakes up for, which only service roles see.
+    /// Wakes the worker with an event that only service roles see.
     pub fn poke(&mut self) {
         self.watcher
             .run("select presence.upsert('elsewhere', to_jsonb(gen_random_uuid()), audience => '{}')");
@@ -171,15 +171,15 @@ impl World {
 pub struct Case<'a> {
     pub world: &'a mut World,
     pub model: Model,
-    /// What becomes of rights with the step that is being taken.
+    /// The rights after the step that is being taken.
     pub access: [bool; USERS.len()],
     pub red: bool,
     pub team: bool,
     pub lock: Option<Lock>,
     pub frozen: Option<Frozen>,
-    /// All names that were given to anybody.
+    /// All names that were given to anybody, with their grants.
     pub learnt: Vec<(Vec<String>, Grant)>,
-    /// The step after which everybody knew everything.
+    /// The last step after which every listener was up to date.
     pub settled: usize,
     number: usize,
 }
@@ -248,7 +248,7 @@ impl<'a> Case<'a> {
         self.lock.as_ref().is_some_and(|lock| key(&lock.place) == key(place))
     }
 
-    /// What is there now is what the model has for this moment.
+    /// Records what is there now as the model's next moment.
     pub fn observe(&mut self) {
         let rooms = &self.model.rooms;
         let sql = format!(
@@ -276,7 +276,7 @@ impl<'a> Case<'a> {
         (moment.access, moment.red) = (self.access, self.red);
     }
 
-    /// All ears: nothing that arrives may be what must not be heard.
+    /// Reads what has arrived at all listeners, and fails on anything that one must not hear.
     pub fn hear(&mut self) -> Check {
         let Case { world, model, .. } = self;
         world.spies.iter_mut().try_for_each(|spy| spy.hear(model).map(|_| ()))?;
@@ -287,7 +287,7 @@ impl<'a> Case<'a> {
         self.frozen = None;
     }
 
-    /// Whose time is over has left, but for whom somebody has locked: the worker has looked at these.
+    /// Waits until all expired members have left. A locked one may stay, once the worker has looked at it.
     pub fn sweep(&mut self) -> Check {
         self.thaw();
         let locked = self.lock.as_ref().map(|lock| key(&lock.place));
@@ -300,7 +300,7 @@ impl<'a> Case<'a> {
             return Err(format!("these stay: {:?}", self.model.now().stale));
         }
         if !self.model.now().stale.is_empty() {
-            // The first one may have begun before.
+            // Two sweeps, because the first may have begun before.
             for _ in 0..2 {
                 let last = "select last_sweep_at from presence.health";
                 let before = self.world.watcher.value(last);

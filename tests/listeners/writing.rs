@@ -1,4 +1,4 @@
-//! Members enter and change, in transactions that end in any way, and may ask for channels before they do.
+//! Members enter and change, in transactions that end in various ways and may ask for channel names before they end.
 
 use crate::acts::allow_refusal;
 use crate::op::{CONNECTION_IDS, MATE, Place, Way, Writing};
@@ -59,7 +59,7 @@ impl Case<'_> {
         let ttl = if writing.is_short { "10 min" } else { "10 h" };
         let state = if writing.is_big { "jsonb_build_object('x', repeat('x', 9000))" } else { "'{}'::jsonb" };
         if !writing.by_sql {
-            // Over a shared login nobody is bound to a session.
+            // Users of a shared login are not bound to a session.
             let session = if writing.session && place.who != MATE { "true" } else { "null" };
             return format!(
                 "select presence.upsert({}, state => {state}, status => 'w{number}', audience => {audience},
@@ -81,7 +81,7 @@ impl Case<'_> {
         )
     }
 
-    /// It was there for its own transaction only: at most it is what others hear of who left.
+    /// The write existed only within its own transaction: others see it at most in a leave.
     fn note_last_word(&mut self, number: usize, place: &Place, tokens: Option<usize>) {
         let key = key(place);
         let before = self.model.now().rows.get(&key).and_then(|before| self.model.writes.get(before));
