@@ -1,17 +1,17 @@
-//! The documentation is true: what it shows is run here, and what it lists is compared with the catalog.
+//! Verifies the documentation: its examples are run, and its lists are compared with the catalog.
 //!
-//! Every ```sql block of the pages that are played is run, page by page on a server of its own, from top to bottom.
+//! Every ```sql block of the pages played here is run, from top to bottom, with a server of its own for each page.
 //!
 //! - A block that begins with `-- as NAME` runs in the session NAME, whose user is the first word (`-- as bob, on her
 //!   phone` is another session of bob); a block without it runs as the superuser.
 //! - A ```text block right after a ```sql block is what psql prints for it. Times, versions, process ids and channel
 //!   names differ from run to run and are not compared, nor is white space.
-//! - The notifications that a ```text block shows must be heard, in any order, and there may be more.
-//! - A block that begins with `wait_for_flush` is run again until it prints what it should: the end of a session, say,
-//!   reaches the log by itself.
+//! - The notifications that a ```text block shows must arrive, in any order, and there may be more.
+//! - A block that begins with `wait_for_flush` is run again until it prints what it should, because some events reach
+//!   the log in the background: the end of a session, for example.
 //! - A block without ```text must run without an error.
 //!
-//! ACCEPT_DOCS=1 writes what was printed into the pages: read the diff before you commit it.
+//! ACCEPT_DOCS=1 writes what was printed into the pages. Read the diff before you commit it.
 
 #[path = "client/common/mod.rs"]
 mod common;
@@ -59,7 +59,7 @@ fn internals() {
     play("docs/internals.md");
 }
 
-/// The client of docs/clients.md ends with what is listed.
+/// The client of docs/clients.md ends up with what `list` returns.
 #[test]
 fn the_example_follows_the_rule() {
     node("client.mjs", &Cluster::start());
@@ -75,16 +75,16 @@ fn read(path: &str) -> String {
 
 // --- Pages
 
-/// A ```sql block, and the ```text block behind it.
+/// A ```sql block, and the ```text block after it.
 struct Block {
     line: usize,
     sql: Vec<String>,
-    /// The lines of the page between the fences, first and one past the last, and what they say.
+    /// The lines of the page between the fences: the first, one past the last, and their text.
     expected: Option<(usize, usize, String)>,
 }
 
 impl Block {
-    /// It can be run again, until what others do in the background is done.
+    /// Whether it can be run again, until work in the background is done.
     fn only_reads(&self) -> bool {
         let mut lines = self.sql.iter().filter(|line| !line.starts_with("--"));
         lines.next().is_some_and(|line| line.starts_with("select presence.wait_for_flush"))
@@ -122,7 +122,7 @@ fn blocks(page: &str) -> Vec<Block> {
     blocks
 }
 
-/// Run a page.
+/// Runs a page.
 fn play(path: &str) {
     let page = read(path);
     let cluster = Cluster::bare(&[]);
@@ -144,7 +144,7 @@ fn play(path: &str) {
             if block.only_reads() {
                 printed = session.run(&block.sql.join("\n"));
             } else if expected.is_some_and(|text| !hears(text, &printed)) {
-                // psql shows notifications after a statement only.
+                // psql shows notifications only after a statement.
                 printed += &session.run("select where false \\g /dev/null");
             } else {
                 break;
@@ -166,7 +166,7 @@ fn play(path: &str) {
         if let Some((from, to, text)) = &block.expected
             && !agree(text, &printed)
         {
-            // Blank lines for lines, so that later blocks stay where they are; they are closed up at the end.
+            // Mark the old lines as dropped, so that later blocks stay where they are; they are removed at the end.
             lines[*from..*to].iter_mut().for_each(|line| *line = DROPPED.into());
             lines[*from - 1] = format!("{}\n{}", lines[*from - 1], for_a_page(&printed, heard(text) > 0));
         }
@@ -219,7 +219,7 @@ fn agree(expected: &str, printed: &str) -> bool {
     parts(expected).0 == parts(printed).0 && hears(expected, printed)
 }
 
-/// Whether psql printed all notifications that the page shows. There may be more: another's, or of a moment before.
+/// Whether psql printed all notifications that the page shows. There may be more, of other users or from just before.
 fn hears(expected: &str, printed: &str) -> bool {
     let mut heard = parts(printed).1;
     parts(expected).1.iter().all(|one| {
@@ -243,7 +243,7 @@ fn parts(text: &str) -> (String, Vec<String>) {
     (printed + &rest, notifications)
 }
 
-/// What is compared: without white space and rulers, and without what differs from run to run.
+/// The text that is compared: without white space and rulers, and without what differs from run to run.
 fn masked(text: &str) -> String {
     let mut out = String::new();
     for line in text.lines().filter(|line| !line.trim().is_empty() && !is_ruler(line)) {
@@ -313,7 +313,7 @@ fn masks() {
     assert_ne!(masked("1"), masked("2"));
 }
 
-/// A psql that is told what to run and heard out.
+/// A psql process that runs SQL and whose output is read.
 struct Psql {
     child: Child,
     printed: Receiver<String>,
@@ -346,7 +346,7 @@ impl Psql {
         Psql { child, printed }
     }
 
-    /// Run it. What psql printed.
+    /// Runs the SQL. Returns what psql printed.
     fn run(&mut self, sql: &str) -> String {
         let input = self.child.stdin.as_mut().expect("a pipe");
         writeln!(input, "{sql}\n\\echo {END}").expect("a psql that listens");
@@ -356,7 +356,7 @@ impl Psql {
             if line == END {
                 return printed;
             }
-            // psql says where it read a statement: our lines are not the reader's.
+            // psql gives the line at which it read a statement, which is not a line of the page.
             let line = line.split_once("psql:<stdin>:").map_or(line.as_str(), |(_, said)| {
                 said.split_once(": ").map_or(said, |(_, message)| message)
             });
@@ -390,13 +390,13 @@ fn section<'a>(page: &'a str, heading: &str) -> &'a str {
     ends.min().map_or(body, |end| &body[..end])
 }
 
-/// The cells of the tables in a text, without the code marks; not those of the head and the ruler.
+/// The cells of the tables in a text, without backticks and without the header and the ruler.
 fn cells(text: &str) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
         if lines.peek().is_some_and(|next| next.starts_with("|--")) {
-            lines.next(); // and this line was the head
+            lines.next(); // and this line was the header
         } else if let Some(row) = line.strip_prefix("| ") {
             let row = row.trim_end().trim_end_matches('|').replace("\\|", "\u{1}");
             let cell = |cell: &str| cell.trim().replace('`', "").replace('\u{1}', "|");
@@ -406,7 +406,7 @@ fn cells(text: &str) -> Vec<Vec<String>> {
     rows
 }
 
-/// What a heading of this level says in code marks.
+/// The headings of this level that are in backticks, without these.
 fn headings<'a>(text: &'a str, level: &str) -> Vec<&'a str> {
     let code = |line: &'a str| line.strip_prefix(level)?.strip_prefix(" `")?.strip_suffix('`');
     text.lines().filter_map(code).collect()
@@ -481,13 +481,13 @@ fn errors() -> BTreeSet<String> {
         let body = &source[from..];
         body[..body.find("\n    }\n").expect("an end")].to_owned()
     };
-    // Arms: the errors before `=>`, and what comes behind it.
+    // The arms of a match: the errors before `=>`, and what follows it.
     let arms = |text: &str| -> Vec<(Vec<String>, String)> {
         let mut arms = Vec::new();
         let mut parts = text.split("=>").peekable();
         let mut pattern = parts.next().unwrap_or_default().to_owned();
         for part in parts {
-            // The next pattern begins behind the value.
+            // The next pattern begins after the value.
             let next = part.find("Error::").unwrap_or(part.len());
             let names = pattern.match_indices("Error::").map(|(at, _)| {
                 let name = &pattern[at + "Error::".len()..];
@@ -635,7 +635,7 @@ fn pages() -> Vec<String> {
     pages
 }
 
-/// What a link to a heading is called.
+/// The anchor of a heading, as a link names it.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
     text.chars().filter(|character| character.is_alphanumeric() || "-_".contains(*character)).collect()
@@ -657,7 +657,7 @@ fn links_lead_somewhere() {
     }
 }
 
-/// Every page that names a file of the source names one that is there.
+/// docs/internals.md names only source files that exist.
 #[test]
 fn internals_name_files_that_exist() {
     for name in read("docs/internals.md").split('`').skip(1).step_by(2) {

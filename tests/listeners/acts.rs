@@ -190,7 +190,7 @@ impl Case<'_> {
             }
             Op::Restart { clean } => self.restart(clean),
             Op::Settle => self.settle(),
-            // Skipped: the step would wait for the session that holds the row lock, or no authorizer could enforce a ban.
+            // Skipped: the step would wait for the row lock, or no authorizer could enforce a ban.
             Op::Update(..)
             | Op::Leave { .. }
             | Op::SignOut { .. }

@@ -138,7 +138,7 @@ impl Model {
         room.strip_prefix(&self.rooms[0]).is_some_and(|rest| rest.starts_with("crowd"))
     }
 
-    /// The members of this case. A lease that has ended while the row is locked has no leave yet, so stale ones are out.
+    /// The members of this case, without stale ones: a lease that ended while the row is locked has no leave yet.
     pub fn settled(&self, members: &BTreeMap<rule::Key, Member>) -> BTreeMap<rule::Key, Member> {
         let mut members = members.clone();
         members.retain(|key, _| match self.key(key) {

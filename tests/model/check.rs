@@ -1,4 +1,4 @@
-//! What everybody sees, hears and finds in the log, compared with the model.
+//! Compares what everybody sees, hears and finds in the log with the model.
 
 use crate::common::{Session, attempt};
 use crate::model::{Event, Key, Row};
@@ -7,7 +7,7 @@ use crate::world::{Case, Check};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Members of which something has reverted, and whose rows do not say so yet.
+/// Members of which something has reverted but whose rows do not show it yet.
 pub fn unwritten(watcher: &mut Session, rooms: &[String; 2]) -> BTreeSet<Key> {
     let sql = "select room, member_id, connection_id
                from presence.member m join presence.online o using (room, member_id, connection_id)
@@ -22,7 +22,7 @@ fn key(rooms: &[String; 2], row: &[String]) -> Option<Key> {
 }
 
 impl Case<'_> {
-    /// What is shown is what the model has: to everybody what is committed, to this connection also its own changes.
+    /// What is shown equals the model: everybody sees what is committed, and this connection also its own changes.
     pub fn check_view(&mut self, at: usize) -> Check {
         let view = format!(
             "select room, member_id, connection_id, user_id, coalesce(status, ''), state, metadata, to_jsonb(audience),
@@ -41,7 +41,7 @@ impl Case<'_> {
         }
         for (key, row) in &self.model.members {
             let Some(shown) = shown.get(key) else { continue };
-            // Times are dressed by a wall clock that is measured now and then, by processes that may be preempted.
+            // Times are shown by a wall clock that is measured now and then, by processes that may be preempted.
             let seen = row.seen.from - 50_000..=row.seen.until + 50_000;
             if !self.model.unsure.contains(key) && !seen.contains(&shown.seen) {
                 return Err(format!("{key:?} was last seen at {}, not at {:?}", shown.seen, row.seen));
@@ -67,7 +67,7 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// Each user once, with the status that ranks highest; of those that are not listed, it may be any.
+    /// Each user appears once, with the status that ranks highest. Of statuses that are not listed, any may be shown.
     fn check_users(&mut self) -> Check {
         if !self.model.unsure.is_empty() {
             return Ok(());
@@ -153,7 +153,7 @@ impl Case<'_> {
         }
     }
 
-    /// All that is committed is published, all whose time came have left, and everybody knows the same.
+    /// Everything committed is published, all members whose time came have left, and all listeners agree.
     pub fn settle(&mut self) -> Check {
         self.model.settled();
         let Case { world, model, rooms, .. } = self;
@@ -187,7 +187,7 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// The log has what happened to each member, in order, and nothing else.
+    /// The log contains what happened to each member, in order, and nothing else.
     pub fn check_log(&mut self) -> Check {
         let sql = format!(
             "select seq, version, room, member_id, connection_id, event, coalesce(reason, ''), user_id,
@@ -228,7 +228,7 @@ impl Case<'_> {
     }
 }
 
-/// Whether these lines tell what happened. Unless exact, the last of several updates in a row may speak for all.
+/// Whether these lines match what happened. Unless `exact`, the last of several updates in a row may stand for all.
 fn tells(logged: &[Vec<String>], events: &[Event], exact: bool) -> bool {
     let json = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
     let is = |event: &Event, row: &[String]| {
@@ -243,7 +243,7 @@ fn tells(logged: &[Vec<String>], events: &[Event], exact: bool) -> bool {
                 }))
             && event.metadata == json(&row[10])
     };
-    // How many of the events the lines so far may have told of.
+    // How many of the events the lines so far may account for.
     let mut told = BTreeSet::from([0]);
     for row in logged {
         let mut next = BTreeSet::new();

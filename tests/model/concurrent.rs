@@ -1,4 +1,4 @@
-//! Random steps of all connections at once, while time passes: in the end the table, the leases, the log and every
+//! Random steps of all connections concurrently, while time passes. In the end the table, the leases, the log and every
 //! listener agree.
 
 use crate::common::{Cluster, Over, Session, attempt};
@@ -10,8 +10,8 @@ use proptest::strategy::{Strategy, ValueTree};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Refused, there already, a deadlock, a lock not had, a timeout while time flew, and the ways in which a step makes no
-/// sense in a transaction.
+/// Insufficient privilege, unique violation, deadlock, lock not available, a timeout because the clock was moved, and
+/// steps that make no sense in the state of the transaction.
 const EXPECTED: [&str; 8] = ["42501", "23505", "40P01", "55P03", "57014", "25P02", "25P01", "3B001"];
 
 pub fn run(time: Duration, seed: u64) {
@@ -24,7 +24,7 @@ pub fn run(time: Duration, seed: u64) {
     let (done, changes) = (AtomicBool::new(false), AtomicUsize::new(0));
     let mut mallory = Mallory::start(&cluster, |number| random(seed, CONNECTIONS.len() + number));
     let end = Instant::now() + time;
-    // Their sessions last until all is compared: members may be bound to them.
+    // The sessions stay open until everything is compared, because members may be bound to them.
     let sessions: Vec<Session> = std::thread::scope(|scope| {
         let _over = Over::tell(&done);
         let (cluster, rooms, done, changes) = (&cluster, &rooms, &done, &changes);
@@ -66,7 +66,7 @@ pub fn run(time: Duration, seed: u64) {
 
     mallory.end();
     let mut service = cluster.service();
-    // Once a minute the worker frees what somebody had pinned when it left.
+    // Once a minute the worker frees slots that were pinned when their member left.
     cluster.clock().pass(Duration::from_secs(61));
     let rest = attempt(|| {
         service.run("select presence.sweep()");
@@ -95,15 +95,15 @@ pub fn run(time: Duration, seed: u64) {
     cluster.assert_sound();
 }
 
-/// A session whose deadlocks are found in time. With a statement_timeout that flying time has overtaken, PostgreSQL
-/// waits for the alarm of that one, which comes by the real clock, and sets no earlier one.
+/// A session whose deadlocks are detected in time. Once the moved clock has passed the end of a statement_timeout,
+/// PostgreSQL waits for the alarm of that timeout, which comes by the real clock, and sets no earlier one.
 fn writer(cluster: &Cluster, user: usize) -> Session {
     let mut session = cluster.user(USERS[user]);
     session.run("set statement_timeout = 0");
     session
 }
 
-/// Members that are not listed, what holds them and what the leases say.
+/// Members that are not listed, the open transactions that may hold them, and the counts of the leases.
 const NEITHER: &str = "
     select to_jsonb(m), (select members || ' of ' || slots_used from presence.health),
            (select jsonb_agg(to_jsonb(a)) from pg_stat_activity a where a.xact_start is not null)
@@ -122,7 +122,7 @@ const WRONG_HISTORY: &str = "
        or event = 'enter' and before in ('enter', 'update')
        or event <> 'enter' and coalesce(before, 'leave') = 'leave'";
 
-/// The last event of each member against the member.
+/// Differences between each member and its last event.
 const OTHER_THAN_LOGGED: &str = "
     with last as (
         select distinct on (room, member_id, connection_id) *

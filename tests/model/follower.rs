@@ -1,4 +1,4 @@
-//! A listener: it holds what the rule for clients makes of what it hears, and nothing else.
+//! A listener: it holds exactly what the rule for clients derives from what it hears.
 
 use crate::common::rule::{self, Ask, Key, Member, OnBell, Rule};
 use crate::common::{Cluster, Session};
@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub struct Follower {
     pub name: &'static str,
-    /// Index of the user, if it is one who writes, too.
+    /// Index of the user, if that user also writes.
     pub user: Option<usize>,
-    /// Besides those for rooms.
+    /// The tokens of its audience, except those for rooms.
     pub tokens: Vec<&'static str>,
     session: Session,
-    /// Said at the start of each transaction, by those whose login is shared.
+    /// Run at the start of each transaction, if the login is shared.
     prelude: Option<String>,
     rule: Rule,
 }
@@ -31,19 +31,19 @@ impl Follower {
         }
     }
 
-    /// Over a login that many users share, as drivers come that send LISTEN themselves.
+    /// Over a login that many users share, like drivers that send LISTEN themselves.
     pub fn web(cluster: &Cluster, name: &'static str, claims: &str, tokens: &[&'static str]) -> Follower {
         let prelude = format!("set local role authenticated; set local request.jwt.claims = '{claims}';");
         Follower { name, prelude: Some(prelude), ..Follower::login(cluster, "authenticator", tokens) }
     }
 
-    /// Where time flies, no statement of it fails for having taken long.
+    /// Without timeouts, which a moved clock would trigger.
     pub fn patient(mut self) -> Follower {
         self.session.run("set statement_timeout = 0; set lock_timeout = 0");
         self
     }
 
-    /// Forget all of it, and start as a client does.
+    /// Forgets everything, and starts the way a client does.
     pub fn start(&mut self) {
         self.session.heard();
         self.rule.connect();
@@ -82,15 +82,15 @@ impl Follower {
         self.session.rows(&format!("begin; {prelude} {sql}; commit"))
     }
 
-    /// What the database says this one may see.
+    /// What the database lists for this listener.
     fn listed(&mut self) -> BTreeMap<Key, Member> {
         let listed = rule::listed(vec![None], |sql| Ok::<_, ()>(self.ask(sql)));
         listed.unwrap_or_default()
     }
 
-    /// Everything that was published by now.
+    /// Takes in everything that has been published by now.
     pub fn follow(&mut self) {
-        // What the worker has committed is heard at the latest with a notification of one's own that comes after it.
+        // Whatever the worker has committed arrives no later than a notification of one's own that is sent after it.
         self.session.run("listen presence_test_barrier");
         self.session.run("notify presence_test_barrier, '{\"event\": \"barrier\"}'");
         for event in self.session.heard() {
@@ -99,7 +99,7 @@ impl Follower {
         self.act();
     }
 
-    /// What it has heard is what the database lists, and that is what it shall see.
+    /// What it holds is what the database lists, and that is what it should see.
     pub fn check(&mut self, rooms: &[String; 2], visible: &BTreeSet<model::Key>) -> Result<(), String> {
         let (name, listed) = (self.name, without_mallory(self.listed()));
         let visible: BTreeSet<_> = visible
@@ -120,7 +120,7 @@ impl Follower {
         self.agrees(&listed)
     }
 
-    /// What it has heard is what the database lists.
+    /// What it holds is what the database lists.
     pub fn check_against_list(&mut self) -> Result<(), String> {
         let listed = without_mallory(self.listed());
         self.agrees(&listed)
@@ -135,7 +135,7 @@ impl Follower {
     }
 }
 
-/// She goes on while the others are compared.
+/// Mallory goes on while the others are compared.
 fn without_mallory(mut members: BTreeMap<Key, Member>) -> BTreeMap<Key, Member> {
     members.retain(|_, member| member.user_id != mallory::NAME);
     members

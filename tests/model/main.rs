@@ -1,13 +1,14 @@
 //! Random steps of several connections against a model in memory: what each call answers, what is shown, what is
-//! logged and what seven listeners make of what they hear must be what the model says.
+//! logged and what seven listeners derive from what they hear must match the model.
 //!
-//! A case is a list of steps that are taken one after the other, transactions of several connections interleaved, so
-//! that a failing one shrinks. PRESENCE_CASES says how many cases (default 250 in all), PRESENCE_SEED which ones;
-//! PRESENCE_SOAK=minutes goes on for so long instead.
+//! A case is a list of steps that run one after the other, with the transactions of several connections interleaved, so
+//! that a failing case shrinks. PRESENCE_CASES sets how many cases are run (default 250 in all), PRESENCE_SEED which
+//! ones; PRESENCE_SOAK=minutes runs for that long instead.
 //!
-//! The same steps all at once (`concurrent.rs`) have no model of each answer: only what is left at the end must agree.
+//! When the same steps run concurrently (`concurrent.rs`) there is no model of each answer: only the final states must
+//! agree.
 //!
-//! All the while a user tries to harm the others (`mallory.rs`). The model knows nothing of her.
+//! Throughout, a user tries to harm the others (`mallory.rs`). The model knows nothing of her.
 
 mod check;
 #[path = "../client/common/mod.rs"]
@@ -47,7 +48,7 @@ fn whatever_happens_at_once_all_agree_in_the_end() {
     concurrent::run(Duration::from_secs(time), seed());
 }
 
-/// For clients that decide for themselves, each its own.
+/// The random source of a client that chooses its own steps; each client has another.
 fn random(seed: u64, at: usize) -> TestRunner {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());

@@ -1,4 +1,4 @@
-//! A user who, beside all steps, does whatever an ordinary role can do to get into the way of others. Nothing of it may
+//! A hostile user who, alongside all steps, does whatever an ordinary role can do to obstruct others. None of it may
 //! make a difference to them.
 
 use crate::common::{Cluster, Session, millis};
@@ -28,9 +28,9 @@ const SETUP: &str = "
     create materialized view mallory.seen as select * from presence.online;
     create view mallory.over as select * from presence.member;";
 
-/// Some are refused, some fail in the transaction in which they come, some wait: `#` is a number of her session.
+/// Some are refused, some fail in the transaction they run in, some wait. `#` is the number of her session.
 const STATEMENTS: [&str; 56] = [
-    // Transactions, also such as stay open when nobody is there.
+    // Transactions, including some that stay open without a session.
     "begin",
     "begin",
     "begin isolation level serializable",
@@ -46,7 +46,7 @@ const STATEMENTS: [&str; 56] = [
     "rollback prepared 'mallory #'",
     "rollback prepared 'mallory #'",
     "discard all",
-    // Members of hers, which nobody else sees.
+    // Her own members, which nobody else sees.
     "select presence.upsert('m', to_jsonb(random()), connection_id => '#', audience => '{}')",
     "select presence.upsert('m', connection_id => 'held', audience => '{}', session => true)",
     "select presence.upsert_many(jsonb_agg(jsonb_build_object('room', 'm' || i, 'audience', '[]'::jsonb,
@@ -55,7 +55,7 @@ const STATEMENTS: [&str; 56] = [
     "select presence.heartbeat_many(array['m', 'a', 'b', '1a', '2b'])",
     "select presence.delete_all()",
     "select presence.delete('m')",
-    // Members of others.
+    // Members of other users.
     "select presence.heartbeat_many(array_agg(room), array_agg(member_id), array_agg(connection_id)) from presence.online",
     "select presence.upsert(room, member_id => member_id) from presence.online",
     "update presence.member set status = 'mine'",
@@ -79,13 +79,13 @@ const STATEMENTS: [&str; 56] = [
     "alter table mallory.parted attach partition presence.member default",
     "drop schema presence cascade",
     "drop extension presence_ext",
-    // Objects of hers, with code that others may come to run.
+    // Her own objects, with code that others might run.
     "create index on mallory.own (mallory.spy(room))",
     "update mallory.own set member_id = 'bob'",
     "analyze mallory.own",
     "refresh materialized view mallory.seen",
     "create or replace view mallory.over as select * from presence.member where room > ''",
-    // Other people's names, sessions and channels.
+    // Other users' identities, sessions and channels.
     "set request.jwt.claims = '{\"sub\": \"alice\"}'",
     "select presence.act_as('alice')",
     "select presence.listen(), presence.listen('m')",
@@ -95,7 +95,7 @@ const STATEMENTS: [&str; 56] = [
     "select pg_cancel_backend(pid) from pg_stat_activity where usename = 'mallory' and pid <> pg_backend_pid()",
 ];
 
-/// Two sessions of hers, until it is over.
+/// Her two sessions, which run until `end`.
 pub struct Mallory {
     over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<usize>>,
@@ -112,7 +112,7 @@ impl Mallory {
         Mallory { threads: (0..2).map(begin).collect(), over }
     }
 
-    /// She goes away, and leaves nothing open.
+    /// Stops both sessions. They leave nothing open.
     pub fn end(&mut self) {
         self.over.store(true, Relaxed);
         let done = self.threads.drain(..).map(|thread| thread.join().expect("an answer to each statement"));
@@ -122,7 +122,7 @@ impl Mallory {
 
 impl Drop for Mallory {
     fn drop(&mut self) {
-        // Not to go on without a server.
+        // So that the threads do not go on without a server.
         self.over.store(true, Relaxed);
         self.threads.drain(..).for_each(|thread| drop(thread.join()));
     }
@@ -141,7 +141,7 @@ fn annoy(mut session: Session, number: usize, mut random: TestRunner, over: &Ato
         }
     };
     while !over.load(Relaxed) {
-        // Time flies, so a timeout would come at any time.
+        // The clock is moved, so a timeout could fire at any time.
         run("set statement_timeout = 0");
         run(select(&STATEMENTS[..]).new_tree(&mut random).expect("a statement").current());
         std::thread::sleep(millis(3));

@@ -1,4 +1,4 @@
-//! What must be: rooms, leases and open transactions in memory, as the documentation says they behave.
+//! The expected state: rooms, leases and open transactions in memory, which behave as documented.
 
 use crate::op::{CONNECTION_IDS, CONNECTIONS, Name, SERVICE};
 use crate::reverting::Undo;
@@ -11,7 +11,7 @@ const MINUTE: i64 = 60_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key(pub usize, pub usize, pub usize);
 
-/// When a lease was renewed last, as far as one can tell from outside: not before, not after.
+/// When a lease was last renewed, as far as can be told from outside: not before `from`, not after `until`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Seen {
     pub from: i64,
@@ -28,15 +28,15 @@ pub struct Row {
     /// Minutes.
     pub ttl: Option<i64>,
     pub session: Option<u32>,
-    /// A new one for each time it enters.
+    /// A new number each time the member enters.
     pub stay: u32,
     pub seen: Seen,
-    /// What was said of its leave.
+    /// Its announced leave.
     pub leaves: Option<Leaving>,
     pub undo: Undo,
 }
 
-/// A member leaves when a time is over, unless it upserts before.
+/// A leave with grace: the member leaves at this time, unless it upserts before.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Leaving {
     pub at: Seen,
@@ -60,7 +60,7 @@ impl Row {
         (&self.audience, self.owner) == (&other.audience, other.owner)
     }
 
-    /// When it is over, unless something happens before: by its lease, or as was said.
+    /// When it leaves, unless something happens before: by its lease, or as announced.
     pub fn ends(&self) -> Option<Seen> {
         let said = self.leaves.as_ref().map(|leaves| leaves.at);
         self.lease_ends().into_iter().chain(said).min_by_key(|end| end.until)
@@ -74,7 +74,7 @@ impl Row {
         self.ends().is_some_and(|end| end.until <= now)
     }
 
-    /// How it leaves when its time is over.
+    /// The reason with which it leaves when its time comes, and its last row.
     fn end(&self) -> (&'static str, Row) {
         let Some(leaves) = &self.leaves else { return ("expired", self.clone()) };
         let state = leaves.last_word.clone().unwrap_or_else(|| self.state.clone());
@@ -82,7 +82,7 @@ impl Row {
         (if is_said { leaves.reason } else { "expired" }, Row { state, ..self.clone() })
     }
 
-    /// Nothing holds who has said that they leave.
+    /// Nothing renews a member whose leave is announced.
     pub fn renew(&mut self, seen: Seen) {
         if self.leaves.is_some() {
             return;
@@ -95,13 +95,13 @@ impl Row {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     pub kind: &'static str,
-    /// Any of these.
+    /// Any of these may be given.
     pub reasons: Vec<&'static str>,
     pub owner: usize,
     pub status: Option<&'static str>,
     pub state: Value,
     pub metadata: Value,
-    /// Or so, where it ended in one of two ways.
+    /// The alternative, where it may have ended in one of two ways.
     pub or: Option<Row>,
 }
 
@@ -131,13 +131,13 @@ pub struct Pending {
     pub row: Option<Row>,
     pub left: Option<Event>,
     pub entered: bool,
-    /// An update that others shall hear of.
+    /// There is an update that others should hear of.
     pub told: bool,
-    /// What others saw before who may see it changed.
+    /// What others saw before it changed who may see it.
     pub old: Option<Row>,
     /// The row was written.
     pub written: bool,
-    /// A renewal at commit.
+    /// It is renewed at commit.
     pub renews: bool,
     /// The row is locked, though nothing was changed.
     pub locked: bool,
@@ -147,7 +147,7 @@ pub struct Pending {
 pub struct Transaction {
     pub pending: BTreeMap<Key, Pending>,
     pub saved: Vec<BTreeMap<Key, Pending>>,
-    /// Also what was undone since.
+    /// Including members whose changes have been undone since.
     pub touched: BTreeSet<Key>,
     pub failed: bool,
 }
@@ -162,7 +162,7 @@ pub struct Model {
     /// The number of each connection's session.
     pub sessions: Vec<u32>,
     pub ended: BTreeSet<u32>,
-    /// Members about which nothing is sure until all is settled: their time came while a transaction held them.
+    /// Members whose state is uncertain until everything is settled: their time came while a transaction held them.
     pub unsure: BTreeSet<Key>,
     /// Members whose time has come, and which the sweeper may not have deleted yet.
     pub stale: BTreeSet<Key>,
@@ -200,7 +200,7 @@ impl Model {
         self.transactions[at].as_ref().map_or(0, |open| open.saved.len())
     }
 
-    /// Whether this connection would have to wait for another, or nobody knows what it would find.
+    /// Whether this connection would not have to wait for another, and what it would find is certain.
     pub fn is_free(&self, at: usize, keys: &[Key]) -> bool {
         keys.iter().all(|key| {
             !self.unsure.contains(key)
@@ -210,7 +210,7 @@ impl Model {
         })
     }
 
-    /// Whether the sweeper has deleted all whose time has come, but for those that somebody holds.
+    /// Whether the sweeper is done with this member: neither is its state uncertain nor may its row be left over.
     pub fn is_swept(&self, key: &Key) -> bool {
         !self.unsure.contains(key) && !self.stale.contains(key)
     }
@@ -232,13 +232,13 @@ impl Model {
         self.keys().into_iter().filter_map(|key| Some((key, self.row(at, &key)?.clone()))).collect()
     }
 
-    /// Members that are here, or on their way.
+    /// Members that are committed, or pending in an open transaction.
     pub fn keys(&self) -> BTreeSet<Key> {
         let open = self.transactions.iter().flatten().flat_map(|open| open.pending.keys());
         self.members.keys().chain(open).copied().collect()
     }
 
-    /// Those of which this may be true for somebody.
+    /// Members of which this may be true in the view of some connection.
     pub fn keys_where(&self, wanted: impl Fn(&Key, &Row) -> bool) -> Vec<Key> {
         let is_wanted = |key: &Key| {
             let pending =
@@ -313,7 +313,7 @@ impl Model {
         events.extend(pending.left);
         let Some(mut row) = pending.row else { return };
         let held = held.filter(|held| held.stay == row.stay);
-        // Nobody saw it any more: whatever was changed, it comes back.
+        // Nobody saw the member any more: whatever was changed, it comes back.
         let back = held.as_ref().is_some_and(|held| held.is_over(seen.until)) && !row.is_over(seen.until);
         if pending.entered {
             events.push(Event::of("enter", &row));
@@ -326,12 +326,12 @@ impl Model {
         self.members.insert(key, row);
     }
 
-    /// Nobody holds the member any more: has its time come?
+    /// Handles a member whose time may have come, to leave or to revert.
     pub fn time_tells(&mut self, key: Key, now: i64) {
         let Some(row) = self.members.get(&key) else { return };
         let over = row.is_over(now);
         let disconnected = row.session.is_some_and(|session| self.ended.contains(&session));
-        // Whatever it touched it may have locked, if it was only to find it unchanged.
+        // A transaction may have locked whatever it touched, even if only to find it unchanged.
         let held = self.transactions.iter().flatten().any(|open| open.touched.contains(&key));
         if !over && !disconnected && !row.reverts_by(now) {
             return;
@@ -346,7 +346,7 @@ impl Model {
             self.members.insert(key, row);
             return;
         }
-        // Whoever is over is told as of then, whoever is disconnected as of now.
+        // A member that ran out leaves as it was then, one that is disconnected as it is now.
         let end = row.ends().map_or(now, |end| end.until.min(now));
         let (reason, last) = row.at(if over { end } else { now }).end();
         let or = over.then(|| row.at(now).end().1);
@@ -381,7 +381,7 @@ impl Model {
         }
     }
 
-    /// The connection is gone, and another one in its place.
+    /// The connection ends, and a new one takes its place.
     pub fn end(&mut self, at: usize, now: i64) {
         self.rollback(at, now);
         self.ended.insert(self.sessions[at]);
@@ -391,7 +391,7 @@ impl Model {
         }
     }
 
-    /// The end of a member that is still unsure is known once nobody holds it.
+    /// What became of an unsure member is known once nobody holds it.
     pub fn settled(&mut self) {
         let held: BTreeSet<Key> =
             self.transactions.iter().flatten().flat_map(|open| open.touched.iter().copied()).collect();
@@ -399,8 +399,8 @@ impl Model {
         self.stale.retain(|key| held.contains(key));
     }
 
-    /// A statement that looks for members to change them locks those that ran out and are not swept yet, though it does
-    /// nothing to them; the sweeper leaves them until its transaction ends.
+    /// A statement that looks for members to change also locks those that ran out and are not swept yet, though it does
+    /// not change them. The sweeper skips them until that transaction ends.
     pub fn may_have_locked(&mut self, at: usize, keys: &[Key]) {
         let Some(open) = &mut self.transactions[at] else { return };
         for key in keys.iter().filter(|key| self.stale.contains(key) && !open.pending.contains_key(key)) {
@@ -414,7 +414,7 @@ impl Model {
         self.next
     }
 
-    /// Runs alone, or as a part of the transaction that is open.
+    /// Runs in a transaction of its own, or as part of the one that is open.
     pub fn within<T>(
         &mut self,
         at: usize,
@@ -443,7 +443,7 @@ impl Model {
         open.pending.entry(key).or_insert(fresh)
     }
 
-    /// Whom a reader with these tokens sees; `room:` tokens are added here.
+    /// The members that a reader with these tokens sees; `room:` tokens are added here.
     pub fn visible(&self, user: Option<usize>, tokens: &[&str]) -> BTreeSet<Key> {
         let mut tokens: BTreeSet<String> = tokens.iter().map(|token| token.to_string()).collect();
         for (key, row) in &self.members {

@@ -1,4 +1,4 @@
-//! What connections do, and how a case is made at random. Few names and values, so that they meet.
+//! What connections do, and the random generation of cases. There are few names and values, so that steps collide.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -10,7 +10,7 @@ pub const CONNECTION_IDS: [&str; 2] = ["", "x"];
 /// The user of each connection: alice has two.
 pub const CONNECTIONS: [usize; 5] = [0, 0, 1, 2, SERVICE];
 
-/// One key; member None is the default of the verb.
+/// A member's key. With `member: None` the verb's default applies.
 #[derive(Clone, Copy, Debug)]
 pub struct Name {
     pub room: usize,
@@ -18,7 +18,7 @@ pub struct Name {
     pub connection: usize,
 }
 
-/// What a write gives; None keeps what is there. Each is one of a few values of `values.rs`.
+/// The arguments of a write; None keeps what is there. Each index selects one of the values in `values.rs`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Given {
     pub state: Option<usize>,
@@ -40,7 +40,7 @@ pub struct Removal {
     pub last_word: Option<usize>,
     /// Service roles only.
     pub reason: Option<&'static str>,
-    /// One of a few times of grace.
+    /// The index of a grace period.
     pub after: Option<usize>,
 }
 
@@ -82,12 +82,12 @@ pub enum Op {
     Sweep {
         rollback: bool,
     },
-    /// Wait until all is published, and compare what everybody knows.
+    /// Waits until everything is published, and compares what all listeners hold.
     Settle,
 }
 
 impl Op {
-    /// Without what only a service role may say.
+    /// Without the arguments that only a service role may give.
     pub fn rightful(&self, service: bool) -> Op {
         let given = |given: &Given| Given { owner: given.owner.filter(|_| service), ..*given };
         let removal = |removal: &Removal| Removal {
@@ -135,7 +135,7 @@ fn rarely<T: Clone + std::fmt::Debug + 'static>(
     prop_oneof![4 => Just(None), 1 => value.prop_map(Some)]
 }
 
-/// As often as not.
+/// Half of the time.
 fn sometimes<T: Clone + std::fmt::Debug + 'static>(
     value: impl Strategy<Value = T> + 'static,
 ) -> impl Strategy<Value = Option<T>> {

@@ -1,4 +1,4 @@
-//! What of a member will be undone, and when: `revert_after`, part by part.
+//! Which parts of a member will revert, and when: `revert_after`.
 
 use crate::model::Row;
 use crate::op::Given;
@@ -6,7 +6,7 @@ use crate::values;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The status, a key of the state, or the whole state where that is or was no object.
+/// The status, a key of the state, or the whole state where that is not, or was not, an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Status,
@@ -21,7 +21,7 @@ pub enum Was {
     Json(Option<Value>),
 }
 
-/// When, and what it is then.
+/// When each part reverts, and to what.
 pub type Undo = BTreeMap<Part, (i64, Was)>;
 
 impl Row {
@@ -52,7 +52,7 @@ impl Row {
         self.undo.values().any(|(at, _)| *at <= now)
     }
 
-    /// As it is at that time.
+    /// The row as it is at that time.
     pub fn at(&self, now: i64) -> Row {
         let mut row = self.clone();
         for (part, (_, was)) in self.undo.iter().filter(|(_, (at, _))| *at <= now) {
@@ -62,7 +62,7 @@ impl Row {
         row
     }
 
-    /// A call has made this of `held`, by what it was given.
+    /// Notes what will revert, after a call with these arguments has turned `held` into this row.
     pub fn note(&mut self, held: &Row, given: &Given, now: i64) {
         let until = given.revert_after.map(|after| now + values::revert_after(after) * 60_000_000);
         if given.status.is_some() {
@@ -97,7 +97,7 @@ impl Row {
         }
     }
 
-    /// What was noted first is what it will be, as long as all is for a time.
+    /// A part reverts to the value that was noted first, as long as every change to it is temporary.
     fn note_part(&mut self, part: Part, held: &Row, until: Option<i64>) {
         let (noted, old, new) = (self.undo.remove(&part), held.part(&part), self.part(&part));
         let Some(at) = until else { return };

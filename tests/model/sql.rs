@@ -4,13 +4,13 @@ use crate::op::{CONNECTION_IDS, Given, Name, Op, Removal, USERS};
 use crate::values;
 use serde_json::{Value, json};
 
-/// What this user says; empty for what is no single statement.
+/// This user's statement; empty for steps that are not a single statement.
 pub fn statement(rooms: &[String; 2], user: usize, op: &Op) -> String {
     match op {
         Op::Begin => "begin".into(),
         Op::Commit => "commit".into(),
         Op::Rollback => "rollback".into(),
-        // A name may be given again: the newest is meant.
+        // Savepoints may share a name: the newest one is meant.
         Op::Savepoint => "savepoint s".into(),
         Op::RollbackTo => "rollback to s".into(),
         Op::Release => "release s".into(),

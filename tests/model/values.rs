@@ -1,4 +1,4 @@
-//! The values that are written, as SQL and as the model has them.
+//! The values that are written, as in SQL and in the model.
 
 use serde_json::{Map, Value, json};
 
@@ -14,12 +14,12 @@ pub fn metadata(index: usize) -> Value {
     [json!({"m": 1}), json!({"m": 2})][index].clone()
 }
 
-/// The empty one clears it.
+/// The empty string clears the status.
 pub fn status(index: usize) -> &'static str {
     ["", "away", "busy"][index]
 }
 
-/// Minutes; 0 is the default. With 40 that pass at a time nothing runs out at the same moment as something else happens.
+/// Minutes; 0 is the default. Time passes 40 minutes at a time, so no lease ends just when something else happens.
 pub fn ttl(index: usize) -> i64 {
     [60, 130, 0][index]
 }
@@ -29,7 +29,7 @@ pub fn after(index: usize) -> i64 {
     [0, 25, 55, 100][index]
 }
 
-/// Minutes: never when a lease ends or somebody leaves, nor when time has passed.
+/// Minutes, chosen so that nothing reverts just when a lease ends, a member leaves or a pause is over.
 pub fn revert_after(index: usize) -> i64 {
     [30, 108][index]
 }

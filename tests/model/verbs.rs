@@ -53,7 +53,7 @@ impl Model {
     }
 
     fn renew(&mut self, at: usize, key: Key, seen: Seen) {
-        // With a pin on it, the row is written after all, and locked.
+        // If the slot is pinned, the row is written after all, and locked.
         let pinned = self.transactions.iter().flatten().any(|open| open.touched.contains(&key));
         let pending = self.touch(at, key);
         match &mut pending.row {
@@ -168,7 +168,7 @@ impl Model {
         Ok(true)
     }
 
-    /// Nothing of one's own was there.
+    /// The user has no such member: it is an error if the key is another user's.
     fn refuse_anothers(&self, at: usize, key: &Key) -> Answer<()> {
         let who = CONNECTIONS[at];
         let anothers = key.1 != who || self.row(at, key).is_some_and(|row| row.owner != who);
@@ -181,7 +181,7 @@ impl Model {
             return false;
         };
         let stay = row.stay;
-        // It is proof of life, whatever becomes of the transaction or a savepoint.
+        // A heartbeat counts even if the transaction or a savepoint is rolled back.
         if let Some(row) = self.members.get_mut(key).filter(|row| row.stay == stay) {
             row.renew(seen);
         }
@@ -253,7 +253,7 @@ impl Model {
             last.state = values::state(word);
         }
         if !pending.entered && pending.left.is_none() {
-            // To those who saw it before this transaction changed who may see it, what they saw.
+            // If this transaction changed who may see the member, the leave shows what others saw before.
             pending.left = Some(Event::leave(pending.old.as_ref().unwrap_or(&last), &[reason]));
         }
         (pending.row, pending.old) = (None, None);

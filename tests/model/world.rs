@@ -1,4 +1,4 @@
-//! The server and its clients: each step is taken on a real connection and by the model, and what they say compared.
+//! The server and its clients: each step is run on a real connection and in the model, and the answers are compared.
 
 use crate::check::unwritten;
 use crate::common::{Cluster, Session, attempt, until};
@@ -21,7 +21,7 @@ const ROLES: &str = "
     grant authenticated to authenticator;
     select presence.grant_access('dana'), presence.grant_access('rita'), presence.grant_access('authenticated')";
 
-/// A server on which much time passes.
+/// A server whose clock the test moves.
 pub fn cluster(options: &[&str]) -> Cluster {
     let always = [
         "presence.default_ttl=1h",
@@ -42,7 +42,7 @@ pub struct World {
     pub watcher: Session,
     pub followers: Vec<Follower>,
     cases: usize,
-    /// No update is conflated: the log has all.
+    /// No update is conflated: the log contains all of them.
     pub exact: bool,
 }
 
@@ -63,7 +63,7 @@ impl World {
         }
     }
 
-    /// Run a case from nothing to the comparison of everything.
+    /// Runs a case from an empty start to the final comparison.
     pub fn run(&mut self, steps: &[Step]) -> Check {
         self.cases += 1;
         self.reset();
@@ -113,7 +113,7 @@ pub struct Case<'a> {
     pub world: &'a mut World,
     pub model: Model,
     pub rooms: [String; 2],
-    /// The newest that was seen of each member.
+    /// The newest version seen of each member.
     pub version: BTreeMap<Key, i64>,
     pub seq: i64,
 }
@@ -136,7 +136,7 @@ impl Case<'_> {
         }
         let Case { world, model, rooms, .. } = self;
         let World { cluster, connections, watcher, .. } = &mut **world;
-        // The clock that dresses leases may be half a millisecond off.
+        // The wall clock by which leases are shown may be half a millisecond off.
         let from = cluster.clock().wall() - 2_000;
         let sql = sql::statement(rooms, CONNECTIONS[at], &op);
         let got = if sql.is_empty() { Ok(vec![]) } else { ask(&mut connections[at], &sql) };
@@ -189,7 +189,7 @@ impl Case<'_> {
             Op::Pass => {
                 cluster.clock().pass(Duration::from_secs(40 * 60));
                 model.pass(cluster.clock().wall());
-                // So that what comes next is a change of its own.
+                // Wait for the reverts to be written, so that the next step is a change of its own.
                 if !attempt(|| unwritten(watcher, rooms).is_subset(&model.unsure)) {
                     return Err("what has reverted is not written".into());
                 }
@@ -204,7 +204,7 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// Members that a transaction has looked for in vain, and may have locked.
+    /// Notes members that a transaction has looked for in vain and may have locked.
     fn note_locks(&mut self, at: usize, op: &Op) {
         let model = &mut self.model;
         if !model.is_in_transaction(at) || model.has_failed(at) {
@@ -224,7 +224,7 @@ impl Case<'_> {
         model.may_have_locked(at, &keys);
     }
 
-    /// It makes sense here, and would not have to wait for another connection.
+    /// Whether the step makes sense here, and would not have to wait for another connection.
     fn is_possible(&self, at: usize, op: &Op) -> bool {
         let (model, who) = (&self.model, CONNECTIONS[at]);
         let (open, savepoints) = (model.is_in_transaction(at), model.savepoints(at));
@@ -265,7 +265,7 @@ impl Case<'_> {
     }
 }
 
-/// Listeners of all kinds: members, a service, a stranger, somebody with a role, somebody with a team.
+/// Listeners of all kinds: members, a service role, a stranger, one with a role, one with a team.
 pub fn followers(cluster: &Cluster) -> Vec<Follower> {
     let team = r#"{"sub": "u1", "app_metadata": {"teams": ["blue"]}}"#;
     vec![
