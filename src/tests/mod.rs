@@ -155,7 +155,7 @@ mod tests {
         yes("select array_agg(room) = '{r}' from presence.heartbeat_many('{r}')");
     }
 
-    /// Every way to end a subtransaction, at two levels: (changes, inner fails, outer fails) → the rooms.
+    /// Every way to end a subtransaction, at two levels: which rooms are left when the inner or the outer one fails.
     #[pg_test]
     fn savepoints_cut_back_what_is_pending() {
         for inner_fails in [false, true] {
@@ -242,8 +242,8 @@ mod tests {
         Value::Object(target)
     }
 
-    /// Some JSON; the next of a fixed sequence. Few names, so that target and patch overlap. (The library that the
-    /// server loads is built without the dependencies of tests, so without proptest.)
+    /// The next JSON value of a fixed sequence. There are few names, so that target and patch overlap. (The library that
+    /// the server loads is built without the dependencies of tests, and so without proptest.)
     fn some_json(random: &mut u64, depth: u32) -> Value {
         let mut below = |limit: u64| {
             *random ^= *random << 13;
@@ -355,7 +355,7 @@ mod tests {
         yes(
             "select count(*) = 0 from (select presence.channels('a') except select name from names where room = 'a') x",
         );
-        // The channels of the database and of the user are in all; the others differ by room.
+        // The channels of the database and of the user are the same for all rooms; the others differ by room.
         yes("select count(*) = 2 from (select name from names group by 1 having count(*) > 1) x");
         run("reset role");
         yes("select count(*) < (select count(*) from names where room = 'a') from presence.channels('a')");

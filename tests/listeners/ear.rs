@@ -153,7 +153,7 @@ impl Ear {
         Ok(())
     }
 
-    /// Everything is published: whoever had the right throughout has heard the event, unless the session was told to look.
+    /// Everything is published: whoever had the right throughout has heard the event, or the session was told to look.
     pub fn check(&self, model: &Model, settled: usize, is_exact: bool) -> Result<(), String> {
         if self.was_called {
             return Ok(());

@@ -1,7 +1,7 @@
-//! The lease table under loom, which runs each test in every order in which threads may take turns, and with every
-//! value that the memory model lets a load see: `src/lease/table_tests.rs` can only try its luck.
+//! The lease table under loom, which runs each test in every interleaving of its threads, and with every value that the
+//! memory model lets a load see. `src/lease/table_tests.rs` can only sample these.
 //!
-//! `scripts/loom` runs them. Those of the table's locks that are not raced here are the ones PostgreSQL gives.
+//! `scripts/loom` runs them. The table's locks are not under test here: in the server PostgreSQL provides them.
 
 #![cfg(test)]
 
@@ -23,7 +23,7 @@ use table::*;
 
 struct LoomLocks(Vec<RwLock<()>>);
 
-/// Partitions that have a lock: the tests use keys of these alone.
+/// The number of partitions that have a lock. The tests use only keys in these.
 const LOCKS: usize = 4;
 
 impl Locks for LoomLocks {
@@ -59,7 +59,7 @@ fn table(slots: usize) -> Table {
     Arc::new(table)
 }
 
-/// Members of different partitions: their threads meet in the free list, and nowhere else.
+/// Each number is a key in another partition, so the threads of different keys share only the free list.
 fn key(number: usize) -> Key {
     assert!(number < LOCKS);
     Key { database: 0, relation: 1, hash: number as u128 }
@@ -80,7 +80,7 @@ fn entered(version: u64, now: u64) -> Lease {
     }
 }
 
-/// Every order, with so many involuntary changes of thread at most: bugs need few, and without a bound it takes hours.
+/// Every interleaving with at most this many preemptions: bugs need few, and without a bound it takes hours.
 fn in_every_order(preemptions: usize, test: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(preemptions);
@@ -97,7 +97,7 @@ fn come_and_go(table: &Table, member: usize) {
     }
 }
 
-/// Whoever is in the table has a slot to itself, and what they do not have is free.
+/// Each present member has a slot of its own, and all other slots are free.
 fn assert_whole(table: &Table, present: &[usize]) {
     for member in present {
         assert_eq!(table.read(&key(*member)), Some(entered(1, 1_000)), "another took the slot of {member}");
@@ -114,8 +114,8 @@ fn assert_whole(table: &Table, present: &[usize]) {
     }
 }
 
-/// One takes the first slot of the free list, while another takes the first two and gives the first back: without the
-/// tag the first one's compare-and-swap would put the second slot, in use, at the head of the list.
+/// One thread takes the first slot of the free list, while another takes the first two and returns the first. Without
+/// the tag, the first thread's compare-and-swap would put the second slot, which is in use, at the head of the list.
 #[test]
 fn the_free_list_survives_a_b_a() {
     in_every_order(2, || {
@@ -135,7 +135,7 @@ fn the_free_list_survives_a_b_a() {
     });
 }
 
-/// A table of one slot: who does not get it hears so, and it is there again afterwards.
+/// A table of one slot: a thread that does not get it is told so, and afterwards the slot is free again.
 #[test]
 fn the_last_slot_goes_to_one() {
     in_every_order(3, || {
@@ -150,7 +150,7 @@ fn the_last_slot_goes_to_one() {
     });
 }
 
-/// A renewal before the deadline, an expiry after it: exactly one of them.
+/// A renewal before the deadline races with an expiry after it: exactly one of them wins.
 #[test]
 fn a_lease_is_renewed_or_claimed() {
     in_every_order(4, || {
@@ -175,7 +175,7 @@ fn a_lease_is_renewed_or_claimed() {
     });
 }
 
-/// Heartbeats of several devices: the latest one counts, whoever comes last.
+/// Heartbeats of several devices: the latest time counts, whichever arrives last.
 #[test]
 fn no_heartbeat_is_lost() {
     in_every_order(4, || {
@@ -191,7 +191,7 @@ fn no_heartbeat_is_lost() {
     });
 }
 
-/// A change is committed while the member renews: the renewal stands, with the change.
+/// A change is committed while the member renews: both the renewal and the change stand.
 #[test]
 fn a_change_keeps_the_renewal() {
     in_every_order(4, || {
@@ -209,7 +209,7 @@ fn a_change_keeps_the_renewal() {
     });
 }
 
-/// Nobody frees the slot of a member that is being changed: its place is the pinner's until it lets go.
+/// The slot of a member that is being changed is not freed: it is the pinner's until it is unpinned.
 #[test]
 fn a_pinned_slot_is_not_freed() {
     in_every_order(4, || {
@@ -222,7 +222,7 @@ fn a_pinned_slot_is_not_freed() {
         };
         let pin = table.pin(&key(0));
         if let Some(index) = pin {
-            // It is this member's still: what the pinner reads is not a stranger's.
+            // The slot is still this member's, so the pinner does not read another member's lease.
             assert_eq!(table.read(&key(0)).unwrap().version, 1, "freed while it was pinned");
             table.unpin(index);
         }
