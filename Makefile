@@ -1,7 +1,7 @@
-# What you can do here. The work itself is in scripts/.
+# The targets of this repository. The work itself is done by scripts/.
 #
-# PG_CONFIG says for which PostgreSQL: make test PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config
-# Empty is PostgreSQL 15 where Debian puts it, else 16 to 18 there, else the pg_config in PATH (scripts/common.sh).
+# PG_CONFIG selects the PostgreSQL: make test PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config
+# Empty means PostgreSQL 15 where Debian puts it, else 16 to 18 there, else the pg_config in PATH (scripts/common.sh).
 PG_CONFIG ?=
 export PG_CONFIG
 

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: which PostgreSQL, as which user, and how to say things.
+# Sourced by the other scripts: which PostgreSQL to use, as which user, and how to print messages.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -9,12 +9,12 @@ die() { printf '%s%s%s\n' "$red" "$*" "$plain" >&2; exit 1; }
 
 PATH=$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin
 
-# A pg_config may come from a client package alone: count only those with a server and its headers.
+# A pg_config may come from a client package alone: accept only those with a server and its headers.
 is_complete() {
     [ -x "$1" ] && [ -x "$("$1" --bindir)/postgres" ] && [ -e "$("$1" --includedir-server)/postgres.h" ]
 }
 
-# Unless told: the first that is complete, else where `scripts/deps` will put one.
+# By default the first that is complete, else the place where `scripts/deps` will put one.
 PG_CONFIG=${PG_CONFIG:-${PRESENCE_PG_CONFIG:-}}
 if [ -z "$PG_CONFIG" ]; then
     for PG_CONFIG in /usr/lib/postgresql/{15,16,17,18}/bin/pg_config "$(command -v pg_config || true)"; do
@@ -34,13 +34,13 @@ pg_feature() {
     esac
 }
 
-# pgrx is told which server that is by this variable, or by cargo-pgrx, where somebody has set that up for this server. Cargo
-# builds all anew when the variable changes, so that `cargo test` without it and these scripts have to agree.
+# pgrx learns which server that is from this variable, or from cargo-pgrx if that has been set up for this server. Cargo
+# rebuilds everything when the variable changes, so `cargo test` without it and these scripts have to agree.
 pgrx_config=${PGRX_HOME:-${HOME:-}/.pgrx}/config.toml
 if ! grep -qsF "\"$PG_CONFIG\"" "$pgrx_config"; then export PGRX_PG_CONFIG_PATH=$PG_CONFIG; fi
 
-# The tests in the server build by cargo-pgrx, which links with flags of its own to keep the section with the schema. On x86-64
-# the section survives without them, and nothing is built twice.
+# The in-server tests are built by cargo-pgrx, which links with extra flags to keep the section with the schema. On
+# x86-64 the section survives without them, so nothing has to be built twice.
 if [ "$(uname -m)" = x86_64 ]; then export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1; fi
 
 # PostgreSQL refuses to run as root: root's clusters belong to the user postgres.
@@ -52,7 +52,8 @@ else
     as_server() { "$@"; }
 fi
 
-# A new directory in which the server's user may have directories of its own. Short: sockets live below it.
+# Makes a directory in which the server's user may have directories of its own. Its path is short, because sockets are
+# created below it.
 private_dir() {
     local dir
     dir=$(mktemp -d "${TMPDIR:-/tmp}/presence.XXXXXX")

@@ -1,9 +1,9 @@
-# Sourced by the demos: players on a stage, a psql each on the server in $dir, fed through a named pipe.
+# Sourced by the demos: each player is a psql on the server in $dir, fed through a named pipe.
 #
-#   enters NAME [USER]    somebody connects
-#   tell NAME SQL         what they say is shown, run, and answered
-#   until_heard TEXT      wait for an event with it
-#   vanish                all connections are lost, and nobody is told
+#   enters NAME [USER]    a player connects
+#   tell NAME SQL         show the player's SQL, run it, and show the answer
+#   until_heard TEXT      wait for an event that contains it
+#   vanish                all connections are lost, without notice
 
 tmp=$(mktemp -d)
 mkfifo "$tmp/done"
@@ -20,7 +20,7 @@ leave_stage() {
 }
 trap leave_stage EXIT
 
-# A notification's payload on one line, by the best JSON reader at hand.
+# Prints a notification's payload on one line. PostgreSQL parses the JSON.
 pretty() { # PAYLOAD
     "$bin/psql" -XqAt -h "$dir" -U postgres -v event="$1" demo <<'SQL'
 select concat_ws('  ', e->>'event', concat_ws('/', e->>'member_id', nullif(e->>'connection_id', '')),
@@ -30,7 +30,7 @@ select concat_ws('  ', e->>'event', concat_ws('/', e->>'member_id', nullif(e->>'
 SQL
 }
 
-# What a player's psql prints: `~` says that a statement is done, the rest is for the audience.
+# Shows what a player's psql prints. A `~` means that a statement is done.
 show() { # NAME USER
     local line payload
     while IFS= read -r line; do
@@ -38,7 +38,7 @@ show() { # NAME USER
         case $line in
             '~') echo >&"$done" ;;
             'Asynchronous notification'*'"event":'*'"relisten"'*)
-                # As every client should: the rooms one may listen to have changed.
+                # Listen again, as every client should: what the player may listen to has changed.
                 printf "select presence.listen('lobby') \\\\g /dev/null\n" >"$tmp/$1"
                 ;;
             'Asynchronous notification'*)
@@ -66,7 +66,7 @@ enters() { # NAME [USER]
     disown # bash need not report on it
 }
 
-# psql shows notifications after a statement only: let those who listen ask for nothing, all the time.
+# psql shows notifications only after a statement, so the listening players run an empty query all the time.
 listening() { # NAME...
     while sleep 0.1; do
         for listener; do echo 'select where false;' >&"${to[$listener]}"; done
@@ -99,7 +99,7 @@ tell() { # NAME SQL: show it, run it, wait until it is done, leave time to hear 
     pause 1.2
 }
 
-until_heard() { # TEXT: wait for an event with it
+until_heard() { # TEXT: wait for an event that contains it
     for _ in {1..80}; do
         if grep -qs -- "$1" "$tmp/heard"; then pause 1.2; return; fi
         sleep 0.1
