@@ -1,4 +1,4 @@
--- What each column of what people look at means. Those of presence.member that are not here are in tables.sql.
+-- The meaning of each column that users look at. Columns of presence.member that are not here are in tables.sql.
 
 comment on column presence.online.room is 'the room';
 comment on column presence.online.member_id is 'who or what is present: a label, by default the user id; trust user_id';

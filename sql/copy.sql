@@ -1,7 +1,7 @@
--- The copy: members in a logged table, which outlives a crash and which standbys and other servers have as well. Only where
--- presence.node_name is set, and written by the worker alone: who publishes copies. The shape is a protocol between servers
--- of different versions, so the columns stay as they are; what a later version adds goes into more. No constraint but the
--- key: a row that a peer sends must not stop the stream.
+-- The copy: members in a logged table, which survives a crash and which standbys and other servers have as well. It is
+-- filled only where presence.node_name is set, and only by the worker: the process that publishes also copies. The shape
+-- is a protocol between servers of different versions, so the columns stay as they are; what a later version adds goes
+-- into more. There is no constraint but the key: a row that a peer sends must not stop the stream.
 
 create table presence.shared (
     node           text not null,
@@ -22,7 +22,7 @@ create table presence.shared (
     session        boolean,
     reason         text,
     more           jsonb,
-    -- By room first: so readers look.
+    -- By room first, because readers search by room.
     primary key (room, member_id, connection_id, node)
 ) using heap with (
     fillfactor = 50,
@@ -88,8 +88,8 @@ comment on column presence.node.floor is 'no version or seq at or above this one
 comment on column presence.node.library is 'the version of its library';
 comment on column presence.node.more is 'whatever later versions add';
 
--- Read as member is, and closed while that has policies of somebody else's making. No policy lets anybody write, whatever
--- is granted.
+-- Readable like member. While member has policies other than the extension's, only the owner of a row and service roles
+-- can read it. No policy lets anybody write, whatever is granted.
 alter table presence.shared enable row level security;
 alter table presence.node enable row level security;
 create policy shared_read on presence.shared for select using (
@@ -100,13 +100,13 @@ create policy shared_read on presence.shared for select using (
 );
 create policy node_read on presence.node for select using (true);
 
--- Unlogged like presence.member: when both are empty, after a crash or a promotion, the members have to be put back.
+-- Unlogged like presence.member: when both are empty, after a crash or a promotion, the members have to be restored.
 create unlogged table _presence._whole (node text primary key);
 comment on table _presence._whole is
     'The name under which presence.member has whom presence.shared has; no row: it has been emptied by a crash.';
 alter table _presence._whole enable row level security;
 
--- After a crash nobody has been told anything, so it may be empty.
+-- After a crash no listener has been told anything, so it may be empty.
 create unlogged table _presence._unreachable (
     node           text,
     room           text,
@@ -123,7 +123,7 @@ create function _presence._is_heard(node text) returns boolean
 comment on function _presence._is_heard(text) is
     'Whether this server has seen a beat of that one within presence.node_timeout.';
 
--- What other servers send. The triggers fire where it is applied, and nowhere else.
+-- For what other servers send. The triggers fire only where that is applied.
 create function _presence._shared_before() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_shared_before';
 comment on function _presence._shared_before() is
@@ -159,7 +159,7 @@ create function _presence._version_here(node text, version bigint) returns bigin
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_version_here';
 comment on function _presence._version_here(text, bigint) is
     'The version with which a member of that server is shown here: newer than what was told of it before its server came back.';
--- The columns of online.
+-- The same columns as presence.online.
 create view presence.shared_online with (security_invoker = true) as
 select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.metadata,
        case when s.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())

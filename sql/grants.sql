@@ -1,4 +1,4 @@
--- Nobody but the owner may do anything until the owner says so. Functions are executable by PUBLIC by default.
+-- Only the owner may do anything until the owner grants it. By default functions are executable by PUBLIC.
 revoke all on all functions in schema presence, _presence from public;
 
 -- Monitoring needs no superuser. pg_monitor itself is granted to nobody.
@@ -89,7 +89,7 @@ $$;
 comment on function presence.revoke_access(regrole) is
     'Take back what presence.grant_access gave. Returns whether there was any of it.';
 
--- The rest of what sql/kept.sql has.
+-- The rest of the old functions, which sql/kept.sql begins.
 create function _presence.grant_access(role regrole, write boolean default true) returns void
     language sql set search_path = pg_catalog, pg_temp
 begin atomic

@@ -31,7 +31,7 @@ begin atomic
           and (history.until is null or e.at operator(pg_catalog.<) history.until)
           and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
           and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq))
-    -- Two scans of the index on seq, of which the direction leaves one.
+    -- Two scans of the index on seq; the direction selects one of them.
     (select a.event from asked a
      where not _presence._direction(history.direction)
      order by a.seq desc limit _presence._limit(history.max_rows))
@@ -45,7 +45,7 @@ comment on function presence.history(text, timestamptz, timestamptz, integer, te
     'forwards, at most max_rows (1 to 1000), of one member, before a seq (to read on, page by page). As far back as '
     'presence.history_retention; nothing for rooms with keep_history = false. Errors: 22023.';
 
--- Logged: it shall survive a crash. Written by the worker, in batches.
+-- Logged, to survive a crash. Written by the worker, in batches.
 create table _presence._last_seen (
     user_id       text        primary key,
     last_seen_at  timestamptz not null,

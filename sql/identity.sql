@@ -1,4 +1,4 @@
--- Who is asking.
+-- The identity of the caller.
 
 create function presence.user_id() returns text
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_user_id';
@@ -34,7 +34,7 @@ comment on function presence.act_as(text, text[]) is
     'presence.grant_access does not grant it: GRANT EXECUTE to the role that the application''s server logs in '
     'with.';
 
--- Immutable: it is set when the server starts, and a plan does not outlive that.
+-- Immutable: the setting changes only when the server starts, and no plan outlives that.
 create function _presence._node_name() returns text
     language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_node_name';
 comment on function _presence._node_name() is 'presence.node_name, NULL where that is empty.';

@@ -1,5 +1,5 @@
--- What has other arguments since 0.3.0, or returns something, as it was before. Whatever stored a call of it goes on: after an
--- upgrade, and where a dump of that database is restored, which grants it, too.
+-- Functions that since 0.3.0 have other arguments, or return something, as they were before. Stored calls of them go on
+-- working after an upgrade, and where a dump of such a database, which grants them, is restored.
 
 create function _presence.upsert(
     room          text,

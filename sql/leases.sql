@@ -1,5 +1,5 @@
--- Leases: what a row of presence.member and its slot in shared memory say together.
--- All take the row's (key_hash, version, generation, deadline, session).
+-- Leases: a row of presence.member combined with its slot in shared memory.
+-- All functions take the row's (key_hash, version, generation, deadline, session).
 
 create function _presence._expires_at(uuid, bigint, bigint, bigint, bigint) returns timestamptz
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_expires_at';
@@ -21,7 +21,7 @@ create function _presence._has_slot(uuid) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_has_slot';
 comment on function _presence._has_slot(uuid) is 'Whether the lease of a row is in shared memory.';
 
--- What of a row has reverted by now. Both take the row's (reverts, key_hash, version).
+-- A row with what has reverted by now. Both functions take the row's (reverts, key_hash, version).
 
 create function _presence._current_status(status text, jsonb, uuid, bigint) returns text
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_current_status';

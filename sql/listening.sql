@@ -44,7 +44,7 @@ comment on function _presence._shown_audience(text[], boolean) is
     'What a reader of the log is shown instead of a line''s audience, as an object with that column: everybody who sees the '
     'member then, or nothing.';
 
--- Lines are made by the names of their columns: the table may have columns of others, too.
+-- Rows are built by column name, because others may have added columns to the table.
 create function presence.changes(after_seq bigint, room text default null, max_rows integer default 1000)
     returns setof presence.event
     language sql stable parallel restricted rows 100
@@ -58,7 +58,7 @@ begin atomic
         where e.seq operator(pg_catalog.>) _presence._seq(changes.after_seq)
           and (changes.room is null or e.room operator(pg_catalog.=) changes.room
                or e.event operator(pg_catalog.=) 'resync')
-          -- Roles that no policy holds back see just the update of a changed audience, like service roles.
+          -- Roles that bypass the policies see only the update of a changed audience, like service roles.
           and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
         order by e.seq limit _presence._limit(changes.max_rows)
     )

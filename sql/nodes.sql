@@ -1,4 +1,4 @@
--- Several servers: whether they hear each other, and what is missing.
+-- Several servers: whether they hear each other, and what is wrong with their configuration.
 
 create function _presence._peer(node text, out heard interval, out has_conflict boolean, out members bigint) returns setof record
     language c stable parallel restricted rows 1 as 'MODULE_PATHNAME', 'presence_peer';
@@ -146,7 +146,7 @@ comment on function presence.forget_node(text) is
     'Delete what is here of a server that is gone for good, after its subscription was dropped. Returns how many members that '
     'were. Refused (22023) for this server and one that is heard. For service roles (42501).';
 
--- Whoever follows all tables of another server is sent these, too, which are each server's own.
+-- A server that subscribes to all tables of another is sent these, too, but each server has its own.
 create function _presence._stays_here() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_stays_here';
 comment on function _presence._stays_here() is 'Leaves out what a subscription brings.';

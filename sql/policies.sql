@@ -18,7 +18,8 @@ create function _presence._has_builtin_policies() returns boolean
 comment on function _presence._has_builtin_policies() is
     'Whether the SELECT policies of presence.member are as the extension made them.';
 
--- Mine, or I act for all, or shared with me. The sub-selects are evaluated once a statement. The twin has the same.
+-- The caller's own, or the caller is a service role, or shared with the caller. The sub-selects are evaluated once per
+-- statement. The twin has the same policies.
 do $$
 declare
     relation text;
@@ -50,8 +51,8 @@ begin
 end
 $$;
 
--- The log: the same rule. A line that starts with "-" is for those who lost or gained sight, not for the owner.
--- Closed while member has policies of somebody else's making, which this one cannot know.
+-- The log: the same rule. A row whose audience starts with "-" is for those who lost or gained sight, not for the owner.
+-- Closed while member has policies other than the extension's, which this policy cannot know.
 create policy event_read on presence.event for select using (
     (select presence.is_service() or _presence._has_builtin_policies())
     and case when (select presence.is_service()) then audience[1] is distinct from '-'

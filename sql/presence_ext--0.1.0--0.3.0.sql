@@ -147,8 +147,9 @@ revoke all on function
 
 -- From 0.2.0 to 0.3.0.
 
--- Before all others whatever is changed below. Whoever has one of these and wants another gets it: we let go of all before
--- the server looks for a deadlock, and try again. So those who use presence meanwhile wait, and none is turned away.
+-- Locks everything that is changed below first. A session that holds one of these and wants another gets it: we release
+-- all of them before the server checks for a deadlock, and try again. So sessions that use presence meanwhile wait, and
+-- none fails.
 do $$
 declare
     most integer := (select setting::integer from pg_settings where name = 'lock_timeout');
@@ -171,23 +172,23 @@ begin
     perform set_config('lock_timeout', most::text, true);
 end $$;
 
--- They compared as text.
+-- These compared policies as text.
 alter table presence.secret drop column policies;
 drop table presence._origin;
 drop function presence._shape(regclass);
 drop function presence._policies(regclass);
 
--- These are done by presence._room_before now.
+-- presence._room_before does this now.
 drop function presence._audience(text[], text);
 drop function presence._check_ttl(interval);
 drop function presence._next_version();
 
--- What is nobody's business but the extension's. Only the owner may look in.
+-- The internals of the extension. Only the owner has access.
 create schema _presence;
 comment on schema _presence is 'internals of presence_ext; for the extension only';
 
--- Nobody but the extension may ask about a lease by its key: whoever has seen a key once would learn of every later stay.
--- Whoever has stored such a question, in a view say, would go on asking.
+-- Only the extension may ask about a lease by its key: whoever has seen a key once would learn of every later stay. A
+-- stored query of this kind, in a view for example, would go on asking.
 do $$
 declare
     dependent text;
@@ -207,7 +208,7 @@ begin
     end if;
 end $$;
 
--- What others have stored of the rest (grants, policies, bodies of functions) finds it by its number.
+-- Other stored references to the rest (grants, policies, bodies of functions) go by oid, so they stay valid.
 do $$
 declare
     made record;
@@ -227,7 +228,7 @@ begin
 end $$;
 drop function _presence._claim(uuid, bigint, bigint, bigint, bigint);
 
--- These have other arguments now, or return something. Calls that somebody has stored go on with the old ones.
+-- These have other arguments now, or return something. Stored calls go on using the old ones.
 alter function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text)
     set schema _presence;
 alter function presence.update(text, jsonb, text, text, text, jsonb, text[]) set schema _presence;
@@ -253,8 +254,8 @@ comment on function _presence.rotate_channels(text) is
 comment on function _presence.unlisten(text) is
     'As 0.2.0 had it in schema presence, for calls that somebody has stored.';
 
--- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
--- somebody has added to it.
+-- Like member, with the same triggers and policies, and always empty: member is compared with it, to detect what others
+-- have added.
 create unlogged table _presence.member_twin (
     room           text        not null,
     member_id      text        not null,
@@ -331,7 +332,7 @@ create function _presence._fast_writes() returns bigint
 comment on function _presence._fast_writes() is
     'How many members verbs have written without the policies, since the server started.';
 
--- Immutable: it is set when the server starts, and a plan does not outlive that.
+-- Immutable: the setting changes only when the server starts, and no plan outlives that.
 create function _presence._node_name() returns text
     language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_node_name';
 comment on function _presence._node_name() is 'presence.node_name, NULL where that is empty.';
@@ -526,7 +527,7 @@ create or replace function presence.set_room(
     language sql volatile parallel unsafe
 begin atomic
     select _presence._require_manage(_presence._room(set_room.room));
-    -- The row as a whole: it may have columns of others, too.
+    -- The row as a whole, because others may have added columns.
     insert into presence.room as r (room, metadata, audience, count_audience, ttl, max_members, keep_history,
                                     version, created_at, updated_at)
     values (set_room.room,
@@ -548,7 +549,7 @@ end;
 create or replace function presence.get_room(room text) returns setof presence.room
     language sql stable parallel restricted rows 1
 begin atomic
-    -- The row as a whole: it may have columns of others, too.
+    -- The row as a whole, because others may have added columns.
     select r from presence.room r where r.room operator(pg_catalog.=) _presence._room(get_room.room);
 end;
 
@@ -572,7 +573,7 @@ begin atomic
         where e.seq operator(pg_catalog.>) _presence._seq(changes.after_seq)
           and (changes.room is null or e.room operator(pg_catalog.=) changes.room
                or e.event operator(pg_catalog.=) 'resync')
-          -- Roles that no policy holds back see just the update of a changed audience, like service roles.
+          -- Roles that bypass the policies see only the update of a changed audience, like service roles.
           and (e.audience[1] is distinct from '-' or not (select presence.is_service()))
         order by e.seq limit _presence._limit(changes.max_rows)
     )
@@ -613,7 +614,7 @@ begin atomic
           and (history.until is null or e.at operator(pg_catalog.<) history.until)
           and (history.member_id is null or e.member_id operator(pg_catalog.=) history.member_id)
           and (history.before_seq is null or e.seq operator(pg_catalog.<) history.before_seq))
-    -- Two scans of the index on seq, of which the direction leaves one.
+    -- Two scans of the index on seq; the direction selects one of them.
     (select a.event from asked a
      where not _presence._direction(history.direction)
      order by a.seq desc limit _presence._limit(history.max_rows))
@@ -623,7 +624,7 @@ begin atomic
      order by a.seq limit _presence._limit(history.max_rows));
 end;
 
--- What their comments say now.
+-- Comments that have changed.
 comment on function presence.grant_access(regrole, boolean) is
     'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online, last_seen, shared and '
     'shared_online, of which '
@@ -662,19 +663,19 @@ comment on function presence.channels(text) is
     'presence, always. The others change now and then, and with a crash: ask after each connect. Refused where the caller '
     'may not read the room (42501), and outside of a client''s own session (0A000).';
 
--- With the room: the worker counts what a user has in it.
+-- Includes the room, because the worker counts a user's members in it.
 drop index if exists presence.member_user_id;
 create index member_user_id on presence.member (user_id, room);
 create index member_audience on presence.member using gin (audience) with (gin_pending_list_limit = 256);
 
--- NULL, and not infinity, where no lease ends: most drivers cannot read that.
+-- NULL instead of infinity where no lease ends: most drivers cannot read infinity.
 alter table presence.member alter column expires_at drop not null;
 comment on column presence.member.expires_at is
     'end of the lease as of the last write, NULL where none ends; for the current value see presence.online';
 comment on function _presence._expires_at(uuid, bigint, bigint, bigint, bigint) is
     'When the lease of a row ends; NULL if it never does, or the member is gone.';
 
--- A leave that is still to come.
+-- An announced leave.
 alter table presence.member
     add column leaves_at timestamptz, add column last_word jsonb, add column leave_reason text;
 comment on column presence.member.deadline is
@@ -684,12 +685,12 @@ comment on column presence.member.leaves_at is
 comment on column presence.member.last_word is 'what that leave shows as state; NULL is the state';
 comment on column presence.member.leave_reason is 'why it leaves then; NULL is left';
 
--- What of status and state reverts by itself.
+-- Parts of status and state that revert by themselves.
 alter table presence.member add column reverts jsonb;
 comment on column presence.member.reverts is
     'what of status and state will be undone, and when; NULL is nothing';
 
--- What of a row has reverted by now. Both take the row's (reverts, key_hash, version).
+-- A row with what has reverted by now. Both functions take the row's (reverts, key_hash, version).
 
 create function _presence._current_status(status text, jsonb, uuid, bigint) returns text
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_current_status';
@@ -707,8 +708,8 @@ comment on function presence.sweep() is
     'Remove expired members now, in this transaction, as the worker does by itself. Returns how many. What has '
     'reverted is written, too. For service roles (42501).';
 
--- Where a member is, and where an event happened: NULL where presence.node_name is empty. Functions that return these rows
--- have it, too.
+-- The server where a member is, or where an event happened: NULL where presence.node_name is empty. Functions that return
+-- these rows have it, too.
 alter table presence.event add column node text;
 comment on table presence.event is
     'The log: every event with its seq, in order, for presence.history_retention. An audience that starts with "-" '
@@ -745,10 +746,10 @@ comment on view presence.online is
     'microsecond. audience and session_pid are NULL except for the owner and service roles; node where the server has no '
     'name (presence.node_name).';
 
--- The copy: members in a logged table, which outlives a crash and which standbys and other servers have as well. Only where
--- presence.node_name is set, and written by the worker alone: who publishes copies. The shape is a protocol between servers
--- of different versions, so the columns stay as they are; what a later version adds goes into more. No constraint but the
--- key: a row that a peer sends must not stop the stream.
+-- The copy: members in a logged table, which survives a crash and which standbys and other servers have as well. It is
+-- filled only where presence.node_name is set, and only by the worker: the process that publishes also copies. The shape
+-- is a protocol between servers of different versions, so the columns stay as they are; what a later version adds goes
+-- into more. There is no constraint but the key: a row that a peer sends must not stop the stream.
 
 create table presence.shared (
     node           text not null,
@@ -769,7 +770,7 @@ create table presence.shared (
     session        boolean,
     reason         text,
     more           jsonb,
-    -- By room first: so readers look.
+    -- By room first, because readers search by room.
     primary key (room, member_id, connection_id, node)
 ) using heap with (
     fillfactor = 50,
@@ -835,8 +836,8 @@ comment on column presence.node.floor is 'no version or seq at or above this one
 comment on column presence.node.library is 'the version of its library';
 comment on column presence.node.more is 'whatever later versions add';
 
--- Read as member is, and closed while that has policies of somebody else's making. No policy lets anybody write, whatever
--- is granted.
+-- Readable like member. While member has policies other than the extension's, only the owner of a row and service roles
+-- can read it. No policy lets anybody write, whatever is granted.
 alter table presence.shared enable row level security;
 alter table presence.node enable row level security;
 create policy shared_read on presence.shared for select using (
@@ -847,13 +848,13 @@ create policy shared_read on presence.shared for select using (
 );
 create policy node_read on presence.node for select using (true);
 
--- Unlogged like presence.member: when both are empty, after a crash or a promotion, the members have to be put back.
+-- Unlogged like presence.member: when both are empty, after a crash or a promotion, the members have to be restored.
 create unlogged table _presence._whole (node text primary key);
 comment on table _presence._whole is
     'The name under which presence.member has whom presence.shared has; no row: it has been emptied by a crash.';
 alter table _presence._whole enable row level security;
 
--- After a crash nobody has been told anything, so it may be empty.
+-- After a crash no listener has been told anything, so it may be empty.
 create unlogged table _presence._unreachable (
     node           text,
     room           text,
@@ -870,7 +871,7 @@ create function _presence._is_heard(node text) returns boolean
 comment on function _presence._is_heard(text) is
     'Whether this server has seen a beat of that one within presence.node_timeout.';
 
--- What other servers send. The triggers fire where it is applied, and nowhere else.
+-- For what other servers send. The triggers fire only where that is applied.
 create function _presence._shared_before() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_shared_before';
 comment on function _presence._shared_before() is
@@ -906,8 +907,8 @@ create function _presence._version_here(node text, version bigint) returns bigin
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_version_here';
 comment on function _presence._version_here(text, bigint) is
     'The version with which a member of that server is shown here: newer than what was told of it before its server came back.';
--- What the worker makes of online when the first beat of another server comes: its members besides. Until then nobody plans for
--- them. Nothing is said in the two halves, so that each is asked by its indexes.
+-- The worker redefines online as this when the first beat of another server arrives, to add its members. Until then no
+-- query plans for them. The two halves select plain columns, so that each is searched by its indexes.
 create view _presence._everywhere with (security_invoker = true) as
 select m.room,
        m.member_id,
@@ -945,7 +946,7 @@ where case when m.node is null then _presence._is_alive(m.key_hash, m.version, m
            else _presence._is_elsewhere(m.node) end;
 comment on view _presence._everywhere is 'What presence.online is where there are other servers.';
 
--- The columns of online.
+-- The same columns as presence.online.
 create view presence.shared_online with (security_invoker = true) as
 select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.metadata,
        case when s.user_id operator(pg_catalog.=) (select presence.user_id()) or (select presence.is_service())
@@ -994,7 +995,7 @@ comment on function presence.list(text, integer, text[]) is
     'whole room, or of all rooms 1000. after is the key of the last row of the page before: {member_id, connection_id}, or '
     '{room, member_id, connection_id} when room is NULL.';
 
--- The same as a SELECT says it, for where list cannot know that. Two plain index scans, of which the arguments leave one.
+-- The same as a SELECT, for when list cannot take its fast path. Two plain index scans; the arguments select one of them.
 create function _presence._list(room text, max_rows integer, after text[]) returns setof presence.online
     language sql stable parallel restricted rows 100
 begin atomic
@@ -1094,7 +1095,7 @@ create or replace function presence.get(room text, member_id text default null, 
 begin atomic
     select o.* from presence.online o
     where _presence._room(get.room) is not null and o.room operator(pg_catalog.=) _presence._room(get.room)
-      -- No coalesce: PostgreSQL would not look for it in the index under row-level security.
+      -- Not coalesce: under row-level security PostgreSQL would not use the index for it.
       and o.member_id operator(pg_catalog.=)
           case when get.member_id is null then presence.user_id() else get.member_id end
       and (get.connection_id is null or o.connection_id operator(pg_catalog.=) get.connection_id)
@@ -1165,7 +1166,7 @@ comment on function presence.update_many(jsonb) is
     'changed. All or nothing; if a key is repeated, the last element wins. Returns how many are here. Errors: as '
     'presence.update; 22023 for an unknown name; DETAIL names the element.';
 
--- What the triggers fill has a default, so that tools see that it may be left out.
+-- Columns that the triggers fill have a default, so that tools see that they may be left out.
 alter table presence.member
     alter column member_id set default nullif('', ''), alter column user_id set default nullif('', ''),
     alter column audience set default nullif('{}'::text[], '{}'), alter column version set default '0',
@@ -1175,7 +1176,7 @@ alter table presence.member
 alter table presence.room
     alter column version set default 0, alter column created_at set default now(), alter column updated_at set default now();
 
--- What each column of what people look at means. Those of presence.member that are not here are in tables.sql.
+-- The meaning of each column that users look at. Columns of presence.member that are not here are in tables.sql.
 
 comment on column presence.online.room is 'the room';
 comment on column presence.online.member_id is 'who or what is present: a label, by default the user id; trust user_id';
@@ -1295,8 +1296,8 @@ comment on column presence.health.beat_age is
 comment on column presence.health.kept_wal is
     'bytes of WAL that are kept for logical slots of this database which nobody reads just now: servers that are away; 0 without any';
 
--- Reading functions on a standby, which cannot read presence.member, nor plan to: each has a twin that reads the copy, made of its
--- own text. A support function tells the planner which of the two it shall plan.
+-- Reading functions on a standby, where presence.member can be neither read nor planned for: each has a twin that reads
+-- the copy, generated from its own text. A support function tells the planner which of the two to plan.
 
 create function _presence._reads(internal) returns internal
     language c strict as 'MODULE_PATHNAME', 'presence_reads';
@@ -1315,12 +1316,12 @@ begin
     foreach function_name in array array['get', 'list', 'occupancy', 'rooms', 'state', 'users'] loop
         select p.oid into strict signature from pg_proc p
         where p.pronamespace = 'presence'::regnamespace and p.proname = function_name;
-        -- list is no SQL itself.
+        -- list itself is not written in SQL.
         spoken := case function_name when 'list' then '_presence._list(text, integer, text[])'::regprocedure else signature end;
         source := replace(pg_get_functiondef(spoken), format('FUNCTION %s(', split_part(spoken::text, '(', 1)),
                           format('FUNCTION _presence._shared_%s(', function_name));
         source := replace(source, 'presence.online o', 'presence.shared_online o');
-        -- Arguments are named after their function.
+        -- Arguments are qualified with the function's name.
         execute regexp_replace(source, format('\m%s\.', split_part(split_part(spoken::text, '(', 1), '.', 2)),
                                format('_shared_%s.', function_name), 'g');
         execute format('comment on function _presence._shared_%s(%s) is %L', function_name,
@@ -1333,7 +1334,7 @@ $$;
 alter function presence.history(text, timestamptz, timestamptz, integer, text, text, bigint) support _presence._reads;
 alter function presence.changes(bigint, text, integer) support _presence._reads;
 
--- Several servers: whether they hear each other, and what is missing.
+-- Several servers: whether they hear each other, and what is wrong with their configuration.
 
 create function _presence._peer(node text, out heard interval, out has_conflict boolean, out members bigint) returns setof record
     language c stable parallel restricted rows 1 as 'MODULE_PATHNAME', 'presence_peer';
@@ -1481,7 +1482,7 @@ comment on function presence.forget_node(text) is
     'Delete what is here of a server that is gone for good, after its subscription was dropped. Returns how many members that '
     'were. Refused (22023) for this server and one that is heard. For service roles (42501).';
 
--- Whoever follows all tables of another server is sent these, too, which are each server's own.
+-- A server that subscribes to all tables of another is sent these, too, but each server has its own.
 create function _presence._stays_here() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_stays_here';
 comment on function _presence._stays_here() is 'Leaves out what a subscription brings.';
@@ -1512,7 +1513,8 @@ revoke all on function
     _presence._shared_rooms(text, integer, text), _presence._shared_state(text), _presence._shared_users(text)
     from public;
 
--- Whoever had a function that is another now has the new one; and whoever had one, what it calls now.
+-- Roles that could execute an old function may execute its replacement; and roles that could execute a function, what it
+-- calls now.
 do $$
 declare
     given record;
@@ -1553,7 +1555,7 @@ begin
     end loop;
 end $$;
 
--- Whoever reads members reads their copy.
+-- Roles that may read members may read the copy.
 do $$
 declare
     given record;
@@ -1567,8 +1569,8 @@ begin
     end loop;
 end $$;
 
--- What an extension's script grants, a dump takes for granted, and with it what others were granted before on the same
--- object. Only what a new database has from the start may be left out of a dump.
+-- A dump omits what an extension's script grants, and with it what others were granted before on the same object. Only
+-- what a new database has from the start may be left out of a dump.
 update pg_init_privs i
 set initprivs = array(select item from unnest(i.initprivs) item, aclexplode(array[item]) a
                       where a.grantee in (0, a.grantor, 'pg_monitor'::regrole) group by item)

@@ -1,4 +1,4 @@
--- Argument checks with our errors, for functions in SQL.
+-- Argument checks that raise the extension's errors, for functions in SQL.
 create function _presence._limit(max_rows integer) returns bigint
     language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_limit';
 comment on function _presence._limit(integer) is 'max_rows, if it is 1 to 1000 (22023).';
@@ -21,8 +21,8 @@ comment on function presence.list(text, integer, text[]) is
     'whole room, or of all rooms 1000. after is the key of the last row of the page before: {member_id, connection_id}, or '
     '{room, member_id, connection_id} when room is NULL.';
 
--- The same as a SELECT says it, for where list cannot know that. Two plain index scans, of which the arguments leave one.
--- Whoever has the same key on several servers is not torn apart: a page ends behind all of them.
+-- The same as a SELECT, for when list cannot take its fast path. Two plain index scans; the arguments select one of
+-- them. Members with the same key on several servers are not separated: a page ends after all of them.
 create function _presence._list(room text, max_rows integer, after text[]) returns setof presence.online
     language sql stable parallel restricted rows 100
 begin atomic
@@ -50,7 +50,7 @@ create function presence.get(room text, member_id text default null, connection_
 begin atomic
     select o.* from presence.online o
     where _presence._room(get.room) is not null and o.room operator(pg_catalog.=) _presence._room(get.room)
-      -- No coalesce: PostgreSQL would not look for it in the index under row-level security.
+      -- Not coalesce: under row-level security PostgreSQL would not use the index for it.
       and o.member_id operator(pg_catalog.=)
           case when get.member_id is null then presence.user_id() else get.member_id end
       and (get.connection_id is null or o.connection_id operator(pg_catalog.=) get.connection_id)
@@ -65,8 +65,8 @@ comment on function _presence._full_occupancy(text) is
     'The numbers of a room: of all members, if its count_audience lets the caller have them; else of those whom the '
     'built-in policies show the caller. No row where there are other policies.';
 
--- Where there are policies of somebody else's SQL counts, by user first: users are counted by hash, which a
--- count(distinct) would sort.
+-- Where there are policies other than the extension's, SQL counts, by user first: that counts users by hash, while
+-- count(distinct) would sort them.
 create function presence.occupancy(room text default null) returns table (members bigint, users bigint)
     language sql stable parallel restricted rows 1
 begin atomic

@@ -1,5 +1,5 @@
--- Rooms: optional settings and shared state. A room exists as soon as somebody is in it; this table is for those
--- that are more than that.
+-- Rooms: optional settings and shared state. A room exists as soon as it has a member; this table is for rooms
+-- that have more than that.
 
 create table presence.room (
     room            text        primary key,
@@ -40,7 +40,7 @@ create function _presence._room_before() returns trigger
     language c volatile as 'MODULE_PATHNAME', 'presence_room_before';
 comment on function _presence._room_before() is 'Makes the row of a room right before it is written.';
 
--- With the owner's rights, and so not to be called by others: nobody can make up an event.
+-- Runs with the owner's rights, so others must not call it: nobody can make up an event.
 create function _presence._room_after() returns trigger
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp
@@ -92,7 +92,7 @@ create function presence.set_room(
     language sql volatile parallel unsafe
 begin atomic
     select _presence._require_manage(_presence._room(set_room.room));
-    -- The row as a whole: it may have columns of others, too.
+    -- The row as a whole, because others may have added columns.
     insert into presence.room as r (room, metadata, audience, count_audience, ttl, max_members, keep_history,
                                     version, created_at, updated_at)
     values (set_room.room,
@@ -118,7 +118,7 @@ comment on function presence.set_room(text, jsonb, jsonb, text[], text[], interv
 create function presence.get_room(room text) returns setof presence.room
     language sql stable parallel restricted rows 1
 begin atomic
-    -- The row as a whole: it may have columns of others, too.
+    -- The row as a whole, because others may have added columns.
     select r from presence.room r where r.room operator(pg_catalog.=) _presence._room(get_room.room);
 end;
 comment on function presence.get_room(text) is 'The settings of a room, if it has any and the caller may read them.';

@@ -1,4 +1,4 @@
--- The sink: a function of the application's that gets every event, in order, exactly once.
+-- The sink: a function of the application that gets every event, in order, exactly once.
 
 create table _presence._sink (
     function_name text        primary key,

@@ -1,5 +1,5 @@
--- Reading functions on a standby, which cannot read presence.member, nor plan to: each has a twin that reads the copy, made of its
--- own text. A support function tells the planner which of the two it shall plan.
+-- Reading functions on a standby, where presence.member can be neither read nor planned for: each has a twin that reads
+-- the copy, generated from its own text. A support function tells the planner which of the two to plan.
 
 create function _presence._reads(internal) returns internal
     language c strict as 'MODULE_PATHNAME', 'presence_reads';
@@ -18,12 +18,12 @@ begin
     foreach function_name in array array['get', 'list', 'occupancy', 'rooms', 'state', 'users'] loop
         select p.oid into strict signature from pg_proc p
         where p.pronamespace = 'presence'::regnamespace and p.proname = function_name;
-        -- list is no SQL itself.
+        -- list itself is not written in SQL.
         spoken := case function_name when 'list' then '_presence._list(text, integer, text[])'::regprocedure else signature end;
         source := replace(pg_get_functiondef(spoken), format('FUNCTION %s(', split_part(spoken::text, '(', 1)),
                           format('FUNCTION _presence._shared_%s(', function_name));
         source := replace(source, 'presence.online o', 'presence.shared_online o');
-        -- Arguments are named after their function.
+        -- Arguments are qualified with the function's name.
         execute regexp_replace(source, format('\m%s\.', split_part(split_part(spoken::text, '(', 1), '.', 2)),
                                format('_shared_%s.', function_name), 'g');
         execute format('comment on function _presence._shared_%s(%s) is %L', function_name,

@@ -1,10 +1,10 @@
--- The tables. What is for people lives in schema presence, which CREATE EXTENSION has made; the rest in _presence.
+-- The tables. The public ones are in schema presence, which CREATE EXTENSION has created, the rest in _presence.
 
--- For the whole script: a name without a schema is PostgreSQL's own, whatever somebody put into schema presence
--- before us. CREATE EXTENSION takes it back.
+-- For the whole script: a name without a schema is PostgreSQL's own, whatever somebody has put into schema presence
+-- before. CREATE EXTENSION restores the setting.
 set local search_path = pg_catalog, pg_temp;
 
--- Whoever owns the schema, or what is in it already, can change it under us and put functions beside ours.
+-- The owner of the schema, or of something in it, could change that at any time and add functions next to ours.
 do $$
 declare
     strangers record;
@@ -27,15 +27,15 @@ begin
     end if;
 end $$;
 
--- What is nobody's business but the extension's. Only the owner may look in.
+-- The internals of the extension. Only the owner has access.
 create schema _presence;
 comment on schema _presence is 'internals of presence_ext; for the extension only';
 
--- Presence is worth nothing after a crash, and a commit that touched only unlogged tables does not wait for the
--- disk. No index on a time, no foreign key: an update that changes no indexed column stays on its page. A heap,
--- whatever default_table_access_method says: verbs and the worker store rows without the executor. What the triggers
--- fill has a default, so that tools see that it may be left out: NULL (not a plain one, which is none) where they look whether
--- something is given, else a constant that they replace.
+-- Unlogged: presence is worthless after a crash, and a commit that touched only unlogged tables does not wait for the
+-- disk. No index on a time and no foreign key, so that an update that changes no indexed column stays on its page. A
+-- heap, whatever default_table_access_method says, because verbs and the worker store rows without the executor. Columns
+-- that the triggers fill have a default, so that tools see that they may be left out: NULL (as an expression, because a
+-- plain NULL is no default) where the triggers check whether a value was given, else a constant that they replace.
 create unlogged table presence.member (
     room           text        not null,
     member_id      text        not null default nullif('', ''),
@@ -68,15 +68,15 @@ create unlogged table presence.member (
     vacuum_truncate = off, toast.vacuum_truncate = off,
     toast.autovacuum_vacuum_scale_factor = 0, toast.autovacuum_vacuum_threshold = 1000
 );
--- With the room: the worker counts what a user has in it.
+-- Includes the room, because the worker counts a user's members in it.
 create index member_user_id on presence.member (user_id, room);
 create index member_key_hash on presence.member (key_hash);
--- Who sees few of many finds them by this. Whoever enters only appends to what is pending; all who look read that, so it is
+-- For readers who see few of many members. An enter only appends to the pending list; every reader scans that, so it is
 -- short (kB).
 create index member_audience on presence.member using gin (audience) with (gin_pending_list_limit = 256);
 
--- Like member, with the same triggers and policies, and empty for ever: what member is compared with, to know whether
--- somebody has added to it.
+-- Like member, with the same triggers and policies, and always empty: member is compared with it, to detect what others
+-- have added.
 create unlogged table _presence.member_twin (like presence.member including indexes) using heap;
 alter table _presence.member_twin enable row level security;
 comment on table _presence.member_twin is
@@ -140,8 +140,8 @@ create index _event_2_room on _presence._event_2 (room, seq);
 -- Each logged table has a primary key: without one a publication FOR ALL TABLES makes PostgreSQL refuse UPDATE and
 -- DELETE.
 
--- The key of all keyed hashes: of members in shared memory, of channel names. Nobody but the owner reads it, and a
--- dump does not have it: a restored database has its own.
+-- The key of all keyed hashes: of members in shared memory, and of channel names. Only the owner can read it, and a
+-- dump does not contain it: a restored database has its own.
 create table _presence.secret (key bytea primary key);
 insert into _presence.secret (key)
 select pg_catalog.decode(

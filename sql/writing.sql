@@ -1,4 +1,4 @@
--- What an event or a function shows of a member. Row type of the functions; new columns only at the end.
+-- What events and functions show of a member. It is the row type of the functions, so new columns go at the end.
 create view presence.online with (security_invoker = true) as
 select m.room,
        m.member_id,
@@ -28,8 +28,8 @@ comment on view presence.online is
     'microsecond. audience and session_pid are NULL except for the owner and service roles; node where the server has no '
     'name (presence.node_name).';
 
--- What the worker makes of online when the first beat of another server comes: its members besides. Until then nobody plans for
--- them. Nothing is said in the two halves, so that each is asked by its indexes.
+-- The worker redefines online as this when the first beat of another server arrives, to add its members. Until then no
+-- query plans for them. The two halves select plain columns, so that each is searched by its indexes.
 create view _presence._everywhere with (security_invoker = true) as
 select m.room,
        m.member_id,
