@@ -1,4 +1,4 @@
-# Sourced by benches/run: what is measured, on a private cluster.
+# Sourced by benches/run: sets up what is measured, on a private cluster.
 
 say "building the listeners"
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")/bench-client

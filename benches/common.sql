@@ -1,4 +1,4 @@
--- The same in the databases of both.
+-- The same for the databases of presence_ext and of the rival.
 create table batch as
 select id, array_agg((1 + floor(random() * :rooms))::int::text) as rooms,
        array_agg((1 + floor(random() * 100))::int::text) as members

@@ -1,17 +1,17 @@
-# Sourced by benches/run: how cost grows with what there is more of, as a plot for each (plot.awk), in docs/growth/.
+# Sourced by benches/run: how cost grows with the number of things, with a plot for each kind (plot.awk), in docs/growth/.
 
 growth=docs/growth
-# PLOTS=docs/growth keeps those of a run of its own.
+# A partial run keeps its plots only with PLOTS=docs/growth.
 if [ -n "${QUICK:-}${ROWS:-}" ]; then growth=${PLOTS:-$work/growth}; fi
 mkdir -p "$growth"
 if [ "$seconds" -gt 2 ]; then briefly=2; else briefly=$seconds; fi
 plots=(members rooms listeners rooms-of-one events audiences)
 
-# A plot of what follows, a line a point: series, x, y.
+# Plots its standard input, one point per line: series, x, y.
 plot() { # NAME "TITLE" "X" "Y"
     awk -v title="$2" -v xlabel="$3" -v ylabel="$4" -f benches/plot.awk >"$growth/$1.svg"
 }
-# Microseconds a transaction takes one client.
+# The microseconds that a transaction takes with one client.
 each() { # what `bench` takes
     local tps
     tps=$(seconds=$briefly bench "$@")

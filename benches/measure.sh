@@ -16,7 +16,7 @@ bench() { # DATABASE SCRIPT CLIENTS USER [OPTION]...
     sed -n 's/^tps = \([0-9.]*\).*/\1/p' <<<"$out"
 }
 
-# As Redis's own tool measures: requests a second.
+# Requests per second, as measured by Redis's own tool.
 redis() { # CLIENTS PIPELINE COMMAND...
     local clients=$1 pipeline=$2
     shift 2
@@ -29,9 +29,9 @@ median() { sort -g | awk '{ a[NR] = $1 } END { print NR ? (NR % 2 ? a[(NR + 1) /
 calc() { awk "BEGIN { printf \"%.${2:-2}f\", $1 }" 2>/dev/null || echo nan; }
 holds() { awk "BEGIN { exit !($1) }"; }
 
-# Several commands in turn, for some rounds after a warm-up (round 0; not when it must be quick); ${of[NAME]} is the median
-# of each, and `ratio A B` the median of the rounds' quotients. Many short rounds: what a virtual machine's neighbours do
-# changes within seconds, and shall meet those that are compared alike.
+# Runs several commands in turn, for some rounds after a warm-up (round 0; not when it must be quick). ${of[NAME]} is the
+# median of each, and `ratio A B` the median of the rounds' ratios. There are many short rounds, because the load from a
+# virtual machine's neighbours changes within seconds and should affect all compared commands alike.
 declare -A of samples
 compare() { # NAME 'COMMAND'...
     local round name command number seconds=$((seconds < 2 ? seconds : 2))
@@ -66,11 +66,11 @@ worker_cpu() { # seconds
     awk -v hz="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); printf "%.2f", ($12 + $13) / hz }' /proc/"$1"/stat
 }
 
-# What a process holds for itself, in kB, looked at while something runs.
+# Samples the private memory of a process, in kB, while something runs.
 watch_memory() { # PID
     watched=$1 memory_before=$(memory_of "$1")
     touch "$work/watching"
-    # Without the listeners' standard input (hold): it would never end.
+    # Without the listeners' standard input (hold), which would never end otherwise.
     (exec 7>&-; while [ -e "$work/watching" ]; do memory_of "$watched"; sleep 0.02; done) >"$work/memory" 2>/dev/null &
     watching=$!
 }
@@ -81,7 +81,8 @@ memory_grown() { # in MB, at most
     sort -n "$work/memory" | tail -n 1 | awk -v before="$memory_before" '{ printf "%.0f", ($1 - before) / 1024 }'
 }
 
-# Listeners (client/src/main.rs) for as long as something runs; ${heard[@]}: how many, p50, p99, longest in ms.
+# Runs listeners (client/src/main.rs) until `release`, which sets ${heard[@]} to what they print: the number of
+# notifications, and their p50, p99 and longest delay in ms.
 hold() { # DATABASE, then what the client takes
     local database=$1
     shift

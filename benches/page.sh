@@ -39,7 +39,7 @@ END
     say "wrote docs/performance.md"
 }
 
-# What was missed is named, and makes the run a failure.
+# Names the targets that were missed, and fails if there are any.
 conclude() {
     if [ ${#missed[@]} = 0 ]; then exit 0; fi
     die "missed: row ${missed[*]}"

@@ -43,7 +43,7 @@ END {
         printf "<polyline points=\"%s\" fill=\"none\" stroke=\"%s\" stroke-width=\"1.5\"/>\n", path, colours[i]
         label[i] = y_at(xy[2]) + 4; value[i] = xy[2]
     }
-    # Names beside the last points, none over another.
+    # Names next to the last points, without overlap.
     for (i = 1; i <= series; i++) for (j = 1; j <= series; j++) if (j != i && label[j] >= label[i] - 11 && label[j] <= label[i] + 11 && (label[j] > label[i] || j > i)) label[j] = label[i] + 12
     for (i = 1; i <= series; i++)
         printf "<circle cx=\"%d\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n%s", left + width + 12, label[i] - 4, colours[i], \

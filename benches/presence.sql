@@ -1,9 +1,9 @@
--- What presence_ext is measured with. One ordinary role, app, owns the members: hence presence.member_ids = 'any'
--- and no limit a user (benches/run sets both). reader is an ordinary role that is present in the rooms it lists.
+-- The set-up with which presence_ext is measured. One ordinary role, app, owns the members: hence presence.member_ids =
+-- 'any' and no limit per user (benches/run sets both). reader is an ordinary role that is present in the rooms it lists.
 create extension presence_ext;
 select presence.grant_access(role) from unnest('{app,reader,web_a,web_b}'::regrole[]) role;
 
--- A transaction's events are capped at the buffer's size, so members enter in portions.
+-- A transaction's events are capped at the buffer's size, so members enter in batches.
 create procedure fill(of_room text, prefix text, many int, lease interval, first int default 0)
     language plpgsql as $$
 begin

@@ -1,6 +1,6 @@
 -- The rival: presence as a good developer writes it by hand in an afternoon. Everything that is known to help is
--- here (unlogged, fillfactor for HOT updates, no index on a time, one statement a call, batched renewals); what is
--- missing is what presence_ext adds (row-level security, leases by the clock, one leave a member, catch-up).
+-- here (unlogged, fillfactor for HOT updates, no index on a time, one statement per call, batched renewals); what is
+-- missing is what presence_ext adds (row-level security, leases by the clock, one leave per member, catch-up).
 
 create unlogged table presence (
     room          text        not null,
@@ -60,5 +60,5 @@ create function sweep() returns bigint language sql as $$
     with gone as (delete from presence where expires_at < now() returning 1) select count(*) from gone
 $$;
 
--- No row-level security: whoever may call may do all.
+-- No row-level security: whoever may call these functions may do everything.
 grant select, insert, update, delete on presence to app, web_a, web_b;

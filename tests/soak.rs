@@ -1,5 +1,5 @@
-//! Minutes of load, and nothing grows: not the memory of a process, not a table, not the number of slots. The first part
-//! kills workers, the launcher and sessions; the second leaves them alone and measures. `make soak MINUTES=30`.
+//! Minutes of load during which nothing may grow: no process's memory, no table, and not the number of slots. The first
+//! part kills workers, the launcher and sessions; the second leaves them alone and measures. `make soak MINUTES=30`.
 
 #[path = "client/common/mod.rs"]
 mod common;
@@ -66,11 +66,11 @@ fn nothing_grows() {
             std::thread::sleep(seconds(0.6 / 60.0));
         }
     });
-    // Or they expire between what is heard and what is listed.
+    // Otherwise they expire between what is heard and what is listed.
     until("the short ones are gone", || {
         service.is("select count(*) = 0 from presence.member where connection_id = 'short'")
     });
-    // Leases go on to end: what has just ended is not listed any more, and its leave is still to be heard.
+    // Leases keep ending: a member whose lease has just ended is no longer listed, but its leave has not been heard yet.
     until("the listener holds what is listed", || {
         mirror.follow(&mut listener);
         mirror.members() == &listed(&mut listener)
@@ -80,7 +80,7 @@ fn nothing_grows() {
     let growing = growing(&samples);
     assert!(growing.is_empty(), "{growing:#?}");
 
-    // And all of it is given back.
+    // Everything is freed afterwards.
     service.run("delete from presence.member");
     service.flush();
     let deadline = Instant::now() + Duration::from_secs(150);
@@ -95,13 +95,13 @@ fn nothing_grows() {
     cluster.assert_sound();
 }
 
-/// What was larger in the last quarter than in the second, by more than chance and the tides of vacuum.
+/// What was larger in the last quarter than in the second, by more than chance and the cycles of vacuum explain.
 fn growing(samples: &[Sample]) -> Vec<String> {
     let quarter = samples.len() / 4;
     let most = |samples: &[Sample], name: &str| samples.iter().filter_map(|s| s.get(name)).max().copied();
     let mut found = Vec::new();
     for name in samples[0].keys() {
-        // The log needs more than five minutes to come round.
+        // The log needs more than five minutes for a full cycle.
         let enough = !name.contains("_event_") || quarter * 4 >= 60 && long_enough();
         let (Some(before), Some(after)) =
             (most(&samples[quarter..2 * quarter], name), most(&samples[3 * quarter..], name))
@@ -138,14 +138,14 @@ fn sample(service: &mut Session, pids: &BTreeMap<u64, i64>) -> Sample {
     sample
 }
 
-/// Kilobytes that are the process's own.
+/// The kilobytes of private memory of a process.
 fn private_memory(pid: i64) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
-/// A session that does all there is to do, a few hundred calls a second; killed, it comes back.
+/// A session that makes all kinds of calls, a few hundred per second. If it is killed, it reconnects.
 fn load(
     cluster: &Cluster,
     thread: u64,
@@ -181,7 +181,7 @@ fn call(session: &mut Session, random: u64, thread: u64) -> Result<(), Failure> 
         format!("jsonb_build_object('n', {}, 'text', repeat('x', {}))", random % 1_000_000, random % 300);
     let sql = match random % 16 {
         0..6 => format!("select presence.upsert({key}, user_id => '{member}', state => {state})"),
-        // Always with that ttl: a change of ttl alone is a new version that nobody hears of.
+        // Always with the same ttl, because a change of ttl alone is a new version without an event.
         6 => format!(
             "select presence.upsert({key}, user_id => '{member}', connection_id => 'short', ttl => '1 s')"
         ),

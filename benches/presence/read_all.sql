@@ -1,4 +1,4 @@
--- Page by page, as a client reads a room; how many members, in how many seconds.
+-- Reads page by page, as a client reads a room. Returns how many members, in how many seconds.
 create function pg_temp.read_all(of_room text, out members bigint, out seconds float) language plpgsql as $$
 declare
     page presence.online[];

@@ -1,10 +1,10 @@
-# Sourced by benches/run: the rows that are measured on an aged server. A database in which many rooms were listened to and left
-# by sessions that are gone, rooms were entered and left, channels were rotated, members changed many times.
+# Sourced by benches/run: the rows that are measured on an aged server. In its database many rooms were listened to by
+# sessions that are gone, rooms were entered and left, channels were rotated, and members changed many times.
 
 aged_rooms=200 # of 100 members each, that are still there
 if [ -n "${QUICK:-}" ]; then left=20000; else left=200000; fi
 
-# pgbench until so many transactions are done.
+# Runs pgbench until this many transactions are done.
 work_off() { # DATABASE SCRIPT CLIENTS TRANSACTIONS USER [OPTION]...
     local database=$1 script=$2 clients=$3 transactions=$4 user=$5 out
     shift 5
@@ -12,7 +12,7 @@ work_off() { # DATABASE SCRIPT CLIENTS TRANSACTIONS USER [OPTION]...
         -c "$clients" -j 2 -t $((transactions / clients)) -f "$scripts/$script.sql" "$@" "$database" 2>&1) ||
         die "pgbench $script: $out"
 }
-# Of the database `aged`; as its functions say it, when all is published.
+# A value from presence.health of the database `aged`, once everything is published.
 aged() { sql aged -c "select presence.wait_for_flush('120 s')" -c "select $1 from presence.health" | tail -n 1; }
 
 say "a server ages: $left rooms are listened to and left"
@@ -24,7 +24,7 @@ sql aged -c "select presence.grant_access(role)
              from unnest('{mallory,bob,carol,in_300,in_1000,in_11000}'::regrole[]) role" \
     -c "create sequence ages" -c "grant usage on sequence ages to public" >/dev/null
 sql aged -c "call fill(null, '', $((aged_rooms * 100)), '6 hours')"
-# A hundred rooms a session, which ends.
+# A hundred rooms in each session, which then ends.
 work_off aged presence/age 8 $((left / 100)) app -C
 work_off aged presence/age_rotate 2 200 postgres
 work_off aged presence/upsert 8 $left app
@@ -39,7 +39,7 @@ if wanted 17 "listening to one room"; then
                 commit; perform presence.wait_for_flush('60 s'); commit; end loop; end \$\$"
         channels=$(sql aged -U "in_$many" -c "select count(*) from presence.listen('home-7')" \
             -c "select count(*) from pg_listening_channels()" | tail -n 1)
-        # One room after the other, each alone. Without the first: a session that is new has all to look up.
+        # One room after the other, each alone. Without the first, because a new session has everything to look up.
         median=$({ echo '\timing on'; for ((i = 0; i <= 50; i++)); do
                 echo "select count(*) from presence.listen('home-$((i * 5))');"; echo '\timing off'; echo 'unlisten *;'
                 echo '\timing on'; done; } | sql aged -U "in_$many" | sed -n 's/^Time: \([0-9.]*\) ms.*/\1/p' | tail -n 50 | median)
@@ -70,7 +70,7 @@ if wanted 19 "idle listeners"; then
 fi
 
 if wanted 20 "beside a flood"; then
-    # mallory (1) knows the names of all that she fills the audience with, and hears it; bob (2) is in another room.
+    # mallory (1) knows the names of all rooms that she fills the audience with, and hears it; bob (2) is in another room.
     sql aged -c "create table watched (who int, role text, room text);
         insert into watched values (1, 'mallory', null), (1, 'mallory', 'hall'), (2, 'bob', 'calm');
         create function rooms_64() returns jsonb immutable return
@@ -102,7 +102,7 @@ if wanted 20 "beside a flood"; then
 fi
 
 if wanted 21 "told in full"; then
-    # twenty rooms; in each somebody stays and listens, app changes things, and others come, listen and go
+    # twenty rooms; in each, one listener stays, app makes changes, and others enter, listen and leave
     sql aged -c "select count(presence.upsert('busy-' || i, user_id => 'l' || i, ttl => '6 hours')),
                         count(presence.upsert('busy-' || i, '{\"x\": 1}', connection_id => c::text, user_id => 'app', ttl => '6 hours'))
                  from generate_series(1, 20) i, generate_series(1, 50) c" >/dev/null

@@ -1,4 +1,4 @@
-# Sourced by benches/run: what the copy costs those who write, on a second cluster that is like the first but for its name.
+# Sourced by benches/run: what the copy costs writers, on a second cluster that is like the first except for having a name.
 
 named=$work/named
 in_named() { db=$named "$@"; }

@@ -1,4 +1,5 @@
-# Sourced by benches/run: a million members. Last, for what it leaves behind: users whose last_seen is written for minutes.
+# Sourced by benches/run: a million members. It comes last because of what it leaves behind: users whose last_seen is
+# written for minutes.
 
 if wanted 15 "$live members live"; then
     sql small -c "call fill(null, '', 1000, '6 hours')"
@@ -34,7 +35,7 @@ if wanted 28 "what the index on audience costs"; then
         "$(calc "$(ratio indexed bare)") × ($(per_s ${of[indexed]}), $(per_s ${of[bare]})); by presence.upsert $(per_s ${of[ours]})" "" -
 fi
 
-# The worker has all leases, and publishes.
+# Whether the worker has all leases, and publishes.
 is_up() {
     [ "$(sql large -c "select presence.heartbeat('$((live / 100))', '1') and presence.wait_for_flush('1 s')" 2>/dev/null)" = t ]
 }
@@ -72,7 +73,7 @@ logged() { # SHARE FROM TO
 if wanted 9 "100,000 leases end at once"; then
     dropped=$(health events_dropped) lease=12
     sql presence -c "call fill('doomed', 'd', 100000, '$lease s')"
-    # All in one call: they end within the time it takes.
+    # All in one call, so that they end within the time that it takes.
     sql presence -c "select count(*) from presence.heartbeat_many(array_fill('doomed'::text, '{100000}'),
                          (select array_agg('d' || m) from generate_series(0, 99999) m))" >/dev/null
     end=$(($(date +%s) + lease))

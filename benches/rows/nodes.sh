@@ -4,7 +4,7 @@ nodes=("$work/a" "$work/b")
 on() { # NUMBER COMMAND...
     db=${nodes[$1]} "${@:2}"
 }
-# What a server shows of the first one's members: how many, and a sum of what they are.
+# What a server shows of the first one's members: how many, and a checksum of them.
 shown() {
     on "$1" sql presence -c "set enable_sort = off; select count(*), coalesce(sum(pg_catalog.hashtextextended(room || ' ' || member_id || ' ' || state, 0)), 0)
         from presence.online where node = 'a'"

@@ -54,7 +54,7 @@ if wanted 5 "identical upsert"; then
                                 where room in (select g::text from generate_series($room, $room + 49) g)"
         flush
     done
-    # What it returns, and no more: such a row of a plain table, by its key.
+    # Only what it returns: such a row of a plain table, by its key.
     sql presence -c "create unlogged table plain_online as select * from presence.online;
         create unique index on plain_online (room, member_id, connection_id); grant select on plain_online to app" \
         -c "vacuum analyze plain_online"
@@ -77,7 +77,7 @@ cost() { # what `bench` takes
 }
 if wanted 6 "inside a business transaction"; then
     commit=$(calc "1000 / $(bench presence floor/business 1 app)" 2)
-    # What a change touches here, touched by plain SQL: a row as wide with the same indexes, a line of the log.
+    # What a change touches here, touched by plain SQL: a row of the same width with the same indexes, and a row of the log.
     sql presence -c "
         create unlogged table twin (like presence.member including all) with (fillfactor = 50,
             autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
@@ -105,7 +105,7 @@ if wanted 16 "as PostgREST does"; then
         "$(calc $a) × the rival in the same frame ($(per_s ${of[rival]}) of two transactions); the frame without a call $(calc "$(ratio floor rival)") ×" "≥ 1.1 × the rival" "$a >= 1.1"
 fi
 
-# Transactions a second, by one client, of so many; each takes the next number.
+# Transactions per second by one client that runs this many; each takes the next number.
 in_turn() { # DATABASE SCRIPT USER TRANSACTIONS
     local out
     out=$(cd "$work" && as_server "$bin/pgbench" -h "$db" -U "$3" -n -M prepared -D n=0 -c 1 -t "$4" \
@@ -152,7 +152,7 @@ if wanted 12 "1,000,000 heartbeats"; then
             pg_snapshot_xmax(pg_current_snapshot()), (select n_dead_tup from pg_stat_user_tables
             where relid = 'presence.member'::regclass)" -F ' ' | tail -n 1
     }
-    # Until nothing else writes: the times of last_seen are written behind.
+    # Wait until nothing else writes: the times of last_seen are written later.
     for _ in {1..30}; do
         before=$(position)
         sleep 2.5

@@ -1,4 +1,4 @@
-// Whether examples/client.mjs ends with what is listed, whatever happens: node client.mjs CLUSTER_DIRECTORY.
+// Tests that examples/client.mjs ends up with what is listed, whatever happens: node client.mjs CLUSTER_DIRECTORY.
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { copyFileSync } from 'node:fs'
@@ -7,7 +7,7 @@ import pg from 'pg'
 
 const dir = process.argv[2]
 const here = new URL('.', import.meta.url)
-// Where it finds its packages.
+// A copy in a place where it finds its packages.
 const copy = new URL('node_modules/.presence-client.mjs', here)
 copyFileSync(new URL('../../examples/client.mjs', here), copy)
 const { Client } = await import(copy)
@@ -26,7 +26,7 @@ const shown = (rows) => rows.map(({ member_id, connection_id, state }) => JSON.s
 const as = async (user, sql) =>
   (await service.query(`begin; set local session authorization ${user}; ${sql}; commit`))[2].rows
 
-/** Within so long each holds what is listed to its user, and that is so many in all. */
+/** Waits until each client holds what is listed to its user, and that is this many members. */
 async function agree(what, counts, seconds = 5) {
   for (const end = Date.now() + 1000 * seconds; ; await sleep(20)) {
     try {

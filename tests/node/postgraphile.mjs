@@ -1,12 +1,12 @@
-// GraphQL by PostGraphile over examples/wrapper.sql: node postgraphile.mjs SOCKET_DIRECTORY. The database is `app`, the
-// login `authenticator`; whoever asks is in the claims.
+// Tests GraphQL by PostGraphile over examples/wrapper.sql: node postgraphile.mjs SOCKET_DIRECTORY. The database is `app`,
+// the login `authenticator`; the user is in the claims.
 import assert from 'node:assert/strict'
 import { makeSchema } from 'postgraphile'
 import { makePgService } from 'postgraphile/adaptors/pg'
 import { grafast } from 'postgraphile/grafast'
 import { PostGraphileAmberPreset } from 'postgraphile/presets/amber'
 
-// What PostGraphile takes from a newer Node.js than distributions have.
+// PostGraphile needs this from a newer Node.js than distributions have.
 Promise.withResolvers ??= function () {
   let resolve, reject
   const promise = new Promise((...both) => ([resolve, reject] = both))
@@ -35,7 +35,7 @@ async function ask(user, source, variableValues = {}) {
 }
 
 try {
-  // Every function is a field, by its kind.
+  // Every function is a query or a mutation.
   const fields = (type) => Object.keys(type.getFields())
   const queries = ['changes', 'get', 'getRoom', 'history', 'list', 'occupancy', 'rooms', 'seq', 'state', 'tokens', 'users']
   const mutations = ['delete', 'deleteAll', 'heartbeat', 'heartbeatMany', 'setRoom', 'update', 'upsert', 'upsertMany']

@@ -1,4 +1,4 @@
-// What docs/drivers.md says of types, for node-postgres and postgres.js: node types.mjs SOCKET_DIRECTORY.
+// Tests what docs/drivers.md says about types, for node-postgres and postgres.js: node types.mjs SOCKET_DIRECTORY.
 import assert from 'node:assert/strict'
 import pg from 'pg'
 import postgres from 'postgres'

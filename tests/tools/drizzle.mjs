@@ -1,4 +1,4 @@
-// By the schema that drizzle-kit wrote.
+// Tests Drizzle with the schema that drizzle-kit wrote.
 import assert from 'node:assert/strict'
 import { eq, sql } from 'drizzle-orm'
 import { drizzle } from 'drizzle-orm/node-postgres'

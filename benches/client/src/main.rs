@@ -1,10 +1,11 @@
 //! Listeners for the benchmark: `presence-bench-client CONNECTION IDLE [HEAR [EVENT [HEARERS]]]`
 //!
-//! Opens connections (a libpq connection string), 100 of which (or as many as the variable IDLE says) run the SQL of IDLE
-//! each (`$i` is their number; `''` is none), and HEARERS (one, if not given) the SQL of HEAR, again whenever they are told to listen anew. Says `ready` and
-//! holds them until its standard input ends. Then prints how many notifications with EVENT in them (all, if not given)
-//! these have heard, and how long after their `at` each came: the 50th and 99th percentile and the longest, in
-//! milliseconds; and how many `resync` and `changes` they have heard.
+//! Opens connections to CONNECTION (a libpq connection string). 100 of them (or as many as the environment variable IDLE
+//! says) each run the SQL of IDLE (`$i` is their number; `''` means none). HEARERS of them (one, if not given) run the
+//! SQL of HEAR, and again whenever they are told to listen again. Prints `ready`, and holds the connections until its
+//! standard input ends. Then prints how many notifications that contain EVENT (all, if not given) the latter have heard,
+//! and how long after its `at` each arrived: the 50th and 99th percentile and the longest, in milliseconds; and how many
+//! `resync` and `changes` they have heard.
 use postgres::{Client, NoTls, fallible_iterator::FallibleIterator};
 use std::io::Read;
 use std::sync::Barrier;
@@ -28,7 +29,7 @@ fn at(payload: &str) -> Option<f64> {
     time.split(':').try_fold(0.0, |sum, part| Some(sum * 60.0 + part.parse::<f64>().ok()?))
 }
 
-/// Returns after a pause, or (with true) when it has to listen anew.
+/// Returns after a pause, or (with true) when it has to listen again.
 fn hear_some(client: &mut Client, event: &str, heard: &mut Heard) -> Result<bool, postgres::Error> {
     let mut notifications = client.notifications();
     let mut waiting = notifications.timeout_iter(Duration::from_millis(200));
@@ -77,7 +78,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (connection, event, ready) = (&connection, &event, &ready);
         let listeners: Vec<_> = (1..=hearers)
             .map(|number| sql.replace("$i", &number.to_string()))
-            // Who cannot listen says so, and the others need not wait.
+            // A listener that fails says so and ends the program, so that the others do not wait.
             .map(|sql| {
                 scope.spawn(move || {
                     hear(connection, &sql, event, ready).inspect_err(|error| {
