@@ -7,28 +7,28 @@ select a.attrelid::regclass as of_people, a.attname as without_comment from pg_a
 where c.relnamespace = 'presence'::regnamespace and c.relkind in ('r', 'v') and a.attnum > 0 and not a.attisdropped
   and coalesce(col_description(a.attrelid, a.attnum), '') = '' order by 1, 2;
 
--- What an INSERT must have: tools go by the defaults.
+-- Columns that an INSERT must set: tools go by the defaults.
 select a.attrelid::regclass as into_table, a.attname as must_be_given from pg_attribute a
 where a.attrelid in ('presence.member'::regclass, 'presence.room'::regclass) and a.attnum > 0 and not a.attisdropped and a.attnotnull and not a.atthasdef;
 
--- Each function is there once in its schema: no overloads; no argument name is a reserved word.
+-- Each function exists once in its schema: there are no overloads, and no argument name is a reserved word.
 select proname from pg_proc where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) group by pronamespace, 1 having count(*) > 1;
 select p.oid::regprocedure, a from pg_proc p, unnest(p.proargnames) a join pg_get_keywords() k on k.word = a
 where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and k.catcode = 'R';
 select p.oid::regprocedure as security_definer from pg_proc p where pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and prosecdef;
 
--- Each returns something: void is more than some drivers can read.
+-- Each function returns something, because some drivers cannot read void.
 select p.oid::regprocedure as returns_nothing from pg_proc p where p.pronamespace = 'presence'::regnamespace and p.prorettype = 'void'::regtype;
 
 -- Functions that only read are stable.
 select p.proname, p.provolatile from pg_proc p where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and p.provolatile <> 's'
     and p.proname = any('{user_id,tokens,is_service,may,list,get,users,occupancy,rooms,state,history,get_room,seq,changes,worker_pid}');
 
--- Settings: each has a description of one line, security is for superusers.
+-- Settings: each has a one-line description, and those that concern security are for superusers.
 select name from pg_settings where name like 'presence.%' and (coalesce(short_desc, '') = '' or short_desc ~ '\n' or short_desc !~ '\.$');
 select name, context, unit, boot_val from pg_settings where name like 'presence.%' and name !~ 'stall' order by 1;
 
--- What people are shown: nothing of the extension's own. That is in a schema into which only the owner looks.
+-- The public schema contains no internals. These are in a schema that only the owner can use.
 select relname, relkind from pg_class where relnamespace = 'presence'::regnamespace and relkind <> 'i' order by 1;
 select proname from pg_proc where pronamespace = 'presence'::regnamespace order by 1;
 select nspname, nspacl from pg_namespace where nspname = '_presence';
@@ -42,7 +42,7 @@ select tgname, tgenabled from pg_trigger where tgrelid = 'presence.member'::regc
 select relname from pg_class where relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and relkind = 'r' and not relrowsecurity;
 select relname from pg_class where relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and relkind = 'r' and relpersistence = 'u' order by 1;
 
--- The slots cost at most 104 bytes a member.
+-- The slots cost at most 104 bytes per member.
 select sum(s.allocated_size) filter (where s.name ~ 'lease') / current_setting('presence.max_members')::bigint <= 104 as small
 from pg_shmem_allocations s where s.name ilike '%presence%';
 
@@ -50,12 +50,12 @@ from pg_shmem_allocations s where s.name ilike '%presence%';
 select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attnum) from pg_attribute where attrelid = 'presence.online'::regclass and attnum between 1 and 16;
 select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attnum) from pg_attribute where attrelid = 'presence.event'::regclass and attnum between 1 and 16;
 
--- All belong to the extension, which is in its own schema and does not move.
+-- All objects belong to the extension, which is in its own schema and not relocatable.
 select extrelocatable, extnamespace::regnamespace from pg_extension where extname = 'presence_ext';
 select c.oid::regclass from pg_class c where relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and relkind in ('r', 'v')
     and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e');
 
--- health is one row.
+-- health has one row.
 select count(*), bool_and(library_version = extension_version) as same_version, bool_and(worker_state = 'running') as running,
        bool_and(slots_max = current_setting('presence.max_members')::bigint) as slots_max,
        bool_and(events_dropped = 0 and resyncs = 0 and last_error is null) as well

@@ -5,7 +5,7 @@ select presence.delete('lobby') as absent;
 select (presence.upsert('lobby')).room as entered;
 select presence.delete('lobby') as one, presence.delete('lobby') as then_none;
 
--- One connection, or with NULL all of them.
+-- One connection, or all of them with NULL.
 select count(presence.upsert('lobby', connection_id => c)) from unnest(array['', '1', '2', '3']) c;
 select presence.delete('lobby', connection_id => '2');
 select connection_id from presence.get('lobby');
@@ -13,7 +13,7 @@ select presence.delete('lobby', connection_id => null);
 select presence.delete('lobby', connection_id => null) as then_none;
 select count(*) from presence.get('lobby');
 
--- Nothing of a rolled-back leave.
+-- A rolled-back leave has no effect.
 select (presence.upsert('lobby', '{"a": 1}')).room as entered;
 begin;
 select presence.delete('lobby');
@@ -27,7 +27,7 @@ rollback to here;
 commit;
 select state, presence.heartbeat('lobby') from presence.get('lobby');
 
--- The last word, and the reason. The state of the row is not the event's.
+-- The last word, and the reason. The event's state is not the row's.
 select presence.wait_for_flush('10 s');
 select presence.seq() as before \gset
 select presence.delete('lobby', state => '{"bye": true}');
@@ -36,7 +36,7 @@ select presence.delete('lobby', reason => 'left');
 select presence.wait_for_flush('10 s');
 select event, state, connections, reason from test.log(:before);
 
--- A service role may say why; without a reason others are removed by it, and it leaves itself.
+-- A service role may give a reason; without one, others are removed by it, and its own member has left.
 select count(presence.upsert('lobby', connection_id => c)) from unnest(array['1', '2', '3', '4']) c;
 reset role;
 set role regress_gateway;
@@ -51,7 +51,7 @@ select presence.wait_for_flush('10 s');
 select event, member_id, connection_id, state, connections, reason from test.log(:before) where event = 'leave';
 reset role;
 
--- Another's is not mine to end; that nobody is there is no error.
+-- Deleting another user's member is refused; that nobody is there is not an error.
 set role regress_alice;
 select (presence.upsert('lobby', audience => '{any}')).room as entered;
 select (presence.upsert('office', audience => '{}')).room as entered;
@@ -63,7 +63,7 @@ select * from test.error($$ select presence.delete('lobby', 'regress_alice', nul
 reset role;
 select room from presence.online order by room;
 
--- Sign out: everywhere, or with one connection.
+-- Sign-out: everywhere, or of one connection.
 set role regress_alice;
 select count(presence.upsert(r, connection_id => c)) from unnest(array['a', 'b', 'c']) r, unnest(array['1', '2']) c;
 select presence.delete_all(connection_id => '2');
@@ -80,7 +80,7 @@ select presence.delete_all('regress_alice');
 reset role;
 select count(*) from presence.member;
 
--- Slots: none is kept after everybody left, however they did. A tombstone may stay a minute.
+-- Slots: none is kept after everybody has left, in whatever way. A tombstone may stay for a minute.
 select presence.wait_for_flush('10 s');
 select test.wait_until('(select slots_used from presence.health) = 0');
 set role regress_alice;

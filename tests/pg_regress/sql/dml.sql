@@ -3,7 +3,7 @@ set role regress_alice;
 select presence.wait_for_flush('10 s');
 select presence.seq() as before \gset
 
--- INSERT: what is not given has its default, and what is the trigger's is not taken from the statement.
+-- INSERT: what is not given gets its default, and the columns that the trigger fills are not taken from the statement.
 insert into presence.member (room) values ('lobby')
 returning room, member_id, connection_id, user_id, status, state, metadata, audience, ttl,
           expires_at = last_seen_at + ttl as lease, version = generation as first;
@@ -17,7 +17,7 @@ returning user_id, status is null as no_status, state, version > 7 and generatio
           key_hash <> '00000000-0000-0000-0000-000000000000' as key_hash;
 select connection_id, presence.heartbeat('lobby', connection_id => connection_id) as alive from presence.get('lobby');
 
--- Many rows; a conflict is the user's to handle.
+-- Many rows; conflicts are for the user to handle.
 insert into presence.member (room, connection_id, state)
 select 'many', n::text, jsonb_build_object('n', n) from generate_series(1, 5) n;
 select count(*) from presence.get('many');
@@ -28,7 +28,7 @@ insert into presence.member as m (room, connection_id, state) values ('many', '1
 on conflict (room, member_id, connection_id) do update set state = excluded.state
 returning connection_id, state, version = generation as new;
 
--- UPDATE: a new version and time if there is something to tell; else only the lease.
+-- UPDATE: a new version and time if something visible changes; else only the lease.
 select version, generation from presence.member where room = 'many' and connection_id = '2' \gset
 update presence.member set state = '"other"', metadata = '{"b": 1}' where room = 'many' and connection_id = '2'
 returning state, metadata, version > :version as newer, generation = :generation as same_stay, updated_at > joined_at as updated;
@@ -66,7 +66,7 @@ select left(s, 60) as statement, e.code, e.message, e.detail from unnest(array[
     $$ update presence.member set metadata = to_jsonb(repeat('s', 70000)) where room = 'many' $$
 ]) s, test.error(s) e;
 
--- What is another's is not there for me.
+-- Other users' members do not exist for the caller.
 set role regress_bob;
 update presence.member set state = '"mine"' where room = 'lobby' returning room;
 delete from presence.member where room = 'lobby' returning room;
@@ -79,10 +79,10 @@ select * from test.error($$ insert into presence.member (room, member_id) values
 reset role;
 reset presence.member_ids;
 
--- Nobody truncates.
+-- TRUNCATE is refused.
 select * from test.error('truncate presence.member') \gx
 
--- DELETE, several at once, and a MERGE.
+-- DELETE of several rows, and a MERGE.
 set role regress_alice;
 delete from presence.member where room = 'many' and connection_id in ('3', '4') returning connection_id;
 merge into presence.member m using (values ('5', true), ('6', false), ('8', false)) v (id, go)
@@ -92,14 +92,14 @@ merge into presence.member m using (values ('5', true), ('6', false), ('8', fals
     when not matched then insert (room, connection_id, status) values ('many', v.id, 'new');
 select connection_id, status from presence.get('many');
 
--- The events are those of the functions.
+-- The events are the same as those of the functions.
 delete from presence.member where room in ('lobby', 'many');
 select presence.wait_for_flush('10 s');
 select event, room, connection_id, count(*) from test.log(:before)
 where room in ('lobby', 'many') group by 1, 2, 3 having event <> 'update' order by 2, 3, 1;
 select room, connection_id, reason, connections from test.log(:before) where event = 'leave' and room = 'lobby';
 
--- COPY, as those to whom row-level security does not apply; a dump and restore of the rows is an entry.
+-- COPY, as a role to which row-level security does not apply; restoring dumped rows makes them enter.
 reset role;
 copy presence.member (room, member_id, connection_id, user_id, state) from stdin;
 copied	dora		dora	{"a": 1}
@@ -111,7 +111,7 @@ from presence.list('copied');
 copy (select room, member_id, state from presence.member where room = 'copied' order by 1, 2, connection_id) to stdout;
 delete from presence.member where room = 'copied';
 
--- In the replica role the values are those of the statement: they come from another server.
+-- In the replica role the values of the statement are kept: they come from another server.
 begin;
 set local session_replication_role = replica;
 insert into presence.member (room, member_id, user_id, audience, version, generation, joined_at, updated_at, last_seen_at,
@@ -120,7 +120,7 @@ select 'replica', 'dora', 'dora', '{any}', m.version, m.generation, '2020-01-01'
        '90 s', m.deadline, gen_random_uuid()
 from (select 4000000000000000 as version, 4000000000000000 as generation, 1 as deadline) m
 returning version = 4000000000000000 as version, joined_at = '2020-01-01' as joined_at, updated_at = '2020-01-02' as updated_at;
--- They are looked at all the same: nothing else could be published.
+-- They are checked nevertheless: invalid ones could not be published.
 insert into presence.member (room, member_id, user_id, audience) values ('replica', 'dora', 'dora', '{{any},{users}}');
 rollback;
 select count(*) from presence.member;

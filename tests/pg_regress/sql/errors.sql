@@ -1,4 +1,4 @@
--- Every bad input says what, why and what to do, and changes nothing.
+-- Every error says what is wrong, why, and what to do; and bad input changes nothing.
 create table test.bad (number serial, role text default 'regress_alice', statement text);
 insert into test.bad (statement) values
     -- names
@@ -87,7 +87,7 @@ select room, member_id, connection_id, state from presence.member;
 select presence.wait_for_flush('10 s');
 select presence.seq() = :before as silent;
 
--- No identity: reading, but no presence.
+-- A caller without an identity can read, but not be present.
 create role regress_anon;
 select presence.grant_access('regress_anon');
 set presence.anonymous_roles = 'regress_anon';
@@ -113,7 +113,7 @@ select count(*) > 0 as has_names from presence.channels('here');
 reset role;
 reset presence.session_features;
 
--- A transaction that changed presence is not prepared; one that only read may be.
+-- A transaction that changed presence cannot be prepared; one that only read can.
 set role regress_alice;
 begin;
 select (presence.upsert('prepared')).room;
@@ -125,7 +125,7 @@ begin;
 select presence.delete('here');
 rollback;
 
--- More members than one user may have; who is there already renews, and another user is not concerned.
+-- More members than a user may have; existing members are renewed, and other users are not affected.
 reset role;
 set presence.max_per_user = 3;
 set role regress_alice;
@@ -141,8 +141,8 @@ reset role;
 select presence.delete_all('regress_alice'), presence.delete_all('regress_bob');
 reset presence.max_per_user;
 
--- The settings have limits, their prefix is taken, and security is for superusers. (PostgreSQL 17 and newer write the
--- unit of a limit.)
+-- The settings have limits, their prefix is reserved, and those that concern security are for superusers. (PostgreSQL 17
+-- and newer write the unit of a limit.)
 select e.code, regexp_replace(e.message, '\((\d+) s \.\. (\d+) s\)', '(\1 .. \2)') as message from unnest(array['set presence.max_per_user = -1', $$ set presence.default_ttl = '0 s' $$, 'set presence.typo = 1',
     'set presence.max_members = 5', $$ set presence.member_ids = 'all' $$]) s, test.error(s) e;
 set role regress_alice;

@@ -1,4 +1,4 @@
--- The log: what happened, net of each transaction, for those who may know.
+-- The log: the net effect of each transaction, for those who may see it.
 reset role;
 set presence.member_ids = 'any';
 create function test.flushed() returns bigint language plpgsql as $$
@@ -8,7 +8,7 @@ begin
 end
 $$;
 
--- Enter, update, leave: with all that a listener is to know. One version each, in the order of the log.
+-- Enter, update, leave: with everything that a listener needs. Each has one version, in the order of the log.
 set role regress_alice;
 select test.flushed() as before \gset
 select version as v1, joined_at as joined from presence.upsert('lobby', '{"x": 1}', status => 'online', metadata => '{"name": "A"}', audience => '{any}') \gset
@@ -25,7 +25,7 @@ select bool_and(seq = before + 1 and version > version_before) as in_order
 from (select seq, version, lag(seq) over w as before, lag(version) over w as version_before from presence.event where seq > :before window w as (order by seq)) e
 where before is not null;
 
--- The net effect of a transaction. Nothing, for who came and went in it.
+-- The net effect of a transaction. Nothing, for a member that entered and left in it.
 select test.flushed() as before \gset
 begin;
 select (presence.upsert('lobby', '{"n": 1}')).room;
@@ -49,7 +49,7 @@ select (presence.upsert('lobby', '{"n": 7}')).room;
 commit;
 select test.flushed() is not null as published \gset
 select event, state from test.log(:before);
--- Leave and enter are both; the leave shows what others saw, the enter what is now.
+-- A leave and an enter are both kept; the leave shows what others saw, the enter the current data.
 select test.flushed() as before \gset
 begin;
 select (presence.upsert('lobby', '{"n": 8}')).room;
@@ -61,7 +61,7 @@ select test.flushed() is not null as published \gset
 select event, connections, reason from test.log(:before);
 select state from test.log(:before) where event = 'enter';
 select count(distinct joined_at) as stays from presence.event where seq > :before;
--- A leave, whatever came after: out, in and out again is one leave.
+-- A leave is kept, whatever follows: out, in and out again is one leave.
 select test.flushed() as before \gset
 begin;
 select presence.delete('lobby');
@@ -71,7 +71,7 @@ commit;
 select test.flushed() is not null as published \gset
 select event, connections, reason from test.log(:before);
 
--- Savepoints: what was rolled back never happened, what was released is its parent's.
+-- Savepoints: what was rolled back never happened, and what was released belongs to the parent.
 select (presence.upsert('lobby', '{"n": 20}', audience => '{any}')).room;
 select test.flushed() as before \gset
 begin;
@@ -131,7 +131,7 @@ abort;
 select test.flushed() = :after as nothing;
 select presence.heartbeat('aborted') as aborted, presence.heartbeat('lobby') as lobby;
 
--- The definition of the table is looked at again within the transaction (autovacuum's ANALYZE does that to others too).
+-- The table's definition is looked up again within the transaction (autovacuum's ANALYZE causes that in others, too).
 reset role;
 begin;
 select (presence.upsert('analyzed')).room;
@@ -141,7 +141,7 @@ select count(*) from presence.get('analyzed');
 select presence.delete('analyzed');
 set role regress_alice;
 
--- connections: members of one name; 1 on enter is "came", 0 on leave is "went".
+-- connections: the number of members with the same name; 1 on enter means the first one, 0 on leave the last one.
 select test.flushed() as before \gset
 select (presence.upsert('tabs', connection_id => c)).connection_id from unnest(array['1', '2', '3']) c;
 select presence.delete('tabs', connection_id => c) from unnest(array['2', '1', '3']) c;
@@ -158,7 +158,8 @@ select presence.delete('tabs', connection_id => null);
 select test.flushed() is not null as published \gset
 select event, connection_id, connections from test.log(:before);
 
--- A changed audience. The owner and service see the update; who loses sight gets a leave, who gains it an enter.
+-- A changed audience. The owner and service roles see the update; those who lose sight get a leave, those who gain it an
+-- enter.
 select (presence.delete_all()) > 0 as left;
 select (presence.upsert('show', '{"a": 1}', audience => '{user:regress_bob}')).room;
 select test.flushed() as before \gset
@@ -175,7 +176,7 @@ reset role;
 select event, state, reason, audience, seq > lag(seq) over w as later, version - lag(version) over w as versions
 from presence.event e where seq > :before window w as (order by seq) order by seq;
 
--- Wider: those who gain sight have an enter. To who saw it before it is an update, or an enter that says the same.
+-- Wider: those who gain sight get an enter. Those who saw it before get an update, or an enter with the same data.
 set role regress_alice;
 select test.flushed() as before \gset
 select (presence.upsert('show', '{"a": 3}', audience => '{any}')).room;
@@ -184,7 +185,7 @@ set role regress_bob;
 select event, state, reason from test.log(:before);
 set role regress_carol;
 select bool_and(event in ('enter', 'update')) as told, count(distinct version) as versions, max(state::text) as state from presence.event where seq > :before;
--- The whole audience is the owner's to know, and that of service roles; who hears the enter has a line of their own.
+-- Only the owner and service roles see the whole audience; those who get the enter have a line of their own.
 set role regress_alice;
 select event, audience from presence.changes(:before) where event <> 'position';
 select event, audience from presence.history('show', max_rows => 1);
@@ -207,7 +208,7 @@ select event, state, audience from presence.history('show', max_rows => 2, direc
 reset role;
 select event, state, audience from presence.changes(:before) where event <> 'position';
 select seq - :before as line, event, audience from presence.event where seq > :before order by seq;
--- Narrower: who still sees it has an update, and no leave that comes after it.
+-- Narrower: those who still see it get an update, and no leave after it.
 set role regress_alice;
 select test.flushed() as before \gset
 select (presence.upsert('show', '{"a": 4}', audience => '{user:regress_bob}')).room;
@@ -216,7 +217,7 @@ set role regress_carol;
 select event, state, reason from test.log(:before);
 set role regress_bob;
 select (array_agg(event order by seq desc))[1] as last_event, (array_agg(state order by version desc))[1] as newest_state from presence.event where seq > :before;
--- To another and then to nobody in one transaction: who never saw it hears nothing.
+-- To another user and then to nobody in one transaction: those who never saw it hear nothing.
 set role regress_alice;
 select test.flushed() as before \gset
 begin;
@@ -229,7 +230,7 @@ set role regress_bob;
 select event, state, reason from test.log(:before);
 set role regress_carol;
 select count(*) from test.log(:before);
--- Shown again, hidden and gone in one transaction: one leave, with what was seen.
+-- Hidden and deleted in one transaction: one leave, with the data that was visible before.
 set role regress_alice;
 select (presence.upsert('show', '{"a": 7}', audience => '{user:regress_bob}')).room;
 select test.flushed() as before \gset
@@ -243,7 +244,7 @@ select event, state, reason from test.log(:before);
 set role regress_carol;
 select count(*) from test.log(:before);
 
--- Given to another owner: the old one, who sees it no more, hears that it is gone; the new one that it is here.
+-- Given to another owner: the old one, who no longer sees it, gets a leave; the new one is told that it is here.
 set role regress_gateway;
 select (presence.upsert('gift', '{"g": 1}', member_id => 'box', user_id => 'regress_alice', audience => '{}')).room;
 select test.flushed() as before \gset
@@ -258,7 +259,7 @@ set role regress_gateway;
 select event from presence.changes(:before) where event <> 'position';
 select presence.delete('gift', 'box');
 
--- What a member of the room sees is what its token says: before the entry nothing, afterwards the log of the room too.
+-- A member of the room sees what its token allows: nothing before it enters, afterwards also the room's log.
 set role regress_alice;
 select test.flushed() as before \gset
 select (presence.upsert('room', '{"a": 1}')).room;
@@ -269,7 +270,7 @@ select (presence.upsert('room', '{"b": 1}')).room;
 select test.flushed() is not null as published \gset
 select event, member_id from test.log(:before);
 
--- changes: the log from a seq on, and at the end the position.
+-- changes: the log after a seq, and at the end the position.
 set role regress_alice;
 select test.flushed() as after \gset
 select event, member_id from presence.changes(:before);
@@ -280,16 +281,16 @@ select seq as place from presence.changes(:before, 'room', 1) where event = 'pos
 select event, member_id from presence.changes(:place, 'room', 1);
 select event, member_id from presence.changes(:before, 'elsewhere');
 select seq = :after as advances from presence.changes(:before, 'elsewhere');
--- a reader who may see nothing goes on all the same
+-- the position of a reader who may see nothing advances nevertheless
 set role regress_carol;
 select event, seq = :after as at_end from presence.changes(:before);
--- whose place is not in the log any more, or never was
+-- a position that is no longer in the log, or never was
 select event, count(*) from presence.changes(-1) where event = 'resync' group by 1;
 select (array_agg(event))[1] = 'resync' as first, (array_agg(event))[count(*)::integer] = 'position' as last from presence.changes(0);
--- nor ahead of it: a position is never behind its reader
+-- a position ahead of the log: the returned one is never behind the reader's
 select event, seq = :after + 1000 as as_given from presence.changes(:after + 1000);
 
--- Nobody but the worker writes the log.
+-- Only the worker writes the log.
 reset role;
 set role regress_alice;
 select e.code, e.message from unnest(array['insert into presence.event (seq, event) values (1, ''enter'')', 'delete from presence.event', 'update presence.event set seq = 1',

@@ -1,4 +1,4 @@
--- Leases run out: from the deadline on the member is nowhere, and it leaves once.
+-- Leases run out: from the deadline on the member is not shown anywhere, and it leaves once.
 set role regress_alice;
 select presence.wait_for_flush('10 s');
 select presence.seq() as before \gset
@@ -25,10 +25,10 @@ select connection_id, state, connections, reason from test.log(:before) where ev
 select at = :'deadline' as at_its_deadline, version > :version as newer from presence.event where seq > :before and event = 'leave';
 select connection_id from presence.member where room = 'expiry' order by 1;
 
--- The next upsert is a new stay.
+-- The next upsert begins a new stay.
 select joined_at > :'deadline' as new_stay, state, version > :version as newer from presence.upsert('expiry');
 
--- An upsert that finds the row before the sweeper does makes the leave itself: one leave, one enter.
+-- An upsert that finds the row before the sweeper does publishes the leave itself: one leave, one enter.
 reset role;
 select presence.wait_for_flush('10 s');
 select presence.seq() as before \gset
@@ -36,7 +36,7 @@ begin;
 set local role regress_alice;
 select expires_at as deadline from presence.upsert('found', '{"old": 1}', status => 'old', ttl => '1 s') \gset
 commit;
--- a lock keeps the sweeper away; the deadline counts all the same, to the microsecond of the clock, not the transaction's
+-- a lock keeps the sweeper away; the deadline still counts, to the microsecond, by the clock and not the transaction's time
 begin;
 select count(*) from (select 1 from presence.member where room = 'found' for update) m;
 set local role regress_alice;
@@ -63,7 +63,7 @@ select count(*) filter (where event = 'leave') as leaves, count(distinct joined_
        bool_and(at = :'deadline') filter (where event = 'leave') as at_its_deadline
 from presence.event where seq > :before and room = 'found';
 
--- Rolled back, the expiry is no less one: the member does not come back, and leaves once.
+-- The expiry stands even if that upsert is rolled back: the member does not come back, and leaves once.
 select presence.seq() as before \gset
 set role regress_alice;
 select (presence.upsert('back', '{"old": 1}', ttl => '1 s')).room;
@@ -80,7 +80,7 @@ select presence.heartbeat('back') as alive;
 select test.wait_until($$ exists (select from presence.event where room = 'back' and event = 'leave') $$);
 select event, state, reason from test.log(:before) where room = 'back';
 
--- Another's expired member is no obstacle to its key.
+-- Another user's expired member does not block its key.
 reset role;
 set presence.member_ids = 'any';
 select presence.seq() as before \gset
@@ -98,7 +98,7 @@ select presence.wait_for_flush('10 s');
 select event, user_id, connections, reason from test.log(:before) where room = 'seat';
 reset presence.member_ids;
 
--- sweep() does what the worker does; a service role may.
+-- sweep() does what the worker does; service roles may call it.
 begin;
 select presence.sweep() as nothing_due;
 commit;

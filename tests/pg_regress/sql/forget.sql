@@ -16,14 +16,14 @@ create function test.written() returns text language sql as $$
     select test.wait_until($q$ exists (select from _presence._last_seen where user_id = 'marker' and last_seen_at >= (select joined_at from presence.get('fg', 'marker'))) $q$)
 $$;
 
--- For service roles.
+-- Only for service roles.
 set role regress_alice;
 select e.code, e.message from unnest(array['ghost', 'regress_alice']) u, test.error(format('select presence.forget(%L)', u)) e;
 reset role;
 select e.code, e.message, e.detail from unnest(array[null, '', e'\n']) u, test.error(format('select presence.forget(%L)', u)) e;
 select presence.forget('never was here');
 
--- Who has left long ago.
+-- A user who left long ago.
 select count(presence.upsert('fg', user_id => u, connection_id => c, audience => '{any}')) from unnest(array['ghost', 'other']) u, unnest(array['', '2']) c;
 select presence.delete_all('ghost');
 select test.flushed() is not null as published \gset
@@ -38,7 +38,7 @@ select (presence.upsert('fg', user_id => 'marker')).user_id;
 select test.written();
 select presence.delete_all('marker');
 select * from test.traces();
--- others are not concerned
+-- other users are not affected
 select count(*) from presence.member where user_id = 'other';
 select count(*) > 0 as logged from presence.event where user_id = 'other';
 -- rolled back, nothing is forgotten
@@ -50,7 +50,7 @@ select count(*) from presence.member where user_id = 'other';
 select count(*) > 0 as logged from presence.event where user_id = 'other';
 select presence.heartbeat('fg', 'other');
 
--- Who is here: leaves, and afterwards there is no trace, also not of what the worker was about to write.
+-- A user who is present leaves, and afterwards there is no trace, not even of what the worker was about to write.
 select test.flushed() as before \gset
 select (presence.upsert('fg', '{"private": 1}', user_id => 'ghost', audience => '{any}')).user_id;
 select test.flushed() is not null as published \gset
@@ -62,7 +62,7 @@ select (presence.upsert('fg', user_id => 'marker')).user_id;
 select test.written();
 select presence.delete_all('marker');
 select * from test.traces();
--- who reads the log from before is told that something is missing: the leave, for one
+-- a reader of the log from before is told that something is missing: the leave, for example
 set role regress_alice;
 select event, member_id from presence.changes(:before);
 reset role;

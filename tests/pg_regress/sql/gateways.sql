@@ -1,4 +1,4 @@
--- Gateways: one connection that speaks for many users.
+-- Gateways: one connection that acts for many users.
 reset role;
 create function test.flushed() returns bigint language plpgsql as $$
 begin
@@ -8,7 +8,7 @@ end
 $$;
 set role regress_gateway;
 
--- upsert_many: the names of upsert's arguments.
+-- upsert_many: elements have the names of upsert's arguments.
 select test.flushed() as before \gset
 select presence.upsert_many('[
     {"room": "r", "user_id": "u1"},
@@ -18,7 +18,7 @@ select presence.upsert_many('[
 select member_id, connection_id, user_id, status, state, metadata, audience, ttl from presence.list('r');
 select test.flushed() is not null as published \gset
 select event, member_id, connection_id, user_id, state, connections from test.log(:before) order by member_id;
--- again: nothing; in part: what changed
+-- repeated: no event; partly repeated: events for what changed
 select test.flushed() as before \gset
 select last_seen_at as seen from presence.get('r', 'u2') \gset
 select presence.upsert_many('[{"room": "r", "user_id": "u1"}, {"room": "r", "user_id": "u2", "connection_id": "tab", "state": {"a": 1}}]');
@@ -28,12 +28,12 @@ select test.flushed() is not null as published \gset
 select event, member_id, state from test.log(:before);
 select presence.upsert_many('[]') as none;
 
--- patch instead of state: a merge, on what is there or on nothing.
+-- patch instead of state: merged into what is there, or into nothing.
 select presence.upsert_many('[{"room": "r", "user_id": "u1", "patch": {"b": null, "c": {"d": 1}}}, {"room": "r", "user_id": "u5", "patch": {"e": 1, "f": null}},
     {"room": "r", "user_id": "u3", "member_id": "lamp", "patch": {"was": "a list"}}]');
 select member_id, state from presence.list('r') where member_id in ('u1', 'u5', 'lamp');
 
--- Of a repeated key the last wins, whole; it counts once.
+-- Of a repeated key the last element wins as a whole; it counts once.
 select presence.upsert_many('[{"room": "r", "user_id": "u6", "state": 1, "status": "first"}, {"room": "r", "user_id": "u7"}, {"room": "r", "user_id": "u6", "state": 2}]');
 select state, status from presence.get('r', 'u6');
 select presence.upsert_many('[{"room": "r", "user_id": "u6", "connection_id": ""}, {"room": "r", "user_id": "u6", "member_id": "u6", "state": 3}]');
@@ -75,7 +75,7 @@ drop function test.authorize(text, text);
 set role regress_alice;
 select presence.delete_many('[{"room": "a"}, {"room": "b", "connection_id": "2"}, {"room": "never"}]');
 
--- update_many: the names of update's arguments; only those who are here.
+-- update_many: elements have the names of update's arguments; only present members are changed.
 set role regress_gateway;
 select presence.upsert_many('[{"room": "w", "user_id": "u1", "state": {"a": 1, "b": 2}, "status": "online"}, {"room": "w", "user_id": "u2", "connection_id": "tab"}, {"room": "w", "user_id": "u3", "state": 3}]');
 select test.flushed() as before \gset
@@ -88,12 +88,12 @@ select member_id, connection_id, user_id, status, state, metadata, audience, ttl
 select test.flushed() is not null as published \gset
 select event, member_id, connection_id, status, state from test.log(:before) order by member_id, event desc;
 select count(*) from presence.list('nowhere');
--- again: nothing; a ttl alone: nothing that others hear of
+-- repeated: no event; a ttl alone: no event either
 select test.flushed() as before \gset
 select presence.update_many('[{"room": "w", "member_id": "u1", "patch": {"c": [1]}}, {"room": "w", "member_id": "u2", "connection_id": "tab", "ttl": "0"}, {"room": "w", "member_id": "u3", "ttl": "1 h"}]');
 select member_id, ttl from presence.list('w');
 select test.flushed() = :before as nothing;
--- Of a repeated key the last wins, whole.
+-- Of a repeated key the last element wins as a whole.
 select presence.update_many('[{"room": "w", "member_id": "u3", "patch": {"x": 1}, "status": "first"}, {"room": "w", "member_id": "u3", "connection_id": "", "patch": {"y": 2}}]');
 select member_id, status, state from presence.get('w', 'u3');
 select presence.update_many('[]') as none;
@@ -126,7 +126,7 @@ reset presence.authorizer;
 drop function test.authorize(text, text);
 select presence.delete_all('regress_alice'), presence.delete_room('w');
 
--- delete_many: the names of delete's arguments; what is absent is no error; NULL is all connections.
+-- delete_many: elements have the names of delete's arguments; absent members are not an error; NULL means all connections.
 set role regress_gateway;
 select presence.upsert_many('[{"room": "d", "user_id": "u1", "connection_id": "1"}, {"room": "d", "user_id": "u1", "connection_id": "2"}, {"room": "d", "user_id": "u1"}, {"room": "d", "user_id": "u2"}, {"room": "d", "user_id": "u3"}]');
 select test.flushed() as before \gset
@@ -138,7 +138,7 @@ select left(a, 100) as array, e.code, e.message, e.detail from unnest(array['{}'
 select member_id, connection_id from presence.list('d');
 select presence.delete_many('[{"room": "d", "member_id": "u1", "connection_id": null}]');
 select member_id, connection_id from presence.list('d');
--- all connections and one of them: two keys, both meant
+-- all connections and one of them: two keys, both are deleted
 select presence.upsert_many('[{"room": "d", "user_id": "u1", "connection_id": "1"}, {"room": "d", "user_id": "u1"}]');
 select presence.delete_many('[{"room": "d", "member_id": "u1", "connection_id": null}, {"room": "d", "member_id": "u1"}]');
 select member_id, connection_id from presence.list('d');
@@ -152,24 +152,24 @@ select test.flushed() is not null as published \gset
 select room, member_id, connection_id, reason, connections from test.log(:before) order by 1;
 select room, member_id, connection_id from presence.list() where room in ('a', 'b');
 
--- heartbeat_many: those that are not there come back, each as asked.
+-- heartbeat_many: returns those that are not there, each as it was asked for.
 select * from presence.heartbeat_many('{b,b,b,nowhere}', '{u1,u2,u2,u1}', '{c2,c1,other,c2}');
 select * from presence.heartbeat_many('{b,b,b}', '{u9,u1,u9}', '{x,c2,x}');
 select * from presence.heartbeat_many('{}');
 select count(*) from presence.heartbeat_many('{b}', '{u1}', '{c2}');
--- NULL is oneself, and ''
+-- NULL stands for the caller, and for ''
 select * from presence.heartbeat_many('{b,a}');
 set role regress_alice;
 select (presence.upsert('a')).room;
 select * from presence.heartbeat_many('{a,b}');
--- another's is not there for who does not own it
+-- another user's member is not there for the caller
 select * from presence.heartbeat_many('{b,b}', '{u1,u2}', '{c2,c1}');
 begin read only;
 select * from presence.heartbeat_many('{a,none}');
 commit;
 select presence.delete_all();
 
--- Ten thousand members in one call: entered, renewed, changed, gone; one event each.
+-- Ten thousand members in one call: entered, renewed, changed, deleted; one event each.
 set role regress_gateway;
 select count(presence.delete_all(user_id)) > 0 as left from (select distinct user_id from presence.online) u;
 select test.flushed() as before \gset

@@ -1,9 +1,9 @@
--- presence.delete with after: a last moment of grace.
+-- presence.delete with after: a leave with a grace period.
 set role regress_alice;
 select presence.wait_for_flush('10 s');
 select presence.seq() as before \gset
 
--- Here until then, and whatever proves that they are alive does not hold them.
+-- The member is here until then, and no sign of life postpones that.
 select presence.delete('lobby', after => '1 h') as absent;
 select version from presence.upsert('lobby', '{"n": 1}', ttl => '1 min') \gset
 select last_seen_at as seen from presence.get('lobby') \gset
@@ -22,7 +22,7 @@ select expires_at = :'gone_ends' as not_moved, last_seen_at = :'seen' as seen_as
 select members, last_seen_at = :'seen' as seen_as_before from presence.users('lobby');
 select * from presence.occupancy('lobby');
 
--- An upsert does, also one that changes nothing: without an event. The lease begins anew.
+-- An upsert cancels the leave, also one that changes nothing, without an event. The lease begins again.
 select presence.wait_for_flush('10 s');
 select event, status, state, reason from test.log(:before) where event <> 'update';
 select presence.seq() as before \gset
@@ -33,7 +33,7 @@ from presence.get('lobby');
 select presence.wait_for_flush('10 s');
 select event, status, state, reason from test.log(:before);
 
--- The last call counts, in both directions; but not beyond the lease, which nothing renews meanwhile.
+-- The last call counts, in both directions, but not beyond the lease, which nothing renews in the meantime.
 select presence.delete('lobby', after => '10 s'), presence.delete('lobby', after => '30 s');
 select expires_at - clock_timestamp() between '29 s' and '30.001 s' as by_the_last from presence.get('lobby');
 select presence.delete('lobby', after => '5 s');
@@ -41,19 +41,19 @@ select expires_at - clock_timestamp() between '4 s' and '5.001 s' as by_the_last
 select presence.delete('lobby', after => '1 h');
 select expires_at - last_seen_at as by_the_lease from presence.get('lobby');
 select leaves_at > expires_at as as_said from presence.member;
--- 0 is now
+-- 0 means now
 select presence.wait_for_flush('10 s');
 select presence.seq() as before \gset
 select presence.delete('lobby', state => '"now"', after => '0') as left, presence.delete('lobby', after => '0') as absent;
 select presence.wait_for_flush('10 s');
 select event, state, reason from test.log(:before);
--- and without after the last word of before is none
+-- and without after, an earlier last word is dropped
 select (presence.upsert('lobby', '{"n": 3}')).room as entered;
 select presence.delete('lobby', state => '"later"', after => '1 h'), presence.delete('lobby') as now;
 select presence.wait_for_flush('10 s');
 select event, state, reason from test.log(:before);
 
--- When it is over: gone from everywhere at that moment, one leave, with the last data or the last word.
+-- At the end: gone everywhere at that moment, with one leave, with the last data or the last word.
 select presence.seq() as before \gset
 select count(presence.upsert('hall', to_jsonb(c), connection_id => c, ttl => case c when '4' then interval '1 s' end))
 from unnest(array['1', '2', '3', '4']) c;
@@ -78,7 +78,7 @@ select presence.wait_for_flush('10 s');
 select connection_id, state, reason from test.log(:before) where event <> 'enter' order by connection_id;
 select e.at = :'ends' as then from presence.event e where e.seq > :before and e.event = 'leave' and e.connection_id = '2';
 
--- An upsert that finds the row before the sweeper: it has left, and enters.
+-- An upsert that finds the row before the sweeper does: the member has left, and enters.
 select presence.seq() as before \gset
 begin;
 select (presence.upsert('found', '1')).room;
@@ -96,7 +96,7 @@ select presence.wait_for_flush('10 s');
 select event, state, reason from test.log(:before);
 select presence.delete('found');
 
--- Rolled back it was never said; savepoints.
+-- Rolled back, it has no effect; savepoints.
 select (presence.upsert('lobby')).room as entered;
 begin;
 select presence.delete('lobby', after => '10 s');
@@ -114,7 +114,7 @@ rollback to here;
 select presence.heartbeat('lobby');
 commit;
 select expires_at between clock_timestamp() + interval '50 s' and clock_timestamp() + interval '1 min' as a_minute from presence.get('lobby');
--- entered and over by the commit: both are told
+-- entered, and over by the commit: both are published
 begin;
 select (presence.upsert('grace')).room as entered;
 select presence.delete('grace', after => '50 ms');
@@ -126,7 +126,7 @@ select test.wait_until('not exists (select from presence.member where room = ''g
 select presence.wait_for_flush('10 s');
 select event, reason from test.log(:before) where room = 'grace';
 
--- All connections of a member; many at once.
+-- All connections of a member, and many members at once.
 select count(presence.upsert('hall', connection_id => c)) from unnest(array['1', '2']) c;
 select presence.delete('hall', connection_id => null, after => '10 s') as three;
 select connection_id, expires_at < clock_timestamp() + interval '10 s' as leaves from presence.list('hall');
@@ -137,7 +137,7 @@ select presence.upsert_many('[{"room": "hall", "connection_id": "1"}, {"room": "
 select connection_id, expires_at < clock_timestamp() + interval '20 s' as leaves from presence.list('hall');
 select presence.delete_all();
 
--- A member of this session has a deadline, too.
+-- A session member can have a deadline, too.
 select expires_at from presence.upsert('bound', session => true);
 select presence.delete('bound', after => '20 s');
 select expires_at - clock_timestamp() between '19 s' and '20.001 s' as leaves, ttl, last_seen_at < clock_timestamp() + interval '1 ms' as seen from presence.get('bound');
@@ -146,7 +146,7 @@ select expires_at > clock_timestamp() + interval '900 years' as far from presenc
 select expires_at, last_seen_at < clock_timestamp() + interval '1 ms' as seen from presence.upsert('bound');
 select presence.delete('bound');
 
--- Bad times.
+-- Invalid times.
 select (presence.upsert('lobby')).room as entered;
 select * from test.error($$ select presence.delete('lobby', after => '-1 s') $$) \gx
 select * from test.error($$ select presence.delete('nobody', after => '-1 us') $$) \gx
@@ -159,7 +159,7 @@ select * from test.error($$ select presence.delete('lobby', after => '1 s') $$) 
 rollback;
 select presence.delete('lobby', after => null) as now;
 
--- Whose it is.
+-- Ownership.
 select (presence.upsert('lobby', audience => '{any}')).room as entered;
 set role regress_bob;
 select * from test.error($$ select presence.delete('lobby', 'regress_alice', after => '1 s') $$) \gx
@@ -178,7 +178,7 @@ select presence.delete('lobby', 'regress_alice', state => '"thrown out"', after 
 select test.wait_until('not exists (select from presence.member)');
 select presence.wait_for_flush('10 s');
 select state, reason from test.log(:before) where event = 'leave' and room = 'lobby' order by 2 desc limit 1;
--- a service role that gives no reason lets them leave
+-- with a service role that gives no reason, the reason is left
 set role regress_alice;
 select (presence.upsert('office')).room as entered;
 set role regress_gateway;
@@ -187,7 +187,7 @@ select test.wait_until('not exists (select from presence.member)');
 select presence.wait_for_flush('10 s');
 select reason from test.log(:before) where event = 'leave' and room = 'office';
 
--- As columns.
+-- By DML on the columns.
 set role regress_alice;
 select presence.seq() as before \gset
 insert into presence.member (room, state, leaves_at, last_word) values ('dml', '{}', clock_timestamp() + interval '10 s', '"bye"');

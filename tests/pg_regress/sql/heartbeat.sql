@@ -17,7 +17,7 @@ select xmin = :'xmin' and ctid = :'ctid' as not_written from presence.member whe
 select pg_current_xact_id_if_assigned() is null as no_transaction_id;
 commit;
 
--- In a read-only transaction too; and it survives a rollback: it is no data.
+-- It works in a read-only transaction, too; and it survives a rollback, because it is not data.
 begin read only;
 select expires_at as expires from presence.get('lobby') \gset
 select pg_sleep(0.01) is not null as later;
@@ -25,7 +25,7 @@ select presence.heartbeat('lobby') as renewed;
 rollback;
 select expires_at > :'expires' as counts from presence.get('lobby');
 
--- True inside the transaction that entered, false after one's own leave, true after coming back.
+-- True inside the transaction that entered, false after its own leave, true after entering again.
 begin;
 select presence.heartbeat('office') as before;
 select (presence.upsert('office')).room as entered;
@@ -41,7 +41,7 @@ select presence.heartbeat('office') as again;
 rollback;
 select presence.heartbeat('office') as never_was;
 
--- A heartbeat is not undone with the savepoint, the entry is.
+-- A heartbeat is not undone with the savepoint, but the entry is.
 begin;
 savepoint here;
 select (presence.upsert('office')).room as entered;
@@ -50,7 +50,7 @@ rollback to here;
 select presence.heartbeat('office') as gone;
 commit;
 
--- Only one's own, each connection for itself.
+-- Only the caller's own members, each connection separately.
 select (presence.upsert('lobby', connection_id => '2')).room as entered;
 select presence.heartbeat('lobby', connection_id => '2') as second, presence.heartbeat('lobby', connection_id => '3') as third,
        presence.heartbeat('lobby', connection_id => null) as null_is_empty;
@@ -76,7 +76,7 @@ set role regress_bob;
 select * from presence.heartbeat_many(array['lobby', 'lobby'], array['regress_alice', 'regress_bob'], array['', '']);
 reset role;
 
--- A change in between is kept, a heartbeat takes nothing back.
+-- A change in between is kept: a heartbeat reverts nothing.
 set role regress_alice;
 begin;
 select version > :version as newer from presence.upsert('lobby', '{"a": 2}', ttl => '2 h');
@@ -84,7 +84,7 @@ select presence.heartbeat('lobby') as renewed;
 commit;
 select state, ttl, expires_at = last_seen_at + ttl as lease from presence.get('lobby', connection_id => '');
 
--- No event tells of heartbeats.
+-- Heartbeats make no events.
 select presence.wait_for_flush('10 s');
 select presence.seq() as seq \gset
 select presence.heartbeat('lobby');

@@ -1,4 +1,4 @@
--- presence.history: what happened in a room, for those who may know, as far back as it is kept.
+-- presence.history: the events of a room, for those who may see them, as far back as they are kept.
 reset role;
 create function test.flushed() returns bigint language plpgsql as $$
 begin
@@ -52,7 +52,7 @@ select count(*) from presence.history('h', since => :'t3', until => :'t3');
 select count(*) from presence.history('h', since => :'t3', until => :'t2');
 select event, state from presence.history('h', since => :'t2', until => :'t3', member_id => 'lamp');
 
--- Page by page, either way, each event once.
+-- Page by page, in either direction, each event once.
 create function pg_temp.pages(size integer) returns text language plpgsql as $$
 declare
     place bigint;
@@ -71,16 +71,16 @@ end
 $$;
 set role regress_alice;
 select size, pg_temp.pages(size) from unnest(array[1, 2, 3, 7, 100, 1000]) size;
--- forwards, before_seq is the end, and since the beginning
+-- forwards, before_seq is the end and since is the beginning
 select max(seq) as last from presence.event where room = 'h' \gset
 select event, state from presence.history('h', direction => 'forwards', before_seq => :last, max_rows => 2);
 select count(*) from presence.history('h', before_seq => (select min(seq) from presence.event where room = 'h'));
 
--- What is wrong.
+-- Errors.
 select s, e.code, e.message, e.detail from unnest(array[$$ presence.history(null) $$, $$ presence.history('') $$, $$ presence.history('h', max_rows => 0) $$, $$ presence.history('h', max_rows => 1001) $$,
     $$ presence.history('h', max_rows => null) $$, $$ presence.history('h', direction => 'sideways') $$, $$ presence.history('h', direction => null) $$]) s, test.error('select * from' || s) e;
 
--- keep_history = false: history shows nothing, changes still does (a client that reconnects needs it); and back.
+-- keep_history = false: history shows nothing, but changes does (a client that reconnects needs it); and back to true.
 reset role;
 select keep_history from presence.set_room('h', keep_history => false);
 set role regress_alice;
@@ -93,7 +93,7 @@ select count(*) from presence.history('h');
 select keep_history from presence.set_room('h', keep_history => true);
 set role regress_alice;
 select count(*) from presence.history('h');
--- whoever may not read the room's settings finds nothing either
+-- a caller who may not read the room's settings finds nothing either
 reset role;
 select keep_history from presence.set_room('h', keep_history => false, audience => '{}');
 set role regress_bob;
@@ -104,7 +104,7 @@ select presence.delete_room('h');
 set role regress_bob;
 select count(*) from presence.history('h');
 
--- A room event is history, too.
+-- Room events are part of the history, too.
 reset role;
 select test.flushed() as before \gset
 select (presence.set_room('told', '{"title": "x"}', audience => '{users}')).room;
@@ -114,13 +114,13 @@ select event, metadata from presence.history('told');
 reset role;
 select presence.delete_room('told');
 
--- An expired member's leave is where it was published, with the time at which it ended.
+-- An expired member's leave is at the place where it was published, with the time at which the lease ended.
 set role regress_alice;
 select expires_at as deadline from presence.upsert('brief', '"words"', ttl => '1 s', audience => '{any}') \gset
 select test.wait_until($$ exists (select from presence.history('brief') where event = 'leave') $$);
 select event, state, reason, at = :'deadline' as at_its_end from presence.history('brief', max_rows => 1);
 
--- retention 0: nothing to see.
+-- retention 0: no history.
 reset role;
 set presence.history_retention = 0;
 select count(*) from presence.history('h');

@@ -11,7 +11,7 @@ select member_id, connection_id from presence.list('b', 2);
 select member_id, connection_id from presence.list('b', 2, array['m1', 'x']);
 select member_id, connection_id from presence.list('b', 2, array['m2', 'x']);
 select member_id, connection_id from presence.list('b', 2, array['m3', 'x']);
--- after need not be there, and '' is a connection like others
+-- the key in after need not exist, and '' is a connection like others
 select member_id, connection_id from presence.list('b', 100, array['m2', 'm']);
 select member_id, connection_id from presence.list('b', 1, array['m1', '']);
 select member_id, connection_id from presence.list('b', 1, array['', '']);
@@ -23,7 +23,7 @@ select room, member_id, connection_id from presence.list(max_rows => 7);
 select room, member_id, connection_id from presence.list(null, 3, array['a', 'm3', '']);
 select count(*) from presence.list(max_rows => 100, after => array['c', 'm3', 'x']);
 
--- Page by page gives each once, whatever the size of the page.
+-- Page by page returns each member once, whatever the page size.
 create function pg_temp.pages(room text, size integer) returns table (pages bigint, members bigint, ordered boolean)
 language plpgsql as $$
 declare
@@ -48,7 +48,7 @@ $$;
 select size, (pg_temp.pages('b', size)).* from generate_series(1, 7) size;
 select size, (pg_temp.pages(null, size)).* from unnest(array[1, 2, 5, 18, 19, 1000]) size;
 
--- Without max_rows the whole room, and of all rooms a page of a thousand.
+-- Without max_rows the whole room, or a page of a thousand of all rooms.
 reset role;
 select count(presence.upsert('crowd', member_id => 'm' || n, user_id => 'u' || n, audience => '{any}')) from generate_series(1, 1100) n;
 set role regress_alice;
@@ -61,7 +61,7 @@ select count(*) from presence.list(max_rows => 10000) where room = 'crowd';
 reset role;
 select count(presence.delete_all('u' || n)) from generate_series(1, 1100) n;
 
--- What is wrong says so, whether anybody is there or not.
+-- Errors are raised whether anybody is there or not.
 select a.room, a.max_rows, a.after, e.* from (values
     ('b', 0, null), ('b', 10001, null), ('b', -1, null), (null, 0, null), (null, 10001, null), (null, -1, null),
     ('', 10, null), (repeat('x', 256), 10, null), (E'b\t', 10, null),

@@ -1,11 +1,11 @@
--- Nothing is granted to PUBLIC; grant_access and revoke_access give and take all that is needed.
+-- Nothing is granted to PUBLIC; grant_access and revoke_access grant and revoke everything that is needed.
 select p.oid::regprocedure from pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
 where p.pronamespace in ('presence'::regnamespace, '_presence'::regnamespace) and a.grantee = 0 order by 1;
 select c.oid::regclass, a.privilege_type from pg_class c, aclexplode(c.relacl) a
 where c.relnamespace in ('presence'::regnamespace, '_presence'::regnamespace) and a.grantee = 0;
 select a.privilege_type from pg_namespace n, aclexplode(n.nspacl) a where n.nspname = 'presence' and a.grantee = 0;
 
--- A stranger.
+-- A role without any grant.
 set role regress_nobody;
 select s, e.code from unnest(array['select * from presence.online', 'select * from presence.member', 'select * from presence.event',
     'select presence.upsert(''r'')', 'select presence.user_id()', 'select * from presence.health', 'select * from _presence.secret']) s, test.error(s) e;
@@ -23,14 +23,14 @@ select s, coalesce(e.code, e.message) from unnest(array['select * from presence.
     'select presence.sweep()', 'select presence.grant_access(''regress_nobody'')', 'select presence.revoke_access(''regress_alice'')']) s, test.error(s) e;
 reset role;
 
--- They tell whether they changed anything.
+-- They return whether they changed anything.
 select presence.grant_access('regress_nobody', write => false) as again, presence.grant_access('regress_nobody') as more,
        presence.grant_access('regress_nobody', write => false) as less, presence.revoke_access('regress_nobody') as taken,
        presence.revoke_access('regress_nobody') as again;
 grant select (room) on presence.member to regress_nobody;
 select presence.revoke_access('regress_nobody') as one_column, presence.revoke_access('regress_nobody') as again;
 
--- Read and write; what is for the extension alone stays so.
+-- Read and write; internals stay inaccessible.
 select presence.grant_access('regress_nobody');
 set role regress_nobody;
 select s, coalesce(e.code, e.message) from unnest(array['select presence.upsert(''r'')', 'select presence.update(''r'')', 'select presence.heartbeat(''r'')',
@@ -49,7 +49,7 @@ set role regress_nobody;
 select e.code, e.message from test.error('select presence.user_id()') e;
 reset role;
 
--- A role that is a member of a granted one may, and is itself.
+-- A role that is a member of a granted one has access, under its own name.
 create role regress_staff;
 create role regress_dora in role regress_staff;
 select presence.grant_access('regress_staff');
@@ -61,7 +61,7 @@ reset role;
 select presence.revoke_access('regress_staff');
 drop role regress_dora, regress_staff;
 
--- A name that needs quotes, and a search_path that lies.
+-- A name that needs quotes, and a hostile search_path.
 create role "regress ""odd"" User";
 select presence.grant_access('"regress ""odd"" User"');
 create schema regress_trap;

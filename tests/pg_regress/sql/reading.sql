@@ -1,4 +1,4 @@
--- get, occupancy, state and the view online: who is here, for those who may know.
+-- get, occupancy, state and the view online: who is here, for those who may see it.
 reset role;
 set presence.member_ids = 'any';
 set role regress_alice;
@@ -27,20 +27,20 @@ set presence.status_rank = 'online, busy,away';
 select test.devices('away', 'online', 'away');
 select test.devices('busy', 'away');
 select test.devices('busy', 'dreaming');
--- who has none that is listed shows the newest, as without the setting
+-- a user without a listed status shows the newest one, as without the setting
 select test.devices('dreaming', 'asleep');
 select test.devices('dreaming', null);
 select test.devices('Online', '');
 select test.devices('away', null);
 reset presence.status_rank;
 select test.devices('away', null);
--- whoever may not see a member does not see its status
+-- a caller who may not see a member does not see its status
 set presence.status_rank = 'busy,away';
 select (presence.upsert('desk', connection_id => 'hidden', status => 'busy', user_id => 'dev', audience => '{}')).room as entered;
 select u.members, u.status from presence.users('desk') u;
 set role regress_alice;
 select u.members, u.status from presence.users('desk') u;
--- everybody may set it, wrong lists nobody
+-- everybody may set it, but invalid lists are refused
 set presence.status_rank = 'a,a';
 set presence.status_rank = 'a,,b';
 set presence.status_rank = ' , ';
@@ -54,7 +54,7 @@ reset presence.status_rank;
 select presence.delete_all('dev');
 drop function test.devices(text[]);
 
--- get: oneself, or another; all connections, or one.
+-- get: the caller, or another member; all connections, or one.
 set role regress_alice;
 select member_id, connection_id, user_id, state from presence.get('lobby');
 select connection_id, metadata from presence.get('lobby', connection_id => '2');
@@ -65,7 +65,7 @@ select member_id, connection_id, state, audience is null as hidden, session_pid 
 select member_id, connection_id from presence.get('lobby', 'lamp', '');
 select count(*) from presence.get('private', 'regress_alice');
 
--- Each sees what is shared: with everybody, with a user, with a role, with those in the room.
+-- Each user sees what is shared with them: with everybody, a user, a role, or the members of the room.
 reset role;
 create function test.who() returns table (room text, members text) language sql stable as $$
     select o.room, string_agg(o.member_id || coalesce('/' || nullif(o.connection_id, ''), ''), ' ' order by o.member_id, o.connection_id)
@@ -79,11 +79,11 @@ set role regress_carol;
 select * from test.who();
 set role regress_gateway;
 select * from test.who();
--- raw rows obey the same
+-- the same applies to raw rows
 set role regress_carol;
 select room, member_id from presence.member order by 1, 2, connection_id;
 
--- Who enters the room sees who is there, and no longer after.
+-- A user who is in the room sees its members, and no longer after leaving.
 begin;
 select (presence.upsert('office')).room as entered;
 select * from test.who() where room = 'office';
@@ -113,7 +113,7 @@ select presence.state('nowhere');
 set role regress_carol;
 select jsonb_object_keys(presence.state('lobby'));
 
--- A join with one's own table goes by the index.
+-- A join with a table of the application uses the index.
 reset role;
 create table test.profile (user_id text primary key, name text);
 insert into test.profile values ('regress_alice', 'Alice'), ('regress_carol', 'Carol');

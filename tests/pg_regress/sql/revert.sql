@@ -1,6 +1,6 @@
--- revert_after: what a call changes of status and state is undone by itself.
+-- revert_after: what a call changes in status and state reverts by itself.
 
--- What is noted, without when.
+-- What is noted, without the times.
 create function test.notes(room text) returns table (status text, state jsonb, will_be jsonb) language sql as $$
     select m.status, m.state,
            case when m.reverts is not null then
@@ -20,35 +20,35 @@ end
 $$;
 
 set role regress_alice;
--- On enter: back to {} and no status. Metadata stands.
+-- On enter: reverts to {} and no status. Metadata does not revert.
 select status, state, metadata from presence.upsert('v', '{"typing": true}', status => 'busy', metadata => '{"name": "A"}', revert_after => '1 h');
 select * from test.notes('v');
--- What is set again for good stands; and it alone.
+-- What is set again permanently stays, and only that.
 select status, state from presence.update('v', '{"typing": true}');
 select * from test.notes('v');
 select status, state from presence.update('v', status => 'busy');
 select * from test.notes('v');
--- The value that it has is not changed, so there is nothing to undo.
+-- Setting the current value changes nothing, so there is nothing to undo.
 select status, state from presence.update('v', '{"typing": true}', status => 'busy', revert_after => '1 h');
 select * from test.notes('v');
--- The first old value is kept, whatever comes after.
+-- The first old value is kept, whatever follows.
 select status, state from presence.update('v', '{"mood": 1, "typing": null}', status => 'away', revert_after => '1 h');
 select status, state from presence.update('v', '{"mood": 2}', status => '', revert_after => '2 h');
 select * from test.notes('v');
 -- Back to it: nothing to undo.
 select status, state from presence.update('v', '{"mood": null, "typing": true}', status => 'busy', revert_after => '1 h');
 select * from test.notes('v');
--- upsert sets the whole state: what it lacks is gone for a time, too.
+-- upsert sets the whole state: missing keys are removed temporarily, too.
 select status, state from presence.upsert('v', '{"a": 1, "b": {"c": [1]}}', revert_after => '1 h');
 select * from test.notes('v');
 select status, state from presence.update('v', '{"b": {"d": 2}}', revert_after => '1 h');
 select * from test.notes('v');
--- NULL keeps it, and what is noted.
+-- NULL keeps the value and what is noted.
 select status, state from presence.upsert('v', metadata => '{}');
 select * from test.notes('v');
 select status, state from presence.upsert('v', '{"a": 1, "b": {"c": [1], "d": 2}}');
 select * from test.notes('v');
--- A state that is no object is one unit.
+-- A state that is not an object is one unit.
 select state from presence.upsert('v', '42', revert_after => '1 h');
 select * from test.notes('v');
 select state from presence.upsert('v', '[42]', revert_after => '1 h');
@@ -57,11 +57,11 @@ select state from presence.update('v', '{"x": 1}', revert_after => '1 h');
 select * from test.notes('v');
 select state from presence.update('v', '{"y": 1}');
 select * from test.notes('v');
--- Nothing set is nothing to undo.
+-- If nothing is set, there is nothing to undo.
 select status, state from presence.upsert('v', revert_after => '1 h');
 select status, state from presence.update('v', '{}', metadata => '{"name": "B"}', revert_after => '1 h');
 select * from test.notes('v');
--- Rolled back with what it belongs to.
+-- Notes are rolled back with the change that they belong to.
 begin;
 select state from presence.update('v', '{"z": 1}', revert_after => '1 h');
 savepoint s;
@@ -79,19 +79,19 @@ select presence.delete('v');
 select presence.upsert_many('[{"room": "v", "state": {"a": 1}}]'), presence.upsert_many('[{"room": "v", "patch": {"a": 2}, "status": "busy", "revert_after": "1 h"}]');
 select * from test.notes('v');
 
--- DML: what a statement sets stands.
+-- DML: what a statement sets stays.
 update presence.member set metadata = '{"name": "C"}' where room = 'v';
 select * from test.notes('v');
 update presence.member set status = 'busy' where room = 'v';
 select * from test.notes('v');
 update presence.member set state = '{"a": 2}' where room = 'v';
 select * from test.notes('v');
--- and nobody notes anything by it
+-- and DML cannot make notes
 update presence.member set reverts = '{"run": 1, "offset": 0, "status": {"at": 1}}' where room = 'v';
 insert into presence.member (room, connection_id, status, reverts) values ('v', '2', 'here', '{"run": 1, "offset": 0, "status": {"at": 1}}');
 select status, state, reverts from presence.member where room = 'v' order by connection_id;
 
--- Not noted with every write: a renewal is one still, and what is the same but for the notes is no event.
+-- An identical upsert still only renews, and a change of the notes alone makes no event.
 select version from presence.update('v', '{"a": 3}', revert_after => '1 h') \gset
 select version = :version as renewed from presence.upsert('v');
 reset role;
@@ -102,7 +102,7 @@ select version > :version as written from presence.update('v', '{"a": 3}');
 reset role;
 select test.flushed() = :before as silent;
 
--- What is wrong.
+-- Errors.
 set role regress_alice;
 select i, e.* from unnest(array['0', '-1 s', '-1 month', '102 years', '178000000 years']) i,
     test.error(format('select presence.upsert(%L, %L, revert_after => %L)', 'v', '{"late": true}', i)) e;
@@ -111,7 +111,7 @@ select i, e.* from unnest(array['0', '-1 s', 'soon']) i,
 select m, e.code, e.message, e.detail from unnest(array['[{"room": "v"}, {"room": "v", "revert_after": "0"}]', '[{"room": "v", "revert_after": [5]}]']) m,
     test.error(format('select presence.upsert_many(%L::jsonb)', m)) e;
 select state from presence.get('v', connection_id => '');
--- What is there and what will be are within the limit at each moment.
+-- Both the current state and what it will revert to must be within the limit.
 select pg_column_size(state) > 0 as fits from presence.upsert('v', jsonb_build_object('long', repeat('x', 40000)));
 select e.code, e.detail from test.error($$ select presence.update('v', jsonb_build_object('long', null, 'other', repeat('y', 40000)), revert_after => '1 h') $$) e;
 select state is not null as fits from presence.update('v', '{"long": null}', revert_after => '1 h');
@@ -120,7 +120,7 @@ select e.code, e.detail from test.error($$ select presence.upsert('v', to_jsonb(
 select jsonb_typeof(state) as fits from presence.upsert('v', to_jsonb(repeat('y', 60000)), revert_after => '1 h');
 select presence.delete('v', connection_id => null);
 
--- At its moment it is undone for all who read; and the worker makes one event of it.
+-- At the given time it is undone for all readers, and the worker publishes one event.
 reset role;
 select test.flushed() as before \gset
 set role regress_bob;
@@ -138,7 +138,7 @@ select event, member_id, status, state from presence.changes(:before) where even
 select event, status, state from presence.history('undone', member_id => 'regress_alice', direction => 'forwards');
 reset role;
 select status, state, reverts from presence.member where room = 'undone' and member_id = 'regress_alice';
--- It renewed nothing.
+-- The revert renewed nothing.
 select updated_at > last_seen_at as later, expires_at - last_seen_at = ttl as same from presence.online where room = 'undone' and member_id = 'regress_alice';
 select presence.delete_room('undone');
 drop function test.notes(text), test.flushed();

@@ -1,4 +1,4 @@
--- Rooms: settings, shared state, who may, and what members have of them.
+-- Rooms: settings, shared state, rights, and their effect on members.
 reset role;
 create function test.flushed() returns bigint language plpgsql as $$
 begin
@@ -11,7 +11,7 @@ create function test.room(r presence.room) returns text language sql as $$
                      'history ' || r.keep_history)
 $$;
 
--- set_room makes the row, get_room reads it; nobody needs one.
+-- set_room makes the row, get_room reads it; a room does not need one.
 select count(*) from presence.get_room('plan');
 select test.room(presence.set_room('plan'));
 select version as v1, created_at as created from presence.get_room('plan') \gset
@@ -22,7 +22,7 @@ select test.room(presence.set_room('plan', max_members => 5));
 select test.room(presence.set_room('plan', audience => '{}'));
 select test.room(presence.set_room('plan', audience => '{users}'));
 select version > :v1 as newer, created_at = :'created' as created, updated_at > created_at as updated from presence.get_room('plan');
--- metadata is replaced, patch is merged, both is the patch of the new one
+-- metadata is replaced, patch is merged, with both the patch is merged into the new metadata
 select metadata from presence.set_room('plan', '{"title": "Other"}');
 select metadata from presence.set_room('plan', patch => '{"locked": true, "nested": {"a": 1, "b": null}}');
 select metadata from presence.set_room('plan', patch => '{"title": null, "nested": {"a": null, "c": 2}}');
@@ -31,7 +31,7 @@ select metadata from presence.set_room('fresh', patch => '{"y": 2, "z": null}');
 -- a column is set to NULL by UPDATE
 update presence.room r set ttl = null, max_members = null, count_audience = null, audience = null where room = 'plan' returning test.room(r);
 update presence.room set metadata = null where room = 'plan' returning metadata;
--- what is wrong
+-- errors
 select left(s, 80) as statement, e.* from unnest(array[
     $$ select presence.set_room(null) $$, $$ select presence.set_room('') $$, $$ select presence.set_room(repeat('x', 256)) $$,
     $$ select presence.set_room('plan', ttl => '0.5 s') $$, $$ select presence.set_room('plan', ttl => '31 days') $$,
@@ -42,7 +42,7 @@ select left(s, 80) as statement, e.* from unnest(array[
     $$ insert into presence.room (room) values ('') $$]) s, test.error(s) e;
 select test.room(r) from presence.room r order by room;
 
--- Who may: services, and whom the authorizer lets manage. Others see what the audience says, which by default is who is there.
+-- Rights: service roles, and those whom the authorizer lets manage. Others see what the audience allows, by default members.
 set role regress_alice;
 select s, e.code, e.message from unnest(array[$$ select presence.set_room('plan', '{}') $$, $$ select presence.set_room('new') $$, $$ select presence.delete_room('plan') $$,
     $$ insert into presence.room (room) values ('new') $$]) s, test.error(s) e;
@@ -67,7 +67,7 @@ select test.room(presence.set_room('plan', patch => '{"by": "carol"}'));
 update presence.room r set metadata = metadata || '{"sql": true}' where room = 'plan' returning test.room(r);
 select e.code, e.message from unnest(array[$$ select presence.set_room('fresh') $$, $$ select presence.set_room('new') $$, $$ insert into presence.room (room) values ('new') $$, $$ select presence.delete_room('fresh') $$]) s, test.error(s) e;
 select room from presence.room;
--- who manages removes members, also one that it cannot see
+-- a manager can remove members, also one that it cannot see
 select count(*) from presence.get('plan', 'regress_alice');
 select test.flushed() as before \gset
 select presence.delete_room('plan');
@@ -79,7 +79,7 @@ reset presence.authorizer;
 drop function test.authorize(text, text);
 select presence.delete_room('fresh'), presence.delete_room('never');
 
--- A room event: when metadata changes, in whatever way, for whom the room's audience is; and for nothing else.
+-- A room event: when metadata changes, in whatever way, to the room's audience; and for no other change.
 select test.flushed() as before \gset
 select (presence.set_room('news', '{"n": 1}', audience => '{user:regress_bob}')).room;
 select test.flushed() is not null as published \gset
@@ -95,9 +95,9 @@ select event, room, metadata from presence.changes(:before) where event <> 'posi
 set role regress_alice;
 select event, room, metadata from presence.changes(:before) where event <> 'position';
 reset role;
--- the event is not older than the row it tells of, nor newer than the next, so that the newest wins
+-- the event is not older than the row that it describes, nor newer than the next, so that the newest wins
 select e.version >= r.version as not_older from presence.event e, presence.room r where e.seq > :before and e.room = 'news' and r.room = 'news' and e.metadata = r.metadata;
--- rolled back, it never happened; several changes of a transaction are the last one
+-- rolled back: no event; several changes in a transaction: the last one
 select test.flushed() as before \gset
 begin;
 select (presence.set_room('news', '{"n": 3}')).metadata;
@@ -114,7 +114,7 @@ select test.flushed() is not null as published \gset
 select (array_agg(metadata order by seq desc))[1] as last, bool_and(metadata in ('{"n": 5}', '{"n": 6}')) as no_other from presence.event where seq > :before;
 select presence.delete_room('news');
 
--- Defaults: ttl and audience of those who enter, where they do not say; those who are there keep theirs.
+-- Defaults: ttl and audience of members that enter without giving them; present members keep theirs.
 set role regress_alice;
 select (presence.upsert('def', connection_id => 'before')).ttl;
 reset role;
@@ -124,7 +124,7 @@ select connection_id, expires_at - last_seen_at as lease, audience from presence
 select (presence.upsert('def', connection_id => 'after')).connection_id, (presence.upsert('def', connection_id => 'own', ttl => '1 h', audience => '{}')).connection_id;
 select connection_id, expires_at - last_seen_at as lease, audience from presence.get('def');
 insert into presence.member (room, connection_id) values ('def', 'dml') returning expires_at - last_seen_at as lease, audience;
--- a heartbeat renews for the room's time
+-- a heartbeat renews for the room's ttl
 select presence.heartbeat('def', connection_id => 'after');
 select expires_at - last_seen_at as lease from presence.get('def', connection_id => 'after');
 set role regress_bob;
@@ -133,7 +133,7 @@ reset role;
 update presence.member set audience = null, ttl = null where room = 'def' and connection_id = 'before' returning audience, ttl;
 select presence.delete_room('def');
 
--- max_members: one too many is told so; who is there renews, changes, leaves, and is renewed by others; then there is room.
+-- max_members: one too many is refused; present members renew, change, leave, and are renewed by others; then there is room.
 select (presence.set_room('full', max_members => 2, audience => '{any}')).max_members;
 select (presence.upsert('full', '1', user_id => 'u1')).room, (presence.upsert('full', '2', user_id => 'u2')).room;
 select test.flushed() as before \gset
@@ -159,14 +159,14 @@ select (presence.upsert('full', user_id => 'u3')).member_id;
 select e.message from test.error($$ select presence.upsert('full', user_id => 'u1') $$) e;
 commit;
 select member_id from presence.list('full');
--- a smaller limit throws nobody out, and who is there stays free to change
+-- a smaller limit removes nobody, and present members can still change
 select (presence.set_room('full', max_members => 1)).max_members;
 select state from presence.upsert('full', '"stays"', user_id => 'u3');
 select presence.delete('full', 'u2');
 select e.message from test.error($$ select presence.upsert('full', user_id => 'u2') $$) e;
 select presence.delete('full', 'u3');
 select (presence.upsert('full', user_id => 'u2', ttl => '1 s')).member_id;
--- who has expired takes no place, swept or not
+-- an expired member takes no place, whether it is swept or not
 begin;
 select member_id from presence.member where room = 'full' for update;
 select pg_sleep(1.05) is not null as past;
@@ -178,7 +178,7 @@ select presence.delete('full', 'u4');
 select (presence.upsert('full', user_id => 'u5')).member_id;
 rollback;
 select member_id from presence.list('full');
--- the limit is the room's, whoever may not read its settings
+-- the limit applies also to those who may not read the room's settings
 select (presence.set_room('full', audience => '{}')).audience;
 set role regress_alice;
 select e.code, e.message from test.error($$ select presence.upsert('full') $$) e;
@@ -207,7 +207,7 @@ select * from presence.occupancy('stage');
 select (presence.upsert('stage')).room;
 select * from presence.occupancy('stage');
 reset role;
--- the authorizer has its say here too
+-- the authorizer decides here, too
 create function test.authorize(room text, action text) returns boolean language sql stable as $$ select action <> 'read' $$;
 set presence.authorizer = 'test.authorize';
 set role regress_bob;
@@ -218,7 +218,7 @@ drop function test.authorize(text, text);
 select presence.delete_room('stage');
 select * from presence.occupancy('stage');
 
--- delete_room: everybody leaves as removed, the settings are gone, the room can be made again. It is one transaction.
+-- delete_room: all members are removed, the settings are gone, and the room can be made again. It is one transaction.
 select (presence.set_room('gone', ttl => '10 min')).room;
 select count(presence.upsert('gone', user_id => u)) from unnest(array['u1', 'u2']) u;
 select test.flushed() as before \gset
@@ -233,14 +233,14 @@ select count(*) from presence.get_room('gone');
 select (presence.upsert('gone', user_id => 'u1')).ttl as default_again;
 select presence.delete_room('gone') as without_settings;
 
--- A dump has the rooms, and nothing else of the extension's.
+-- A dump contains the rooms, and nothing else of the extension.
 select extconfig::regclass[] from pg_extension where extname = 'presence_ext';
 select relpersistence from pg_class where oid = 'presence.room'::regclass;
 select count(*) from presence.room;
 select test.wait_until('not exists (select from presence.member)');
 drop function test.flushed(), test.room(presence.room);
 
--- Its metadata has the limit of a member's state.
+-- Metadata has the same limit as a member's state.
 \set SHOW_CONTEXT never
 set presence.max_state_size = '1kB';
 select presence.set_room('large', to_jsonb(repeat('x', 2000)));
@@ -250,7 +250,7 @@ update presence.room set metadata = to_jsonb(repeat('x', 2000)) where room = 'la
 reset presence.max_state_size;
 select presence.delete_room('large');
 
--- A default audience that is none is refused where it is set.
+-- An invalid default audience is refused where it is set.
 set presence.default_audience = 'room, everybody';
 set presence.default_audience = 'room:';
 set presence.default_audience = ' users ,team:red';

@@ -1,4 +1,4 @@
--- What a call reads: a page, a room or a member, never the table.
+-- What a call reads: a page, a room or a member, but never the whole table.
 set role regress_gateway;
 insert into presence.member (room, member_id, user_id, state)
 select 'room ' || n % 50, 'user ' || n, 'user ' || n, '{}' from generate_series(1, 5000) n;
@@ -16,7 +16,7 @@ begin
     into scans, rows_of_member from pg_stat_xact_user_tables where relid = 'presence.member'::regclass;
 end
 $$;
--- Most rows of member that each may read, in a table of 5,000 with rooms of 100.
+-- The maximum number of rows of member that each may read, in a table of 5,000 with rooms of 100.
 create table test.limits (role text, most integer, statement text);
 grant select on test.limits to public;
 insert into test.limits values

@@ -1,4 +1,4 @@
--- What every file starts from: the extension, three users and a service role.
+-- The starting point of every file: the extension, three users and a service role.
 create extension presence_ext;
 set client_min_messages = error;
 drop role if exists regress_alice, regress_bob, regress_carol, regress_gateway, regress_nobody;
@@ -11,7 +11,7 @@ create role regress_nobody;
 select presence.grant_access('regress_alice'), presence.grant_access('regress_bob'),
        presence.grant_access('regress_carol'), presence.grant_access('regress_gateway');
 
--- What an error says, in all its parts.
+-- All parts of an error.
 create schema test;
 grant usage on schema test to public;
 create function test.error(statement text, out code text, out message text, out detail text, out hint text)
@@ -25,7 +25,7 @@ exception when others then
 end
 $$;
 
--- Wait until a condition holds, as long as the slowest machine may need. Each turn sees what others have committed.
+-- Waits until a condition holds, for as long as the slowest machine may need. Each turn sees what others have committed.
 create function test.wait_until(condition text) returns text language plpgsql as $$
 declare
     holds boolean;
@@ -51,6 +51,6 @@ create function test.log(after_seq bigint)
     from presence.event e where e.seq > after_seq order by e.seq
 $$;
 
--- The worker comes by itself.
+-- The worker starts by itself.
 select test.wait_until('presence.worker_pid() is not null');
 select presence.wait_for_flush('10 s');

@@ -1,8 +1,8 @@
--- Sizes: what counts of state and metadata is the JSON text that everybody is sent.
+-- Sizes: the size of state and metadata is that of the JSON text that is sent to everybody.
 \set VERBOSITY terse
 set presence.max_state_size = '1kB';
 
--- What the error says is octet_length(state::text) and metadata's.
+-- The error reports octet_length(state::text) plus that of metadata.
 create function pg_temp.said(state jsonb) returns integer language plpgsql as $$
 declare detail text;
 begin
@@ -29,7 +29,7 @@ from (select state from samples
       union all select jsonb_build_array(number, 'x', number) from numbers
       union all select jsonb_build_object('n', number, 'deep', array[array[number]]) from numbers) all_of_them (state);
 
--- A number of three bytes can stand for many digits, also behind the point. Wherever it comes in.
+-- A number of three bytes can stand for many digits, also after the decimal point. In every way to write one.
 create temp table bomb as select jsonb_agg('1e131071'::numeric) as big from generate_series(1, 100);
 create temp table zeros as select jsonb_agg(('1.' || repeat('0', 2000))::numeric) as ones, '[1, 1, 1]'::jsonb as same
 from generate_series(1, 3);
@@ -57,14 +57,14 @@ insert into attempts values
     ($$insert into presence.room (room, metadata) values ('sizes', (select ones from zeros))$$);
 select left(way, 60) as way, test.error(way) from attempts;
 
--- For jsonb [1.00, 1.00] is equal to [1, 1], and for those who are sent it it is not.
+-- For jsonb [1.00, 1.00] equals [1, 1], but for those who receive it, it does not.
 select metadata from presence.set_room('sizes', (select same from zeros));
 select (select ones from zeros) = '[1, 1, 1]'::jsonb as equal, test.error($$update presence.room set metadata = (select ones from zeros)$$);
 select metadata from presence.set_room('sizes', '[1.00, 1, 1]');
 select presence.wait_for_flush('10 s');
 select event, metadata from presence.event where room = 'sizes' and event = 'room' order by seq;
 
--- What was stored under a higher limit may stay: only what changes is looked at.
+-- What was stored under a higher limit may stay: only changes are checked.
 set presence.max_state_size = '8kB';
 select octet_length(state::text) from presence.upsert('sizes', to_jsonb(repeat('x', 4000)));
 set presence.max_state_size = '1kB';
@@ -75,7 +75,7 @@ select test.error($$select presence.update('sizes', metadata => '1')$$);
 select octet_length(state::text) from presence.upsert('sizes', to_jsonb(repeat('x', 400)));
 reset presence.max_state_size;
 
--- Names: 255 characters each, and what an index can take together.
+-- Names: 255 characters each, and together what an index can hold.
 create function pg_temp.name(seed integer, length integer) returns text language sql as
     $$ select string_agg(chr(65536 + abs(hashint4(seed * 1000 + i) % 60000)), '') from generate_series(1, length) i $$;
 create temp table long as select pg_temp.name(1, 255) as a, pg_temp.name(3, 255) as b, pg_temp.name(5, 3) as c;
@@ -91,7 +91,7 @@ insert into attempts values
     ($$select presence.delete(a, b, c) from long$$),
     ($$select presence.delete_many(jsonb_build_array(jsonb_build_object('room', a, 'member_id', b, 'connection_id', c))) from long$$);
 select left(way, 60) as way, test.error(way) from attempts;
--- Four bytes less is taken, by all indexes, in the log and by those who hear.
+-- Four bytes less is accepted by all indexes, by the log and by listeners.
 select octet_length(room) + octet_length(member_id) + octet_length(connection_id) as bytes
 from presence.upsert((select a from long), member_id => (select b from long), connection_id => (select left(c, 2) from long),
                      user_id => (select a from long), status => (select a from long), audience => (select array['user:' || b, 'room:' || a] from long));

@@ -1,6 +1,6 @@
 -- presence.update: JSON merge patch on state (RFC 7396).
 
--- The examples of the RFC's appendix A. Where the patch is no object it is refused: a state is patched, not replaced.
+-- The examples of the RFC's appendix A. A patch that is not an object is refused: a state is patched, not replaced.
 create table test.example (number integer, original jsonb, patch jsonb, result jsonb, got jsonb);
 grant select, update on test.example to regress_alice;
 insert into test.example values
@@ -46,11 +46,11 @@ $$;
 select count(*) as examples, count(*) filter (where got is not distinct from result) as right from test.example;
 select * from test.example where got is distinct from result or got::text is distinct from result::text;
 
--- A late update makes no ghost.
+-- A late update does not create a ghost.
 select count(*) from presence.update('nowhere', '{"a": 1}');
 select count(*) from presence.online where room = 'nowhere';
 
--- What is not given stays; status and metadata are replaced, not patched.
+-- What is not given is kept; status and metadata are replaced, not patched.
 select version, joined_at as joined, expires_at as expires
 from presence.upsert('lobby', '{"x": 1, "tool": "pen"}', status => 'online', metadata => '{"name": "Alice", "age": 1}') \gset
 select status, state, metadata, version > :version as newer, joined_at = :'joined' as same_stay,
@@ -66,7 +66,7 @@ select pg_sleep(0.01) is not null as later;
 select version = :version as same_version, expires_at > :'expires' as renewed from presence.update('lobby');
 select version = :version as same_version from presence.update('lobby', '{"x": 2}');
 
--- Another ttl is another lease, and no event; '0' is back to the default: the room's, or presence.default_ttl.
+-- Another ttl changes the lease, without an event; '0' means the default: the room's, or presence.default_ttl.
 reset role;
 select (presence.set_room('timed', ttl => '7 min')).ttl;
 select presence.wait_for_flush('10 s') as flushed, presence.seq() as before \gset
@@ -89,7 +89,7 @@ update presence.member set ttl = '0' where room = 'timed' and connection_id = 'n
 update presence.member set ttl = null where room = 'timed' and connection_id = '' returning ttl;
 select ttl from presence.update('lobby', ttl => '2 min') union all select ttl from presence.update('lobby', ttl => '0 s');
 select count(*) from presence.update('nowhere', ttl => '1 min');
--- A session member has a lease besides, and then none again.
+-- A session member gets a lease in addition, and then none again.
 select ttl, expires_at from presence.upsert('timed', connection_id => 'bound', session => true);
 select ttl, expires_at - last_seen_at as lease, session_pid = pg_backend_pid() as bound from presence.update('timed', connection_id => 'bound', ttl => '1 min');
 select ttl, expires_at, session_pid = pg_backend_pid() as bound from presence.update('timed', connection_id => 'bound', ttl => '0');
@@ -109,7 +109,7 @@ select (presence.upsert('lobby', '{"tab": 2}', connection_id => '2')).room as en
 select connection_id, state from presence.update('lobby', '{"y": 1}', connection_id => '2');
 select connection_id, state from presence.get('lobby');
 
--- Another's member is not here for me; my own name is all I have.
+-- Another user's member is not here for the caller, who has only its own name.
 set role regress_bob;
 select * from test.error($$ select presence.update('lobby', '{"y": 1}', member_id => 'regress_alice') $$) \gx
 select count(*) from presence.update('lobby', '{"y": 1}');
@@ -118,7 +118,7 @@ set role regress_gateway;
 select member_id, user_id, state from presence.update('lobby', '{"seen": true}', member_id => 'regress_alice');
 reset role;
 
--- Deep enough for the stack, and no further.
+-- As deep as the stack allows, and no deeper.
 set role regress_alice;
 select state #> array_fill('a'::text, array[200]) as depth_200
 from presence.update('lobby', (repeat('{"a":', 200) || '1' || repeat('}', 200))::jsonb);

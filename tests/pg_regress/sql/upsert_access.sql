@@ -1,4 +1,4 @@
--- Verbs go past the executor only where nobody could tell: whatever others add to the table member takes part.
+-- Verbs bypass the executor only where that makes no difference: whatever others add to the table member takes effect.
 \set VERBOSITY terse
 set role regress_alice;
 select state, version > 0 as has_version from presence.upsert('lobby', '1');
@@ -24,7 +24,7 @@ select state from presence.upsert('lobby', '4');
 reset role;
 select * from audit;
 
--- A policy forbids.
+-- A policy that forbids.
 create policy no_fives on presence.member as restrictive for update using (true) with check (state <> '5');
 set role regress_alice;
 select state from presence.upsert('lobby', '5');
@@ -42,7 +42,7 @@ select state from presence.upsert('lobby', '7');
 reset role;
 alter table presence.member drop constraint no_sevens;
 
--- An index on some rows has those rows, and no others.
+-- A partial index contains its rows, and no others.
 create index even on presence.member (room) where state in ('2', '4', '6', '8');
 set role regress_alice;
 select state from presence.upsert('lobby', '8');
@@ -55,7 +55,7 @@ reset enable_seqscan;
 reset enable_bitmapscan;
 drop index presence.even;
 
--- Rights on columns are not rights on the table.
+-- Privileges on columns are not privileges on the table.
 revoke update on presence.member from regress_alice;
 set role regress_alice;
 select state from presence.upsert('lobby', '10');
