@@ -1,5 +1,5 @@
 -- Ably presence (AB). A channel is a room, clientId the member_id, connectionId the connection_id, data the state. The
--- numbers are those of the scenario lists; those that are about the client library alone are in NOT_APPLICABLE.md.
+-- numbers are those of the scenario lists; scenarios of the client library alone are in NOT_APPLICABLE.md.
 reset role;
 create function test.flushed() returns bigint language plpgsql as $$
 begin
@@ -7,7 +7,7 @@ begin
     return presence.seq();
 end
 $$;
--- What a client holds after it applied events as the documentation says: of each key the newest version, in any order.
+-- What a client holds after applying events as documented: the newest version of each key, in whatever order they come.
 create function test.fold(events presence.event[]) returns text language plpgsql as $$
 declare
     e presence.event;
@@ -31,7 +31,7 @@ select (presence.upsert('chat', '"2"', connection_id => 'c2', audience => '{any}
 select member_id, connection_id, state from presence.list('chat');
 select presence.delete('chat', connection_id => null);
 
--- AB-02: entered or updated, in the set all are present; the events say what they did.
+-- AB-02: entered or updated, in the set all are present; the events say which it was.
 select test.flushed() as before \gset
 select (presence.upsert('chat', '"entered"', connection_id => 'e', audience => '{any}')).state;
 select (presence.upsert('chat', '"u1"', connection_id => 'u', audience => '{any}')).state;
@@ -41,7 +41,7 @@ select test.flushed() is not null as published \gset
 select connection_id, state from presence.list('chat');
 select event, connection_id, state from test.log(:before);
 
--- AB-03: newest wins: in whatever order the events come, and however often, what is held at the end is the same.
+-- AB-03: newest wins: in whatever order and however often the events arrive, the final set is the same.
 select presence.delete('chat', connection_id => 'e');
 select test.flushed() is not null as published \gset
 select (presence.upsert('chat', '"again"', connection_id => 'e', audience => '{any}')).state;
@@ -57,14 +57,14 @@ select test.wait_until(format($$ exists (select from presence.event where seq > 
 select l.version > e.version as newer, l.seq > e.seq as later, l.at >= e.at + interval '1 s' as at_its_end
 from presence.event e, presence.event l where e.connection_id = 's' and l.connection_id = 's' and e.event = 'enter' and l.event = 'leave' and e.seq > :before;
 
--- AB-04: the leave of who is not there is nothing; an older leave than what is held changes nothing.
+-- AB-04: the leave of an absent member has no effect; a leave that is older than what is held changes nothing.
 select test.flushed() as now \gset
 select presence.delete('chat', connection_id => 'never');
 select test.flushed() = :now as nothing;
 select test.fold(array_agg(e order by e.event)) from presence.event e where seq > :before and connection_id = 'e';
 select presence.delete_all();
 
--- AB-10: without a clientId nobody enters; nor as "*" or anybody else.
+-- AB-10: without a clientId a client cannot enter, nor as "*" or as another client.
 reset role;
 create role regress_anon;
 select presence.grant_access('regress_anon');
@@ -90,7 +90,7 @@ select count(*), bool_and(e.state = o.state) as the_same from presence.event e j
 set role regress_alice;
 select presence.delete_all();
 
--- AB-13: enter, update, leave: another client sees them in order, and the set after each.
+-- AB-13: enter, update, leave: another client sees them in order, and the resulting set after each.
 select test.flushed() as before \gset
 select (presence.upsert('chat', '"data"', audience => '{any}')).state;
 select test.flushed() is not null as published \gset
@@ -102,7 +102,7 @@ select test.flushed() is not null as published \gset
 set role regress_bob;
 select state from presence.get('chat', 'regress_alice');
 set role regress_alice;
--- AB-14: leave without data carries the last known data, with data that.
+-- AB-14: a leave without data carries the last known data, one with data carries that.
 select presence.delete('chat');
 select test.flushed() is not null as published \gset
 set role regress_bob;
@@ -115,7 +115,7 @@ select presence.delete('chat', state => '"bye"');
 select test.flushed() is not null as published \gset
 select event, state, reason from test.log(:before);
 
--- AB-15: update when not entered enters there, and here it does not (a late update must make no ghost): upsert does.
+-- AB-15: update when not entered enters there. Here it does not (a late update must not create a ghost), but upsert does.
 -- leave when not entered succeeds.
 select test.flushed() as before \gset
 select count(*) from presence.update('chat', '{"x": 1}');
@@ -133,7 +133,7 @@ set role regress_bob;
 select count(*), count(distinct member_id), sum(state::integer) from presence.list('crowd', 1000);
 select event, count(*), count(distinct member_id), sum(state::integer), min(connections), max(connections) from test.log(:before) group by 1;
 
--- AB-32: pages of at most 10000, none twice; nobody is no row; filters combine.
+-- AB-32: pages of at most 10000, no member twice; no rows if nobody is there; filters combine.
 select count(*) from presence.list('crowd', 100);
 select member_id as m, connection_id as c from presence.list('crowd', 100) order by member_id desc limit 1 \gset
 select count(*), bool_and(member_id > :'m') as after_it from presence.list('crowd', 100, array[:'m', :'c']);
@@ -145,7 +145,7 @@ select count(*) from presence.get('crowd', 'client7', 'other');
 set role regress_gateway;
 select presence.delete_many((select jsonb_agg(jsonb_build_object('room', 'crowd', 'member_id', 'client' || n, 'connection_id', 'gateway')) from generate_series(1, 250) n));
 
--- AB-17: a client that this connection may not be: an error, and one's own membership is as it was.
+-- AB-17: a clientId that this connection may not use: an error, and the caller's own membership is unchanged.
 set role regress_alice;
 select (presence.upsert('chat', '"mine"', audience => '{any}')).state;
 select test.flushed() as before \gset
@@ -153,13 +153,13 @@ select e.code, e.message from test.error($$ select presence.upsert('chat', '"not
 select member_id, state from presence.list('chat');
 select test.flushed() = :before as nothing;
 
--- AB-18: who comes second finds the first in the set, not as an enter.
+-- AB-18: the second client finds the first in the set, not as an enter.
 set role regress_bob;
 select presence.seq() as joined \gset
 select member_id, state from presence.list('chat');
 select event from presence.changes(:joined);
 
--- AB-19: two see each other; filters give just the part.
+-- AB-19: two clients see each other; filters return the matching part.
 select (presence.upsert('chat', '"bob"', audience => '{any}')).state;
 select (presence.upsert('chat', '"bob 2"', connection_id => '2', audience => '{any}')).state;
 set role regress_alice;
@@ -171,7 +171,8 @@ select presence.delete_all();
 set role regress_bob;
 select presence.delete_all();
 
--- AB-20: 15 updates are 15 events in order. Faster than the worker publishes they are conflated, and end with the last.
+-- AB-20: 15 updates are 15 events in order. If they come faster than the worker publishes, they are conflated into the
+-- last one.
 set role regress_alice;
 select (presence.upsert('fast', '0', audience => '{any}')).state;
 select test.flushed() as before \gset
@@ -201,7 +202,7 @@ from presence.event where seq > :before;
 select presence.delete_all();
 
 -- AB-21: entered again after everything was lost: the same client with the same data on the same connection is the same
--- key; on another one the old one is still there until its lease ends or it leaves.
+-- key; on another connection the old one is still there until its lease ends or it leaves.
 select test.flushed() as before \gset
 select (presence.upsert('again', '"data"', connection_id => 'c1')).state;
 select (presence.upsert('again', '"data"', connection_id => 'c1')).state;
@@ -236,7 +237,7 @@ select count(*) from presence.list('sync');
 rollback;
 select count(*) from presence.list('sync');
 
--- AB-33: history: backwards by default, in a range of times, with a limit and the page after it.
+-- AB-33: history: backwards by default, in a range of times, with a limit, and the next page.
 select test.flushed() as before \gset
 select (presence.upsert('hist', '1', audience => '{any}')).state;
 select test.flushed() is not null as published \gset
@@ -255,7 +256,7 @@ select at as start from presence.event where seq > :before and room = 'hist' and
 select at as finish from presence.event where seq > :before and room = 'hist' and event = 'leave' \gset
 select event, state from presence.history('hist', since => :'start', until => :'finish', direction => 'forwards');
 
--- AB-34: several channels at once: each with its members, or none.
+-- AB-34: several channels at once: each with its members, or with none.
 set role regress_alice;
 select (presence.upsert('b1', '1', audience => '{any}')).room, (presence.upsert('b3', '3', audience => '{}')).room;
 reset role;
@@ -267,7 +268,8 @@ set presence.authorizer = 'test.authorize';
 set role regress_bob;
 select c.room, e.code as may_not_listen, (select coalesce(json_agg(l.member_id order by l.member_id), '[]') from presence.list(c.room) l) as members
 from unnest(array['b1', 'b2', 'b3', 'b4']) c (room) left join test.error(format('select presence.channels(%L)', c.room)) e on true;
--- AB-35: the rights are two: who may enter and not read is present and sees nobody else; who may read need not enter.
+-- AB-35: there are two rights: with the right to enter but not to read, a client is present and sees nobody else; with the
+-- right to read it need not enter.
 select state from presence.upsert('b2', '"blind"', audience => '{any}');
 select member_id from presence.list('b2');
 reset role;

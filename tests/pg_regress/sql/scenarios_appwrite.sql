@@ -17,12 +17,12 @@ select member_id as id, user_id, status, metadata from presence.get('presences')
 select (presence.upsert('presences', metadata => '{"a": {"b": {}, "c": [], "d": {"e": {"f": {}}}}, "n": null, "t": [{}, [], [[]], "", 0, 1.50, false]}')).metadata;
 select metadata from presence.get('presences');
 
--- AW-03: the user has one row, however often they upsert; it keeps its place and takes the new status.
+-- AW-03: the user has one row, however often they upsert; its stay continues, and it takes the new status.
 select joined_at as joined from presence.get('presences') \gset
 select status, metadata ? 'n' as metadata_stays, joined_at = :'joined' as same from presence.upsert('presences', status => 'away');
 select count(*) as total, min(status) as status from presence.online where user_id = 'regress_alice';
 
--- AW-04: A's row is not B's to take: neither by its id nor in any other way.
+-- AW-04: B cannot take A's row, neither by its id nor in any other way.
 set role regress_bob;
 select e.* from test.error($$ select presence.upsert('presences', member_id => 'regress_alice', status => 'mine') $$) e \gx
 reset role;
@@ -33,12 +33,12 @@ reset role;
 reset presence.member_ids;
 select status, user_id, metadata ? 'n' as metadata_stays from presence.get('presences', 'regress_alice');
 
--- AW-05: a client does not say for whom it writes.
+-- AW-05: a client cannot say for whom it writes.
 set role regress_bob;
 select e.* from test.error($$ select presence.upsert('presences', user_id => 'regress_alice') $$) e \gx
--- nor for itself: the session knows
+-- not even for itself: the session determines that
 select e.code from test.error($$ select presence.upsert('presences', user_id => 'regress_bob') $$) e;
--- AW-06: a server does; without a user it writes for itself, as any role.
+-- AW-06: a server can; without a user it writes for itself, like any role.
 set role regress_gateway;
 select member_id, user_id from presence.upsert('presences', status => 'busy', user_id => 'u1');
 select member_id, user_id from presence.upsert('presences', status => 'busy');
@@ -51,7 +51,7 @@ select e.code, e.message, e.detail from test.error($$ select presence.upsert('pr
 select e.code from test.error($$ select presence.upsert('presences', metadata => to_jsonb(repeat('x', 65536))) $$) e;
 select status is null as cleared from presence.upsert('presences', status => '');
 
--- AW-08: without a ttl the default, with one at least 1 s and at most 30 days.
+-- AW-08: without a ttl the default applies; a given one must be at least 1 s and at most 30 days.
 select expires_at - last_seen_at as lease from presence.get('presences');
 select expires_at - last_seen_at as lease, ttl from presence.upsert('presences', ttl => '15 min');
 select expires_at - last_seen_at as lease from presence.upsert('presences', ttl => '30 days');
@@ -72,7 +72,7 @@ set role regress_alice;
 select test.flushed() is not null as published \gset
 select event, status, reason from test.log(:before);
 
--- AW-20: PATCH with the status alone, or the metadata alone, leaves the rest; an unknown one is not found.
+-- AW-20: PATCH with the status alone, or the metadata alone, keeps the rest; an unknown row is not found.
 select (presence.upsert('presences', status => 'online', metadata => '{"a": {"b": 1}}', ttl => '1 h', audience => '{users}')).status;
 select status, metadata, ttl, audience from presence.update('presences', status => 'away');
 select status, metadata, ttl, audience from presence.update('presences', metadata => '{"c": {"d": {}}}');
@@ -84,8 +84,8 @@ select (presence.upsert('short', ttl => '1 s')).room;
 select test.wait_until($$ not presence.heartbeat('never') and not exists (select from presence.get('short')) $$);
 select count(*) from presence.update('short', status => 'late');
 
--- AW-22: who may read it reads it; PATCH and DELETE are the owner's, a service's, and a manager's (delete). What may not
--- be read answers as what is not there.
+-- AW-22: only those with the right can read a row; PATCH and DELETE are for the owner, service roles, and (DELETE) managers.
+-- A row that the caller may not read is answered like one that does not exist.
 select (presence.upsert('presences', status => 'shared', audience => '{user:regress_bob}')).status;
 set role regress_bob;
 select status from presence.get('presences', 'regress_alice');
@@ -95,7 +95,7 @@ set role regress_carol;
 select count(*) from presence.get('presences', 'regress_alice');
 select member, e.code, e.message, e.detail from unnest(array['regress_alice', 'nobody']) member,
     test.error(format('select presence.update(%L, member_id => %L, status => %L)', 'presences', member, 'x')) e;
--- nor does a refusal tell whether somebody is there who may not be seen
+-- nor does a refusal reveal whether a member that the caller may not see is there
 select s, count(distinct (e.code, e.message)) as answers from unnest(array['update', 'delete', 'heartbeat']) s, unnest(array['regress_alice', 'nobody']) member,
     test.error(format('select presence.%s(%L, member_id => %L)', s, 'presences', member)) e group by 1 order by 1;
 select presence.heartbeat('presences', 'regress_alice') as hidden, presence.heartbeat('presences', 'nobody') as absent;
@@ -112,7 +112,7 @@ reset role;
 reset presence.authorizer;
 drop function test.authorize(text, text);
 
--- AW-23: a server gives the row to another: the first user sees it no more, the second does, and may write it.
+-- AW-23: a server gives the row to another user: the first one no longer sees it, the second does, and may write it.
 set role regress_gateway;
 select user_id from presence.upsert('presences', member_id => 'desk', status => 'on', user_id => 'regress_alice', audience => '{}');
 set role regress_alice;
@@ -133,14 +133,14 @@ select count(*) from presence.get('presences', 'desk');
 reset role;
 reset presence.member_ids;
 
--- AW-25: expired is gone, for readers at once, and for the table soon.
+-- AW-25: an expired row is gone for readers at once, and soon from the table.
 set role regress_alice;
 select expires_at as deadline from presence.upsert('presences', ttl => '1 s') \gset
 select test.wait_until(format('clock_timestamp() >= %L', :'deadline'));
 select count(*) from presence.get('presences');
 select test.wait_until($$ not exists (select from presence.member where room = 'presences') $$);
 
--- AW-30: the list has one's own, filters, and nothing that one may not read.
+-- AW-30: the list has the caller's own rows, can be filtered, and has nothing that the caller may not read.
 select (presence.upsert('presences', status => 'online', audience => '{}')).status;
 select member_id, status from presence.list('presences');
 select count(*) from presence.online where user_id = 'regress_alice';
@@ -158,10 +158,10 @@ select user_id from presence.online where room = 'presences' and status = 'away'
 select user_id from presence.online where room = 'presences' and expires_at > now() + interval '10 min' order by expires_at desc limit 2;
 select user_id from presence.online where room = 'presences' order by (metadata ->> 'n')::integer desc offset 2 limit 2;
 select * from presence.occupancy('presences');
--- AW-32: a cursor is a key, and need not be there; what is none is refused.
+-- AW-32: a cursor is a key, which need not exist; anything else is refused.
 select member_id from presence.list('presences', 2, array['u3', '']);
 select e.code, e.message, e.detail from test.error($$ select presence.list('presences', 2, array['u3']) $$) e;
--- AW-33: there is no cache that would have to be purged: the next statement sees it.
+-- AW-33: there is no cache to purge: the next statement sees the change.
 set role regress_gateway;
 select status from presence.upsert('presences', status => 'busy', user_id => 'u1');
 set role regress_bob;
@@ -182,7 +182,7 @@ select test.flushed() is not null as published \gset
 select event, room, member_id, connection_id, user_id, status, state, metadata, connections, reason, joined_at is not null and at is not null as times
 from presence.event where seq > :before order by seq;
 
--- AW-41: what the sender gets back, what readers get, and what the event says, are the same.
+-- AW-41: the sender's result, what readers get, and the event are the same.
 select test.flushed() as before \gset
 select to_jsonb(u) - 'audience' - 'session_pid' - 'last_seen_at' - 'expires_at' as sent from presence.upsert('presences', '{"s": 1}', status => 'online', audience => '{users}') u \gset
 select test.flushed() is not null as published \gset
@@ -195,14 +195,14 @@ set role regress_alice;
 select count(presence.upsert('presences', status => s, metadata => jsonb_build_object('s', s))) from unnest(array['one', 'two']) s;
 select status, metadata from presence.get('presences');
 
--- AW-43: what is wrong is an error and no event. A status may be left out, though.
+-- AW-43: bad input is an error and makes no event. A status may be left out, though.
 select test.flushed() as before \gset
 select e.code, e.message, e.detail from unnest(array['{everyone}', '{user:}', '{team}']) a, test.error(format('select presence.upsert(%L, audience => %L)', 'presences', a)) e;
 select test.flushed() = :before as nothing;
 select status, audience from presence.get('presences');
 select presence.delete_all();
 
--- AW-44: who is nobody is not present, and makes no event.
+-- AW-44: a caller without an identity cannot be present, and makes no event.
 reset role;
 create role regress_anon;
 select presence.grant_access('regress_anon');
@@ -213,7 +213,7 @@ select e.code, e.message from test.error($$ select presence.upsert('presences', 
 select test.flushed() = :before as nothing;
 reset role;
 
--- AW-45: who may read has the events, others have none: users, a user, anybody.
+-- AW-45: those who may read get the events, others get none: users, a user, anybody.
 set role regress_alice;
 select test.flushed() as before \gset
 select (presence.upsert('presences', connection_id => 'users', audience => '{users}')).connection_id;
@@ -231,7 +231,7 @@ select string_agg(connection_id, ' ' order by connection_id) as carol from prese
 set role regress_anon;
 select string_agg(connection_id, ' ' order by connection_id) as anon from presence.event where seq > :before;
 reset role;
--- a team, as a claim says
+-- a team, by a claim
 select presence.delete_all('regress_alice');
 select test.flushed() as before \gset
 begin;
@@ -268,7 +268,7 @@ select (presence.upsert('presences', status => 'online', session => true)).statu
 select presence.delete('presences');
 \connect -
 set role regress_alice;
--- what the end of the session would make is made before this one's end is
+-- a leave made by the end of the first session would be published before that of this marker
 select (presence.upsert('marker', session => true)).room;
 \connect -
 select test.wait_until($$ not exists (select from presence.member where room = 'marker') $$);
@@ -276,7 +276,7 @@ set role regress_alice;
 select test.flushed() is not null as published \gset
 select event, room, count(*) from test.log(:before) group by 1, 2 order by 2 desc, 1;
 
--- AW-48: who may see it no more is told so.
+-- AW-48: those who may no longer see it are told so.
 select (presence.upsert('presences', status => 'online', audience => '{users}')).status;
 select test.flushed() as before \gset
 select (presence.upsert('presences', audience => '{user:regress_carol}')).status;
@@ -288,7 +288,7 @@ select event, status, reason from test.log(:before);
 set role regress_alice;
 select presence.delete_all();
 
--- AW-49: an expiry is an event as any leave.
+-- AW-49: an expiry is an event like any leave.
 select test.flushed() as before \gset
 select (presence.upsert('presences', status => 'online', ttl => '1 s')).status;
 select test.wait_until(format($$ exists (select from presence.event where seq > %s and event = 'leave') $$, :before));

@@ -26,7 +26,7 @@ select * from presence.occupancy('channel');
 select * from presence.occupancy('unknown');
 select count(*) from presence.list('unknown');
 select presence.state('unknown');
--- CF-05: only who is not renewed goes, and the numbers follow, also those of each user.
+-- CF-05: only clients that are not renewed go, and the numbers follow, also those of each user.
 select count(presence.upsert('channel', user_id => u, connection_id => c, ttl => '1 s')) from unnest(array['u1', 'u2']) u, unnest(array['kept', 'lost']) c;
 do $$
 declare
@@ -45,12 +45,12 @@ select * from presence.occupancy('channel');
 select member_id, connection_id from presence.heartbeat_many('{channel,channel,channel}', '{u1,u1,u2}', '{kept,lost,lost}');
 select presence.delete('channel', u, null) from unnest(array['u1', 'u2']) u;
 
--- CF-06: clients of nobody are one user there; here a member has an owner, so a gateway gives its guests one name.
+-- CF-06: anonymous clients are one user there; here a member has an owner, so a gateway gives its guests one name.
 select count(presence.upsert('channel', user_id => 'guest', connection_id => n::text)) from generate_series(1, 3) n;
 select * from presence.occupancy('channel');
 select presence.delete_all('guest');
 
--- CF-08: joins and leaves are told to those who may know, without being asked; CF-09: a node that is gone renews nothing.
+-- CF-08: joins and leaves are pushed to those who may see them; CF-09: a node that is gone renews nothing.
 select test.flushed() as before \gset
 select count(presence.upsert('node', user_id => 'u' || n, connection_id => 'node1', ttl => '1 s')) from generate_series(1, 3) n;
 select test.wait_until(format($$ (select count(*) = 3 from presence.event where seq > %s and event = 'leave') $$, :before));
@@ -72,18 +72,18 @@ insert into presence.member (room, member_id, state) values ('map', 'key1', '"no
 select state from presence.update('map', member_id => 'key1', status => 'kept');
 select count(*) from presence.update('map', '{"x": 1}', member_id => 'missing');
 
--- CM-04: versions are the server's, one for each change, and never go back, also over a removal; the newest is what counts,
+-- CM-04: versions are given by the server, one for each change, and never go back, also across a removal; the newest counts,
 -- so an older event changes nothing at a client (AB-03).
 select version as v1 from presence.get('map', 'key1') \gset
 select version > :v1 as newer from presence.upsert('map', '{"n": 3}', member_id => 'key1');
 select version as v2 from presence.get('map', 'key1') \gset
 select presence.delete('map', 'key1');
 select version > :v2 as not_reset from presence.upsert('map', '{"n": 1}', member_id => 'key1');
--- a row whose version is not the newest any more is not overwritten by who asks for it
+-- a row whose version is no longer the newest is not overwritten by a conditional update
 select count(*) from (select 1 from presence.member where room = 'map' and member_id = 'key1' and version = :v2) m;
 with w as (update presence.member set state = '"stale"' where room = 'map' and member_id = 'key1' and version = :v2 returning 1) select count(*) as written from w;
 
--- CM-07: removal is one event; what is missing or expired makes none.
+-- CM-07: a removal is one event; a missing or expired row makes none.
 select test.flushed() as before \gset
 select presence.delete('map', 'key2'), presence.delete('map', 'key2'), presence.delete('map', 'missing');
 select test.flushed() is not null as published \gset
@@ -140,7 +140,7 @@ select presence.delete_room('pages');
 select count(*) from presence.list('pages');
 select room, members from presence.rooms();
 
--- CM-13: how many; and what is known of a client comes with state and stream.
+-- CM-13: the number of clients; and a client's data comes with state and stream.
 set role regress_gateway;
 select test.flushed() as before \gset
 select (presence.upsert('map', '{"chan": "info"}', user_id => 'u9', connection_id => 'c9', status => 's', metadata => '{"conn": "info"}')).member_id;
@@ -149,7 +149,7 @@ select * from presence.occupancy('map');
 select user_id, connection_id, state, metadata, status from presence.get('map', 'u9');
 select user_id, connection_id, state, metadata, status from presence.changes(:before, 'map') where event = 'enter';
 
--- CM-15: a client that is bound to its connection leaves with it; what is a user's own, with its ttl only.
+-- CM-15: a client that is bound to its connection leaves with it; one that belongs to a user only when its ttl ends.
 select test.flushed() as before \gset
 select (presence.upsert('both', user_id => 'u1', connection_id => 'client', session => true)).connection_id;
 select (presence.upsert('both', user_id => 'u1', connection_id => 'user', ttl => '1 h')).connection_id;

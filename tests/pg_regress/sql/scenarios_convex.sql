@@ -9,7 +9,7 @@ end
 $$;
 set role regress_alice;
 
--- CV-01: a heartbeat and who is online; no more of them and who is not, with the time of it.
+-- CV-01: a heartbeat, and who is online; then no more heartbeats, and who is offline, since when.
 select (presence.upsert('doc', connection_id => 's1', ttl => '1 s', audience => '{users}')).room;
 set role regress_bob;
 select user_id, online from presence.last_seen where user_id = 'regress_alice';
@@ -39,7 +39,7 @@ select test.flushed() is not null as published \gset
 select event, reason from test.log(:before);
 select presence.delete('doc', connection_id => 'unknown');
 
--- CV-04: of two tabs one times out and the other beats: online; when the last disconnects: offline.
+-- CV-04: one of two tabs times out and the other sends heartbeats: online; when the last one disconnects: offline.
 select test.flushed() as before \gset
 select (presence.upsert('doc', connection_id => 'lost', ttl => '1 s')).connection_id;
 select (presence.upsert('doc', connection_id => 'beats', ttl => '1 h')).connection_id;
@@ -51,7 +51,7 @@ select online from presence.last_seen where user_id = 'regress_alice';
 select test.flushed() is not null as published \gset
 select event, connection_id, reason, connections from test.log(:before) where event = 'leave';
 
--- CV-05: who timed out and beats again: false, so it enters again, as a new stay.
+-- CV-05: a heartbeat after a timeout returns false, so the client enters again, as a new stay.
 select joined_at as joined from presence.upsert('doc', ttl => '1 s') \gset
 select pg_sleep(1.05) is not null as past;
 select presence.heartbeat('doc') as alive;
@@ -59,7 +59,7 @@ select joined_at > :'joined' as new_stay from presence.upsert('doc', ttl => '1 h
 select presence.heartbeat('doc') as alive, (select online from presence.last_seen where user_id = 'regress_alice');
 select presence.delete_all();
 
--- CV-06: many expire together: all are offline, each left once.
+-- CV-06: many expire together: all are offline, and each has left once.
 set role regress_gateway;
 select test.flushed() as before \gset
 select presence.upsert_many((select jsonb_agg(jsonb_build_object('room', 'doc', 'user_id', 'u' || n, 'connection_id', 's' || n, 'ttl', '1 s')) from generate_series(1, 70) n));
@@ -68,7 +68,7 @@ select test.flushed() is not null as published \gset
 select event, reason, count(*), count(distinct member_id) from test.log(:before) group by 1, 2 order by 1;
 select * from presence.occupancy('doc');
 
--- CV-07: a short lease that comes while the worker waits for a long one ends in time.
+-- CV-07: a short lease that begins while the worker waits for a long one ends in time.
 select (presence.upsert('doc', user_id => 'long', ttl => '1 h')).member_id;
 select test.flushed() as before \gset
 select expires_at as deadline from presence.upsert('doc', user_id => 'short', ttl => '1 s') \gset
@@ -77,7 +77,7 @@ select clock_timestamp() between :'deadline' and :'deadline'::timestamptz + inte
 select user_id from presence.users('doc');
 select presence.delete_all('long');
 
--- CV-08: whoever may not, sees nobody.
+-- CV-08: a caller without the right sees nobody.
 set role regress_alice;
 select (presence.upsert('doc', '{"x": 1}')).room;
 set role regress_bob;
@@ -85,13 +85,13 @@ select count(*) from presence.list('doc');
 select count(*) from presence.users('doc');
 select count(*) from presence.last_seen where user_id = 'regress_alice' and online;
 
--- CV-09: data that is updated is in the list.
+-- CV-09: updated data is in the list.
 set role regress_alice;
 select state, metadata from presence.update('doc', '{"cursor": [1, 2]}', metadata => '{"name": "A"}');
 select state, metadata from presence.users('doc');
 select state from presence.list('doc');
 
--- CV-10: a removed user is gone, not only offline; the deadline does nothing later. A removed room has nobody.
+-- CV-10: a removed user is gone, not only offline; the deadline has no effect later. A removed room is empty.
 reset role;
 select test.flushed() as before \gset
 select (presence.upsert('doc', user_id => 'gone', ttl => '1 s')).member_id;
@@ -106,7 +106,7 @@ select count(*) from presence.event where user_id = 'gone';
 select presence.delete_room('doc');
 select count(*) from presence.list('doc');
 
--- CV-11: the rooms of a user; the users of a room with when they were last seen, who is online first.
+-- CV-11: the rooms of a user; the users of a room with the time when they were last seen, those online first.
 select count(presence.upsert(r, user_id => 'u1', audience => '{users}')) from unnest(array['r1', 'r2', 'r3']) r;
 select room from presence.online where user_id = 'u1' order by room;
 select presence.delete('r2', 'u1');

@@ -23,18 +23,18 @@ select (presence.upsert('topic2', member_id => 'me', connection_id => 'pid1')).r
 select test.flushed() is not null as published \gset
 select event, room, member_id, state from test.log(:before);
 
--- PH-03: two pids below one key: one key, two metas.
+-- PH-03: two pids under one key: one key, two metas.
 select (presence.upsert('topic', '{"n": 2}', member_id => 'me', connection_id => 'pid2')).state;
 select key, jsonb_array_length(value) as metas from jsonb_each(presence.state('topic')) order by key;
 
--- PH-04: update of what was never tracked: nopresence, which here is no row. It makes no ghost.
+-- PH-04: update of what was never tracked: nopresence, which here is no row. It does not create a ghost.
 select test.flushed() as before \gset
 select count(*) from presence.update('topic', '{"x": 1}', member_id => 'nobody');
 select count(*) from presence.update('nowhere', '{"x": 1}');
 select test.flushed() = :before as nothing;
 select count(*) from presence.get('topic', 'nobody');
 
--- PH-05: update: old and new in one event, of the same stay; a new meta, or a function of the old one.
+-- PH-05: update: old and new in one event, with the same stay; a new meta, or a function of the old one.
 select version as ref, joined_at as joined from presence.get('topic', 'me', 'pid1') \gset
 select test.flushed() as before \gset
 select version > :ref as new_ref, joined_at = :'joined' as same_stay, state from presence.update('topic', '{"typing": true}', 'me', 'pid1');
@@ -43,12 +43,12 @@ update presence.member set state = state || jsonb_build_object('count', coalesce
 where room = 'topic' and member_id = 'me' and connection_id = 'pid1' returning state;
 select test.flushed() is not null as published \gset
 select event, member_id, connection_id, state, connections from test.log(:before);
--- nothing comes of a function that changes nothing
+-- a function that changes nothing makes no event
 select test.flushed() as before \gset
 select state from presence.update('topic', '{"typing": true}', 'me', 'pid1');
 select test.flushed() = :before as nothing;
 
--- PH-06: untrack of nothing is fine; untrack of a pid leaves all topics.
+-- PH-06: untrack of nothing is accepted; untrack of a pid leaves all topics.
 select presence.delete('topic', 'nobody', 'pid1') as nobody;
 select test.flushed() = :before as nothing;
 select presence.delete_all(connection_id => 'pid1');
@@ -66,7 +66,7 @@ select presence.sweep() as nothing_more;
 select test.flushed() is not null as published \gset
 select event, member_id, state, reason from test.log(:before);
 
--- PH-08: nobody: no rows, no error. Keys are text, numbers too.
+-- PH-08: nobody there: no rows, no error. Keys are text, also numbers.
 set presence.member_ids = 'any';
 set role regress_alice;
 select count(*) from presence.list('unknown');
@@ -76,7 +76,7 @@ select count(*) from presence.get('topic', 'unknown');
 select member_id, pg_typeof(member_id) as type from presence.list('topic');
 select presence.delete_all();
 
--- PH-09: fetch: one query gives all keys with what else is known of them.
+-- PH-09: fetch: one query returns all keys with other data about them.
 reset role;
 create table test.profile (user_id text primary key, name text);
 insert into test.profile select 'u' || n, 'Name ' || n from generate_series(1, 200) n;

@@ -11,10 +11,10 @@ $$;
 set presence.member_ids = 'any';
 set role regress_alice;
 
--- SB-01: who joins gets the state, an empty map if nobody is there.
+-- SB-01: a client that joins gets the state, or an empty map if nobody is there.
 select presence.state('topic');
 
--- SB-10: track. Everyone, also the sender, gets one diff: a join with the payload and a ref.
+-- SB-10: track. Everyone, including the sender, gets one diff: a join with the payload and a ref.
 select test.flushed() as before \gset
 select version as ref1, state from presence.upsert('topic', '{"name": "A", "t": 1}', member_id => 'key', audience => '{any}') \gset sb_
 select test.flushed() is not null as published \gset
@@ -23,20 +23,20 @@ set role regress_bob;
 select event, member_id, state, version = :sb_ref1 as same_ref from presence.changes(:before) where event <> 'position';
 select presence.state('topic') = jsonb_build_object('key', jsonb_build_array(jsonb_build_object('presence_ref', :'sb_ref1', 'name', 'A', 't', 1))) as state;
 
--- SB-11: track with another payload is one event, and an update it is: new ref, same stay.
+-- SB-11: track with another payload is one event, an update: new ref, same stay.
 set role regress_alice;
 select test.flushed() as before \gset
 select version > :sb_ref1 as new_ref, joined_at < updated_at as same_stay from presence.upsert('topic', '{"name": "A", "t": 2}', member_id => 'key');
 select test.flushed() is not null as published \gset
 select event, member_id, state, connections, reason from test.log(:before);
 
--- SB-12: the same payload again: fine, and no diff at all.
+-- SB-12: the same payload again: accepted, without a diff.
 select test.flushed() as before \gset
 select state from presence.upsert('topic', '{"name": "A", "t": 2}', member_id => 'key');
 select state from presence.upsert('topic', '{"t": 2, "name": "A"}', member_id => 'key');
 select test.flushed() = :before as nothing;
 
--- SB-14: untrack: a leave with what was there.
+-- SB-14: untrack: a leave with the last payload.
 select presence.delete('topic', 'key');
 select test.flushed() is not null as published \gset
 select event, member_id, state, connections, reason from test.log(:before);
@@ -47,7 +47,7 @@ select state from presence.upsert('topic', '{"name": "A", "t": 2}', member_id =>
 select test.flushed() is not null as published \gset
 select event, member_id, state, connections from test.log(:before);
 
--- SB-15: untrack of who is not tracked is fine, and no diff.
+-- SB-15: untrack without a track is accepted, without a diff.
 select presence.delete('topic', 'key');
 select test.flushed() as before \gset
 select presence.delete('topic', 'key') as untracked, presence.delete('never', 'key') as untracked;
@@ -57,8 +57,8 @@ select test.flushed() = :before as nothing;
 select (PRESENCE.Upsert('topic', '{}')).state;
 select PRESENCE.DELETE('topic');
 
--- SB-17: a payload that is no object is refused there. Here any JSON is a state; what is no JSON is refused, the session
--- stays usable and there is no diff.
+-- SB-17: a payload that is not an object is refused there. Here any JSON is a state; what is not JSON is refused, the
+-- session stays usable and there is no diff.
 select test.flushed() as before \gset
 select e.code from test.error($$ select presence.upsert('topic', 'not json') $$) e;
 select e.code, e.message from test.error($$ select presence.update('topic', '"text"') $$) e;
@@ -70,7 +70,7 @@ select regexp_replace(presence.state('topic')::text, '"\d+"', '"N"');
 select state from presence.upsert('topic', member_id => 'bare');
 select presence.delete_all();
 
--- SB-20: a payload that is too large: an error, no diff, and who was there stays as they were.
+-- SB-20: a payload that is too large: an error, no diff, and the existing member stays as it was.
 select state from presence.upsert('topic', '{"small": true}');
 select test.flushed() as before \gset
 select e.code, e.message from test.error($$ select presence.upsert('topic', to_jsonb(repeat('x', 70000))) $$) e;
@@ -87,8 +87,8 @@ set role regress_bob;
 select test.wait_until(format($$ exists (select from presence.event where seq > %s and event = 'leave') $$, :before));
 select event, user_id, state, connections, reason from test.log(:before);
 
--- SB-30, SB-31, SB-33, SB-35: who may read and who may track is one function's answer. Reading alone: others' diffs
--- arrive, track is refused and makes none.
+-- SB-30, SB-31, SB-33, SB-35: one function decides who may read and who may track. Reading alone: others' diffs arrive,
+-- track is refused and makes none.
 reset role;
 create function test.authorize(room text, action text) returns boolean language sql stable as $$
     select case current_user when 'regress_alice' then true when 'regress_bob' then action = 'read' else false end
@@ -102,14 +102,14 @@ select e.code, e.message from test.error($$ select presence.upsert('private') $$
 select test.flushed() is not null as published \gset
 select member_id, state from presence.list('private');
 select event, member_id, state from test.log(:before);
--- SB-35, SB-34: neither: nothing is there to be read, live or in the log; listening is refused.
+-- SB-35, SB-34: neither: nothing can be read, live or in the log; listening is refused.
 set role regress_carol;
 select count(*) from presence.list('private');
 select count(*) from test.log(:before);
 select e.code, e.message from test.error($$ select presence.listen('private') $$) e;
 select e.code, e.message from test.error($$ select presence.upsert('private') $$) e;
 
--- SB-39: a policy that fails is a no, with its reason; no diff, no crash. SB-41: it leaves nothing behind.
+-- SB-39: a policy that fails refuses, with its reason; no diff, no crash. SB-41: it leaves nothing behind.
 reset role;
 create or replace function test.authorize(room text, action text) returns boolean language plpgsql as $$
 begin
@@ -121,14 +121,14 @@ select test.flushed() as before \gset
 set role regress_bob;
 select e.* from test.error($$ select presence.upsert('private') $$) e \gx
 select count(*) from presence.list('private');
--- one's own are one's own all the same
+-- the caller's own members are visible nevertheless
 set role regress_alice;
 select state, presence.heartbeat('private') from presence.get('private');
 select presence.delete('private');
 select test.flushed() is not null as published \gset
 select event, member_id from test.log(:before);
 
--- SB-40: the policy sees the room, the action and who asks.
+-- SB-40: the policy gets the room, the action and the caller.
 reset role;
 create or replace function test.authorize(room text, action text) returns boolean language sql stable as $$
     select format('%s may %s %s', presence.user_id(), action, room) = 'regress_bob may join private'
@@ -141,8 +141,8 @@ reset role;
 reset presence.authorizer;
 drop function test.authorize(text, text);
 
--- A client as the documentation wants it: it holds members by key with their versions, lists, and applies the log. Its
--- lines are what supabase-js calls onJoin and onLeave.
+-- A client as documented: it holds members by key with their versions, lists, and applies the log. Its rows are what
+-- supabase-js calls onJoin and onLeave.
 create table test.held (member_id text, connection_id text, version bigint, state jsonb, here boolean, primary key (member_id, connection_id));
 grant all on test.held to public;
 create function test.apply(member_id text, connection_id text, version bigint, state jsonb, here boolean) returns text language plpgsql as $$
@@ -160,7 +160,7 @@ begin
                 when old.here then format('leave %s/%s %s', apply.member_id, apply.connection_id, apply.state) end;
 end
 $$;
--- syncState: the whole state, compared with what is held.
+-- syncState: the whole state, compared with what the client holds.
 create function test.sync_state(room text) returns setof text language plpgsql as $$
 declare
     line text;
@@ -175,7 +175,7 @@ begin
     end loop;
 end
 $$;
--- syncDiff: the log since a seq.
+-- syncDiff: the log after a seq.
 create function test.sync_diff(room text, since bigint) returns setof text language plpgsql as $$
 declare
     line text;
@@ -252,7 +252,7 @@ select test.apply(member_id, connection_id, version, state, event <> 'leave') fr
 select * from test.sync_state('sj');
 select * from test.metas();
 
--- SJ-08: after a new join (a gap, a resync) forget everything and list; diffs older than that change nothing.
+-- SJ-08: after a new join (a gap, a resync) it forgets everything and lists; older diffs change nothing.
 select event from presence.changes(-1) limit 1;
 truncate test.held;
 select count(*) from test.sync_state('sj');
@@ -265,7 +265,7 @@ select test.flushed() is not null as published \gset
 select * from test.sync_diff('sj', :before);
 select * from test.metas() where key = 'u5';
 
--- SJ-10: any key is a plain key.
+-- SJ-10: any text is an ordinary key.
 select test.flushed() as before \gset
 select count(presence.upsert('sj', to_jsonb(k), member_id => k)) from unnest(array['__proto__', 'constructor', 'toString', '"', '{}', 'a,b', '\']) k;
 select test.flushed() is not null as published \gset
@@ -273,10 +273,10 @@ select * from test.sync_diff('sj', :before) line order by line collate "C";
 select key collate "C", count(*) from jsonb_each(presence.state('sj')) where key !~ '^u' group by 1 order by 1;
 select count(*) = 1 as found from presence.get('sj', '__proto__');
 
--- SJ-11: list(chooser): whatever one picks of each.
+-- SJ-11: list(chooser): returns what the chooser picks of each.
 select member_id, array_agg(state #>> '{}' order by joined_at) as chosen from presence.list('sj') where member_id ~ '^u' group by 1 order by 1;
 
--- SJ-12: the flat list of metas: presence_ref, which is the version, and nothing else added.
+-- SJ-12: the flat list of metas: presence_ref, which is the version, is added, and nothing else.
 select key, array_agg(distinct k order by k) as names
 from jsonb_each(presence.state('sj')) s, jsonb_array_elements(s.value) meta, jsonb_object_keys(meta) k where key ~ '^u' group by 1 order by 1;
 select bool_and(meta ->> 'presence_ref' = o.version::text) as refs
