@@ -65,8 +65,8 @@ impl Writer<'_> {
             bells.extend(whole.drain(..).chain(service.drain(..)));
         }
         if !whole.is_empty() || !service.is_empty() {
-            let (payload, for_service) =
-                self.scratch.within(|| self.payloads(record, line, !service.is_empty()));
+            let wanted = (!whole.is_empty(), !service.is_empty());
+            let (payload, for_service) = self.scratch.within(|| self.payloads(record, line, wanted));
             // The limit for one line: the rest of a very wide audience gets a doorbell.
             let most = match self.is_flooded {
                 true => memory::FOR_PAYLOADS_OF_A_FLOODED_LINE,
@@ -82,19 +82,19 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// The payload for the audience, and the one for service roles.
-    fn payloads(&self, record: &Record, line: &LogEntry, for_service: bool) -> (String, String) {
+    /// The payload for the audience and the one for service roles, as far as they are wanted.
+    fn payloads(&self, record: &Record, line: &LogEntry, wanted: (bool, bool)) -> (String, String) {
         let seq = self.written.seq;
         let rendered = Rendered::new(record, line, self.node_of(record));
-        let payload = rendered.payload(record.kind, seq, line, None);
-        if !for_service {
-            return (payload, String::new());
-        }
-        let text = |tokens: &[Vec<u8>]| tokens.iter().map(|token| decode(token)).collect::<Vec<_>>();
-        let (old, new) =
-            line.changed_audience.as_ref().map_or((None, &line.audience), |(old, new)| (Some(old), new));
-        let (audience, old) = (text(new), old.map(|old| text(old)));
-        (payload, rendered.payload(record.kind, seq, line, Some((&audience, old.as_deref()))))
+        let for_audience = || rendered.payload(record.kind, seq, line, None);
+        let for_service = || {
+            let text = |tokens: &[Vec<u8>]| tokens.iter().map(|token| decode(token)).collect::<Vec<_>>();
+            let (old, new) =
+                line.changed_audience.as_ref().map_or((None, &line.audience), |(old, new)| (Some(old), new));
+            let (audience, old) = (text(new), old.map(|old| text(old)));
+            rendered.payload(record.kind, seq, line, Some((&audience, old.as_deref())))
+        };
+        (wanted.0.then(for_audience).unwrap_or_default(), wanted.1.then(for_service).unwrap_or_default())
     }
 
     /// Add the channel's name if it has listeners; to the doorbells if a listener may have lost the right.
