@@ -57,7 +57,7 @@ comment on column presence_api.online.version is 'grows with every visible chang
 comment on column presence_api.online.joined_at is 'when this stay began';
 comment on column presence_api.online.updated_at is 'when status, state, metadata, audience or owner changed last';
 comment on column presence_api.online.last_seen_at is 'when the lease was renewed last';
-comment on column presence_api.online.expires_at is 'when the member is gone unless it is renewed, or leaves as announced; NULL for a session member without ttl, which has no lease';
+comment on column presence_api.online.expires_at is 'when the lease ends, or when the member leaves as announced; NULL for a session member without ttl, which has no lease';
 comment on column presence_api.online.ttl is 'how long the lease lasts after each renewal; NULL for a session member without ttl';
 comment on column presence_api.online.session_pid is 'the process of the database session that the member is bound to, NULL if it is bound to none; NULL except for the owner and service roles';
 comment on column presence_api.online.node is 'the server where the member is; NULL where presence.node_name is empty';
@@ -89,7 +89,7 @@ begin atomic
     select r.* from presence.changes(after_seq => changes.after_seq, room => changes.room, max_rows => changes.max_rows) r;
 end;
 comment on function presence_api.changes(bigint, text, integer) is
-    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000, else 22023) of them. The last row is always event position, with the seq up to which it looked: go on from there. When the log does not reach back to after_seq the first row is resync: forget everything and list.';
+    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000) of them. The last row is always event position, with the seq up to which it looked: go on from there. When the log does not reach back to after_seq the first row is resync: forget everything and list. Errors: 22023 an invalid room, max_rows or after_seq; 25006 a standby.';
 
 create function presence_api.delete(
     room text,
@@ -104,7 +104,7 @@ begin atomic
     select presence.delete(room => delete.room, member_id => delete.member_id, connection_id => delete.connection_id, state => delete.state, reason => delete.reason, after => delete.after);
 end;
 comment on function presence_api.delete(text, text, text, jsonb, text, interval) is
-    'Leave; state is a last word for the event. A NULL connection_id means all connections of the member. after is a time of grace: they leave when it is over, unless an upsert comes before (heartbeat and update do not cancel it) or their lease ends first; the last call counts. Returns how many leave; 0 if nobody is there. Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or after; 42501 another user''s member.';
+    'Leave. state is a last word, shown by the leave event. A NULL connection_id means all connections of the member. With after they leave when that time is over, unless an upsert comes first (heartbeat and update do not cancel it) or their lease ends first; the last call counts. Returns how many leave; 0 if nobody is there. Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or after; 42501 no identity, or another user''s member; 25006 a read-only transaction or a standby.';
 
 create function presence_api.delete_all(
     user_id text default null,
@@ -115,7 +115,7 @@ begin atomic
     select presence.delete_all(user_id => delete_all.user_id, connection_id => delete_all.connection_id);
 end;
 comment on function presence_api.delete_all(text, text) is
-    'Leave every room, as on sign-out; with connection_id, only that connection. Another user than the caller requires a service role (42501). Returns how many members left.';
+    'Leave every room, as on sign-out; with connection_id, only that connection. A user_id other than the caller''s requires a service role. Returns how many members left. Errors: 22023 invalid names; 42501 no identity, or another user; 25006 a read-only transaction or a standby.';
 
 create function presence_api.delete_many(
     members jsonb
@@ -125,7 +125,7 @@ begin atomic
     select presence.delete_many(members => delete_many.members);
 end;
 comment on function presence_api.delete_many(jsonb) is
-    'presence.delete for an array of objects with the names of its arguments. All or nothing. Returns how many left. Errors: as presence.delete; 22023 for an unknown name; DETAIL names the element.';
+    'presence.delete for an array of objects with the names of its arguments. All or nothing. Returns how many left. Errors: as presence.delete; 22023 for an unknown name; 22007 for text that is no interval. The DETAIL of a 22023 names the element.';
 
 create function presence_api.delete_room(
     room text
@@ -135,7 +135,7 @@ begin atomic
     select presence.delete_room(room => delete_room.room);
 end;
 comment on function presence_api.delete_room(text) is
-    'Delete the settings of a room; its members leave with reason removed. Returns how many. For service roles and whoever may manage the room (42501).';
+    'Delete the settings of a room. Its members leave with reason removed; returns how many. For service roles and whoever may manage the room. Errors: 22023 an invalid room; 42501 not allowed to manage it; 25006 a read-only transaction or a standby.';
 
 create function presence_api.get(
     room text,
@@ -147,7 +147,7 @@ begin atomic
     select r.* from presence.get(room => get.room, member_id => get.member_id, connection_id => get.connection_id) r;
 end;
 comment on function presence_api.get(text, text, text) is
-    'One member, by default oneself; all its connections, or the one with this connection_id. Errors: 22023 an invalid name.';
+    'One member, by default the caller: all its connections, or the one with this connection_id. Errors: 22023 an invalid name.';
 
 create function presence_api.get_room(
     room text
@@ -157,7 +157,7 @@ begin atomic
     select r.* from presence.get_room(room => get_room.room) r;
 end;
 comment on function presence_api.get_room(text) is
-    'The settings of a room, if it has any and the caller may read them.';
+    'The settings of a room, if it has any and the caller may read them. Errors: 22023 an invalid room.';
 
 create function presence_api.heartbeat(
     room text,
@@ -169,7 +169,7 @@ begin atomic
     select presence.heartbeat(room => heartbeat.room, member_id => heartbeat.member_id, connection_id => heartbeat.connection_id);
 end;
 comment on function presence_api.heartbeat(text, text, text) is
-    'Renew the lease: no table, no WAL, works in a read-only transaction, and is not undone by a rollback. False if you have no such member (then upsert). Errors: 22023 invalid names; 42501 no identity; 25006 the lease has no slot and the transaction is read-only.';
+    'Renew the lease: touches no table, writes no WAL, works in a read-only transaction, and is not undone by a rollback. Returns false if you have no such member: call presence.upsert then. Errors: 22023 invalid names; 42501 no identity; 25006 a standby, or a read-only transaction and a lease without a slot.';
 
 create function presence_api.heartbeat_many(
     rooms text[],
@@ -181,7 +181,7 @@ begin atomic
     select r.* from presence.heartbeat_many(rooms => heartbeat_many.rooms, member_ids => heartbeat_many.member_ids, connection_ids => heartbeat_many.connection_ids) r;
 end;
 comment on function presence_api.heartbeat_many(text[], text[], text[]) is
-    'Renew many leases; returns those that do not exist. NULL member_ids stands for the caller, NULL connection_ids for the empty one; otherwise all arrays have as many elements as rooms (22023).';
+    'Renew many leases. Returns those that do not exist. NULL member_ids stands for the caller, NULL connection_ids for the empty connection_id. Errors: 22023 invalid names, or arrays of different lengths; otherwise as presence.heartbeat.';
 
 create function presence_api.history(
     room text,
@@ -197,7 +197,7 @@ begin atomic
     select r.* from presence.history(room => history.room, since => history.since, until => history.until, max_rows => history.max_rows, direction => history.direction, member_id => history.member_id, before_seq => history.before_seq) r;
 end;
 comment on function presence_api.history(text, timestamptz, timestamptz, integer, text, text, bigint) is
-    'Events of a room that the caller may see, by seq: since inclusive, until exclusive, direction backwards or forwards, at most max_rows (1 to 1000), of one member, before a seq (to read on, page by page). As far back as presence.history_retention; nothing for rooms with keep_history = false. Errors: 22023.';
+    'Events of a room that the caller may see, in the order of seq. since is inclusive, until exclusive; direction is backwards or forwards; max_rows is 1 to 1000; member_id selects one member; before_seq is for paging backwards. Reaches back for presence.history_retention; nothing for rooms with keep_history = false. Errors: 22023 an invalid argument; 25006 a standby.';
 
 create function presence_api.is_service() returns boolean
     language sql stable
@@ -217,7 +217,7 @@ begin atomic
     select r.* from presence.list(room => list.room, max_rows => list.max_rows, after => list.after_key) r;
 end;
 comment on function presence_api.list(text, integer, text[]) is
-    'Who is here: the room, or all rooms (NULL), in the order of the key. max_rows is 1 to 10000 (22023); NULL is the whole room, or of all rooms 1000. after_key is the key of the last row of the page before: {member_id, connection_id}, or {room, member_id, connection_id} when room is NULL.';
+    'Who is here, in the order of the key: in the room, or in all rooms (NULL). max_rows is 1 to 10000; NULL is the whole room, or of all rooms 1000. after_key is the key of the last row of the page before: {member_id, connection_id}, or {room, member_id, connection_id} when room is NULL. Errors: 22023 an invalid room, max_rows or after.';
 
 create function presence_api.may(
     room text,
@@ -228,7 +228,7 @@ begin atomic
     select presence.may(room => may.room, action => may.action);
 end;
 comment on function presence_api.may(text, text) is
-    'Whether the caller may do this in the room now, by the authorizer and the grants: read (list sees what is shared with the caller), join (upsert; false for who has no identity), manage (set_room). Service roles may what they were granted. What the authorizer raises fails the statement; NULL is a no. Errors: 22023 no room, or no such action.';
+    'Whether the caller may do this in the room now, by the authorizer and the grants: read (list shows what is shared with the caller), join (upsert works; false for a caller without an identity), manage (set_room works). An error of the authorizer is the statement''s error; NULL from it is a no. Errors: 22023 an invalid room or action.';
 
 create function presence_api.occupancy(
     room text default null
@@ -238,7 +238,7 @@ begin atomic
     select r.* from presence.occupancy(room => occupancy.room) r;
 end;
 comment on function presence_api.occupancy(text) is
-    'How many members and users are in the room (NULL: anywhere), of those that the caller may see. Where the room''s count_audience includes the caller: of all. Errors: 22023 an invalid room.';
+    'The number of members and users in the room (NULL: anywhere) that the caller may see. If the room''s count_audience includes the caller, everybody counts. Errors: 22023 an invalid room.';
 
 create function presence_api.rooms(
     prefix text default '',
@@ -250,7 +250,7 @@ begin atomic
     select r.* from presence.rooms(prefix => rooms.prefix, max_rows => rooms.max_rows, after => rooms.after_key) r;
 end;
 comment on function presence_api.rooms(text, integer, text) is
-    'The rooms where somebody is whom the caller may see, with their numbers, in the order of their names. prefix is literal; after_key is the last room of the page before; max_rows is 1 to 1000 (22023).';
+    'The rooms in which the caller can see somebody, with the numbers of members and users, in the order of their names. prefix is taken literally; after_key is the last room of the page before; max_rows is 1 to 1000. Errors: 22023 an invalid max_rows.';
 
 create function presence_api.seq() returns bigint
     language sql stable
@@ -258,7 +258,7 @@ begin atomic
     select presence.seq();
 end;
 comment on function presence_api.seq() is
-    'The seq of the last published event.';
+    'The seq of the last published event. Errors: 25006 a standby.';
 
 create function presence_api.set_room(
     room text,
@@ -275,7 +275,7 @@ begin atomic
     select r.* from presence.set_room(room => set_room.room, metadata => set_room.metadata, patch => set_room.patch, audience => set_room.audience, count_audience => set_room.count_audience, ttl => set_room.ttl, max_members => set_room.max_members, keep_history => set_room.keep_history) r;
 end;
 comment on function presence_api.set_room(text, jsonb, jsonb, text[], text[], interval, integer, boolean) is
-    'Make or change the settings of a room; NULL keeps what it has (to set a column to NULL, UPDATE the table). patch is a JSON merge patch (RFC 7396) on metadata. A change of metadata is a room event. For service roles and whoever may manage the room (42501). Errors: 22023 invalid values; 54000 metadata too large.';
+    'Create or change the settings of a room. NULL keeps the current value (to set a column to NULL, UPDATE the table). patch is a JSON merge patch (RFC 7396) on metadata. A change of metadata is a room event. For service roles and whoever may manage the room. Errors: 22023 invalid values; 42501 not allowed to manage the room; 54000 metadata too large; 25006 a read-only transaction or a standby.';
 
 create function presence_api.state(
     room text
@@ -285,7 +285,7 @@ begin atomic
     select presence.state(room => state.room);
 end;
 comment on function presence_api.state(text) is
-    'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for each connection; presence_ref is the version. A state that is no object is {presence_ref, state}. Errors: 22023 an invalid room.';
+    'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for each connection; presence_ref is the version as text. A state that is not an object appears as {presence_ref, state}. Errors: 22023 an invalid room.';
 
 create function presence_api.tokens() returns text[]
     language sql stable
@@ -311,7 +311,7 @@ begin atomic
     select r.* from presence.update(room => update.room, patch => update.patch, member_id => update.member_id, connection_id => update.connection_id, status => update.status, metadata => update.metadata, audience => update.audience, ttl => update.ttl, revert_after => update.revert_after) r;
 end;
 comment on function presence_api.update(text, jsonb, text, text, text, jsonb, text[], interval, interval) is
-    'Change a member that is here by a JSON merge patch (RFC 7396) on state, and renew its lease. Returns no row if it is not here: a late update does not bring back who has left. revert_after and errors as in presence.upsert; 22023 also for a patch that is not an object.';
+    'Change a member that is here by a JSON merge patch (RFC 7396) on state, and renew its lease. Returns no row if it is not here: a late update does not bring back a member that has left. revert_after and errors as in presence.upsert; 22023 also for a patch that is not an object.';
 
 create function presence_api.update_many(
     members jsonb
@@ -321,7 +321,7 @@ begin atomic
     select presence.update_many(members => update_many.members);
 end;
 comment on function presence_api.update_many(jsonb) is
-    'presence.update for an array of objects with the names of its arguments. Only members that are here are changed. All or nothing; if a key is repeated, the last element wins. Returns how many are here. Errors: as presence.update; 22023 for an unknown name; DETAIL names the element.';
+    'presence.update for an array of objects with the names of its arguments. Only members that are here are changed. All or nothing; if a key is repeated, the last element wins. Returns how many are here. Errors: as presence.update; 22023 for an unknown name; 22007 for text that is no interval. The DETAIL of a 22023 names the element.';
 
 create function presence_api.upsert(
     room text,
@@ -341,7 +341,7 @@ begin atomic
     select r.* from presence.upsert(room => upsert.room, state => upsert.state, member_id => upsert.member_id, connection_id => upsert.connection_id, status => upsert.status, metadata => upsert.metadata, ttl => upsert.ttl, audience => upsert.audience, session => upsert.session, user_id => upsert.user_id, revert_after => upsert.revert_after) r;
 end;
 comment on function presence_api.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval) is
-    'Enter a room, or change what is there. NULL keeps the current value (on enter: {}, no status, {}, the default ttl and audience); an empty status clears it; audience {} is visible to the owner only; ttl 0 is the default. If nothing changes, it only renews the lease: no event, no write. session => true: leaves when this database session ends. revert_after: after this time, what this call changed of status and state is undone, unless a later call sets it again. Errors: 22023 invalid names, ttl, audience or revert_after; 54000 state too large, or too many members; 42501 no identity, not your name, another user''s member, not authorized to join; 0A000 no session members here; 25006 read-only transaction. For a JSON merge patch see presence.update.';
+    'Enter a room, or change what is there. NULL keeps the current value (on enter: {}, no status, {}, the default ttl and audience); an empty status clears it; audience {} is visible to the owner only; ttl 0 is the default, otherwise 1 second to 30 days. If nothing changes, it only renews the lease: no event, no write. session => true: leaves when this database session ends. revert_after: after this time, at most 100 years, what this call changed in status and state is undone, unless a later call sets it again. Errors: 22023 invalid names, ttl, audience or revert_after; 54000 state too large, or too many members; 42501 no identity, a member_id that is not yours, another user''s member, not authorized to join; 0A000 no session members here; 25006 a read-only transaction or a standby. For a JSON merge patch see presence.update.';
 
 create function presence_api.upsert_many(
     members jsonb
@@ -351,7 +351,7 @@ begin atomic
     select presence.upsert_many(members => upsert_many.members);
 end;
 comment on function presence_api.upsert_many(jsonb) is
-    'presence.upsert for an array of objects with the names of its arguments (or patch, a JSON merge patch, instead of state). All or nothing; if a key is repeated, the last element wins. Returns the number of members. Errors: as presence.upsert; 22023 for an unknown name; DETAIL names the element.';
+    'presence.upsert for an array of objects with the names of its arguments (or patch, a JSON merge patch, instead of state). All or nothing; if a key is repeated, the last element wins. Returns the number of members. Errors: as presence.upsert; 22023 for an unknown name; 22007 for text that is no interval. The DETAIL of a 22023 names the element.';
 
 create function presence_api.user_id() returns text
     language sql stable
@@ -369,4 +369,4 @@ begin atomic
     select r.* from presence.users(room => users.room) r;
 end;
 comment on function presence_api.users(text) is
-    'The room with one row for each user: how many members they have here, status, state and metadata of the most recently active one, when they first joined and were last seen. If presence.status_rank lists statuses of theirs, the status is the highest of these. Errors: 22023 an invalid room.';
+    'The room with one row for each user: the number of members, status, state and metadata of the most recently active one, the first joined_at and the last last_seen_at. If presence.status_rank lists statuses of the user''s members, the highest of these is shown. Errors: 22023 an invalid room.';

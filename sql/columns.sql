@@ -14,8 +14,8 @@ comment on column presence.online.joined_at is 'when this stay began';
 comment on column presence.online.updated_at is 'when status, state, metadata, audience or owner changed last';
 comment on column presence.online.last_seen_at is 'when the lease was renewed last';
 comment on column presence.online.expires_at is
-    'when the member is gone unless it is renewed, or leaves as announced; NULL for a session member without ttl, which has '
-    'no lease';
+    'when the lease ends, or when the member leaves as announced; NULL for a session member without ttl, which has no '
+    'lease';
 comment on column presence.online.ttl is
     'how long the lease lasts after each renewal; NULL for a session member without ttl';
 comment on column presence.online.session_pid is
@@ -91,9 +91,9 @@ comment on column presence.health.worker_state is
 comment on column presence.health.members is
     'rows of presence.member, with the expired ones that are not swept yet; NULL on a standby';
 comment on column presence.health.slots_used is 'lease slots in use, over all databases of the server';
-comment on column presence.health.slots_max is 'lease slots that there are: presence.max_members';
+comment on column presence.health.slots_max is 'number of lease slots: presence.max_members';
 comment on column presence.health.events_buffered_bytes is 'bytes of events that are committed and not published yet';
-comment on column presence.health.event_buffer_bytes is 'bytes that there is room for: presence.event_buffer';
+comment on column presence.health.event_buffer_bytes is 'size of the event buffer in bytes: presence.event_buffer';
 comment on column presence.health.events_published is 'events published since the server started';
 comment on column presence.health.events_dropped is
     'events lost since the server started, because the buffer was full or they could not be published; a resync followed';
@@ -101,7 +101,7 @@ comment on column presence.health.notifications_sent is 'notifications since the
 comment on column presence.health.heartbeats is 'renewals by heartbeat since the server started';
 comment on column presence.health.expired is 'members removed since the server started because their lease was over';
 comment on column presence.health.last_sweep_at is 'when expired members were looked for last; NULL if never';
-comment on column presence.health.sweep_lag is 'how late the last sweep that found somebody was, at most';
+comment on column presence.health.sweep_lag is 'how late, at most, the last sweep was that found an expired member';
 comment on column presence.health.resyncs is 'how often all listeners were told to list anew, since the server started';
 comment on column presence.health.sink_position is 'seq up to which the sink has had everything; NULL without a sink';
 comment on column presence.health.sink_lag is 'how many seqs the sink is behind; NULL without a sink';
@@ -114,6 +114,8 @@ comment on column presence.health.fast_writes is
     'members that verbs have written past the executor or the policies since the server started (presence.fast_path)';
 comment on column presence.health.node is 'presence.node_name; NULL where that is empty';
 comment on column presence.health.beat_age is
-    'how long ago the last beat was written; on a standby, seen: older than presence.node_timeout, and nobody is shown there. NULL: none was';
+    'how long ago the last beat was written, or on a standby was seen: if longer than presence.node_timeout, the '
+    'standby shows nobody; NULL if there was none';
 comment on column presence.health.kept_wal is
-    'bytes of WAL that are kept for logical slots of this database which nobody reads just now: servers that are away; 0 without any';
+    'bytes of WAL kept for logical slots of this database that nobody reads at present: servers that are away; 0 if '
+    'there are none';

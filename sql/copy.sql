@@ -79,12 +79,12 @@ comment on table presence.node is
     'Servers that have a name (presence.node_name), and their beats: whoever has seen one has everything that was copied before.';
 comment on column presence.node.node is 'the name';
 comment on column presence.node.epoch is 'grows with each start of the server';
-comment on column presence.node.beat is 'grows every presence.node_beat';
+comment on column presence.node.beat is 'grows every presence.node_beat (milliseconds)';
 comment on column presence.node.beat_at is 'when that was, by the clock of that server';
 comment on column presence.node.state is
-    'restoring (members of before a crash are being put back), up, or down: it has stopped';
+    'restoring (members are being restored after a crash), up, or down: it has stopped';
 comment on column presence.node.members is 'how many members the copy has of it; NULL while that is looked at';
-comment on column presence.node.floor is 'no version or seq at or above this one was given out';
+comment on column presence.node.floor is 'no version or seq at or above this one has been issued';
 comment on column presence.node.library is 'the version of its library';
 comment on column presence.node.more is 'whatever later versions add';
 
@@ -169,9 +169,9 @@ select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.met
 from presence.shared s
 where _presence._is_heard(s.node);
 comment on view presence.shared_online is
-    'Who is here, by the copy: what a standby can read. The same as presence.online, but for what is on its way, with '
-    'last_seen_at as of the last change, and expires_at NULL: the member''s server vouches for it. Nobody, where that server '
-    'has not been heard for presence.node_timeout.';
+    'Who is here according to the logged copy; works on a standby, too. Like presence.online, but without what is not '
+    'copied yet, with last_seen_at as of the last change, and expires_at NULL. Nobody is shown of a server that has '
+    'not been heard for presence.node_timeout.';
 comment on column presence.shared_online.room is 'the room';
 comment on column presence.shared_online.member_id is 'who or what is present';
 comment on column presence.shared_online.connection_id is

@@ -64,11 +64,10 @@ end
 $$;
 comment on function presence.grant_access(regrole, boolean) is
     'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online, last_seen, shared and '
-    'shared_online, of which '
-    'policies show it its part; INSERT, UPDATE and DELETE on member and room unless write is false; EXECUTE on the '
-    'functions, which check for themselves who may do what, but for act_as, which is granted on its own. For the '
-    'owner of the extension. Repeat it after an upgrade that adds functions. Returns whether the role was granted anything '
-    'that it had not.';
+    'shared_online, restricted by policies; INSERT, UPDATE and DELETE on member and room unless write is false; '
+    'EXECUTE on the functions, which check the caller''s rights themselves. Not included: act_as, and health, which is '
+    'for members of pg_monitor. For the owner of the extension. Repeat it after an upgrade that adds functions. '
+    'Returns whether anything new was granted. Errors: 22023 or 42704 no such role; 42501 not the owner.';
 
 create function presence.revoke_access(role regrole) returns boolean
     language plpgsql volatile
@@ -87,7 +86,8 @@ begin
 end
 $$;
 comment on function presence.revoke_access(regrole) is
-    'Take back what presence.grant_access gave. Returns whether there was any of it.';
+    'Revoke what presence.grant_access granted. Returns whether anything was revoked. Required before DROP ROLE. For '
+    'the owner of the extension. Errors: 22023 or 42704 no such role; 42501 not the owner.';
 
 -- The rest of the old functions, which sql/kept.sql begins.
 create function _presence.grant_access(role regrole, write boolean default true) returns void

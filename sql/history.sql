@@ -41,9 +41,10 @@ begin atomic
      order by a.seq limit _presence._limit(history.max_rows));
 end;
 comment on function presence.history(text, timestamptz, timestamptz, integer, text, text, bigint) is
-    'Events of a room that the caller may see, by seq: since inclusive, until exclusive, direction backwards or '
-    'forwards, at most max_rows (1 to 1000), of one member, before a seq (to read on, page by page). As far back as '
-    'presence.history_retention; nothing for rooms with keep_history = false. Errors: 22023.';
+    'Events of a room that the caller may see, in the order of seq. since is inclusive, until exclusive; direction is '
+    'backwards or forwards; max_rows is 1 to 1000; member_id selects one member; before_seq is for paging backwards. '
+    'Reaches back for presence.history_retention; nothing for rooms with keep_history = false. Errors: 22023 an '
+    'invalid argument; 25006 a standby.';
 
 -- Logged, to survive a crash. Written by the worker, in batches.
 create table _presence._last_seen (
@@ -78,5 +79,6 @@ comment on view presence.last_seen is
 create function presence.forget(user_id text) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_forget';
 comment on function presence.forget(text) is
-    'Erase a user: members, log and last_seen; when it is published (presence.wait_for_flush) also what the leave of '
-    'members that were still here has left in the log. Returns how many rows there were. For service roles (42501).';
+    'Erase a user from members, log, last_seen and shared. What the leave of members that were still here puts into '
+    'the log is erased once it is published (presence.wait_for_flush). Returns how many rows there were. For service '
+    'roles. Errors: 22023 an invalid user_id; 42501 not a service role; 25006 a standby.';

@@ -22,9 +22,9 @@ comment on function presence.tokens() is
 create function presence.may(room text, action text) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_allows';
 comment on function presence.may(text, text) is
-    'Whether the caller may do this in the room now, by the authorizer and the grants: read (list sees what is shared '
-    'with the caller), join (upsert; false for who has no identity), manage (set_room). Service roles may what they were '
-    'granted. What the authorizer raises fails the statement; NULL is a no. Errors: 22023 no room, or no such action.';
+    'Whether the caller may do this in the room now, by the authorizer and the grants: read (list shows what is shared '
+    'with the caller), join (upsert works; false for a caller without an identity), manage (set_room works). An error '
+    'of the authorizer is the statement''s error; NULL from it is a no. Errors: 22023 an invalid room or action.';
 
 create function presence.act_as(user_id text, teams text[] default null) returns boolean
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_act_as';

@@ -1,31 +1,36 @@
 create function presence.listen(room text default null) returns setof text
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_listen';
 comment on function presence.listen(text) is
-    'LISTEN, in this session and from its commit on, to the channels that the caller''s rights open for the room '
-    '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused where the caller '
-    'may not read the room (42501), and where sessions are shared and outside of a client''s own session (0A000).';
+    'LISTEN in this session, from its commit on, to the channels that the caller may hear for the room (NULL: all '
+    'rooms). Returns their names. Call it again to refresh them. Errors: 22023 an invalid room; 42501 not allowed to '
+    'read it; 0A000 where sessions are shared (presence.session_features, presence.trusted_login_roles) or outside of '
+    'a client''s own session; 25006 a standby.';
 
 create function presence.unlisten(room text default null) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_unlisten';
-comment on function presence.unlisten(text) is 
-    'Stop listening to the channels of the room (NULL: of all rooms). Returns how many presence.listen had opened for it.';
+comment on function presence.unlisten(text) is
+    'Undo presence.listen with the same argument (NULL: all rooms). Returns how many channels were closed. Errors: '
+    '22023 an invalid room; 0A000 outside of a client''s own session.';
 
 create function presence.channels(room text default null) returns setof text
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_channels';
 comment on function presence.channels(text) is
     'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. The first one is '
-    'presence, always. The others change now and then, and with a crash: ask after each connect. Refused where the caller '
-    'may not read the room (42501), and outside of a client''s own session (0A000).';
+    'always presence. The others change when they are rotated and with a crash: ask after each connect, on relisten '
+    'and on resync. Errors: 22023 an invalid room; 42501 not allowed to read it; 0A000 outside of a client''s own '
+    'session; 25006 a standby.';
 
 create function presence.rotate_channels(room text default null) returns boolean
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_rotate_channels';
 comment on function presence.rotate_channels(text) is
-    'Give the channels of the room (NULL: all channels) new names, once this transaction is committed; listeners '
-    'of the old ones hear relisten. Returns true. For service roles, and for whoever may manage the room (42501).';
+    'Give the channels of the room (NULL: all channels) new names once this transaction is committed; listeners of the '
+    'old ones hear relisten. Returns true. For service roles, and for a room also for whoever may manage it. Errors: '
+    '22023 an invalid room; 42501 not allowed; 25006 a standby.';
 
 create function presence.seq() returns bigint
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_seq';
-comment on function presence.seq() is 'The seq of the last published event.';
+comment on function presence.seq() is
+    'The seq of the last published event. Errors: 25006 a standby.';
 
 create function _presence._log_floor() returns bigint
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_log_floor';
@@ -76,6 +81,7 @@ begin atomic
     where changes.room is null or _presence._room(changes.room) is not null;
 end;
 comment on function presence.changes(bigint, text, integer) is
-    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000, else 22023) of them. The last '
-    'row is always event position, with the seq up to which it looked: go on from there. When the log does not '
-    'reach back to after_seq the first row is resync: forget everything and list.';
+    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000) of them. The last row '
+    'is always event position, with the seq up to which it looked: go on from there. When the log does not reach back '
+    'to after_seq the first row is resync: forget everything and list. Errors: 22023 an invalid room, max_rows or '
+    'after_seq; 25006 a standby.';

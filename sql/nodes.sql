@@ -135,16 +135,18 @@ begin atomic
     order by 1 nulls first;
 end;
 comment on function presence.cluster() is
-    'Each server that is known here: up, restoring, down (it has stopped), copying (what it has is being copied for the first '
-    'time, or anew), silent (nothing was heard for presence.node_timeout; in both its members are hidden) or conflict; how long '
-    'ago it was heard, how many members this server has of it, the version of its library, and in words what is wrong. The row of this server says what is missing in its own set-up. For members of '
-    'pg_monitor and the owner.';
+    'The servers that are known here. state is up, restoring, down (it has stopped), copying (its data is being copied '
+    'for the first time, or again), silent (not heard for presence.node_timeout; its members are hidden, as with '
+    'copying) or conflict (two servers have the name). beat_age: how long ago it was heard. members: how many of its '
+    'members this server has. library: the version of its library. problems: what is wrong, and for this server what '
+    'is missing in its own set-up. For members of pg_monitor and the owner (42501).';
 
 create function presence.forget_node(node text) returns bigint
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_forget_node';
 comment on function presence.forget_node(text) is
-    'Delete what is here of a server that is gone for good, after its subscription was dropped. Returns how many members that '
-    'were. Refused (22023) for this server and one that is heard. For service roles (42501).';
+    'Delete what is stored here of a server that is gone for good, after its subscription was dropped. Returns how '
+    'many members that were. For service roles. Errors: 22023 for this server and for one that is still heard; 42501 '
+    'not a service role.';
 
 -- A server that subscribes to all tables of another is sent these, too, but each server has its own.
 create function _presence._stays_here() returns trigger

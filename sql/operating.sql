@@ -7,14 +7,14 @@ comment on function presence.worker_pid() is
 create function presence.wait_for_flush(timeout interval) returns boolean
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_wait_for_flush';
 comment on function presence.wait_for_flush(interval) is
-    'Wait until everything that was committed before the call is published. False when the timeout (up to a day, '
-    'else 22023) ran out. For tests and scripts.';
+    'Wait until everything that was committed before the call is published. Returns false if the timeout ran out. For '
+    'tests and scripts. Errors: 22023 a timeout that is negative or longer than a day; 25006 a standby.';
 
 create function presence.sweep() returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_sweep';
 comment on function presence.sweep() is
-    'Remove expired members now, in this transaction, as the worker does by itself. Returns how many. What has '
-    'reverted is written, too. For service roles (42501).';
+    'Remove expired members now, in this transaction, as the worker does by itself, and write what has reverted. '
+    'Returns how many members were removed. For service roles. Errors: 42501 not a service role; 25006 a standby.';
 
 create function _presence._health(
     out library_version text, out worker_pid integer, out worker_state text, out slots_used bigint,

@@ -321,9 +321,9 @@ create policy member_leave on _presence.member_twin for delete using (
 create function presence.may(room text, action text) returns boolean
     language c stable parallel restricted as 'MODULE_PATHNAME', 'presence_allows';
 comment on function presence.may(text, text) is
-    'Whether the caller may do this in the room now, by the authorizer and the grants: read (list sees what is shared '
-    'with the caller), join (upsert; false for who has no identity), manage (set_room). Service roles may what they were '
-    'granted. What the authorizer raises fails the statement; NULL is a no. Errors: 22023 no room, or no such action.';
+    'Whether the caller may do this in the room now, by the authorizer and the grants: read (list shows what is shared '
+    'with the caller), join (upsert works; false for a caller without an identity), manage (set_room works). An error '
+    'of the authorizer is the statement''s error; NULL from it is a no. Errors: 22023 an invalid room or action.';
 
 revoke all on function presence.may(text, text) from public;
 
@@ -627,21 +627,30 @@ end;
 -- Comments that have changed.
 comment on function presence.grant_access(regrole, boolean) is
     'Let a role use presence: USAGE on the schema; SELECT on member, event, room, online, last_seen, shared and '
-    'shared_online, of which '
-    'policies show it its part; INSERT, UPDATE and DELETE on member and room unless write is false; EXECUTE on the '
-    'functions, which check for themselves who may do what, but for act_as, which is granted on its own. For the '
-    'owner of the extension. Repeat it after an upgrade that adds functions. Returns whether the role was granted anything '
-    'that it had not.';
+    'shared_online, restricted by policies; INSERT, UPDATE and DELETE on member and room unless write is false; '
+    'EXECUTE on the functions, which check the caller''s rights themselves. Not included: act_as, and health, which is '
+    'for members of pg_monitor. For the owner of the extension. Repeat it after an upgrade that adds functions. '
+    'Returns whether anything new was granted. Errors: 22023 or 42704 no such role; 42501 not the owner.';
 comment on function presence.revoke_access(regrole) is
-    'Take back what presence.grant_access gave. Returns whether there was any of it.';
-comment on function presence.unlisten(text) is 
-    'Stop listening to the channels of the room (NULL: of all rooms). Returns how many presence.listen had opened for it.';
+    'Revoke what presence.grant_access granted. Returns whether anything was revoked. Required before DROP ROLE. For '
+    'the owner of the extension. Errors: 22023 or 42704 no such role; 42501 not the owner.';
+comment on function presence.unlisten(text) is
+    'Undo presence.listen with the same argument (NULL: all rooms). Returns how many channels were closed. Errors: '
+    '22023 an invalid room; 0A000 outside of a client''s own session.';
 comment on function presence.rotate_channels(text) is
-    'Give the channels of the room (NULL: all channels) new names, once this transaction is committed; listeners '
-    'of the old ones hear relisten. Returns true. For service roles, and for whoever may manage the room (42501).';
+    'Give the channels of the room (NULL: all channels) new names once this transaction is committed; listeners of the '
+    'old ones hear relisten. Returns true. For service roles, and for a room also for whoever may manage it. Errors: '
+    '22023 an invalid room; 42501 not allowed; 25006 a standby.';
+comment on function presence.history(text, timestamptz, timestamptz, integer, text, text, bigint) is
+    'Events of a room that the caller may see, in the order of seq. since is inclusive, until exclusive; direction is '
+    'backwards or forwards; max_rows is 1 to 1000; member_id selects one member; before_seq is for paging backwards. '
+    'Reaches back for presence.history_retention; nothing for rooms with keep_history = false. Errors: 22023 an '
+    'invalid argument; 25006 a standby.';
+
 comment on function presence.forget(text) is
-    'Erase a user: members, log and last_seen; when it is published (presence.wait_for_flush) also what the leave of '
-    'members that were still here has left in the log. Returns how many rows there were. For service roles (42501).';
+    'Erase a user from members, log, last_seen and shared. What the leave of members that were still here puts into '
+    'the log is erased once it is published (presence.wait_for_flush). Returns how many rows there were. For service '
+    'roles. Errors: 22023 an invalid user_id; 42501 not a service role; 25006 a standby.';
 comment on function presence.user_id() is
     'Who is asking: for a login of presence.trusted_login_roles the sub of request.jwt.claims; for a superuser the '
     'same if it is set; NULL for presence.anonymous_roles; else current_user. Claims count only in a client''s own '
@@ -654,14 +663,30 @@ comment on function presence.act_as(text, text[]) is
 comment on function _presence._may(text, text) is
     'Whether presence.authorizer lets the caller read, join or manage the room; without one everybody may read and '
     'join. Service roles may. What the authorizer raises fails the statement; NULL is a no.';
+comment on function presence.set_room(text, jsonb, jsonb, text[], text[], interval, integer, boolean) is
+    'Create or change the settings of a room. NULL keeps the current value (to set a column to NULL, UPDATE the '
+    'table). patch is a JSON merge patch (RFC 7396) on metadata. A change of metadata is a room event. For service '
+    'roles and whoever may manage the room. Errors: 22023 invalid values; 42501 not allowed to manage the room; 54000 '
+    'metadata too large; 25006 a read-only transaction or a standby.';
+
+comment on function presence.get_room(text) is
+    'The settings of a room, if it has any and the caller may read them. Errors: 22023 an invalid room.';
+
+comment on function presence.delete_room(text) is
+    'Delete the settings of a room. Its members leave with reason removed; returns how many. For service roles and '
+    'whoever may manage the room. Errors: 22023 an invalid room; 42501 not allowed to manage it; 25006 a read-only '
+    'transaction or a standby.';
+
 comment on function presence.listen(text) is
-    'LISTEN, in this session and from its commit on, to the channels that the caller''s rights open for the room '
-    '(NULL: all rooms); returns their names. Again: refreshes the rights. Refused where the caller '
-    'may not read the room (42501), and where sessions are shared and outside of a client''s own session (0A000).';
+    'LISTEN in this session, from its commit on, to the channels that the caller may hear for the room (NULL: all '
+    'rooms). Returns their names. Call it again to refresh them. Errors: 22023 an invalid room; 42501 not allowed to '
+    'read it; 0A000 where sessions are shared (presence.session_features, presence.trusted_login_roles) or outside of '
+    'a client''s own session; 25006 a standby.';
 comment on function presence.channels(text) is
     'The channel names that presence.listen would listen to, for drivers that send LISTEN themselves. The first one is '
-    'presence, always. The others change now and then, and with a crash: ask after each connect. Refused where the caller '
-    'may not read the room (42501), and outside of a client''s own session (0A000).';
+    'always presence. The others change when they are rotated and with a crash: ask after each connect, on relisten '
+    'and on resync. Errors: 22023 an invalid room; 42501 not allowed to read it; 0A000 outside of a client''s own '
+    'session; 25006 a standby.';
 
 -- Includes the room, because the worker counts a user's members in it.
 drop index if exists presence.member_user_id;
@@ -679,9 +704,10 @@ comment on function _presence._expires_at(uuid, bigint, bigint, bigint, bigint) 
 alter table presence.member
     add column leaves_at timestamptz, add column last_word jsonb, add column leave_reason text;
 comment on column presence.member.deadline is
-    'the same by the boot clock, in microseconds; -1 is never; of one that leaves by the wall clock, negative';
+    'the end of the lease as of the last write, in microseconds of the boot clock; -1 is never; of a member that is '
+    'leaving, in microseconds of the wall clock since 2000, negative';
 comment on column presence.member.leaves_at is
-    'when the member leaves, unless it upserts before (presence.delete with after); heartbeats do not hold it';
+    'when the member leaves, unless it upserts before (presence.delete with after); heartbeats do not postpone it';
 comment on column presence.member.last_word is 'what that leave shows as state; NULL is the state';
 comment on column presence.member.leave_reason is 'why it leaves then; NULL is left';
 
@@ -704,9 +730,13 @@ comment on function _presence._current_state(jsonb, jsonb, uuid, bigint) is
 revoke all on function _presence._current_status(text, jsonb, uuid, bigint),
     _presence._current_state(jsonb, jsonb, uuid, bigint) from public;
 
+comment on function presence.wait_for_flush(interval) is
+    'Wait until everything that was committed before the call is published. Returns false if the timeout ran out. For '
+    'tests and scripts. Errors: 22023 a timeout that is negative or longer than a day; 25006 a standby.';
+
 comment on function presence.sweep() is
-    'Remove expired members now, in this transaction, as the worker does by itself. Returns how many. What has '
-    'reverted is written, too. For service roles (42501).';
+    'Remove expired members now, in this transaction, as the worker does by itself, and write what has reverted. '
+    'Returns how many members were removed. For service roles. Errors: 42501 not a service role; 25006 a standby.';
 
 -- The server where a member is, or where an event happened: NULL where presence.node_name is empty. Functions that return
 -- these rows have it, too.
@@ -827,12 +857,12 @@ comment on table presence.node is
     'Servers that have a name (presence.node_name), and their beats: whoever has seen one has everything that was copied before.';
 comment on column presence.node.node is 'the name';
 comment on column presence.node.epoch is 'grows with each start of the server';
-comment on column presence.node.beat is 'grows every presence.node_beat';
+comment on column presence.node.beat is 'grows every presence.node_beat (milliseconds)';
 comment on column presence.node.beat_at is 'when that was, by the clock of that server';
 comment on column presence.node.state is
-    'restoring (members of before a crash are being put back), up, or down: it has stopped';
+    'restoring (members are being restored after a crash), up, or down: it has stopped';
 comment on column presence.node.members is 'how many members the copy has of it; NULL while that is looked at';
-comment on column presence.node.floor is 'no version or seq at or above this one was given out';
+comment on column presence.node.floor is 'no version or seq at or above this one has been issued';
 comment on column presence.node.library is 'the version of its library';
 comment on column presence.node.more is 'whatever later versions add';
 
@@ -956,9 +986,9 @@ select s.room, s.member_id, s.connection_id, s.user_id, s.status, s.state, s.met
 from presence.shared s
 where _presence._is_heard(s.node);
 comment on view presence.shared_online is
-    'Who is here, by the copy: what a standby can read. The same as presence.online, but for what is on its way, with '
-    'last_seen_at as of the last change, and expires_at NULL: the member''s server vouches for it. Nobody, where that server '
-    'has not been heard for presence.node_timeout.';
+    'Who is here according to the logged copy; works on a standby, too. Like presence.online, but without what is not '
+    'copied yet, with last_seen_at as of the last change, and expires_at NULL. Nobody is shown of a server that has '
+    'not been heard for presence.node_timeout.';
 comment on column presence.shared_online.room is 'the room';
 comment on column presence.shared_online.member_id is 'who or what is present';
 comment on column presence.shared_online.connection_id is
@@ -991,9 +1021,10 @@ create or replace function presence.list(room text default null, max_rows intege
     returns setof presence.online
     language c stable parallel restricted rows 100 as 'MODULE_PATHNAME', 'presence_list';
 comment on function presence.list(text, integer, text[]) is
-    'Who is here: the room, or all rooms (NULL), in the order of the key. max_rows is 1 to 10000 (22023); NULL is the '
-    'whole room, or of all rooms 1000. after is the key of the last row of the page before: {member_id, connection_id}, or '
-    '{room, member_id, connection_id} when room is NULL.';
+    'Who is here, in the order of the key: in the room, or in all rooms (NULL). max_rows is 1 to 10000; NULL is the '
+    'whole room, or of all rooms 1000. after is the key of the last row of the page before: {member_id, '
+    'connection_id}, or {room, member_id, connection_id} when room is NULL. Errors: 22023 an invalid room, max_rows or '
+    'after.';
 
 -- The same as a SELECT, for when list cannot take its fast path. Two plain index scans; the arguments select one of them.
 create function _presence._list(room text, max_rows integer, after text[]) returns setof presence.online
@@ -1047,47 +1078,62 @@ begin atomic
     order by u.user_id;
 end;
 comment on function presence.users(text) is
-    'The room with one row for each user: how many members they have here, status, state and metadata of the most '
-    'recently active one, when they first joined and were last seen. If presence.status_rank lists statuses of theirs, the '
-    'status is the highest of these. Errors: 22023 an invalid room.';
+    'The room with one row for each user: the number of members, status, state and metadata of the most recently '
+    'active one, the first joined_at and the last last_seen_at. If presence.status_rank lists statuses of the user''s '
+    'members, the highest of these is shown. Errors: 22023 an invalid room.';
 
 comment on function presence.get(text, text, text) is
-    'One member, by default oneself; all its connections, or the one with this connection_id. Errors: 22023 an invalid name.';
+    'One member, by default the caller: all its connections, or the one with this connection_id. Errors: 22023 an '
+    'invalid name.';
 
 comment on function presence.occupancy(text) is
-    'How many members and users are in the room (NULL: anywhere), of those that the caller may see. Where the '
-    'room''s count_audience includes the caller: of all. Errors: 22023 an invalid room.';
+    'The number of members and users in the room (NULL: anywhere) that the caller may see. If the room''s '
+    'count_audience includes the caller, everybody counts. Errors: 22023 an invalid room.';
+
+comment on function presence.rooms(text, integer, text) is
+    'The rooms in which the caller can see somebody, with the numbers of members and users, in the order of their '
+    'names. prefix is taken literally; after is the last room of the page before; max_rows is 1 to 1000. Errors: 22023 '
+    'an invalid max_rows.';
 
 comment on function presence.state(text) is
-    'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for '
-    'each connection; presence_ref is the version. A state that is no object is {presence_ref, state}. Errors: 22023 an invalid room.';
+    'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for each '
+    'connection; presence_ref is the version as text. A state that is not an object appears as {presence_ref, state}. '
+    'Errors: 22023 an invalid room.';
+
+comment on function presence.seq() is
+    'The seq of the last published event. Errors: 25006 a standby.';
 
 comment on function presence.changes(bigint, text, integer) is
-    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000, else 22023) of them. The last '
-    'row is always event position, with the seq up to which it looked: go on from there. When the log does not '
-    'reach back to after_seq the first row is resync: forget everything and list.';
+    'The events after a seq that the caller may see, oldest first, at most max_rows (1 to 1000) of them. The last row '
+    'is always event position, with the seq up to which it looked: go on from there. When the log does not reach back '
+    'to after_seq the first row is resync: forget everything and list. Errors: 22023 an invalid room, max_rows or '
+    'after_seq; 25006 a standby.';
 
 comment on function presence.delete_many(jsonb) is
-    'presence.delete for an array of objects with the names of its arguments. All or nothing. Returns how many '
-    'left. Errors: as presence.delete; 22023 for an unknown name; DETAIL names the element.';
+    'presence.delete for an array of objects with the names of its arguments. All or nothing. Returns how many left. '
+    'Errors: as presence.delete; 22023 for an unknown name; 22007 for text that is no interval. The DETAIL of a 22023 '
+    'names the element.';
 
 comment on function presence.upsert_many(jsonb) is
-    'presence.upsert for an array of objects with the names of its arguments (or patch, a JSON merge patch, '
-    'instead of state). All or nothing; if a key is repeated, the last element wins. Returns the number of '
-    'members. Errors: as presence.upsert; 22023 for an unknown name; DETAIL names the element.';
+    'presence.upsert for an array of objects with the names of its arguments (or patch, a JSON merge patch, instead of '
+    'state). All or nothing; if a key is repeated, the last element wins. Returns the number of members. Errors: as '
+    'presence.upsert; 22023 for an unknown name; 22007 for text that is no interval. The DETAIL of a 22023 names the '
+    'element.';
 
 comment on function presence.delete_all(text, text) is
-    'Leave every room, as on sign-out; with connection_id, only that connection. Another user than the caller '
-    'requires a service role (42501). Returns how many members left.';
+    'Leave every room, as on sign-out; with connection_id, only that connection. A user_id other than the caller''s '
+    'requires a service role. Returns how many members left. Errors: 22023 invalid names; 42501 no identity, or '
+    'another user; 25006 a read-only transaction or a standby.';
 
 comment on function presence.heartbeat_many(text[], text[], text[]) is
-    'Renew many leases; returns those that do not exist. NULL member_ids stands for the caller, NULL '
-    'connection_ids for the empty one; otherwise all arrays have as many elements as rooms (22023).';
+    'Renew many leases. Returns those that do not exist. NULL member_ids stands for the caller, NULL connection_ids '
+    'for the empty connection_id. Errors: 22023 invalid names, or arrays of different lengths; otherwise as '
+    'presence.heartbeat.';
 
 comment on function presence.heartbeat(text, text, text) is
-    'Renew the lease: no table, no WAL, works in a read-only transaction, and is not undone by a rollback. False '
-    'if you have no such member (then upsert). Errors: 22023 invalid names; 42501 no identity; 25006 the lease '
-    'has no slot and the transaction is read-only.';
+    'Renew the lease: touches no table, writes no WAL, works in a read-only transaction, and is not undone by a '
+    'rollback. Returns false if you have no such member: call presence.upsert then. Errors: 22023 invalid names; 42501 '
+    'no identity; 25006 a standby, or a read-only transaction and a lease without a slot.';
 
 create or replace function presence.get(room text, member_id text default null, connection_id text default null)
     returns setof presence.online
@@ -1117,14 +1163,14 @@ create function presence.upsert(
 ) returns presence.online
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_upsert';
 comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval) is
-    'Enter a room, or change what is there. NULL keeps the current value (on enter: {}, no status, {}, the '
-    'default ttl and audience); an empty status clears it; audience {} is visible to the owner only; ttl 0 is the '
-    'default. If nothing changes, it only renews the lease: no event, no write. session => true: leaves when this '
-    'database session ends. revert_after: after this time, what this call changed of status and state is undone, '
-    'unless a later call sets it again. Errors: 22023 invalid names, ttl, audience or revert_after; 54000 state '
-    'too large, or too many members; 42501 no identity, not your name, another user''s member, not authorized to '
-    'join; 0A000 no session members here; 25006 read-only transaction. For a JSON merge patch see '
-    'presence.update.';
+    'Enter a room, or change what is there. NULL keeps the current value (on enter: {}, no status, {}, the default ttl '
+    'and audience); an empty status clears it; audience {} is visible to the owner only; ttl 0 is the default, '
+    'otherwise 1 second to 30 days. If nothing changes, it only renews the lease: no event, no write. session => true: '
+    'leaves when this database session ends. revert_after: after this time, at most 100 years, what this call changed '
+    'in status and state is undone, unless a later call sets it again. Errors: 22023 invalid names, ttl, audience or '
+    'revert_after; 54000 state too large, or too many members; 42501 no identity, a member_id that is not yours, '
+    'another user''s member, not authorized to join; 0A000 no session members here; 25006 a read-only transaction or a '
+    'standby. For a JSON merge patch see presence.update.';
 
 create function presence.update(
     room          text,
@@ -1139,8 +1185,8 @@ create function presence.update(
 ) returns setof presence.online
     language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_update';
 comment on function presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval) is
-    'Change a member that is here by a JSON merge patch (RFC 7396) on state, and renew its lease. Returns no row '
-    'if it is not here: a late update does not bring back who has left. revert_after and errors as in '
+    'Change a member that is here by a JSON merge patch (RFC 7396) on state, and renew its lease. Returns no row if it '
+    'is not here: a late update does not bring back a member that has left. revert_after and errors as in '
     'presence.upsert; 22023 also for a patch that is not an object.';
 
 create function presence.delete(
@@ -1153,18 +1199,19 @@ create function presence.delete(
 ) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete';
 comment on function presence.delete(text, text, text, jsonb, text, interval) is
-    'Leave; state is a last word for the event. A NULL connection_id means all connections of the member. after '
-    'is a time of grace: they leave when it is over, unless an upsert comes before (heartbeat and update do not '
-    'cancel it) or their lease ends first; the last call counts. Returns how many leave; 0 if nobody is there. '
-    'Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or '
-    'after; 42501 another user''s member.';
+    'Leave. state is a last word, shown by the leave event. A NULL connection_id means all connections of the member. '
+    'With after they leave when that time is over, unless an upsert comes first (heartbeat and update do not cancel '
+    'it) or their lease ends first; the last call counts. Returns how many leave; 0 if nobody is there. Service roles '
+    'may give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or after; 42501 no '
+    'identity, or another user''s member; 25006 a read-only transaction or a standby.';
 
 create function presence.update_many(members jsonb) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_update_many';
 comment on function presence.update_many(jsonb) is
-    'presence.update for an array of objects with the names of its arguments. Only members that are here are '
-    'changed. All or nothing; if a key is repeated, the last element wins. Returns how many are here. Errors: as '
-    'presence.update; 22023 for an unknown name; DETAIL names the element.';
+    'presence.update for an array of objects with the names of its arguments. Only members that are here are changed. '
+    'All or nothing; if a key is repeated, the last element wins. Returns how many are here. Errors: as '
+    'presence.update; 22023 for an unknown name; 22007 for text that is no interval. The DETAIL of a 22023 names the '
+    'element.';
 
 -- Columns that the triggers fill have a default, so that tools see that they may be left out.
 alter table presence.member
@@ -1192,8 +1239,8 @@ comment on column presence.online.joined_at is 'when this stay began';
 comment on column presence.online.updated_at is 'when status, state, metadata, audience or owner changed last';
 comment on column presence.online.last_seen_at is 'when the lease was renewed last';
 comment on column presence.online.expires_at is
-    'when the member is gone unless it is renewed, or leaves as announced; NULL for a session member without ttl, which has '
-    'no lease';
+    'when the lease ends, or when the member leaves as announced; NULL for a session member without ttl, which has no '
+    'lease';
 comment on column presence.online.ttl is
     'how long the lease lasts after each renewal; NULL for a session member without ttl';
 comment on column presence.online.session_pid is
@@ -1269,9 +1316,9 @@ comment on column presence.health.worker_state is
 comment on column presence.health.members is
     'rows of presence.member, with the expired ones that are not swept yet; NULL on a standby';
 comment on column presence.health.slots_used is 'lease slots in use, over all databases of the server';
-comment on column presence.health.slots_max is 'lease slots that there are: presence.max_members';
+comment on column presence.health.slots_max is 'number of lease slots: presence.max_members';
 comment on column presence.health.events_buffered_bytes is 'bytes of events that are committed and not published yet';
-comment on column presence.health.event_buffer_bytes is 'bytes that there is room for: presence.event_buffer';
+comment on column presence.health.event_buffer_bytes is 'size of the event buffer in bytes: presence.event_buffer';
 comment on column presence.health.events_published is 'events published since the server started';
 comment on column presence.health.events_dropped is
     'events lost since the server started, because the buffer was full or they could not be published; a resync followed';
@@ -1279,7 +1326,7 @@ comment on column presence.health.notifications_sent is 'notifications since the
 comment on column presence.health.heartbeats is 'renewals by heartbeat since the server started';
 comment on column presence.health.expired is 'members removed since the server started because their lease was over';
 comment on column presence.health.last_sweep_at is 'when expired members were looked for last; NULL if never';
-comment on column presence.health.sweep_lag is 'how late the last sweep that found somebody was, at most';
+comment on column presence.health.sweep_lag is 'how late, at most, the last sweep was that found an expired member';
 comment on column presence.health.resyncs is 'how often all listeners were told to list anew, since the server started';
 comment on column presence.health.sink_position is 'seq up to which the sink has had everything; NULL without a sink';
 comment on column presence.health.sink_lag is 'how many seqs the sink is behind; NULL without a sink';
@@ -1292,9 +1339,11 @@ comment on column presence.health.fast_writes is
     'members that verbs have written past the executor or the policies since the server started (presence.fast_path)';
 comment on column presence.health.node is 'presence.node_name; NULL where that is empty';
 comment on column presence.health.beat_age is
-    'how long ago the last beat was written; on a standby, seen: older than presence.node_timeout, and nobody is shown there. NULL: none was';
+    'how long ago the last beat was written, or on a standby was seen: if longer than presence.node_timeout, the '
+    'standby shows nobody; NULL if there was none';
 comment on column presence.health.kept_wal is
-    'bytes of WAL that are kept for logical slots of this database which nobody reads just now: servers that are away; 0 without any';
+    'bytes of WAL kept for logical slots of this database that nobody reads at present: servers that are away; 0 if '
+    'there are none';
 
 -- Reading functions on a standby, where presence.member can be neither read nor planned for: each has a twin that reads
 -- the copy, generated from its own text. A support function tells the planner which of the two to plan.
@@ -1471,16 +1520,18 @@ begin atomic
     order by 1 nulls first;
 end;
 comment on function presence.cluster() is
-    'Each server that is known here: up, restoring, down (it has stopped), copying (what it has is being copied for the first '
-    'time, or anew), silent (nothing was heard for presence.node_timeout; in both its members are hidden) or conflict; how long '
-    'ago it was heard, how many members this server has of it, the version of its library, and in words what is wrong. The row of this server says what is missing in its own set-up. For members of '
-    'pg_monitor and the owner.';
+    'The servers that are known here. state is up, restoring, down (it has stopped), copying (its data is being copied '
+    'for the first time, or again), silent (not heard for presence.node_timeout; its members are hidden, as with '
+    'copying) or conflict (two servers have the name). beat_age: how long ago it was heard. members: how many of its '
+    'members this server has. library: the version of its library. problems: what is wrong, and for this server what '
+    'is missing in its own set-up. For members of pg_monitor and the owner (42501).';
 
 create function presence.forget_node(node text) returns bigint
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_forget_node';
 comment on function presence.forget_node(text) is
-    'Delete what is here of a server that is gone for good, after its subscription was dropped. Returns how many members that '
-    'were. Refused (22023) for this server and one that is heard. For service roles (42501).';
+    'Delete what is stored here of a server that is gone for good, after its subscription was dropped. Returns how '
+    'many members that were. For service roles. Errors: 22023 for this server and for one that is still heard; 42501 '
+    'not a service role.';
 
 -- A server that subscribes to all tables of another is sent these, too, but each server has its own.
 create function _presence._stays_here() returns trigger

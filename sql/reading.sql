@@ -17,9 +17,10 @@ create function presence.list(room text default null, max_rows integer default n
     returns setof presence.online
     language c stable parallel restricted rows 100 as 'MODULE_PATHNAME', 'presence_list';
 comment on function presence.list(text, integer, text[]) is
-    'Who is here: the room, or all rooms (NULL), in the order of the key. max_rows is 1 to 10000 (22023); NULL is the '
-    'whole room, or of all rooms 1000. after is the key of the last row of the page before: {member_id, connection_id}, or '
-    '{room, member_id, connection_id} when room is NULL.';
+    'Who is here, in the order of the key: in the room, or in all rooms (NULL). max_rows is 1 to 10000; NULL is the '
+    'whole room, or of all rooms 1000. after is the key of the last row of the page before: {member_id, '
+    'connection_id}, or {room, member_id, connection_id} when room is NULL. Errors: 22023 an invalid room, max_rows or '
+    'after.';
 
 -- The same as a SELECT, for when list cannot take its fast path. Two plain index scans; the arguments select one of
 -- them. Members with the same key on several servers are not separated: a page ends after all of them.
@@ -57,7 +58,8 @@ begin atomic
     order by o.connection_id;
 end;
 comment on function presence.get(text, text, text) is
-    'One member, by default oneself; all its connections, or the one with this connection_id. Errors: 22023 an invalid name.';
+    'One member, by default the caller: all its connections, or the one with this connection_id. Errors: 22023 an '
+    'invalid name.';
 
 create function _presence._full_occupancy(room text, out members bigint, out users bigint) returns setof record
     language c stable parallel restricted rows 1 as 'MODULE_PATHNAME', 'presence_full_occupancy';
@@ -88,8 +90,8 @@ begin atomic
     having occupancy.room is null;
 end;
 comment on function presence.occupancy(text) is
-    'How many members and users are in the room (NULL: anywhere), of those that the caller may see. Where the '
-    'room''s count_audience includes the caller: of all. Errors: 22023 an invalid room.';
+    'The number of members and users in the room (NULL: anywhere) that the caller may see. If the room''s '
+    'count_audience includes the caller, everybody counts. Errors: 22023 an invalid room.';
 
 create function _presence._rank(status text) returns integer
     language c stable parallel safe as 'MODULE_PATHNAME', 'presence_rank';
@@ -117,9 +119,9 @@ begin atomic
     order by u.user_id;
 end;
 comment on function presence.users(text) is
-    'The room with one row for each user: how many members they have here, status, state and metadata of the most '
-    'recently active one, when they first joined and were last seen. If presence.status_rank lists statuses of theirs, the '
-    'status is the highest of these. Errors: 22023 an invalid room.';
+    'The room with one row for each user: the number of members, status, state and metadata of the most recently '
+    'active one, the first joined_at and the last last_seen_at. If presence.status_rank lists statuses of the user''s '
+    'members, the highest of these is shown. Errors: 22023 an invalid room.';
 
 create function presence.rooms(prefix text default '', max_rows integer default 100, after text default null)
     returns table (room text, members bigint, users bigint)
@@ -134,8 +136,9 @@ begin atomic
     limit _presence._limit(rooms.max_rows);
 end;
 comment on function presence.rooms(text, integer, text) is
-    'The rooms where somebody is whom the caller may see, with their numbers, in the order of their names. prefix is '
-    'literal; after is the last room of the page before; max_rows is 1 to 1000 (22023).';
+    'The rooms in which the caller can see somebody, with the numbers of members and users, in the order of their '
+    'names. prefix is taken literally; after is the last room of the page before; max_rows is 1 to 1000. Errors: 22023 '
+    'an invalid max_rows.';
 
 create function presence.state(room text) returns jsonb
     language sql stable parallel restricted
@@ -152,5 +155,6 @@ begin atomic
           group by o.member_id) k;
 end;
 comment on function presence.state(text) is
-    'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for '
-    'each connection; presence_ref is the version. A state that is no object is {presence_ref, state}. Errors: 22023 an invalid room.';
+    'The room as Supabase''s presenceState() returns it: {member_id: [{presence_ref, ...state}]}, one element for each '
+    'connection; presence_ref is the version as text. A state that is not an object appears as {presence_ref, state}. '
+    'Errors: 22023 an invalid room.';

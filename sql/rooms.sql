@@ -111,9 +111,10 @@ begin atomic
     returning r;
 end;
 comment on function presence.set_room(text, jsonb, jsonb, text[], text[], interval, integer, boolean) is
-    'Make or change the settings of a room; NULL keeps what it has (to set a column to NULL, UPDATE the table). '
-    'patch is a JSON merge patch (RFC 7396) on metadata. A change of metadata is a room event. For service roles '
-    'and whoever may manage the room (42501). Errors: 22023 invalid values; 54000 metadata too large.';
+    'Create or change the settings of a room. NULL keeps the current value (to set a column to NULL, UPDATE the '
+    'table). patch is a JSON merge patch (RFC 7396) on metadata. A change of metadata is a room event. For service '
+    'roles and whoever may manage the room. Errors: 22023 invalid values; 42501 not allowed to manage the room; 54000 '
+    'metadata too large; 25006 a read-only transaction or a standby.';
 
 create function presence.get_room(room text) returns setof presence.room
     language sql stable parallel restricted rows 1
@@ -121,10 +122,12 @@ begin atomic
     -- The row as a whole, because others may have added columns.
     select r from presence.room r where r.room operator(pg_catalog.=) _presence._room(get_room.room);
 end;
-comment on function presence.get_room(text) is 'The settings of a room, if it has any and the caller may read them.';
+comment on function presence.get_room(text) is
+    'The settings of a room, if it has any and the caller may read them. Errors: 22023 an invalid room.';
 
 create function presence.delete_room(room text) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete_room';
 comment on function presence.delete_room(text) is
-    'Delete the settings of a room; its members leave with reason removed. Returns how many. For service roles and '
-    'whoever may manage the room (42501).';
+    'Delete the settings of a room. Its members leave with reason removed; returns how many. For service roles and '
+    'whoever may manage the room. Errors: 22023 an invalid room; 42501 not allowed to manage it; 25006 a read-only '
+    'transaction or a standby.';

@@ -93,11 +93,12 @@ comment on column presence.member.generation is 'the version with which this sta
 comment on column presence.member.expires_at is
     'end of the lease as of the last write, NULL where none ends; for the current value see presence.online';
 comment on column presence.member.deadline is
-    'the same by the boot clock, in microseconds; -1 is never; of one that leaves by the wall clock, negative';
+    'the end of the lease as of the last write, in microseconds of the boot clock; -1 is never; of a member that is '
+    'leaving, in microseconds of the wall clock since 2000, negative';
 comment on column presence.member.session is 'the database session that the member is bound to';
 comment on column presence.member.key_hash is 'keyed hash of room, member_id and connection_id';
 comment on column presence.member.leaves_at is
-    'when the member leaves, unless it upserts before (presence.delete with after); heartbeats do not hold it';
+    'when the member leaves, unless it upserts before (presence.delete with after); heartbeats do not postpone it';
 comment on column presence.member.last_word is 'what that leave shows as state; NULL is the state';
 comment on column presence.member.leave_reason is 'why it leaves then; NULL is left';
 comment on column presence.member.reverts is

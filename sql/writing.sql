@@ -82,14 +82,14 @@ create function presence.upsert(
 ) returns presence.online
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_upsert';
 comment on function presence.upsert(text, jsonb, text, text, text, jsonb, interval, text[], boolean, text, interval) is
-    'Enter a room, or change what is there. NULL keeps the current value (on enter: {}, no status, {}, the '
-    'default ttl and audience); an empty status clears it; audience {} is visible to the owner only; ttl 0 is the '
-    'default. If nothing changes, it only renews the lease: no event, no write. session => true: leaves when this '
-    'database session ends. revert_after: after this time, what this call changed of status and state is undone, '
-    'unless a later call sets it again. Errors: 22023 invalid names, ttl, audience or revert_after; 54000 state '
-    'too large, or too many members; 42501 no identity, not your name, another user''s member, not authorized to '
-    'join; 0A000 no session members here; 25006 read-only transaction. For a JSON merge patch see '
-    'presence.update.';
+    'Enter a room, or change what is there. NULL keeps the current value (on enter: {}, no status, {}, the default ttl '
+    'and audience); an empty status clears it; audience {} is visible to the owner only; ttl 0 is the default, '
+    'otherwise 1 second to 30 days. If nothing changes, it only renews the lease: no event, no write. session => true: '
+    'leaves when this database session ends. revert_after: after this time, at most 100 years, what this call changed '
+    'in status and state is undone, unless a later call sets it again. Errors: 22023 invalid names, ttl, audience or '
+    'revert_after; 54000 state too large, or too many members; 42501 no identity, a member_id that is not yours, '
+    'another user''s member, not authorized to join; 0A000 no session members here; 25006 a read-only transaction or a '
+    'standby. For a JSON merge patch see presence.update.';
 
 create function _presence._merge_patch(target jsonb, patch jsonb) returns jsonb
     language c immutable parallel safe as 'MODULE_PATHNAME', 'presence_merge_patch';
@@ -108,17 +108,17 @@ create function presence.update(
 ) returns setof presence.online
     language c volatile parallel unsafe rows 1 as 'MODULE_PATHNAME', 'presence_update';
 comment on function presence.update(text, jsonb, text, text, text, jsonb, text[], interval, interval) is
-    'Change a member that is here by a JSON merge patch (RFC 7396) on state, and renew its lease. Returns no row '
-    'if it is not here: a late update does not bring back who has left. revert_after and errors as in '
+    'Change a member that is here by a JSON merge patch (RFC 7396) on state, and renew its lease. Returns no row if it '
+    'is not here: a late update does not bring back a member that has left. revert_after and errors as in '
     'presence.upsert; 22023 also for a patch that is not an object.';
 
 create function presence.heartbeat(room text, member_id text default null, connection_id text default '')
     returns boolean
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_heartbeat';
 comment on function presence.heartbeat(text, text, text) is
-    'Renew the lease: no table, no WAL, works in a read-only transaction, and is not undone by a rollback. False '
-    'if you have no such member (then upsert). Errors: 22023 invalid names; 42501 no identity; 25006 the lease '
-    'has no slot and the transaction is read-only.';
+    'Renew the lease: touches no table, writes no WAL, works in a read-only transaction, and is not undone by a '
+    'rollback. Returns false if you have no such member: call presence.upsert then. Errors: 22023 invalid names; 42501 '
+    'no identity; 25006 a standby, or a read-only transaction and a lease without a slot.';
 
 create function presence.heartbeat_many(
     rooms          text[],
@@ -127,8 +127,9 @@ create function presence.heartbeat_many(
 ) returns table (room text, member_id text, connection_id text)
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_heartbeat_many';
 comment on function presence.heartbeat_many(text[], text[], text[]) is
-    'Renew many leases; returns those that do not exist. NULL member_ids stands for the caller, NULL '
-    'connection_ids for the empty one; otherwise all arrays have as many elements as rooms (22023).';
+    'Renew many leases. Returns those that do not exist. NULL member_ids stands for the caller, NULL connection_ids '
+    'for the empty connection_id. Errors: 22023 invalid names, or arrays of different lengths; otherwise as '
+    'presence.heartbeat.';
 
 create function presence.delete(
     room          text,
@@ -140,14 +141,15 @@ create function presence.delete(
 ) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete';
 comment on function presence.delete(text, text, text, jsonb, text, interval) is
-    'Leave; state is a last word for the event. A NULL connection_id means all connections of the member. after '
-    'is a time of grace: they leave when it is over, unless an upsert comes before (heartbeat and update do not '
-    'cancel it) or their lease ends first; the last call counts. Returns how many leave; 0 if nobody is there. '
-    'Service roles may give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or '
-    'after; 42501 another user''s member.';
+    'Leave. state is a last word, shown by the leave event. A NULL connection_id means all connections of the member. '
+    'With after they leave when that time is over, unless an upsert comes first (heartbeat and update do not cancel '
+    'it) or their lease ends first; the last call counts. Returns how many leave; 0 if nobody is there. Service roles '
+    'may give a reason: left, disconnected or removed. Errors: 22023 invalid names, reason or after; 42501 no '
+    'identity, or another user''s member; 25006 a read-only transaction or a standby.';
 
 create function presence.delete_all(user_id text default null, connection_id text default null) returns integer
     language c volatile parallel unsafe as 'MODULE_PATHNAME', 'presence_delete_all';
 comment on function presence.delete_all(text, text) is
-    'Leave every room, as on sign-out; with connection_id, only that connection. Another user than the caller '
-    'requires a service role (42501). Returns how many members left.';
+    'Leave every room, as on sign-out; with connection_id, only that connection. A user_id other than the caller''s '
+    'requires a service role. Returns how many members left. Errors: 22023 invalid names; 42501 no identity, or '
+    'another user; 25006 a read-only transaction or a standby.';
