@@ -19,7 +19,7 @@ demo: ## build, start a private PostgreSQL, and watch three users come and go
 demo-cluster: ## a primary is killed while people watch; its standby takes over, and they stay; then a second server
 	@scripts/demo-cluster
 
-live: ## build, start a private PostgreSQL and the gateway, and open a page in two windows
+live: ## build, start a private PostgreSQL and the gateway, and serve a page to open in two windows
 	@scripts/live
 
 test: ## everything: lint, unit, in-server, SQL, isolation and client tests, and the gateway with real clients
