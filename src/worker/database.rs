@@ -72,6 +72,7 @@ pub extern "C-unwind" fn presence_database_worker(argument: pg_sys::Datum) {
     if let Err(failure) = copy::begin_without_a_name(&extension) {
         pgrx::log!("presence_ext: forgetting the copy failed: {}", failure.message);
     }
+    process::finish_before_stopping();
     Worker::new(extension).run();
 }
 
@@ -162,7 +163,8 @@ impl Worker {
                 && self.sweeping.turn(&self.extension, &mut self.publishing);
             // The extension was dropped, or is being dropped: check.
             is_stale = !is_ours;
-            if self.wait() {
+            self.wait();
+            if process::is_to_stop() {
                 if process::is_server_stopping() {
                     self.copying.stop(&self.extension, &self.publishing.publisher);
                 }
@@ -171,8 +173,7 @@ impl Worker {
         }
     }
 
-    /// Wait. Returns whether this process must stop.
-    fn wait(&self) -> bool {
+    fn wait(&self) {
         let publication = self.publishing.next(&self.extension);
         let next = publication
             .min(self.pushing.next(&self.extension, &self.publishing.publisher))
@@ -184,6 +185,6 @@ impl Worker {
         let sleep = next.saturating_sub(clock::boot());
         // Between two publications commits need not wake us: the timeout will.
         let deaf = sleep > 0 && self.publishing.publisher.has_events(&self.extension);
-        process::rest(Duration::from_micros(sleep.min(if deaf { 20_000 } else { 1_000_000 })), deaf)
+        process::wait(Duration::from_micros(sleep.min(if deaf { 20_000 } else { 1_000_000 })), deaf);
     }
 }

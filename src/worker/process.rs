@@ -4,11 +4,11 @@ use crate::error::Error;
 use crate::pg::subtransaction::{Failure, catch};
 use pgrx::pg_sys;
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Handle signals like the rest of the server: SIGTERM ends the process wherever it is (`die`, not a flag: it may be
-/// waiting for a lock), SIGHUP makes it read the settings again.
+/// waiting for a lock; but see `finish_before_stopping`), SIGHUP makes it read the settings again.
 pub fn install_signals() {
     // SAFETY: handlers of the server itself, installed before signals are let in.
     unsafe {
@@ -30,26 +30,45 @@ unsafe fn set_signal(signal: i32, handler: unsafe extern "C-unwind" fn(i32)) {
     unsafe { pg_sys::pqsignal_be(signal, Some(handler)) };
 }
 
-/// This process is in `rest`: SIGTERM lets it finish something first.
-static RESTS: AtomicBool = AtomicBool::new(false);
+/// How long a process that has something to do before it exits may take for that, and for what it is doing.
+const GRACE: libc::time_t = 1;
+
+static HAS_GRACE: AtomicBool = AtomicBool::new(false);
+/// The timer that ends the grace. Its number may be 0.
+static END_OF_GRACE: AtomicPtr<libc::c_void> = AtomicPtr::new(std::ptr::null_mut());
 static IS_TO_STOP: AtomicBool = AtomicBool::new(false);
 
-unsafe extern "C-unwind" fn on_term(signal: i32) {
-    if RESTS.load(Relaxed) {
-        IS_TO_STOP.store(true, Relaxed);
-        // SAFETY: this process's own latch; a signal handler may set it.
-        return unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
+/// From now on SIGTERM lets this process finish what it is doing: it calls `is_to_stop` soon, and then `stop`. When the
+/// grace is over, or at a second SIGTERM, it ends wherever it is.
+pub fn finish_before_stopping() {
+    let mut timer: libc::timer_t = std::ptr::null_mut();
+    // SAFETY: plain data, for a timer of this process that sends it SIGTERM.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_SIGNAL;
+        event.sigev_signo = libc::SIGTERM;
+        if libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) == 0 {
+            HAS_GRACE.store(true, Relaxed);
+            END_OF_GRACE.store(timer, Relaxed);
+        }
     }
-    // SAFETY: what every backend does on SIGTERM.
-    unsafe { pg_sys::die(signal) }
 }
 
-/// Like `wait`, for a process that has something to do before it exits. Returns whether it must stop now: then call
-/// `stop`.
-pub fn rest(timeout: Duration, deaf: bool) -> bool {
-    RESTS.store(!deaf, Relaxed);
-    wait(timeout, deaf);
-    RESTS.store(false, Relaxed);
+unsafe extern "C-unwind" fn on_term(signal: i32) {
+    if !HAS_GRACE.load(Relaxed) || IS_TO_STOP.swap(true, Relaxed) {
+        // SAFETY: what every backend does on SIGTERM.
+        return unsafe { pg_sys::die(signal) };
+    }
+    // SAFETY: a timer of this process and its own latch; a signal handler may set both.
+    unsafe {
+        let mut once: libc::itimerspec = std::mem::zeroed();
+        once.it_value.tv_sec = GRACE;
+        libc::timer_settime(END_OF_GRACE.load(Relaxed), 0, &once, std::ptr::null_mut());
+        pg_sys::SetLatch(pg_sys::MyLatch);
+    }
+}
+
+pub fn is_to_stop() -> bool {
     IS_TO_STOP.load(Relaxed)
 }
 

@@ -103,6 +103,30 @@ fn who_stops_is_gone_at_once() {
     b.assert_sound();
 }
 
+/// The worker of a server that stops is rarely idle: it finishes what it is doing, and then says that it stops.
+#[test]
+fn who_stops_while_it_writes_is_gone_at_once() {
+    let (a, b) = two();
+    b.user("bob").run("select presence.upsert('lobby', audience => '{any}')");
+    let mut alice = a.user("alice");
+    until("bob is there", || alice.number("select count(*) from presence.list('lobby')") == 1);
+    a.service().run("alter system set presence.node_timeout = '60s'");
+    a.service().run("select pg_reload_conf()");
+    let mut service = b.service();
+    service.run(
+        "create function public.slow() returns trigger language plpgsql as
+             $$ begin perform pg_sleep(0.2); return new; end $$;
+         create trigger slow before insert on presence.node for each row execute function public.slow()",
+    );
+    until("a beat is being written", || {
+        service.is("select wait_event = 'PgSleep' from pg_stat_activity where pid = presence.worker_pid()")
+    });
+    b.stop("fast");
+    let since = Instant::now();
+    until("bob is gone", || alice.number("select count(*) from presence.list('lobby')") == 0);
+    assert!(since.elapsed() < Duration::from_secs(10).min(PATIENCE));
+}
+
 #[test]
 fn two_servers_of_one_name_are_noticed() {
     let (a, b) = two();
