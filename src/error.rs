@@ -194,12 +194,12 @@ impl Error {
             Error::InvalidName { why, .. }
             | Error::InvalidAudience { why }
             | Error::InvalidArgument { why, .. } => why.clone(),
-            Error::InvalidTtl => "A ttl is between 1 second and 30 days.".into(),
-            Error::InvalidRevertAfter => "It is more than zero, and at most 100 years.".into(),
-            Error::InvalidReason => "A reason is left, disconnected or removed.".into(),
+            Error::InvalidTtl => "A ttl must be between 1 second and 30 days.".into(),
+            Error::InvalidRevertAfter => "It must be more than zero and at most 100 years.".into(),
+            Error::InvalidReason => "The reason must be left, disconnected or removed.".into(),
             Error::InvalidPatch => "JSON merge patch (RFC 7396) changes the keys of an object.".into(),
-            Error::InvalidMaxRows { limit } => format!("max_rows is between 1 and {limit}."),
-            Error::InvalidTimeout => "A timeout is not negative and at most 1 day.".into(),
+            Error::InvalidMaxRows { limit } => format!("max_rows must be between 1 and {limit}."),
+            Error::InvalidTimeout => "A timeout must not be negative, and at most 1 day.".into(),
             Error::StateTooLarge { size, limit } => {
                 format!("Their JSON text takes {size} bytes; presence.max_state_size is {limit} bytes.")
             }
@@ -221,36 +221,36 @@ impl Error {
                 "It keeps leases in shared memory, which is allocated when the server starts.".into()
             }
             Error::NotInstalled => "There is no table presence.member.".into(),
-            Error::MissingArgument { .. } => "It is NULL, and has no default.".into(),
+            Error::MissingArgument { .. } => "It is NULL and has no default.".into(),
             Error::KeyIsFixed => "They are the key of the member.".into(),
             Error::RoomIsFixed => "It is the key of the room.".into(),
             Error::NoIdentity => "presence.user_id() is NULL.".into(),
             Error::ServiceOnly { .. } => "presence.is_service() is false.".into(),
             Error::NotTrusted => {
-                "The login role (session_user) is no superuser and not in presence.trusted_login_roles."
+                "The login role (session_user) is neither a superuser nor in presence.trusted_login_roles."
                     .into()
             }
             Error::OwnedByAnother => {
                 "A key belongs to the user who entered with it, until they leave.".into()
             }
             Error::Refused => {
-                "A policy or a trigger that was added to presence.member did not let it happen.".into()
+                "A policy or trigger that was added to presence.member prevented it.".into()
             }
             Error::ConcurrentUpdate => "Another transaction has changed the member.".into(),
             Error::NotAuthorized { .. } => "Service roles may; others as presence.authorizer says.".into(),
             Error::NotYours { .. } => {
-                "The statement takes a lock for which everybody else who is present would wait.".into()
+                "The statement takes a lock that everybody else who is present would wait for.".into()
             }
             Error::NoPreparedTransactions => {
                 "Leases and events are applied by the session that commits.".into()
             }
-            Error::NotItsTrigger { .. } => "It reads and writes what those have.".into(),
-            Error::NoTruncate => "TRUNCATE names no rows, so nobody could be told who left.".into(),
-            Error::TooManyColumns => "Its columns are not those that this library knows.".into(),
+            Error::NotItsTrigger { .. } => "It reads and writes columns of that table.".into(),
+            Error::NoTruncate => "TRUNCATE does not say which rows it removes, so nobody could be told who left.".into(),
+            Error::TooManyColumns => "Its columns are not the ones that this library knows.".into(),
         }
     }
 
-    fn hint(&self) -> String {
+    pub fn hint(&self) -> String {
         match self {
             Error::NotPreloaded => {
                 "Add presence_ext to shared_preload_libraries in postgresql.conf and restart the server.".into()
@@ -291,34 +291,34 @@ impl Error {
                  occupancy, rooms and state answer."
                     .into()
             }
-            Error::InvalidMaxRows { .. } => "Read page by page; the comment of the function says how.".into(),
-            Error::MissingArgument { .. } => "Give it a value.".into(),
+            Error::InvalidMaxRows { .. } => "Read page by page: see the function's comment (\\df+ in psql).".into(),
+            Error::MissingArgument { .. } => "Pass a value.".into(),
             Error::InvalidName { .. } => "Names have 1 to 255 characters without control characters; a connection_id \
                  may be empty."
                 .into(),
             Error::InvalidTtl => "Give an interval such as '90 s'.".into(),
             Error::InvalidRevertAfter => {
-                "Give an interval such as '5 s', or NULL for what shall stand.".into()
+                "Give an interval such as '5 s', or NULL for a change that does not revert.".into()
             }
             Error::InvalidAudience { .. } => "Give an array such as '{users}' or '{team:red,user:bob}'; '{}' is the \
                  owner alone."
                 .into(),
             Error::InvalidReason => "Omit it when members leave by themselves.".into(),
-            Error::InvalidPatch => "A value of another kind is replaced whole: by presence.upsert, or as the metadata of presence.set_room.".into(),
+            Error::InvalidPatch => "Replace the whole value instead, with presence.upsert or presence.set_room.".into(),
             Error::InvalidTimeout => "Give an interval such as '5 s'.".into(),
-            Error::InvalidArgument { .. } => "The comment of the function says what it takes.".into(),
+            Error::InvalidArgument { .. } => "See the function's comment (\\df+ in psql).".into(),
             Error::ServiceOnly { .. } => "Service roles are superusers, roles with BYPASSRLS, the owner of the \
                  extension and presence.service_roles."
                 .into(),
             Error::NotTrusted => "Connect with a role that the application's server alone logs in with, listed in \
                  presence.trusted_login_roles. Service roles may name a user_id instead, where they write."
                 .into(),
-            Error::Refused => "Ask whoever administers the database.".into(),
+            Error::Refused => "Ask the administrator of the database.".into(),
             Error::ConcurrentUpdate => "Try the transaction again.".into(),
             Error::OwnedByAnother => "Choose another member_id or connection_id.".into(),
-            Error::NotAuthorized { .. } => "Ask whoever manages the room.".into(),
+            Error::NotAuthorized { .. } => "Ask somebody who manages the room.".into(),
             Error::NotYours { .. } => {
-                "It is for the owner, or for whom the owner has granted TRIGGER or REFERENCES. Rows can be locked by \
+                "This is for the owner and for roles to which the owner has granted TRIGGER or REFERENCES. Lock rows with \
                  SELECT ... FOR UPDATE."
                     .into()
             }

@@ -1,6 +1,6 @@
 //! Every setting. docs/reference.md has a row for each; a test compares the two.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pg::encoding::decode;
 use crate::validate;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
@@ -333,7 +333,8 @@ pub fn define(hooks: Hooks) {
     GucRegistry::define_enum_guc(
         c"presence.sink_scope",
         c"Whether the sink is given this server's own events, or also those of others.",
-        c"",
+        c"own: events of members of this server. all: also those of members of other servers. Set \
+          that on one server only, unless each of them should process every event.",
         &SINK_SCOPE,
         GucContext::Suset,
         GucFlags::empty(),
@@ -455,11 +456,16 @@ unsafe extern "C-unwind" fn check_status_rank(
 /// The result of a check hook, with the error for whoever sets a wrong value.
 fn is_accepted(checked: Result<()>) -> bool {
     let Err(error) = checked else { return true };
-    if let Ok(detail) = CString::new(error.detail()) {
-        // SAFETY: a copy that the server frees, and that is valid until then.
+    let hint = match error {
+        Error::InvalidArgument { .. } => "See the setting's description in pg_settings.".into(),
+        _ => error.hint(),
+    };
+    if let (Ok(detail), Ok(hint)) = (CString::new(error.detail()), CString::new(hint)) {
+        // SAFETY: copies that the server frees, and that are valid until then.
         unsafe {
-            pg_sys::GUC_check_errdetail_string =
-                pg_sys::MemoryContextStrdup(pg_sys::ErrorContext, detail.as_ptr());
+            let copy = |text: CString| pg_sys::MemoryContextStrdup(pg_sys::ErrorContext, text.as_ptr());
+            pg_sys::GUC_check_errdetail_string = copy(detail);
+            pg_sys::GUC_check_errhint_string = copy(hint);
         }
     }
     false

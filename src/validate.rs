@@ -101,7 +101,7 @@ pub fn status_rank<'a>(list: impl Iterator<Item = &'a [u8]>) -> Result<()> {
             return Err(wrong("A status is empty.".into()));
         }
         if list[..place].contains(listed) {
-            return Err(wrong(format!("\"{}\" is there twice.", printable(listed))));
+            return Err(wrong(format!("\"{}\" is listed twice.", printable(listed))));
         }
     }
     Ok(())

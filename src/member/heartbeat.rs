@@ -163,7 +163,7 @@ fn heartbeat_many(call: &Call, extension: Extension) -> Result<Option<Datum>> {
     let connection_ids = list(2, "connection_ids")?;
     for (given, argument) in [(&member_ids, "member_ids"), (&connection_ids, "connection_ids")] {
         if given.as_ref().is_some_and(|given| given.len() != rooms.len()) {
-            let why = "It has another number of elements than rooms.".into();
+            let why = "It must have as many elements as rooms.".into();
             return Err(Error::InvalidArgument { argument, why });
         }
     }

@@ -40,7 +40,9 @@ pub fn load() {
     let bytes = bytes.filter(|_| was_clean_stop() && !is_recovery_asked_for());
     let saved = bytes.as_deref().and_then(Saved::decode);
     if bytes.is_some() && saved.is_none() {
-        pgrx::log!("presence_ext cannot read {SAVED}: leases begin anew, members get the grace of a restart");
+        pgrx::log!(
+            "presence_ext cannot read {SAVED}: starting without leases; members get the grace period of a restart"
+        );
     }
     let last = saved.as_ref().map_or_else(read_floor, |saved| plausible(saved.next_version));
     if let Some(saved) = saved {

@@ -194,7 +194,7 @@ fn an_upgrade_keeps_members_rooms_rights_and_listeners() {
         );
         assert_eq!(
             bob.fails("select presence.act_as('zoe')").detail,
-            "The login role (session_user) is no superuser and not in presence.trusted_login_roles."
+            "The login role (session_user) is neither a superuser nor in presence.trusted_login_roles."
         );
         service.run("refresh materialized view public.kept");
         service.run("insert into public.stored select o, e from presence.online o, presence.event e");
