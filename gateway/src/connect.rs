@@ -1,5 +1,6 @@
 //! Connects to the database, and checks its configuration before the first client is admitted.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use rand::Rng;
@@ -21,7 +22,13 @@ pub struct Connector {
 
 impl Connector {
     pub fn new(url: &str, service_role: Option<String>) -> Result<Self, String> {
-        let mut config: Config = url.parse().map_err(|e| format!("--database: {e}"))?;
+        // libpq's name for what `require` does here.
+        let url = url.replace("sslmode=verify-full", "sslmode=require");
+        let wrong = |e: tokio_postgres::Error| match e.source() {
+            Some(why) => format!("--database: {e}: {why}"),
+            None => format!("--database: {e}"),
+        };
+        let mut config: Config = url.parse().map_err(wrong)?;
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(Duration::from_secs(5));
         }

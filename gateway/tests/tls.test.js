@@ -34,6 +34,7 @@ test('by default it is encrypted, whoever that is', async () => {
 
 test('required: the certificate is verified', async () => {
   await assert.rejects(start('?sslmode=require'), /certificate/i)
+  await assert.rejects(start('?sslmode=verify-full'), /certificate/i)
   const gateway = await start('?sslmode=require', { SSL_CERT_FILE: `${db.dir}/cert.pem` })
   await gateway.kill()
 })
@@ -53,4 +54,5 @@ test('what is wrong with the database is said at start', async () => {
   await failing(`postgresql://stranger@localhost:${db.port}/postgres`)(/"stranger" does not exist/)
   await failing(`postgresql://authenticator@localhost:${db.port}/template1`)(/has no extension presence_ext/)
   await failing(`host=`)(/--database/)
+  await failing(`host=localhost sslmode=verify-ca`)(/--database: .*sslmode/)
 })
