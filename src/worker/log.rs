@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::extension::{self, Extension};
-use crate::pg::datum::varlena;
+use crate::pg::datum::{self, varlena};
 use crate::pg::spi::{Connection, Statement};
 use crate::shared::control;
 use crate::{clock, settings};
@@ -236,7 +236,7 @@ impl OpenPartition {
                 && !facts.relhasrules
                 && !facts.relforcerowsecurity
                 && facts.relchecks == 0
-                && has_our_columns(oid, facts.relnatts)
+                && are_our_columns((*table).rd_att)
                 && (0..(*open.indexes).ri_NumIndices as usize).all(is_plain);
             plain.then_some(open)
         }
@@ -256,26 +256,25 @@ impl OpenPartition {
 }
 
 /// Whether a part has exactly our columns.
-fn has_our_columns(part: pg_sys::Oid, columns: i16) -> bool {
-    let columns = columns as usize;
-    (columns == COLUMNS - 1 || columns == COLUMNS)
-        && TYPES[..columns].iter().enumerate().all(|(at, of_type)| {
-            // SAFETY: a look-up in the catalog, released below.
-            unsafe {
-                let tuple = pg_sys::SearchSysCacheAttNum(part, at as i16 + 1);
-                if tuple.is_null() {
-                    return false; // dropped
-                }
-                let column = &*(pg_sys::GETSTRUCT(tuple) as pg_sys::Form_pg_attribute);
-                let name = CStr::from_ptr(column.attname.data.as_ptr());
-                let is_ours = (at < COLUMNS - 1 || name == NODE)
-                    && column.atttypid == *of_type
-                    && column.atttypmod == -1
-                    && column.attgenerated == 0
-                    && (!column.attnotnull || NEVER_NULL.contains(&at));
-                pg_sys::ReleaseSysCache(tuple);
-                is_ours
-            }
+///
+/// # Safety
+/// The columns of an open table.
+unsafe fn are_our_columns(columns: pg_sys::TupleDesc) -> bool {
+    // SAFETY: the caller's promise.
+    let many = unsafe { (*columns).natts } as usize;
+    (many == COLUMNS - 1 || many == COLUMNS)
+        && TYPES[..many].iter().enumerate().all(|(at, of_type)| {
+            // SAFETY: one of its columns, as above; the name is zero-terminated.
+            let (column, name) = unsafe {
+                let column = &*datum::attribute(columns, at as i32);
+                (column, CStr::from_ptr(column.attname.data.as_ptr()))
+            };
+            !column.attisdropped
+                && (at < COLUMNS - 1 || name == NODE)
+                && column.atttypid == *of_type
+                && column.atttypmod == -1
+                && column.attgenerated == 0
+                && (!column.attnotnull || NEVER_NULL.contains(&at))
         })
 }
 
