@@ -1,10 +1,11 @@
 //! What launcher and workers share: signals, waiting, transactions that survive errors.
 
+use crate::clock;
 use crate::error::Error;
 use crate::pg::subtransaction::{Failure, catch};
 use pgrx::pg_sys;
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Handle signals like the rest of the server: SIGTERM ends the process wherever it is (`die`, not a flag: it may be
@@ -36,10 +37,13 @@ const GRACE: libc::time_t = 1;
 static HAS_GRACE: AtomicBool = AtomicBool::new(false);
 /// The timer that ends the grace. Its number may be 0.
 static END_OF_GRACE: AtomicPtr<libc::c_void> = AtomicPtr::new(std::ptr::null_mut());
-static IS_TO_STOP: AtomicBool = AtomicBool::new(false);
+/// When SIGTERM came, by the boot clock; 0: it has not.
+static STOPS_SINCE: AtomicU64 = AtomicU64::new(0);
+/// The postmaster signals a process and then its process group, so that one SIGTERM may come twice.
+const SAME_SIGNAL: u64 = 100_000;
 
 /// From now on SIGTERM lets this process finish what it is doing: it calls `is_to_stop` soon, and then `stop`. When the
-/// grace is over, or at a second SIGTERM, it ends wherever it is.
+/// grace is over, or at another SIGTERM, it ends wherever it is.
 pub fn finish_before_stopping() {
     let mut timer: libc::timer_t = std::ptr::null_mut();
     // SAFETY: plain data, for a timer of this process that sends it SIGTERM.
@@ -48,17 +52,22 @@ pub fn finish_before_stopping() {
         event.sigev_notify = libc::SIGEV_SIGNAL;
         event.sigev_signo = libc::SIGTERM;
         if libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) == 0 {
-            HAS_GRACE.store(true, Relaxed);
             END_OF_GRACE.store(timer, Relaxed);
+            HAS_GRACE.store(true, Relaxed);
         }
     }
 }
 
 unsafe extern "C-unwind" fn on_term(signal: i32) {
-    if !HAS_GRACE.load(Relaxed) || IS_TO_STOP.swap(true, Relaxed) {
+    let (now, since) = (clock::boot(), STOPS_SINCE.load(Relaxed));
+    if since != 0 && now.saturating_sub(since) < SAME_SIGNAL {
+        return;
+    }
+    if !HAS_GRACE.load(Relaxed) || since != 0 {
         // SAFETY: what every backend does on SIGTERM.
         return unsafe { pg_sys::die(signal) };
     }
+    STOPS_SINCE.store(now.max(1), Relaxed);
     // SAFETY: a timer of this process and its own latch; a signal handler may set both.
     unsafe {
         let mut once: libc::itimerspec = std::mem::zeroed();
@@ -69,7 +78,7 @@ unsafe extern "C-unwind" fn on_term(signal: i32) {
 }
 
 pub fn is_to_stop() -> bool {
-    IS_TO_STOP.load(Relaxed)
+    STOPS_SINCE.load(Relaxed) != 0
 }
 
 /// Stop as SIGTERM does.
