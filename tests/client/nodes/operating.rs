@@ -78,14 +78,20 @@ fn subscriptions_that_do_nothing_are_named() {
     until("it waits", || problems(&mut service, "a").contains("waits for large transactions"));
 }
 
-#[test]
-fn who_stops_is_gone_at_once() {
+/// Two servers: bob is on b, which may be silent for a minute, and alice sees him from a.
+fn two_and_bob() -> (Node, Node, Session) {
     let (a, b) = two();
     b.user("bob").run("select presence.upsert('lobby', audience => '{any}')");
     let mut alice = a.user("alice");
     until("bob is there", || alice.number("select count(*) from presence.list('lobby')") == 1);
     a.service().run("alter system set presence.node_timeout = '60s'");
     a.service().run("select pg_reload_conf()");
+    (a, b, alice)
+}
+
+#[test]
+fn who_stops_is_gone_at_once() {
+    let (a, b, mut alice) = two_and_bob();
     b.stop("fast");
     let since = Instant::now();
     until("bob is gone", || alice.number("select count(*) from presence.list('lobby')") == 0);
@@ -106,12 +112,7 @@ fn who_stops_is_gone_at_once() {
 /// The worker of a server that stops is rarely idle: it finishes what it is doing, and then says that it stops.
 #[test]
 fn who_stops_while_it_writes_is_gone_at_once() {
-    let (a, b) = two();
-    b.user("bob").run("select presence.upsert('lobby', audience => '{any}')");
-    let mut alice = a.user("alice");
-    until("bob is there", || alice.number("select count(*) from presence.list('lobby')") == 1);
-    a.service().run("alter system set presence.node_timeout = '60s'");
-    a.service().run("select pg_reload_conf()");
+    let (_a, b, mut alice) = two_and_bob();
     let mut service = b.service();
     service.run(
         "create function public.slow() returns trigger language plpgsql as
