@@ -34,7 +34,7 @@ holds() { awk "BEGIN { exit !($1) }"; }
 # virtual machine's neighbours changes within seconds and should affect all compared commands alike.
 declare -A of samples
 compare() { # NAME 'COMMAND'...
-    local round name command number seconds=$((seconds < 2 ? seconds : 2))
+    local round name command number seconds=$slice
     samples=() of=()
     for ((round = warm_up; round <= rounds; round++)); do
         for ((number = 1; number < $#; number += 2)); do

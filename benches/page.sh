@@ -27,7 +27,7 @@ END
 - Machine: $(nproc) cores ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)), $(awk '/MemTotal/ { printf "%.0f GB", $2 / 1048576 }' /proc/meminfo), Linux $(uname -r | cut -d- -f1). pgbench and redis-benchmark run on the same cores.
 - PostgreSQL $("$PG_CONFIG" --version | awk '{ print $2 }'), presence_ext $(git rev-parse --short HEAD 2>/dev/null || sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1) (release build), Redis $redis_version, $(date -u +%F).
 - fsync on, default synchronous_commit, shared_buffers 1 GB; unix sockets; pgbench with prepared statements
-  (\`pgbench -n -M prepared -c CLIENTS -j 2 -T 2 -f benches/…/….sql\`); $rounds rounds in turn after a warm-up,
+  (\`pgbench -n -M prepared -c CLIENTS -j 2 -T $slice -f benches/…/….sql\`); $rounds rounds in turn after a warm-up,
   medians of the rounds, ratios of neighbours. Redis without persistence, measured by redis-benchmark, a client that
   costs less than pgbench does.
 - Members: 100,000 in $rooms rooms, state \`{"x": 1, "tool": "pen"}\`. presence_ext is called by an ordinary role under

@@ -11,8 +11,6 @@ const FIRST_PAUSE: u64 = 100_000;
 const LONGEST_PAUSE: u64 = 6_400_000;
 /// After this many failed waits for a lock in a row the worker is locked out.
 const LOCKED_OUT: u32 = 4;
-/// A step that fails, succeeds and fails again in the same way is logged once in this time.
-const QUIET: u64 = 60_000_000;
 
 pub struct Step {
     part: Part,
@@ -20,15 +18,13 @@ pub struct Step {
     /// Number of failures in a row.
     failures: u32,
     not_before: u64,
-    /// The last message that was logged, when, and whether the step has succeeded since.
+    /// The last message that was logged.
     said: String,
-    said_at: u64,
-    is_over: bool,
 }
 
 impl Step {
     pub fn new(part: Part, doing: &'static str) -> Step {
-        Step { part, doing, failures: 0, not_before: 0, said: String::new(), said_at: 0, is_over: false }
+        Step { part, doing, failures: 0, not_before: 0, said: String::new() }
     }
 
     /// After a failure: when to try again.
@@ -65,7 +61,7 @@ impl Step {
             Ok(value) => {
                 self.failures = 0;
                 self.not_before = 0;
-                self.is_over = true;
+                self.said.clear();
                 database.trouble.is_over(self.part);
                 Some(value)
             }
@@ -78,14 +74,13 @@ impl Step {
                 }
                 database.trouble.failed(self.part, &failure.message);
                 // Not a line for each attempt.
-                let (now, is_again) = (clock::boot(), std::mem::take(&mut self.is_over));
-                if self.said != failure.message || (is_again && now > self.said_at + QUIET) {
+                if self.said != failure.message {
                     pgrx::log!(
                         "presence_ext: {} failed and will be tried again: {}",
                         self.doing,
                         failure.message
                     );
-                    (self.said, self.said_at) = (failure.message, now);
+                    self.said = failure.message;
                 }
                 None
             }
