@@ -264,13 +264,12 @@ unsafe fn are_our_columns(columns: pg_sys::TupleDesc) -> bool {
     let many = unsafe { (*columns).natts } as usize;
     (many == COLUMNS - 1 || many == COLUMNS)
         && TYPES[..many].iter().enumerate().all(|(at, of_type)| {
-            // SAFETY: one of its columns, as above; the name is zero-terminated.
-            let (column, name) = unsafe {
-                let column = &*datum::attribute(columns, at as i32);
-                (column, CStr::from_ptr(column.attname.data.as_ptr()))
+            // SAFETY: one of its columns, as above.
+            let (column, is_node) = unsafe {
+                (&*datum::attribute(columns, at as i32), datum::is_named(columns, at as i32, NODE))
             };
             !column.attisdropped
-                && (at < COLUMNS - 1 || name == NODE)
+                && (at < COLUMNS - 1 || is_node)
                 && column.atttypid == *of_type
                 && column.atttypmod == -1
                 && column.attgenerated == 0
