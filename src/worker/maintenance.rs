@@ -93,7 +93,12 @@ impl Maintenance {
             return Verdict::BeginAnew;
         }
         sink::start_if_wanted(database);
-        self.rotation.attempt(database, || publisher.rotate_log(extension));
+        // To wait for a reader is neither a success nor a failure.
+        if self.rotation.may_start()
+            && let Some(rotated) = publisher.rotate_log(extension).transpose()
+        {
+            self.rotation.note(database, rotated);
+        }
         self.relisten.attempt(database, || publisher.repeat_relistens(extension));
         self.lighting.attempt(database, || self.beacon.turn(extension));
         publisher.write_last_seen(extension);

@@ -357,16 +357,13 @@ impl Publisher {
         self.rotation.repeat(extension)
     }
 
-    /// Rotate the log when it is time, and nobody is reading the next part.
-    pub fn rotate_log(&mut self, extension: &Extension) -> std::result::Result<(), Failure> {
-        let Some(log) = self.log.as_ref().filter(|log| log.is_due()) else { return Ok(()) };
+    /// Rotate the log when it is time. None: somebody is reading the next part.
+    pub fn rotate_log(&mut self, extension: &Extension) -> std::result::Result<Option<()>, Failure> {
+        let Some(log) = self.log.as_ref().filter(|log| log.is_due()) else { return Ok(Some(())) };
         let rotated = transaction(c"rotating the event log", || {
             as_role(extension.owner_role, || log.rotate(extension))
         })?;
-        if rotated.is_some() {
-            self.log = rotated;
-        }
-        Ok(())
+        Ok(rotated.map(|log| self.log = Some(log)))
     }
 }
 
